@@ -1,0 +1,1 @@
+"""From a trained composed-image-retrieval checkpoint to a bundle that can be served."""

@@ -1,0 +1,1 @@
+"""The small trained modules on top of a frozen backbone."""
