@@ -1,0 +1,1 @@
+"""The light client of Cirrus: encode composed queries, search a gallery. It never imports torch."""

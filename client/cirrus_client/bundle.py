@@ -1,0 +1,189 @@
+"""The bundle: the directory that an export writes, and its contract `bundle.json`.
+
+    bundle.json          this contract: recipe, space, preprocessing, graphs, ensembles, checksums
+    graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
+    engines/*.plan       the same graphs compiled by TensorRT, where that was asked for
+    tokenizer.json       the text tokenizer
+    triton/<flavour>/    the same bundle as a Triton model repository
+    report.json, .md     the fidelity report; `bundle.json` says whether its gate was passed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cirrus_client.ensemble import EnsembleSpec
+from cirrus_client.errors import BundleError
+from cirrus_client.files import sha256_of_file, write_atomically
+from cirrus_client.preprocess import PreprocessSpec
+from cirrus_client.tokenizer import TokenizerSpec
+
+CONTRACT = "bundle.json"
+FORMAT = 1
+
+
+class Contract(BaseModel):
+    """Base of everything in `bundle.json`: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DType(StrEnum):
+    """Element types of graph inputs and outputs."""
+
+    FLOAT32 = "float32"
+    INT64 = "int64"
+
+
+class Precision(StrEnum):
+    """Arithmetic inside the graphs; inputs and outputs are float32 in each."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class Similarity(StrEnum):
+    """How a query embedding is compared with a gallery embedding."""
+
+    COSINE = "cosine"
+
+
+class EnsembleName(StrEnum):
+    """The ensembles a bundle can have. Every bundle has ENCODE_TARGET; queries depend on the recipe."""
+
+    ENCODE_QUERY = "encode_query"
+    ENCODE_TEXT_QUERY = "encode_text_query"
+    ENCODE_TARGET = "encode_target"
+
+
+class TensorSpec(Contract):
+    """A named input or output. Its shape is without the batch dimension, which always comes first."""
+
+    name: str
+    dtype: DType = DType.FLOAT32
+    shape: tuple[int, ...]
+
+
+class GraphSpec(Contract):
+    """An exported graph: its ONNX file within the bundle, and what it takes and gives."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class SpaceSpec(Contract):
+    """The vector space that a query and a gallery must share.
+
+    `fingerprint` is the sha256 of `components`: the hashes of the target-side weights, preprocessing, tokenizer,
+    pooling, normalisation and metric. Precision and engine do not change it; the fidelity report bounds them.
+    """
+
+    fingerprint: str
+    dim: int = Field(gt=0)
+    similarity: Similarity = Similarity.COSINE
+    components: dict[str, str]
+
+    @staticmethod
+    def of(components: Mapping[str, str], *, dim: int, similarity: Similarity) -> SpaceSpec:
+        """Return the space with these components, its fingerprint computed."""
+        named = dict(components) | {"dim": str(dim), "similarity": similarity.value}
+        canonical = json.dumps(named, sort_keys=True).encode()
+        fingerprint = hashlib.sha256(canonical).hexdigest()
+        return SpaceSpec(fingerprint=fingerprint, dim=dim, similarity=similarity, components=dict(components))
+
+
+class FidelityStatus(Contract):
+    """The verdict of the fidelity gate."""
+
+    passed: bool
+    failures: tuple[str, ...] = ()
+
+
+class BundleSpec(Contract):
+    """The contents of `bundle.json`."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    recipe: str
+    backbone: str
+    options: dict[str, str | float]
+    precision: Precision
+    space: SpaceSpec
+    preprocess: PreprocessSpec
+    tokenizer: TokenizerSpec
+    graphs: dict[str, GraphSpec]
+    ensembles: dict[EnsembleName, EnsembleSpec]
+    max_batch: int = Field(gt=0)
+    fidelity: FidelityStatus
+    versions: dict[str, str]
+    files: dict[str, str] = Field(description="sha256 of every file that the graphs and the tokenizer consist of")
+
+
+class Bundle:
+    """A bundle on disk, opened for reading."""
+
+    def __init__(self, root: Path, spec: BundleSpec) -> None:
+        self.root = root
+        self.spec = spec
+
+    @staticmethod
+    def open(root: Path | str, *, allow_failed: bool = False) -> Bundle:
+        """Open a bundle and check that it is whole.
+
+        Raises BundleError if `bundle.json` is missing or invalid, a file is missing or its sha256 differs, or the
+        bundle failed its fidelity gate (unless `allow_failed`).
+        """
+        root = Path(root)
+        bundle = Bundle(root, _read_contract(root))
+        bundle._check_files()
+        fidelity = bundle.spec.fidelity
+        if not fidelity.passed and not allow_failed:
+            raise BundleError(
+                f"bundle {root} failed its fidelity gate and must not be served: {'; '.join(fidelity.failures)}; "
+                f"see {root / 'report.md'}"
+            )
+        return bundle
+
+    def graph_file(self, graph: str) -> Path:
+        """Return the path of a graph's ONNX file."""
+        return self.root / self.spec.graphs[graph].file
+
+    def _check_files(self) -> None:
+        for name, expected in self.spec.files.items():
+            path = self.root / name
+            if not path.is_file():
+                raise BundleError(f"bundle {self.root}: file {name} is missing; export it again or copy it whole")
+            found = sha256_of_file(path)
+            if found != expected:
+                raise BundleError(
+                    f"bundle {self.root}: file {name} is corrupted: its sha256 is {found[:16]}..., "
+                    f"{CONTRACT} says {expected[:16]}...; export it again or copy it whole"
+                )
+
+
+def write_contract(root: Path, spec: BundleSpec) -> None:
+    """Write `bundle.json` atomically."""
+    write_atomically(root / CONTRACT, spec.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _read_contract(root: Path) -> BundleSpec:
+    path = root / CONTRACT
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{root} is not a bundle: it has no {CONTRACT}; make one with `cirrus export`") from None
+    try:
+        return BundleSpec.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems in all)") from None

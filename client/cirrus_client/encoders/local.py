@@ -1,0 +1,109 @@
+"""Encode in this process, on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus_client.bundle import Bundle, EnsembleName, SpaceSpec
+from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes
+from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Arrays, Model, run
+from cirrus_client.errors import InvalidInput
+from cirrus_client.onnx_engine import OnnxEngine
+from cirrus_client.preprocess import preprocess
+from cirrus_client.tokenizer import Tokenizer
+
+Pixels = NDArray[np.float32]
+
+
+class LocalEncoder:
+    """A bundle's ensembles on ONNX Runtime: on CUDA where the runtime has it, else on the CPU.
+
+    A graph is loaded when a call first needs it.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self._threads = threads
+        self._graphs: dict[str, OnnxEngine] = {}
+
+    @property
+    def space(self) -> SpaceSpec:
+        """The vector space of the bundle."""
+        return self.bundle.spec.space
+
+    def encode_queries(
+        self, images: Sequence[ImageInput | None], texts: Sequence[str | None]
+    ) -> Embeddings:
+        """See `Encoder.encode_queries`."""
+        ensembles = self.bundle.spec.ensembles
+        text_only = EnsembleName.ENCODE_TEXT_QUERY in ensembles
+        embeddings = np.empty((len(images), self.space.dim), dtype=np.float32)
+        with_image: list[int] = []
+        without_image: list[int] = []
+        pixels: list[Pixels] = []
+        token_ids = np.empty((len(images), self.bundle.spec.tokenizer.context_length), dtype=np.int64)
+        for position, (image, text) in enumerate(zip(images, texts, strict=True)):
+            check_query(image, text, position=position, text_only=text_only)
+            try:
+                token_ids[position] = self._tokenizer([text or ""])[0]
+                if image is None:
+                    without_image.append(position)
+                else:
+                    pixels.append(self.prepare(image_bytes(image)))
+                    with_image.append(position)
+            except InvalidInput as error:
+                raise type(error)(f"query {position}: {error}") from None
+        if with_image:
+            given = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}
+            embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, given)
+        if without_image:
+            given = {"token_ids": token_ids[without_image]}
+            embeddings[without_image] = self._encode(EnsembleName.ENCODE_TEXT_QUERY, given)
+        return embeddings
+
+    def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
+        """See `Encoder.encode_targets`."""
+        pixels: list[Pixels] = []
+        for position, image in enumerate(images):
+            try:
+                pixels.append(self.prepare(image_bytes(image)))
+            except InvalidInput as error:
+                raise type(error)(f"image {position}: {error}") from None
+        return self.encode_prepared(pixels)
+
+    def prepare(self, image: bytes) -> Pixels:
+        """Return the image's pixels, float32 [3, size_px, size_px]. Raises InvalidImage."""
+        return preprocess(image, self.bundle.spec.preprocess)
+
+    def encode_prepared(self, prepared: Sequence[Pixels]) -> Embeddings:
+        """See `Encoder.encode_prepared`."""
+        if not prepared:
+            return np.empty((0, self.space.dim), dtype=np.float32)
+        return self._encode(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.bundle.spec.tokenizer, self.bundle.root)
+
+    def _encode(self, name: EnsembleName, given: Arrays) -> Embeddings:
+        ensemble = self.bundle.spec.ensembles[name]
+        graphs: dict[str, Model] = {
+            step.model: self._graph(step.model)
+            for step in ensemble.steps
+            if step.model not in (IMAGE_PREPROCESS, TOKENIZE)
+        }
+        rows = len(next(iter(given.values())))
+        batches = [
+            run(ensemble, graphs, {}, given={key: value[start : start + self.bundle.spec.max_batch] for key, value in given.items()})
+            for start in range(0, rows, self.bundle.spec.max_batch)
+        ]
+        return np.concatenate([tensors[EMBEDDING] for tensors in batches])
+
+    def _graph(self, name: str) -> OnnxEngine:
+        if name not in self._graphs:
+            self._graphs[name] = OnnxEngine(self.bundle.graph_file(name), threads=self._threads)
+        return self._graphs[name]

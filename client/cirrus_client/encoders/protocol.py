@@ -1,0 +1,82 @@
+"""What an encoder is, whatever runs behind it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.errors import InvalidImage, UnsupportedQuery
+
+Embeddings = NDArray[np.float32]
+"""float32 [B, D], L2-normalised."""
+
+ImageInput = bytes | str | Path | Image.Image
+"""Encoded bytes, the path of an image file, or a decoded picture."""
+
+
+class Encoder(Protocol):
+    """Turns composed queries and gallery images into embeddings of one space."""
+
+    @property
+    def space(self) -> SpaceSpec:
+        """The vector space of every embedding that this encoder returns."""
+        ...
+
+    def encode_queries(
+        self, images: Sequence[ImageInput | None], texts: Sequence[str | None]
+    ) -> Embeddings:
+        """Return one query embedding per (image, text) pair, float32 [B, D]; either of a pair may be None.
+
+        Raises InvalidImage or InvalidText naming the position of the bad item, and UnsupportedQuery for a
+        combination that the recipe does not define.
+        """
+        ...
+
+    def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
+        """Return one gallery embedding per image, float32 [B, D]. Raises InvalidImage naming the position."""
+        ...
+
+    def prepare(self, image: bytes) -> Any:
+        """Do the part of encoding a gallery image that can run in parallel threads.
+
+        Raises InvalidImage. The result is only meant for `encode_prepared` of the same encoder.
+        """
+        ...
+
+    def encode_prepared(self, prepared: Sequence[Any]) -> Embeddings:
+        """Return one gallery embedding per prepared image, float32 [B, D]."""
+        ...
+
+
+def image_bytes(image: ImageInput) -> bytes:
+    """Return the encoded bytes of an image; a decoded picture is encoded as PNG, which loses nothing.
+
+    Raises InvalidImage if a path can't be read.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return buffer.getvalue()
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"can't read image file {image}: {error.strerror}") from None
+
+
+def check_query(image: object | None, text: str | None, *, position: int, text_only: bool) -> None:
+    """Raise UnsupportedQuery if the pair is empty, or lacks an image where the recipe needs one."""
+    if image is not None:
+        return
+    if not text:
+        raise UnsupportedQuery(f"query {position} has neither an image nor a text")
+    if not text_only:
+        raise UnsupportedQuery(f"query {position} has no image, and this bundle's recipe composes text with an image")

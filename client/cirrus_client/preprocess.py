@@ -1,0 +1,152 @@
+"""From untrusted image bytes to model pixels: the one implementation, also run inside Triton.
+
+Pillow's antialiased bicubic resize is the reference of every supported recipe. The geometry is torchvision's
+(`Resize` of the shorter side, `CenterCrop`), the padding is TargetPad of the CIR papers' code.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from enum import StrEnum
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field
+
+from cirrus_client.errors import InvalidImage
+
+MAX_IMAGE_BYTES = 64 * 2**20
+MAX_IMAGE_PIXELS = 100_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+
+
+class Pad(StrEnum):
+    """What happens to elongated images before the resize."""
+
+    NONE = "none"
+    TARGET = "target"
+
+
+class PreprocessSpec(BaseModel):
+    """How an image becomes pixels. Part of a bundle's contract and of its space's fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size_px: int = Field(gt=0, le=4096)
+    pad: Pad = Pad.NONE
+    target_ratio: float = Field(default=1.25, ge=1.0)
+    convert_rgb: Literal["before_resize", "after_crop"] = "before_resize"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+def preprocess(image: bytes, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """Return normalised pixels, float32 [3, size_px, size_px], of an encoded image.
+
+    The EXIF orientation is applied first: cameras store upright photos sideways, and encoders only know upright.
+    Raises InvalidImage with the reason if the bytes are not an acceptable image.
+    """
+    return normalise(fit(decode(image), spec), spec)
+
+
+def decode(image: bytes) -> Image.Image:
+    """Decode untrusted bytes, upright, after checking size limits on the header alone.
+
+    Raises InvalidImage if the bytes are empty, too many, of no known format, broken, or have too many pixels.
+    """
+    if not image:
+        raise InvalidImage("the image is empty (0 bytes)")
+    if len(image) > MAX_IMAGE_BYTES:
+        raise InvalidImage(f"the image has {len(image):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            decoded = Image.open(io.BytesIO(image), formats=FORMATS)
+    except UnidentifiedImageError:
+        start = image[:8].hex(" ")
+        raise InvalidImage(
+            f"the bytes are not an image in a known format ({', '.join(FORMATS)}); they start with {start}"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise InvalidImage(f"the image is too large: {error}; the limit is {MAX_IMAGE_PIXELS:,} pixels") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise InvalidImage(f"the image header is broken: {error}") from None
+    width, height = decoded.size
+    if width * height > MAX_IMAGE_PIXELS:
+        raise InvalidImage(
+            f"the image is {width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
+        )
+    if width == 0 or height == 0:
+        raise InvalidImage(f"the image has no pixels ({width} x {height})")
+    try:
+        decoded.load()
+        return ImageOps.exif_transpose(_eight_bit(decoded))
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        kind = decoded.format or "image"
+        raise InvalidImage(f"the {kind} image of {width} x {height} pixels is broken: {error}") from None
+
+
+def fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    """Pad, resize the shorter side and centre-crop to size_px x size_px, in RGB."""
+    if spec.convert_rgb == "before_resize":
+        image = image.convert("RGB")
+    if spec.pad is Pad.TARGET:
+        image = _target_pad(image, spec.target_ratio)
+    image = _centre_crop(_resize_shorter_side(image, spec.size_px), spec.size_px)
+    return image.convert("RGB")
+
+
+def normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """Return (value / 255 - mean) / std of an RGB image, float32 [3, H, W]."""
+    levels = np.asarray(image)
+    table = _normalised_levels(spec.mean, spec.std)
+    return np.stack([table[channel].take(levels[..., channel]) for channel in range(3)])
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Sixteen-bit grey levels scaled to eight bits; Pillow's own conversion clips them to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+def _target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
+    width, height = image.size
+    if max(width, height) / min(width, height) < target_ratio:
+        return image
+    target = max(width, height) / target_ratio
+    horizontal = max(int((target - width) / 2), 0)
+    vertical = max(int((target - height) / 2), 0)
+    padded = Image.new(image.mode, (width + 2 * horizontal, height + 2 * vertical))
+    if image.mode == "P":
+        padded.putpalette(image.getpalette() or [])
+    padded.paste(image, (horizontal, vertical))
+    return padded
+
+
+def _resize_shorter_side(image: Image.Image, size_px: int) -> Image.Image:
+    width, height = image.size
+    if width <= height:
+        size = (size_px, int(size_px * height / width))
+    else:
+        size = (int(size_px * width / height), size_px)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _centre_crop(image: Image.Image, size_px: int) -> Image.Image:
+    left = round((image.width - size_px) / 2.0)
+    top = round((image.height - size_px) / 2.0)
+    return image.crop((left, top, left + size_px, top + size_px))
+
+
+@lru_cache(maxsize=16)
+def _normalised_levels(
+    mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """All 256 levels of each channel, normalised in float32 as torchvision's ToTensor and Normalize do."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    return (levels[None] - np.float32(mean)[:, None]) / np.float32(std)[:, None]
