@@ -1,0 +1,31 @@
+"""open_clip's byte-pair tokenizer as a `tokenizer.json` that the torch-free client reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+from cirrus_client.tokenizer import TokenizerSpec
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from open_clip.tokenizer import SimpleTokenizer
+
+
+def write_clip_tokenizer(root: Path, *, context_length: int) -> TokenizerSpec:
+    """Write `tokenizer.json` into root and return how to use it."""
+    reference = SimpleTokenizer(context_length=context_length)
+    ranked = sorted(reference.bpe_ranks, key=reference.bpe_ranks.__getitem__)
+    tokenizer = Tokenizer(BPE(vocab=dict(reference.encoder), merges=ranked, end_of_word_suffix="</w>"))
+    words = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
+    tokenizer.pre_tokenizer = Sequence(
+        [Split(words, behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.add_special_tokens(["<start_of_text>", "<end_of_text>"])
+    spec = TokenizerSpec(
+        context_length=context_length, start_id=reference.sot_token_id, end_id=reference.eot_token_id
+    )
+    tokenizer.save(str(root / spec.file))
+    return spec

@@ -1,0 +1,1 @@
+"""Read checkpoints as their authors' code saved them."""

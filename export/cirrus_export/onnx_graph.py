@@ -1,0 +1,71 @@
+"""From a torch module to an ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch.export import Dim
+
+from cirrus_client.bundle import DType, GraphSpec, TensorSpec
+from cirrus_export.graph import TORCH_DTYPES, Graph
+
+OPSET = 20
+# Protobuf can't hold more than 2 GiB; larger weights go into a file of their own beside the graph.
+_EXTERNAL_DATA_BYTES = 1_500_000_000
+
+
+def write_onnx(graph: Graph, path: Path) -> GraphSpec:
+    """Export a graph with a dynamic batch dimension, check it, and return its description.
+
+    Weights over 1.5 GB are written to `<path>.data` beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batch = Dim("batch", min=1)
+    examples = tuple(_example(spec) for spec in graph.inputs)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            graph.module.eval(),
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            dynamic_shapes=tuple({0: batch} for _ in examples),
+            verbose=False,
+        )
+    assert program is not None  # the dynamo exporter always returns a program
+    program.save(str(path), external_data=_weight_bytes(graph) > _EXTERNAL_DATA_BYTES)
+    onnx.checker.check_model(str(path), full_check=True)
+    return GraphSpec(file=f"graphs/{path.name}", inputs=graph.inputs, outputs=graph.outputs)
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    """Two items: a batch of one would be taken for a constant."""
+    if spec.dtype is DType.INT64:
+        return torch.ones(2, *spec.shape, dtype=torch.int64)
+    return torch.zeros(2, *spec.shape, dtype=TORCH_DTYPES[spec.dtype])
+
+
+def _weight_bytes(graph: Graph) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in graph.module.state_dict().values())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its progress on stdout and warns about torch's own internals."""
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter_log.setLevel(level)
