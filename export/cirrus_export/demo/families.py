@@ -1,0 +1,29 @@
+"""Families: sets of look-alike garments, one to three changes from a common base."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cirrus_export.demo.attributes import Garment, Kind, Split, random_garment, split_of
+from cirrus_export.demo.edits import MAX_CHANGES, changes, edited
+
+
+def family(split: Split, kind: Kind, size: int, rng: np.random.Generator) -> tuple[Garment, ...]:
+    """Return `size` different garments of one kind and split: a base, and edits of it."""
+    base = random_garment(rng, split, kind)
+    members = {base: None}
+    while len(members) < size:
+        candidate = edited(base, rng)
+        if split_of(candidate) is split:
+            members[candidate] = None
+    return tuple(members)
+
+
+def edit_pairs(members: tuple[Garment, ...]) -> list[tuple[int, int]]:
+    """Return (reference, target) places within a family that one edit of one to three changes connects."""
+    return [
+        (reference, target)
+        for reference, before in enumerate(members)
+        for target, after in enumerate(members)
+        if reference != target and len(changes(before, after)) <= MAX_CHANGES
+    ]
