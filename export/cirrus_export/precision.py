@@ -52,7 +52,7 @@ def lower_precision(path: Path, precision: Precision, calibration: Arrays) -> No
     logging.getLogger("modelopt").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
         inputs = Path(scratch) / "calibration.npz"
-        np.savez(inputs, allow_pickle=False, **calibration)
+        np.savez(inputs, **calibration)
         model = convert_to_mixed_precision(
             str(path),
             low_precision_type=precision.value,

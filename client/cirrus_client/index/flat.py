@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,15 @@ from cirrus_client.files import atomic_path, sha256_of_file, write_atomically
 from cirrus_client.index.protocol import Hits
 
 MANIFEST = "index.json"
+_VECTORS = "vectors.faiss"
 _GPU_TEMPORARY_BYTES = 512 * 2**20
 
 
 class IndexManifest(Contract):
-    """`index.json`: which file holds the vectors, how many, and the space they live in."""
+    """`index.json`: the space, number and sha256 of the vectors in `vectors.faiss`."""
 
-    kind: str = "flat"
     space: SpaceSpec
     count: int
-    file: str
     sha256: str
 
 
@@ -83,29 +81,23 @@ class FlatIndex:
         return Hits(rows=rows, scores=scores)
 
     def save(self, root: Path) -> None:
-        """Write the index. A crash leaves the previous index or the new one, never a mixture."""
-        old = _read_manifest(root) if (root / MANIFEST).exists() else None
-        root.mkdir(parents=True, exist_ok=True)
-        with atomic_path(root / "vectors.faiss.new") as path:
+        """Write `vectors.faiss` and, as the last file, `index.json` into a directory."""
+        with atomic_path(root / _VECTORS) as path:
             faiss.write_index(self._host, str(path))
             digest = sha256_of_file(path)
-        name = f"vectors-{digest[:16]}.faiss"
-        (root / "vectors.faiss.new").replace(root / name)
-        manifest = IndexManifest(space=self.space, count=len(self), file=name, sha256=digest)
+        manifest = IndexManifest(space=self.space, count=len(self), sha256=digest)
         write_atomically(root / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
-        if old is not None and old.file != name:
-            (root / old.file).unlink(missing_ok=True)
 
     @staticmethod
     def open(root: Path) -> FlatIndex:
         """Read an index. Raises SearchIndexError if it is missing, incomplete or corrupted."""
         manifest = _read_manifest(root)
-        path = root / manifest.file
+        path = root / _VECTORS
         if not path.is_file():
-            raise SearchIndexError(f"index {root}: file {manifest.file} is missing; build it again with `cirrus index`")
+            raise SearchIndexError(f"index {root}: file {_VECTORS} is missing; build it again with `cirrus index`")
         if sha256_of_file(path) != manifest.sha256:
             raise SearchIndexError(
-                f"index {root}: file {manifest.file} is corrupted (its sha256 differs from {MANIFEST}); "
+                f"index {root}: file {_VECTORS} is corrupted (its sha256 differs from {MANIFEST}); "
                 "build it again with `cirrus index`"
             )
         index = FlatIndex.__new__(FlatIndex)
@@ -140,5 +132,5 @@ def _read_manifest(root: Path) -> IndexManifest:
         return IndexManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise SearchIndexError(f"{root} is not an index: it has no {MANIFEST}; make one with `cirrus index`") from None
-    except (ValidationError, json.JSONDecodeError) as error:
+    except ValidationError as error:
         raise SearchIndexError(f"index {root}: {MANIFEST} can't be read: {error}") from None

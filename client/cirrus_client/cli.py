@@ -1,0 +1,188 @@
+"""The `cirrus` command. `export` and `bench` come from the packages of those names, where they are installed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import Encoder, LocalEncoder, Protocol, TritonEncoder
+from cirrus_client.errors import CirrusError
+from cirrus_client.gallery import GallerySummary, embed_gallery, read_gallery
+from cirrus_client.retriever import Match, build_index, open_retriever
+
+app = typer.Typer(
+    help="Composed image retrieval: from a trained checkpoint to an answered query.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_out = Console()
+
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")
+]
+ServerOption = Annotated[
+    str | None, typer.Option("--server", "-s", help="Encode through a Triton server at host:port.")
+]
+ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="How to talk to the server.")]
+
+
+@app.command()
+def embed(
+    images: Annotated[Path, typer.Argument(help="Folder of image files, searched recursively.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the embeddings; an unfinished one is resumed.")],
+    bundle: BundleOption = None,
+    server: ServerOption = None,
+    protocol: ProtocolOption = Protocol.GRPC,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard; a killed job loses at most one.")] = 10_000,
+) -> None:
+    """Embed a gallery. Broken files are listed and skipped; a killed job resumes where it was."""
+    encoder = _encoder(bundle, server, protocol)
+    summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
+    _report_gallery(summary, out)
+
+
+@app.command()
+def index(
+    gallery: Annotated[Path, typer.Argument(help="A gallery that `cirrus embed` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the index; an older one is replaced.")],
+) -> None:
+    """Build an exact FAISS index over an embedded gallery."""
+    built = build_index(read_gallery(gallery), out)
+    _out.print(f"{out}: {len(built):,} images, width {built.space.dim}, space {built.space.fingerprint[:16]}")
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Option("--index", "-i", help="An index that `cirrus index` wrote.")],
+    image: Annotated[Path | None, typer.Argument(help="Reference image or sketch; '-' for a query of text alone.")] = None,
+    text: Annotated[str | None, typer.Argument(help='Edit text, like "make it blue".')] = None,
+    bundle: BundleOption = None,
+    server: ServerOption = None,
+    protocol: ProtocolOption = Protocol.GRPC,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
+    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of query and results here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Search: this image, but as the text says."""
+    from cirrus_client.sheet import contact_sheet, save_sheet
+
+    reference = None if image is None or str(image) == "-" else image
+    retriever = open_retriever(_encoder(bundle, server, protocol), index)
+    matches = retriever.search(image=reference, text=text, k=k)
+    if as_json:
+        rows = [{"rank": match.rank, "image": str(match.image), "score": match.score} for match in matches]
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        _out.print(_match_table(matches))
+    if sheet is not None:
+        save_sheet(contact_sheet(reference, text, matches), sheet)
+        typer.echo(f"contact sheet: {sheet}", err=True)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that passed its fidelity gate.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; anything but loopback exposes the server.")] = "127.0.0.1",
+    http_port: int = 8000,
+    grpc_port: int = 8001,
+    metrics_port: int = 8002,
+) -> None:
+    """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted."""
+    from cirrus_client.triton_server import TritonServer
+
+    opened = Bundle.open(bundle)
+    server = TritonServer(
+        opened.root / "triton" / "python",
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+    )
+    with server:
+        _out.print(
+            f"{opened.spec.name} is served: gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, "
+            f"metrics http://{host}:{metrics_port}/metrics; log {server.log_path}; stop with Ctrl-C"
+        )
+        server.wait()
+
+
+@app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
+    """Check that a bundle is whole and passed its fidelity gate."""
+    opened = Bundle.open(bundle)
+    spec = opened.spec
+    _out.print(
+        f"{bundle}: whole ({len(spec.files)} files match their sha256), fidelity gate passed; recipe {spec.recipe} on "
+        f"{spec.backbone}, {spec.precision}, width {spec.space.dim}, space {spec.space.fingerprint[:16]}"
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Print what is installed, which engines and GPUs work, and what is missing."""
+    from cirrus_client.doctor import examine
+
+    table = Table(title="cirrus doctor", title_justify="left")
+    for heading in ("", "what", "found", "way out"):
+        table.add_column(heading)
+    findings = examine()
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "--", finding.what, finding.found, finding.way_out)
+    _out.print(table)
+    if not all(finding.ok for finding in findings if finding.required):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; an error of Cirrus prints its message and exits 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.getLogger("cirrus_client").setLevel(logging.INFO)
+    logging.getLogger("cirrus_export").setLevel(logging.INFO)
+    for plugin in entry_points(group="cirrus.commands"):
+        app.command(name=plugin.name)(plugin.load())
+    try:
+        app()
+    except CirrusError as error:
+        typer.secho(f"cirrus: {type(error).__name__}: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+
+
+def _encoder(bundle: Path | None, server: str | None, protocol: Protocol) -> Encoder:
+    if (bundle is None) == (server is None):
+        raise typer.BadParameter("give either --bundle or --server")
+    if bundle is not None:
+        return LocalEncoder(Bundle.open(bundle))
+    assert server is not None
+    return TritonEncoder(server, protocol=protocol)
+
+
+def _match_table(matches: list[Match]) -> Table:
+    table = Table()
+    table.add_column("rank", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("image", overflow="fold")
+    for match in matches:
+        table.add_row(str(match.rank), f"{match.score:.4f}", str(match.image))
+    return table
+
+
+def _report_gallery(summary: GallerySummary, out: Path) -> None:
+    _out.print(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
+    if summary.rejected:
+        _out.print(f"{len(summary.rejected):,} files were rejected:")
+        for item in summary.rejected[:20]:
+            _out.print(f"  {item.file.path}: {item.reason}", markup=False)
+        if len(summary.rejected) > 20:
+            _out.print(f"  ... all of them in {out / 'rejected'}")

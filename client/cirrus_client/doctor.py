@@ -1,0 +1,90 @@
+"""What is installed, which engines and GPUs work, and what is missing."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `way_out` says what to do where `ok` is false."""
+
+    what: str
+    ok: bool
+    found: str
+    way_out: str = ""
+    required: bool = False
+
+
+def examine() -> list[Finding]:
+    """Look at this machine, without changing anything."""
+    return [
+        Finding("Python", True, platform.python_version(), required=True),
+        _onnxruntime(),
+        _faiss(),
+        _package("tritonclient", "pip install 'cirrus-cir'", required=True),
+        _package("nvidia-pytriton", "pip install 'cirrus-cir[serve]' for `cirrus serve`; NGC's container needs none"),
+        _package("torch", "pip install 'cirrus-cir[export]' for `cirrus export`; the client needs none"),
+        _package("open_clip_torch", "pip install 'cirrus-cir[export]' for `cirrus export`"),
+        _tensorrt(),
+        _gpu(),
+    ]
+
+
+def _package(name: str, way_out: str, *, required: bool = False) -> Finding:
+    try:
+        return Finding(name, True, version(name), required=required)
+    except PackageNotFoundError:
+        return Finding(name, False, "not installed", way_out, required)
+
+
+def _imported(what: str, look: Callable[[], str], way_out: str, *, required: bool = False) -> Finding:
+    try:
+        return Finding(what, True, look(), required=required)
+    except (ImportError, OSError, RuntimeError) as error:
+        return Finding(what, False, str(error).splitlines()[0], way_out, required)
+
+
+def _onnxruntime() -> Finding:
+    def look() -> str:
+        import onnxruntime
+
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+        return f"{onnxruntime.__version__}: {providers}"
+
+    return _imported("ONNX Runtime", look, "pip install 'cirrus-cir[cpu]' or 'cirrus-cir[gpu]'", required=True)
+
+
+def _faiss() -> Finding:
+    def look() -> str:
+        import faiss
+
+        gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+        return f"{faiss.__version__}: {gpus} GPUs"
+
+    return _imported("FAISS", look, "pip install 'cirrus-cir[cpu]' or 'cirrus-cir[gpu]'", required=True)
+
+
+def _tensorrt() -> Finding:
+    def look() -> str:
+        import tensorrt
+
+        return str(tensorrt.__version__)
+
+    return _imported("TensorRT", look, "pip install 'cirrus-cir[gpu]' on a machine with an NVIDIA GPU")
+
+
+def _gpu() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Finding("NVIDIA GPU", False, "no nvidia-smi", "everything runs on the CPU")
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    if answer.returncode != 0:
+        return Finding("NVIDIA GPU", False, (answer.stderr or answer.stdout).strip(), "check the NVIDIA driver")
+    return Finding("NVIDIA GPU", True, "; ".join(answer.stdout.strip().splitlines()))

@@ -1,0 +1,341 @@
+"""Embed a folder of images: in parallel, resumable after a crash, broken files listed and skipped.
+
+    gallery/
+      img_emb/img_emb_0000.npy            float32 [rows, D], clip-retrieval's layout (autofaiss reads it)
+      metadata/metadata_0000.parquet      image_path, size, mtime_ns: one row an embedding, in the same order
+      rejected/rejected_0000.parquet      image_path, size, mtime_ns, reason
+      gallery.json                        the space, written first; another space is refused
+
+A shard is a slice of the sorted file list. Its metadata file is written last and is its commit mark, so a job that is
+killed at any moment resumes with the first shard that lacks one: nothing is lost or doubled. When the folder has
+changed, shards with changed or vanished files are embedded again, and new files form new shards.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from cirrus_client.bundle import Contract, SpaceSpec
+from cirrus_client.encoders.protocol import Embeddings, Encoder, image_bytes
+from cirrus_client.errors import GalleryError, InvalidImage, SpaceMismatch
+from cirrus_client.files import atomic_path, write_atomically
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MANIFEST = "gallery.json"
+log = logging.getLogger(__name__)
+
+
+class GalleryManifest(Contract):
+    """`gallery.json`: where the images are, and the space of their embeddings."""
+
+    images: str
+    space: SpaceSpec
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file as it was when it was listed; path is relative to the images' root."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that is no usable image, and why."""
+
+    file: ImageFile
+    reason: str
+
+
+@dataclass(frozen=True)
+class GallerySummary:
+    """What a gallery holds after a run, and how much of it this run embedded."""
+
+    embedded: int
+    rejected: tuple[Rejected, ...]
+    new: int
+
+
+def embed_gallery(
+    images: Path,
+    out: Path,
+    encoder: Encoder,
+    *,
+    batch_size: int = 32,
+    shard_size: int = 10_000,
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> GallerySummary:
+    """Embed every image file under a folder into `out`, or resume doing so.
+
+    workers: decoding threads; None takes the machine's cores. Raises GalleryError if the folder has no image file or
+    `out` is not a gallery of it, and SpaceMismatch if `out` was embedded in another space.
+    """
+    files = list_images(images)
+    _claim(out, GalleryManifest(images=str(images.resolve()), space=encoder.space))
+    store = _Shards(out)
+    kept, pending = store.plan(files, shard_size)
+    todo = sum(len(shard) for _, shard in pending)
+    if kept:
+        log.info("resuming: %d of %d files are done", len(files) - todo, len(files))
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="decode") as pool,
+        tqdm(total=todo, desc="embedding", unit="image", disable=not show_progress) as progress,
+    ):
+        for number, shard in pending:
+            embeddings, accepted, rejected = _embed(shard, images, encoder, pool, batch_size, progress)
+            store.commit(number, embeddings, accepted, rejected)
+    return store.summary(new=todo)
+
+
+def list_images(root: Path) -> list[ImageFile]:
+    """Return every image file under a folder, sorted by path. Raises GalleryError if there is none."""
+    if not root.is_dir():
+        raise GalleryError(f"images {root}: there is no such folder")
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in names:
+            path = Path(folder) / name
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                status = path.stat()
+                files.append(ImageFile(str(path.relative_to(root)), status.st_size, status.st_mtime_ns))
+    if not files:
+        raise GalleryError(f"images {root}: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return sorted(files, key=lambda file: file.path)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """An embedded gallery: row i of `embeddings` is the image `paths[i]` under `images`."""
+
+    images: Path
+    space: SpaceSpec
+    embeddings: Embeddings
+    paths: tuple[str, ...]
+
+
+def read_gallery(root: Path) -> Gallery:
+    """Read an embedded gallery. Raises GalleryError if it is missing, empty or inconsistent."""
+    manifest = _read_manifest(root)
+    shards = _Shards(root)
+    embeddings: list[Embeddings] = []
+    paths: list[str] = []
+    for number in shards.numbers():
+        files = _read_files(shards.metadata(number))
+        rows = np.load(shards.embeddings(number))
+        if rows.shape != (len(files), manifest.space.dim):
+            raise GalleryError(
+                f"gallery {root}: {shards.embeddings(number).name} has shape {list(rows.shape)}, its metadata has "
+                f"{len(files)} rows of width {manifest.space.dim}; remove both files and embed again"
+            )
+        embeddings.append(rows)
+        paths += [file.path for file in files]
+    if not paths:
+        raise GalleryError(f"gallery {root}: holds no embedding; run `cirrus embed` to the end")
+    return Gallery(Path(manifest.images), manifest.space, np.concatenate(embeddings), tuple(paths))
+
+
+class _Shards:
+    """The files of a gallery, by shard number."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def embeddings(self, number: int) -> Path:
+        return self.root / "img_emb" / f"img_emb_{number:04d}.npy"
+
+    def metadata(self, number: int) -> Path:
+        return self.root / "metadata" / f"metadata_{number:04d}.parquet"
+
+    def rejected(self, number: int) -> Path:
+        return self.root / "rejected" / f"rejected_{number:04d}.parquet"
+
+    def numbers(self) -> list[int]:
+        """Numbers of the shards that are complete."""
+        return sorted(int(path.stem.rsplit("_", 1)[1]) for path in self.root.glob("metadata/metadata_*.parquet"))
+
+    def files(self, number: int) -> list[ImageFile]:
+        """Every file that a complete shard has dealt with, rejected ones included."""
+        return [*_read_files(self.metadata(number)), *_read_files(self.rejected(number))]
+
+    def plan(
+        self, files: Sequence[ImageFile], shard_size: int
+    ) -> tuple[list[int], list[tuple[int, list[ImageFile]]]]:
+        """Return the shards to keep, and those to embed with their files.
+
+        A shard that holds a file which has changed or vanished is dropped whole; its other files are embedded again.
+        """
+        present = set(files)
+        kept = []
+        done: set[ImageFile] = set()
+        for number in self.numbers():
+            of_shard = self.files(number)
+            if present.issuperset(of_shard):
+                kept.append(number)
+                done.update(of_shard)
+            else:
+                self._drop(number)
+        rest = [file for file in files if file not in done]
+        first = max(kept, default=-1) + 1
+        return kept, [
+            (first + position, rest[start : start + shard_size])
+            for position, start in enumerate(range(0, len(rest), shard_size))
+        ]
+
+    def commit(
+        self, number: int, embeddings: Embeddings, accepted: Sequence[ImageFile], rejected: Sequence[Rejected]
+    ) -> None:
+        """Write a shard, its metadata last: that is its commit mark."""
+        content = io.BytesIO()
+        np.save(content, embeddings)
+        write_atomically(self.embeddings(number), content.getvalue())
+        reasons = pa.array([item.reason for item in rejected], pa.string())
+        _write_table(_table(item.file for item in rejected).append_column("reason", reasons), self.rejected(number))
+        _write_table(_table(accepted), self.metadata(number))
+
+    def summary(self, *, new: int) -> GallerySummary:
+        embedded = 0
+        rejected: list[Rejected] = []
+        for number in self.numbers():
+            embedded += pq.read_metadata(self.metadata(number)).num_rows
+            rows = pq.read_table(self.rejected(number)).to_pylist()
+            rejected += [Rejected(_file(row), row["reason"]) for row in rows]
+        return GallerySummary(embedded=embedded, rejected=tuple(rejected), new=new)
+
+    def _drop(self, number: int) -> None:
+        for path in (self.metadata(number), self.rejected(number), self.embeddings(number)):
+            path.unlink(missing_ok=True)
+
+
+def _embed(
+    files: Sequence[ImageFile],
+    root: Path,
+    encoder: Encoder,
+    pool: ThreadPoolExecutor,
+    batch_size: int,
+    progress: tqdm[Any],
+) -> tuple[Embeddings, list[ImageFile], list[Rejected]]:
+    """Decode in the pool while batches are encoded here; at most four batches are in memory."""
+    accepted: list[ImageFile] = []
+    rejected: list[Rejected] = []
+    embeddings: list[Embeddings] = []
+    batch: list[tuple[ImageFile, Any]] = []
+
+    def encode() -> None:
+        good, vectors, bad = _encode_batch(batch, encoder)
+        accepted.extend(good)
+        rejected.extend(bad)
+        embeddings.append(vectors)
+        batch.clear()
+
+    def prepare(file: ImageFile) -> Any:
+        return encoder.prepare(image_bytes(root / file.path))
+
+    for file, future in _ahead(pool, prepare, files, depth=4 * batch_size):
+        try:
+            batch.append((file, future.result()))
+        except InvalidImage as error:
+            rejected.append(Rejected(file, str(error)))
+        if len(batch) == batch_size:
+            encode()
+        progress.update()
+    encode()
+    return np.concatenate(embeddings), accepted, rejected
+
+
+def _encode_batch(
+    batch: Sequence[tuple[ImageFile, Any]], encoder: Encoder
+) -> tuple[list[ImageFile], Embeddings, list[Rejected]]:
+    """Encode a batch; if an image of it turns out to be broken only now, encode each alone."""
+    try:
+        vectors = encoder.encode_prepared([prepared for _, prepared in batch])
+        return [file for file, _ in batch], vectors, []
+    except InvalidImage as error:
+        if len(batch) == 1:
+            return [], np.empty((0, encoder.space.dim), dtype=np.float32), [Rejected(batch[0][0], str(error))]
+    parts = [_encode_batch([item], encoder) for item in batch]
+    return (
+        [file for files, _, _ in parts for file in files],
+        np.concatenate([vectors for _, vectors, _ in parts]),
+        [item for _, _, rejected in parts for item in rejected],
+    )
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Any, files: Iterable[ImageFile], *, depth: int
+) -> Iterator[tuple[ImageFile, Future[Any]]]:
+    """Run a function over files in a pool, `depth` ahead of the consumer, results in order."""
+    waiting: deque[tuple[ImageFile, Future[Any]]] = deque()
+    for file in files:
+        waiting.append((file, pool.submit(function, file)))
+        if len(waiting) == depth:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _claim(out: Path, manifest: GalleryManifest) -> None:
+    if (out / MANIFEST).exists():
+        found = _read_manifest(out)
+        if found.space.fingerprint != manifest.space.fingerprint:
+            raise SpaceMismatch(
+                f"gallery {out} was embedded in space {found.space.fingerprint}, the encoder's space is "
+                f"{manifest.space.fingerprint}; embed into another folder"
+            )
+        if found.images != manifest.images:
+            raise GalleryError(f"gallery {out} is of {found.images}, not of {manifest.images}; embed into another folder")
+    elif out.exists() and any(out.iterdir()):
+        raise GalleryError(f"{out} is not empty and not a gallery; embed into another folder")
+    write_atomically(out / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _read_manifest(root: Path) -> GalleryManifest:
+    try:
+        return GalleryManifest.model_validate_json((root / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise GalleryError(f"{root} is not a gallery: it has no {MANIFEST}; make one with `cirrus embed`") from None
+    except ValidationError as error:
+        raise GalleryError(f"gallery {root}: {MANIFEST} can't be read: {error}") from None
+
+
+def _table(files: Iterable[ImageFile]) -> pa.Table:
+    listed = list(files)
+    return pa.table(
+        {
+            "image_path": pa.array([file.path for file in listed], pa.string()),
+            "size": pa.array([file.size for file in listed], pa.int64()),
+            "mtime_ns": pa.array([file.mtime_ns for file in listed], pa.int64()),
+        }
+    )
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _read_files(path: Path) -> list[ImageFile]:
+    try:
+        return [_file(row) for row in pq.read_table(path).to_pylist()]
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise GalleryError(f"{path}: can't be read ({error}); remove this shard's files and embed again") from None
+
+
+def _file(row: dict[str, Any]) -> ImageFile:
+    return ImageFile(row["image_path"], row["size"], row["mtime_ns"])

@@ -1,0 +1,73 @@
+"""A contact sheet: the query and its results as one picture that a person can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from cirrus_client.encoders.protocol import ImageInput, image_bytes
+from cirrus_client.errors import InvalidImage
+from cirrus_client.preprocess import decode
+from cirrus_client.retriever import Match
+
+_TILE_PX = 220
+_CAPTION_PX = 44
+_GAP_PX = 12
+_COLUMNS = 6
+_BACKGROUND = "white"
+_QUERY_FRAME = "#1f6feb"
+_RESULT_FRAME = "#d0d7de"
+
+
+def contact_sheet(image: ImageInput | None, text: str | None, matches: Sequence[Match]) -> Image.Image:
+    """Return the query (framed in blue) followed by its results with rank, score and file name."""
+    tiles = [_tile(image, f"query: {text or 'image alone'}", _QUERY_FRAME)]
+    tiles += [
+        _tile(match.image, f"{match.rank}.  {match.score:.3f}\n{match.image.name}", _RESULT_FRAME) for match in matches
+    ]
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    step_x, step_y = _TILE_PX + _GAP_PX, _TILE_PX + _CAPTION_PX + _GAP_PX
+    sheet = Image.new("RGB", (columns * step_x + _GAP_PX, rows * step_y + _GAP_PX), _BACKGROUND)
+    for position, tile in enumerate(tiles):
+        row, column = divmod(position, columns)
+        sheet.paste(tile, (_GAP_PX + column * step_x, _GAP_PX + row * step_y))
+    return sheet
+
+
+def _tile(image: ImageInput | None, caption: str, frame: str) -> Image.Image:
+    tile = Image.new("RGB", (_TILE_PX, _TILE_PX + _CAPTION_PX), _BACKGROUND)
+    draw = ImageDraw.Draw(tile)
+    if image is not None:
+        picture = _picture(image)
+        tile.paste(picture, ((_TILE_PX - picture.width) // 2, (_TILE_PX - picture.height) // 2))
+    draw.rectangle((0, 0, _TILE_PX - 1, _TILE_PX - 1), outline=frame, width=3)
+    font = ImageFont.load_default(size=13)
+    draw.multiline_text((2, _TILE_PX + 4), _wrapped(caption, font), fill="black", font=font)
+    return tile
+
+
+def _picture(image: ImageInput) -> Image.Image:
+    try:
+        return ImageOps.contain(decode(image_bytes(image)).convert("RGB"), (_TILE_PX - 8, _TILE_PX - 8))
+    except InvalidImage:
+        return Image.new("RGB", (_TILE_PX - 8, _TILE_PX - 8), _RESULT_FRAME)
+
+
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Break a caption into two lines that fit the tile's width."""
+    lines = [""]
+    for part in caption.replace("\n", " \n ").split(" "):
+        if part == "\n" or font.getlength(f"{lines[-1]} {part}") > _TILE_PX:
+            lines.append("" if part == "\n" else part)
+        else:
+            lines[-1] = f"{lines[-1]} {part}".strip()
+    return "\n".join(lines[:2])
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write the sheet as PNG or by the path's suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)

@@ -1,0 +1,56 @@
+"""`cirrus export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cirrus_client.bundle import Precision
+
+
+def export_command(
+    recipe: Annotated[str, typer.Option(help="The CIR method: clip, transagg-union.")],
+    backbone: Annotated[str, typer.Option(help="An open_clip model, like ViT-L-14; or cirrus-demo.")],
+    pretrained: Annotated[str, typer.Option(help="An open_clip tag (openai), a checkpoint file, or 'random'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; an older bundle is replaced.")],
+    head: Annotated[str | None, typer.Option(help="The trained head's checkpoint, or 'random'.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic inside the graphs.")] = Precision.FP32,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A recipe's option as name=value, like pad_mask=additive; repeatable.")
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option(help="Images and queries to verify with, in FashionIQ's layout; without it, rendered ones."),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of the probe.")] = 64,
+    gallery: Annotated[int, typer.Option(min=11, help="Gallery images of the probe.")] = 128,
+) -> None:
+    """Export a checkpoint to a bundle, and hold it to its original."""
+    from cirrus_export.demo.probe import rendered_probe
+    from cirrus_export.pipeline import ExportRequest, export
+    from cirrus_export.probe import read_probe
+
+    request = ExportRequest(
+        recipe=recipe,
+        backbone=backbone,
+        pretrained=pretrained,
+        head=head,
+        out=out,
+        precision=precision,
+        options=_options(option or []),
+    )
+    if probe is not None:
+        chosen = read_probe(probe, queries=queries, gallery=gallery)
+    else:
+        chosen = rendered_probe(queries=queries, gallery=gallery)
+    bundle = export(request, chosen)
+    typer.echo(f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}")
+
+
+def _options(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise typer.BadParameter(f"'{pair}' is not name=value", param_hint="--option")
+    return dict(pair.split("=", 1) for pair in pairs)
