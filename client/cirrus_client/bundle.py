@@ -1,11 +1,11 @@
 """The bundle: the directory that an export writes, and its contract `bundle.json`.
 
-    bundle.json          this contract: recipe, space, preprocessing, graphs, ensembles, checksums
-    graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
-    engines/*.plan       the same graphs compiled by TensorRT, where that was asked for
-    tokenizer.json       the text tokenizer
-    triton/<flavour>/    the same bundle as a Triton model repository
-    report.json, .md     the fidelity report; `bundle.json` says whether its gate was passed
+bundle.json          this contract: recipe, space, preprocessing, graphs, ensembles, checksums
+graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
+engines/*.plan       the same graphs compiled by TensorRT, where that was asked for
+tokenizer.json       the text tokenizer
+triton/<flavour>/    the same bundle as a Triton model repository
+report.json, .md     the fidelity report; `bundle.json` says whether its gate was passed
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from cirrus_client.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 
 CONTRACT = "bundle.json"
-FORMAT = 1
 
 
 class Contract(BaseModel):
@@ -111,7 +110,7 @@ class FidelityStatus(Contract):
 class BundleSpec(Contract):
     """The contents of `bundle.json`."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str
     recipe: str
     backbone: str

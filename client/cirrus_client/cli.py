@@ -28,9 +28,7 @@ app = typer.Typer(
 )
 _out = Console()
 
-BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")
-]
+BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")]
 ServerOption = Annotated[
     str | None, typer.Option("--server", "-s", help="Encode through a Triton server at host:port.")
 ]
@@ -66,7 +64,9 @@ def index(
 @app.command()
 def search(
     index: Annotated[Path, typer.Option("--index", "-i", help="An index that `cirrus index` wrote.")],
-    image: Annotated[Path | None, typer.Argument(help="Reference image or sketch; '-' for a query of text alone.")] = None,
+    image: Annotated[
+        Path | None, typer.Argument(help="Reference image or sketch; '-' for a query of text alone.")
+    ] = None,
     text: Annotated[str | None, typer.Argument(help='Edit text, like "make it blue".')] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,
@@ -94,7 +94,9 @@ def search(
 @app.command()
 def serve(
     bundle: Annotated[Path, typer.Argument(help="A bundle that passed its fidelity gate.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; anything but loopback exposes the server.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but loopback exposes the server.")
+    ] = "127.0.0.1",
     http_port: int = 8000,
     grpc_port: int = 8001,
     metrics_port: int = 8002,

@@ -175,9 +175,7 @@ class _Shards:
         """Every file that a complete shard has dealt with, rejected ones included."""
         return [*_read_files(self.metadata(number)), *_read_files(self.rejected(number))]
 
-    def plan(
-        self, files: Sequence[ImageFile], shard_size: int
-    ) -> tuple[list[int], list[tuple[int, list[ImageFile]]]]:
+    def plan(self, files: Sequence[ImageFile], shard_size: int) -> tuple[list[int], list[tuple[int, list[ImageFile]]]]:
         """Return the shards to keep, and those to embed with their files.
 
         A shard that holds a file which has changed or vanished is dropped whole; its other files are embedded again.
@@ -299,7 +297,9 @@ def _claim(out: Path, manifest: GalleryManifest) -> None:
                 f"{manifest.space.fingerprint}; embed into another folder"
             )
         if found.images != manifest.images:
-            raise GalleryError(f"gallery {out} is of {found.images}, not of {manifest.images}; embed into another folder")
+            raise GalleryError(
+                f"gallery {out} is of {found.images}, not of {manifest.images}; embed into another folder"
+            )
     elif out.exists() and any(out.iterdir()):
         raise GalleryError(f"{out} is not empty and not a gallery; embed into another folder")
     write_atomically(out / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")

@@ -20,9 +20,7 @@ _CPU_PROVIDER = "CPUExecutionProvider"
 class OnnxEngine:
     """Runs a graph on the first of the given providers that this machine has; by default CUDA, then CPU."""
 
-    def __init__(
-        self, path: Path, *, providers: Sequence[str] | None = None, threads: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
         """Load the graph. `threads` bounds the CPU threads of one run; None leaves it to ONNX Runtime.
 
         Raises EngineError if the file can't be loaded, or uses operators that the provider does not have.

@@ -21,6 +21,7 @@ from cirrus_client.errors import InvalidImage
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
+_DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
 
 
@@ -54,7 +55,18 @@ def preprocess(image: bytes, spec: PreprocessSpec) -> NDArray[np.float32]:
 
 
 def decode(image: bytes) -> Image.Image:
-    """Decode untrusted bytes, upright, after checking size limits on the header alone.
+    """Decode untrusted bytes, upright, after `check_header`. Raises InvalidImage."""
+    decoded = check_header(image)
+    try:
+        decoded.load()
+        return ImageOps.exif_transpose(_eight_bit(decoded))
+    except (*_DECODER_ERRORS, IndexError, MemoryError) as error:
+        kind, (width, height) = decoded.format or "image", decoded.size
+        raise InvalidImage(f"the {kind} image of {width} x {height} pixels is broken: {error}") from None
+
+
+def check_header(image: bytes) -> Image.Image:
+    """Return the image, not decoded yet, after checking its size limits on the header alone.
 
     Raises InvalidImage if the bytes are empty, too many, of no known format, broken, or have too many pixels.
     """
@@ -65,7 +77,7 @@ def decode(image: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            decoded = Image.open(io.BytesIO(image), formats=FORMATS)
+            opened = Image.open(io.BytesIO(image), formats=FORMATS)
     except UnidentifiedImageError:
         start = image[:8].hex(" ")
         raise InvalidImage(
@@ -73,21 +85,14 @@ def decode(image: bytes) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise InvalidImage(f"the image is too large: {error}; the limit is {MAX_IMAGE_PIXELS:,} pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except _DECODER_ERRORS as error:
         raise InvalidImage(f"the image header is broken: {error}") from None
-    width, height = decoded.size
-    if width * height > MAX_IMAGE_PIXELS:
+    width, height = opened.size
+    if not 0 < width * height <= MAX_IMAGE_PIXELS:
         raise InvalidImage(
             f"the image is {width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
         )
-    if width == 0 or height == 0:
-        raise InvalidImage(f"the image has no pixels ({width} x {height})")
-    try:
-        decoded.load()
-        return ImageOps.exif_transpose(_eight_bit(decoded))
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
-        kind = decoded.format or "image"
-        raise InvalidImage(f"the {kind} image of {width} x {height} pixels is broken: {error}") from None
+    return opened
 
 
 def fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
@@ -130,10 +135,8 @@ def _target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
 
 def _resize_shorter_side(image: Image.Image, size_px: int) -> Image.Image:
     width, height = image.size
-    if width <= height:
-        size = (size_px, int(size_px * height / width))
-    else:
-        size = (int(size_px * width / height), size_px)
+    shorter = min(width, height)
+    size = (int(size_px * width / shorter), int(size_px * height / shorter))
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
@@ -144,9 +147,9 @@ def _centre_crop(image: Image.Image, size_px: int) -> Image.Image:
 
 
 @lru_cache(maxsize=16)
-def _normalised_levels(
-    mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> NDArray[np.float32]:
+def _normalised_levels(mean: tuple[float, float, float], std: tuple[float, float, float]) -> NDArray[np.float32]:
     """All 256 levels of each channel, normalised in float32 as torchvision's ToTensor and Normalize do."""
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
-    return (levels[None] - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    means, deviations = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
+    normalised: NDArray[np.float32] = (levels[None] - means[:, None]) / deviations[:, None]
+    return normalised

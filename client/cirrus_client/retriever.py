@@ -45,7 +45,8 @@ class Retriever:
             )
             raise SpaceMismatch(
                 f"the query encoder's space is {ours.fingerprint}, the index's space is {theirs.fingerprint}; they "
-                f"differ in {', '.join(differing) or 'width or similarity'}: embed the gallery with this encoder's bundle"
+                f"differ in {', '.join(differing) or 'width or similarity'}: embed the gallery with this "
+                "encoder's bundle"
             )
         if len(index) != len(images):
             raise SearchIndexError(f"the index has {len(index)} rows, but {len(images)} images are named")
@@ -53,9 +54,7 @@ class Retriever:
         self._index = index
         self._images = tuple(images)
 
-    def search(
-        self, *, image: ImageInput | None = None, text: str | None = None, k: int = 10
-    ) -> list[Match]:
+    def search(self, *, image: ImageInput | None = None, text: str | None = None, k: int = 10) -> list[Match]:
         """Return the k best gallery images for a reference image and an edit text, best first.
 
         Raises InvalidImage, InvalidText or UnsupportedQuery for a query that can't be encoded.

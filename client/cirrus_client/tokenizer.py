@@ -62,9 +62,13 @@ def decode_text(text: bytes) -> str:
 def clean(text: str) -> str:
     """Repair, unescape, collapse white space and lower-case, as CLIP's tokenizer does before its merges.
 
-    Raises InvalidText if the text has more than MAX_TEXT_CHARACTERS characters.
+    Raises InvalidText if the text has more than MAX_TEXT_CHARACTERS characters, or lone surrogates.
     """
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InvalidText(f"the text has {len(text):,} characters, the limit is {MAX_TEXT_CHARACTERS:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()

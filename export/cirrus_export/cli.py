@@ -46,7 +46,9 @@ def export_command(
     else:
         chosen = rendered_probe(queries=queries, gallery=gallery)
     bundle = export(request, chosen)
-    typer.echo(f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}")
+    typer.echo(
+        f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}"
+    )
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

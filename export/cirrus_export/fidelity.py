@@ -154,9 +154,7 @@ def _stage(graph: Graph, engine: OnnxEngine, inputs: Arrays) -> list[StageFideli
             items=items,
             cosine_min=_cosine_min(original[spec.name], exported[spec.name]),
             max_abs=float(np.abs(original[spec.name] - exported[spec.name]).max()),
-            batch_cosine_min=_cosine_min(
-                np.concatenate([single[spec.name] for single in singly]), exported[spec.name]
-            ),
+            batch_cosine_min=_cosine_min(np.concatenate([single[spec.name] for single in singly]), exported[spec.name]),
         )
         for spec in graph.outputs
     ]
@@ -187,7 +185,9 @@ def _retrieval(encoder: LocalEncoder, recipe: Recipe, probe: ProbeTensors) -> li
     }
     labels = np.array([query.target for query in queries])
     return [
-        _compare_rankings(name, original_queries[name](), exported_queries[name](), original_targets, exported_targets, labels)
+        _compare_rankings(
+            name, original_queries[name](), exported_queries[name](), original_targets, exported_targets, labels
+        )
         for name in encoder.bundle.spec.ensembles
         if name in original_queries
     ]

@@ -22,7 +22,6 @@ from cirrus_client.bundle import (
 )
 from cirrus_client.errors import ExportError, FidelityError
 from cirrus_client.files import replace_directory, sha256_of_file
-from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.registry import RANDOM, load_backbone
 from cirrus_export.checkpoints.state import StateDict, fingerprint, read_state_dict
@@ -37,6 +36,7 @@ from cirrus_export.recipes.recipe import Parts, parse_options
 from cirrus_export.repository import Flavour, write_repository
 
 MAX_BATCH = 64
+_RANDOM_HEAD_SEED = 20251128
 _RECORDED_PACKAGES = ("torch", "onnx", "onnxruntime", "open_clip_torch", "transformers", "tokenizers", "pillow")
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ def export(request: ExportRequest, probe: Probe) -> Bundle:
     _check_destination(request.out)
     with replace_directory(request.out) as root:
         log.info("building %s on %s", request.recipe, request.backbone)
-        recipe, draft = _build(request, root)
+        recipe = build_recipe(request)
+        draft = _draft(request, recipe, root)
         graphs = recipe.graphs()
         specs = {graph.name: _write_graph(graph, root) for graph in graphs}
         draft = draft.model_copy(update={"graphs": specs, "files": _checksums(root)})
@@ -94,31 +95,35 @@ def _check_destination(out: Path) -> None:
         raise ExportError(f"--out {out}: exists and is not a bundle; name another path or remove it")
 
 
-def _build(request: ExportRequest, root: Path) -> tuple[Recipe, BundleSpec]:
-    """The torch original, and the contract as far as it is known before the graphs are written."""
+def build_recipe(request: ExportRequest) -> Recipe:
+    """Return the torch original of a request. Raises ExportError or CheckpointError."""
     recipe_type = recipe_named(request.recipe)
     options = parse_options(recipe_type, request.options)
     head = _read_head(request, recipe_type)
     fine_tuned = recipe_type.checkpoint_backbone(head) if head else None
     backbone = load_backbone(request.backbone, request.pretrained, fine_tuned)
-    tokenizer_spec = write_clip_tokenizer(root, context_length=backbone.context_length)
-    null_token_ids = torch.from_numpy(Tokenizer(tokenizer_spec, root)([""]))
-    recipe = recipe_type(Parts(backbone, head, null_token_ids), options)
-    preprocess = recipe.preprocess(backbone.image_size_px)
+    torch.manual_seed(_RANDOM_HEAD_SEED)
+    return recipe_type(Parts(backbone, head), options)
+
+
+def _draft(request: ExportRequest, recipe: Recipe, root: Path) -> BundleSpec:
+    """The contract as far as it is known before the graphs are written; the tokenizer is written."""
+    tokenizer = write_clip_tokenizer(root, context_length=recipe.backbone.context_length)
+    preprocess = recipe.preprocess(recipe.backbone.image_size_px)
     components = {name: fingerprint(module) for name, module in recipe.target_modules().items()} | {
         "preprocess": preprocess.model_dump_json(),
-        "tokenizer": sha256_of_file(root / tokenizer_spec.file),
+        "tokenizer": sha256_of_file(root / tokenizer.file),
         "pooling": recipe.pooling(),
     }
-    draft = BundleSpec(
+    return BundleSpec(
         name=request.out.name,
         recipe=recipe.name,
         backbone=request.backbone,
-        options=options.model_dump(mode="json"),
+        options=recipe.options.model_dump(mode="json"),
         precision=request.precision,
-        space=SpaceSpec.of(components, dim=backbone.dim, similarity=recipe.similarity),
+        space=SpaceSpec.of(components, dim=recipe.backbone.dim, similarity=recipe.similarity),
         preprocess=preprocess,
-        tokenizer=tokenizer_spec,
+        tokenizer=tokenizer,
         graphs={},
         ensembles=recipe.ensembles(),
         max_batch=MAX_BATCH,
@@ -126,7 +131,6 @@ def _build(request: ExportRequest, root: Path) -> tuple[Recipe, BundleSpec]:
         versions={package: version(package) for package in _RECORDED_PACKAGES},
         files={},
     )
-    return recipe, draft
 
 
 def _read_head(request: ExportRequest, recipe: type[Recipe]) -> StateDict | None:
@@ -164,4 +168,3 @@ def _finish(root: Path, draft: BundleSpec, report: FidelityReport) -> None:
 def _checksums(root: Path) -> dict[str, str]:
     paths = [*sorted((root / "graphs").iterdir()), root / "tokenizer.json"]
     return {str(path.relative_to(root)): sha256_of_file(path) for path in paths}
-

@@ -40,8 +40,7 @@ def read_probe(root: Path, *, queries: int, gallery: int) -> Probe:
     split = [name for path in sorted(root.glob("image_splits/split.*.val.json")) for name in _read_json(path)]
     if not captions or not split:
         raise ExportError(
-            f"probe {root}: expected FashionIQ's layout with captions/cap.*.val.json and "
-            "image_splits/split.*.val.json"
+            f"probe {root}: expected FashionIQ's layout with captions/cap.*.val.json and image_splits/split.*.val.json"
         )
     step = max(1, len(captions) // queries)
     chosen = captions[::step][:queries]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, EnsembleName, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes
-from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Arrays, Model, run
+from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
 from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import preprocess
@@ -35,9 +36,7 @@ class LocalEncoder:
         """The vector space of the bundle."""
         return self.bundle.spec.space
 
-    def encode_queries(
-        self, images: Sequence[ImageInput | None], texts: Sequence[str | None]
-    ) -> Embeddings:
+    def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`."""
         ensembles = self.bundle.spec.ensembles
         text_only = EnsembleName.ENCODE_TEXT_QUERY in ensembles
@@ -58,11 +57,11 @@ class LocalEncoder:
             except InvalidInput as error:
                 raise type(error)(f"query {position}: {error}") from None
         if with_image:
-            given = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}
-            embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, given)
+            both = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}
+            embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, both)
         if without_image:
-            given = {"token_ids": token_ids[without_image]}
-            embeddings[without_image] = self._encode(EnsembleName.ENCODE_TEXT_QUERY, given)
+            texts_alone = {"token_ids": token_ids[without_image]}
+            embeddings[without_image] = self._encode(EnsembleName.ENCODE_TEXT_QUERY, texts_alone)
         return embeddings
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
@@ -89,7 +88,7 @@ class LocalEncoder:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self.bundle.spec.tokenizer, self.bundle.root)
 
-    def _encode(self, name: EnsembleName, given: Arrays) -> Embeddings:
+    def _encode(self, name: EnsembleName, given: Mapping[str, NDArray[Any]]) -> Embeddings:
         ensemble = self.bundle.spec.ensembles[name]
         graphs: dict[str, Model] = {
             step.model: self._graph(step.model)
@@ -98,7 +97,12 @@ class LocalEncoder:
         }
         rows = len(next(iter(given.values())))
         batches = [
-            run(ensemble, graphs, {}, given={key: value[start : start + self.bundle.spec.max_batch] for key, value in given.items()})
+            run(
+                ensemble,
+                graphs,
+                {},
+                given={key: value[start : start + self.bundle.spec.max_batch] for key, value in given.items()},
+            )
             for start in range(0, rows, self.bundle.spec.max_batch)
         ]
         return np.concatenate([tensors[EMBEDDING] for tensors in batches])

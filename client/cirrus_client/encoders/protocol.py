@@ -29,9 +29,7 @@ class Encoder(Protocol):
         """The vector space of every embedding that this encoder returns."""
         ...
 
-    def encode_queries(
-        self, images: Sequence[ImageInput | None], texts: Sequence[str | None]
-    ) -> Embeddings:
+    def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """Return one query embedding per (image, text) pair, float32 [B, D]; either of a pair may be None.
 
         Raises InvalidImage or InvalidText naming the position of the bad item, and UnsupportedQuery for a

@@ -104,7 +104,7 @@ class FlatIndex:
         index._adopt(manifest.space, faiss.read_index(str(path)))
         return index
 
-    def _adopt(self, space: SpaceSpec, host: faiss.IndexFlatIP) -> None:
+    def _adopt(self, space: SpaceSpec, host: faiss.Index) -> None:
         self._space = space
         self._host = host
         self._gpu = _Gpu.take() if _gpu_present() else None

@@ -24,8 +24,6 @@ def write_clip_tokenizer(root: Path, *, context_length: int) -> TokenizerSpec:
         [Split(words, behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.add_special_tokens(["<start_of_text>", "<end_of_text>"])
-    spec = TokenizerSpec(
-        context_length=context_length, start_id=reference.sot_token_id, end_id=reference.eot_token_id
-    )
+    spec = TokenizerSpec(context_length=context_length, start_id=reference.sot_token_id, end_id=reference.eot_token_id)
     tokenizer.save(str(root / spec.file))
     return spec

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
+from open_clip.tokenizer import SimpleTokenizer
 
 
 class OpenClipBackbone(nn.Module):
@@ -36,6 +36,12 @@ class OpenClipBackbone(nn.Module):
     def context_length(self) -> int:
         """Number of text tokens T."""
         return int(self.clip.context_length)
+
+    @property
+    def null_token_ids(self) -> Tensor:
+        """The empty text, int64 [1, T]: what the released code tokenizes for every gallery image."""
+        token_ids: Tensor = SimpleTokenizer(context_length=self.context_length)([""])
+        return token_ids
 
     @property
     def num_image_tokens(self) -> int:

@@ -67,7 +67,8 @@ def _from_tag(name: str, tag: str) -> OpenClipBackbone:
         return _supported(name, open_clip.create_model(name, pretrained=tag))
     except (OSError, RuntimeError) as error:
         raise ExportError(
-            f"the weights '{tag}' of {name} can't be fetched ({error}); download them elsewhere and give the file's path"
+            f"the weights '{tag}' of {name} can't be fetched ({error}); download them elsewhere and give the "
+            "file's path"
         ) from error
 
 

@@ -22,6 +22,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -34,9 +35,12 @@ from cirrus_export.demo.edits import edit_captions, joined
 from cirrus_export.demo.families import edit_pairs, family
 from cirrus_export.demo.sketch import sketch
 
+T = TypeVar("T")
+
 FAMILY_SIZE = 40
 IMAGE_SIZE_PX = 256
 JPEG_QUALITY = 92
+PUBLISHED_SEED = 2024
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class CatalogueSize:
 
     families: int = 12
     queries: int = 400
+
+
+PUBLISHED_SIZE = CatalogueSize()
+"""With PUBLISHED_SEED, the catalogue on which the published figures are measured."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Catalogue:
         return tuple(sorted(shapes.values()))
 
 
-def plan_catalogue(split: Split, *, seed: int, size: CatalogueSize = CatalogueSize()) -> Catalogue:
+def plan_catalogue(split: Split, *, seed: int, size: CatalogueSize = PUBLISHED_SIZE) -> Catalogue:
     """Return the catalogue that a seed stands for, without drawing anything."""
     rng = np.random.default_rng((seed, list(Split).index(split)))
     gallery: dict[Kind, dict[str, Garment]] = {}
@@ -109,7 +117,7 @@ def plan_catalogue(split: Split, *, seed: int, size: CatalogueSize = CatalogueSi
 
 
 def write_catalogue(
-    root: Path, *, split: Split, seed: int, size: CatalogueSize = CatalogueSize(), show_progress: bool = True
+    root: Path, *, split: Split, seed: int, size: CatalogueSize = PUBLISHED_SIZE, show_progress: bool = True
 ) -> Catalogue:
     """Write one split of the catalogue below root and return it. The same arguments write the same bytes."""
     catalogue = plan_catalogue(split, seed=seed, size=size)
@@ -183,11 +191,9 @@ def _distinct_families(split: Split, kind: Kind, count: int, rng: np.random.Gene
     """Families that share no description, so that a gallery has each but once."""
     families: list[tuple[Garment, ...]] = []
     seen: set[Garment] = set()
-    while len(families) < count:
-        members = family(split, kind, FAMILY_SIZE, rng)
-        if seen.isdisjoint(members):
-            seen.update(members)
-            families.append(members)
+    for _ in range(count):
+        families.append(family(split, kind, FAMILY_SIZE, rng, taken=seen))
+        seen.update(families[-1])
     return families
 
 
@@ -208,5 +214,6 @@ def _write_jpeg(path: Path, picture: Image.Image) -> None:
         picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
-def _progress(items: Iterable, description: str, show: bool) -> Iterable:
-    return tqdm(items, desc=description, disable=not show)
+def _progress(items: Iterable[T], description: str, show: bool) -> Iterable[T]:
+    wrapped: Iterable[T] = tqdm(items, desc=description, disable=not show)
+    return wrapped

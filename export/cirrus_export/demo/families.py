@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from cirrus_export.demo.attributes import Garment, Kind, Split, random_garment, split_of
 from cirrus_export.demo.edits import MAX_CHANGES, changes, edited
 
 
-def family(split: Split, kind: Kind, size: int, rng: np.random.Generator) -> tuple[Garment, ...]:
-    """Return `size` different garments of one kind and split: a base, and edits of it."""
+def family(
+    split: Split, kind: Kind, size: int, rng: np.random.Generator, *, taken: Collection[Garment] = ()
+) -> tuple[Garment, ...]:
+    """Return `size` different garments of one kind and split, none of them taken: a base, and edits of it."""
     base = random_garment(rng, split, kind)
+    while base in taken:
+        base = random_garment(rng, split, kind)
     members = {base: None}
     while len(members) < size:
         candidate = edited(base, rng)
-        if split_of(candidate) is split:
+        if split_of(candidate) is split and candidate not in taken:
             members[candidate] = None
     return tuple(members)
 

@@ -72,9 +72,7 @@ def _draw_planks(canvas: skia.Canvas, width: int, height: int, rng: np.random.Ge
     while top < height:
         tone = shade(wood, float(rng.uniform(0.93, 1.05)))
         canvas.drawRect(skia.Rect.MakeLTRB(0, top, width, top + plank), skia.Paint(Color=ink(tone)))
-        canvas.drawRect(
-            skia.Rect.MakeLTRB(0, top, width, top + plank * 0.03), skia.Paint(Color=ink(shade(wood, 0.72)))
-        )
+        canvas.drawRect(skia.Rect.MakeLTRB(0, top, width, top + plank * 0.03), skia.Paint(Color=ink(shade(wood, 0.72))))
         top += plank
 
 

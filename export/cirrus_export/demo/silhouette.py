@@ -69,8 +69,12 @@ def cut(garment: Garment, rng: np.random.Generator) -> Cut:
     flare = float(rng.uniform(0.92, 1.08))
     body, half_width = _body(garment, hem, flare)
     arm_degrees = float(rng.uniform(18, 34))
-    sleeves = () if garment.sleeve is Sleeve.NONE else tuple(
-        _sleeve(SLEEVE_LENGTHS[garment.sleeve], side, arm_degrees + float(rng.uniform(-3, 3))) for side in (-1, 1)
+    sleeves = (
+        ()
+        if garment.sleeve is Sleeve.NONE
+        else tuple(
+            _sleeve(SLEEVE_LENGTHS[garment.sleeve], side, arm_degrees + float(rng.uniform(-3, 3))) for side in (-1, 1)
+        )
     )
     buttoned = garment.kind is Kind.SHIRT
     top = _front_depth(garment.neckline)

@@ -10,7 +10,7 @@ from cirrus_export.demo.attributes import Garment
 from cirrus_export.demo.palette import ink
 from cirrus_export.demo.prints import motif
 from cirrus_export.demo.scene import frame, place, through_jpeg
-from cirrus_export.demo.silhouette import Cut, cut
+from cirrus_export.demo.silhouette import cut
 
 PAPER = (250, 249, 245)
 
@@ -81,4 +81,3 @@ def _draw_piece(
     canvas.drawPath(shapes, print_pen)
     canvas.restore()
     canvas.drawPath(outline, pen)
-

@@ -28,12 +28,10 @@ class Parts:
     """What a recipe is built from.
 
     head: the trained head's state dict as its authors saved it, or None to draw random weights.
-    null_token_ids: the empty text, int64 [1, T].
     """
 
     backbone: OpenClipBackbone
     head: StateDict | None
-    null_token_ids: Tensor
 
 
 class Recipe(ABC):

@@ -49,7 +49,7 @@ class TransAggUnion(Recipe):
             checkpoint.load(parts.head, self.query_head, self.union)
         freeze(self.query_head)
         freeze(self.union)
-        self.null_token_ids = parts.null_token_ids
+        self.target_head = self._null_text_union()
 
     @staticmethod
     def preprocess(image_size_px: int) -> PreprocessSpec:
@@ -71,24 +71,23 @@ class TransAggUnion(Recipe):
     def target(self, pixels: Tensor) -> Tensor:
         """`union_features(images, [""] * B)` of the released code, the text encoder run on the empty text."""
         image_embedding, _ = self.backbone.encode_image(pixels)
-        null_text, _ = self.backbone.encode_text(self.null_token_ids.expand(len(pixels), -1))
+        null_text, _ = self.backbone.encode_text(self.backbone.null_token_ids.expand(len(pixels), -1))
         target: Tensor = self.union(image_embedding, null_text)
         return target
 
     def graphs(self) -> list[Graph]:
         """Encoders, query head, target head with the null text folded in, and the fused gallery graph."""
-        target_head = self._null_text_union()
         return [
             self.vision_graph(),
             self.text_graph(),
             self._query_graph(),
             Graph(
                 "target_head",
-                target_head,
+                self.target_head,
                 inputs=(vector("image_embedding", self.backbone.dim),),
                 outputs=(vector("target_embedding", self.backbone.dim),),
             ),
-            self.gallery_graph(target_head),
+            self.gallery_graph(self.target_head),
         ]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
@@ -100,7 +99,7 @@ class TransAggUnion(Recipe):
 
     def target_modules(self) -> dict[str, nn.Module]:
         """The vision tower, and the union with its null text, which stands for the text tower."""
-        return {"backbone": self.backbone.clip.visual, "target_head": self._null_text_union()}
+        return {"backbone": self.backbone.clip.visual, "target_head": self.target_head}
 
     def _query_graph(self) -> Graph:
         dim, length = self.backbone.dim, self.backbone.context_length
@@ -119,7 +118,7 @@ class TransAggUnion(Recipe):
 
     def _null_text_union(self) -> NullTextUnion:
         with torch.no_grad():
-            null_text, _ = self.backbone.encode_text(self.null_token_ids)
+            null_text, _ = self.backbone.encode_text(self.backbone.null_token_ids)
         return NullTextUnion(self.union, null_text)
 
 

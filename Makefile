@@ -1,0 +1,81 @@
+# Cirrus: every job a person starts. `make` alone explains them.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := build/demo
+# onnxruntime-gpu, tensorrt and faiss-gpu where there is an NVIDIA GPU, their CPU packages elsewhere
+EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
+BUNDLE ?= $(DEMO)/bundle
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help setup export serve demo search bench test test-full lint demo-train clean
+
+help:  ## show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## install everything into .venv (with the gpu extra where there is an NVIDIA GPU)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) with the $(EXTRA) extra"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --no-deps torchvision timm nvidia-modelopt onnx-graphsurgeon polygraphy
+	$(PIP) --constraint constraints.txt --editable ".[$(EXTRA),dev]"
+	@touch $@
+
+export: $(DEMO)/index/index.json  ## export the demo model, verify it, embed and index a gallery, search it
+	$(BIN)/cirrus search $(DEMO)/photos/000003.jpg "make it blue with stripes" --bundle $(BUNDLE) \
+		--index $(DEMO)/index -k 5 --sheet $(DEMO)/search.png
+	@echo "fidelity report: $(BUNDLE)/report.md"
+
+$(DEMO)/weights/clip.safetensors: $(READY)
+	$(BIN)/python -m cirrus_export.demo weights $(DEMO)/weights
+
+$(DEMO)/bundle/bundle.json: $(DEMO)/weights/clip.safetensors
+	$(BIN)/cirrus export --recipe transagg-union --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors \
+		--head $(DEMO)/weights/transagg_union.safetensors --queries 240 --gallery 480 --out $(DEMO)/bundle
+
+$(DEMO)/index/index.json: $(DEMO)/bundle/bundle.json
+	test -d $(DEMO)/photos || $(BIN)/python -m cirrus_export.demo photos $(DEMO)/photos --count 600 --size-px 512
+	$(BIN)/cirrus embed $(DEMO)/photos --bundle $(BUNDLE) --out $(DEMO)/gallery
+	$(BIN)/cirrus index $(DEMO)/gallery --out $(DEMO)/index
+
+serve: $(DEMO)/bundle/bundle.json  ## serve BUNDLE (the demo) with a real Triton server on loopback
+	$(BIN)/cirrus serve $(BUNDLE)
+
+demo: $(DEMO)/index/index.json  ## a few searches with contact sheets under build/demo/sheets
+	$(BIN)/python -m cirrus_export.demo catalogue $(DEMO)/catalogue
+	for query in "0|is red and has long sleeves" "1|the same but dotted" "2|make it longer, in green"; do \
+		$(BIN)/cirrus search $(DEMO)/photos/00000$${query%%|*}.jpg "$${query#*|}" --bundle $(BUNDLE) \
+			--index $(DEMO)/index -k 11 --sheet $(DEMO)/sheets/photo-$${query%%|*}.png; done
+	sketch=$$(ls $(DEMO)/catalogue/sketches/*.jpg | head -n 1); \
+		$(BIN)/cirrus search "$$sketch" --bundle $(BUNDLE) --index $(DEMO)/index -k 11 --sheet $(DEMO)/sheets/sketch.png
+
+search: $(DEMO)/index/index.json  ## search the demo gallery: make search IMAGE=photo.jpg TEXT="make it blue"
+	$(BIN)/cirrus search "$(IMAGE)" "$(TEXT)" --bundle $(BUNDLE) --index $(DEMO)/index --sheet $(DEMO)/search.png
+
+bench: $(DEMO)/bundle/bundle.json  ## gallery embedding, side by side with the papers' way; report under bench/reports
+	$(BIN)/cirrus bench --out bench/reports
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -m "not full_size"
+
+test-full: $(READY)  ## build, export and verify the full-size architectures (random weights); about 20 minutes
+	$(BIN)/python -m pytest -m full_size
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict --package cirrus_client
+
+demo-train: $(READY)  ## train the demo model again from its seed (about 15 minutes on two cores)
+	$(BIN)/python -m cirrus_export.demo.train
+
+clean:  ## remove build output; the virtual environment stays
+	rm -rf build dist *.egg-info

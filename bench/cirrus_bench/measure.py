@@ -1,0 +1,85 @@
+"""Measure competing ways in turn, so that a drifting machine drifts for all of them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from cirrus_client.bundle import Contract
+
+K = TypeVar("K")
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "transformers", "pillow", "numpy")
+
+
+class Timing(Contract):
+    """Seconds of each repeat of one row."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The figure to quote."""
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """(slowest - fastest) / median: what the machine's noise does to the figure."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+class Machine(Contract):
+    """Where and with what a report was made."""
+
+    processor: str
+    cores: int
+    gpu: str
+    python: str
+    packages: dict[str, str]
+
+
+def time_interleaved(ways: Mapping[K, Callable[[], object]], repeats: int) -> dict[K, Timing]:
+    """Run every way once to warm up, then `repeats` rounds of all of them, and return their times."""
+    for way in tqdm(ways.values(), desc="bench: warming up", unit="row"):
+        way()
+    seconds: dict[K, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(repeats), desc="bench: measuring", unit="round"):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(seconds=tuple(of_way)) for name, of_way in seconds.items()}
+
+
+def this_machine() -> Machine:
+    """Describe this machine."""
+    import torch
+
+    return Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        python=platform.python_version(),
+        packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,206 @@
+"""Encode through a Triton server: encoded bytes go in, embeddings come out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+import tritonclient.grpc.aio as grpcaio
+import tritonclient.http as httpclient
+import tritonclient.http.aio as httpaio
+
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes
+from cirrus_client.encoders.triton_requests import (
+    DEFAULT_RETRY,
+    FAILURES,
+    Protocol,
+    Request,
+    RetryPolicy,
+    ServedModel,
+    check_answer,
+    query_requests,
+    read_config,
+    target_requests,
+    typed_error,
+)
+from cirrus_client.errors import ServerUnavailable
+from cirrus_client.preprocess import check_header
+
+T = TypeVar("T")
+
+
+class TritonEncoder:
+    """A bundle's ensembles on a Triton server. Nothing is contacted before the first call.
+
+    One object may be used by several threads; each gets its own connection. timeout_s bounds one attempt of one
+    request. An unreachable or restarting server is tried again as `retry` says; bad input never is.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        protocol: Protocol = Protocol.GRPC,
+        timeout_s: float = 30.0,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
+        """url: host:port."""
+        self.url = url
+        self._protocol = protocol
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._connections = threading.local()
+        self._served: ServedModel | None = None
+
+    @property
+    def space(self) -> SpaceSpec:
+        """The space of the served bundle, as the server tells it."""
+        return self._model().space
+
+    def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
+        """See `Encoder.encode_queries`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
+        return self._encode(query_requests(images, texts, self._model()), len(images))
+
+    def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
+        """See `Encoder.encode_targets`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
+        return self.encode_prepared([image_bytes(image) for image in images])
+
+    def prepare(self, image: bytes) -> bytes:
+        """Return the bytes themselves, after a look at their header. Raises InvalidImage."""
+        check_header(image)
+        return image
+
+    def encode_prepared(self, prepared: Sequence[bytes]) -> Embeddings:
+        """See `Encoder.encode_prepared`."""
+        return self._encode(target_requests(prepared, self._model()), len(prepared))
+
+    def _model(self) -> ServedModel:
+        if self._served is None:
+            self._served = read_config(self._call(lambda client: _config(client, self._protocol)), self.url)
+        return self._served
+
+    def _encode(self, requests: Sequence[Request], rows: int) -> Embeddings:
+        embeddings = np.empty((rows, self.space.dim), dtype=np.float32)
+        for request in requests:
+            answer = self._call(partial(self._infer, request=request), request)
+            embeddings[request.rows] = check_answer(answer, request, self.space)
+        return embeddings
+
+    def _infer(self, client: Any, request: Request) -> Any:
+        module = grpcclient if self._protocol is Protocol.GRPC else httpclient
+        timeout = {"client_timeout": self._timeout_s} if self._protocol is Protocol.GRPC else {}
+        return client.infer(request.ensemble, request.inputs(module), **timeout)
+
+    def _call(self, function: Callable[[Any], T], request: Request | None = None) -> T:
+        for pause_s in self._retry.pauses():
+            try:
+                return function(self._client())
+            except FAILURES as error:
+                failure = typed_error(error, self.url, request)
+                if not isinstance(failure, ServerUnavailable) or pause_s is None:
+                    raise failure from None
+                time.sleep(pause_s)
+        raise AssertionError("the last pause is None")
+
+    def _client(self) -> Any:
+        if not hasattr(self._connections, "client"):
+            if self._protocol is Protocol.GRPC:
+                self._connections.client = grpcclient.InferenceServerClient(self.url)
+            else:
+                self._connections.client = httpclient.InferenceServerClient(
+                    self.url, connection_timeout=self._timeout_s, network_timeout=self._timeout_s
+                )
+        return self._connections.client
+
+
+class AsyncTritonEncoder:
+    """`TritonEncoder` for asyncio: the same verbs as coroutines, for use in one event loop."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        protocol: Protocol = Protocol.GRPC,
+        timeout_s: float = 30.0,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
+        """url: host:port."""
+        self.url = url
+        self._protocol = protocol
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._client: Any = None
+        self._served: ServedModel | None = None
+
+    async def space(self) -> SpaceSpec:
+        """Return the space of the served bundle, as the server tells it."""
+        return (await self._model()).space
+
+    async def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
+        """See `TritonEncoder.encode_queries`."""
+        return await self._encode(query_requests(images, texts, await self._model()), len(images))
+
+    async def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
+        """See `TritonEncoder.encode_targets`."""
+        encoded = [image_bytes(image) for image in images]
+        return await self._encode(target_requests(encoded, await self._model()), len(encoded))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def _model(self) -> ServedModel:
+        if self._served is None:
+            config = await self._call(lambda client: _config(client, self._protocol))
+            self._served = read_config(config, self.url)
+        return self._served
+
+    async def _encode(self, requests: Sequence[Request], rows: int) -> Embeddings:
+        space = (await self._model()).space
+        embeddings = np.empty((rows, space.dim), dtype=np.float32)
+
+        async def encode(request: Request) -> None:
+            answer = await self._call(lambda client: self._infer(client, request), request)
+            embeddings[request.rows] = check_answer(answer, request, space)
+
+        await asyncio.gather(*(encode(request) for request in requests))
+        return embeddings
+
+    def _infer(self, client: Any, request: Request) -> Awaitable[Any]:
+        if self._protocol is Protocol.GRPC:
+            answer = client.infer(request.ensemble, request.inputs(grpcclient), client_timeout=self._timeout_s)
+        else:
+            answer = client.infer(request.ensemble, request.inputs(httpclient))
+        return asyncio.wait_for(answer, self._timeout_s)
+
+    async def _call(self, function: Callable[[Any], Awaitable[T]], request: Request | None = None) -> T:
+        for pause_s in self._retry.pauses():
+            try:
+                return await function(self._connected())
+            except FAILURES as error:
+                failure = typed_error(error, self.url, request)
+                if not isinstance(failure, ServerUnavailable) or pause_s is None:
+                    raise failure from None
+                await asyncio.sleep(pause_s)
+        raise AssertionError("the last pause is None")
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            module = grpcaio if self._protocol is Protocol.GRPC else httpaio
+            self._client = module.InferenceServerClient(self.url)
+        return self._client
+
+
+def _config(client: Any, protocol: Protocol) -> Any:
+    """The served ensemble's configuration as JSON; a coroutine of it from an asyncio client."""
+    as_json = {"as_json": True} if protocol is Protocol.GRPC else {}
+    return client.get_model_config("encode_query", **as_json)

@@ -1,0 +1,245 @@
+"""The real `tritonserver` of the nvidia-pytriton wheel, started on this machine without a container."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from cirrus_client.errors import BundleError, ServerError, ServerUnavailable
+
+_CACHE_BYTES = 256 * 2**20
+_LOG_TAIL_LINES = 25
+_PR_SET_PDEATHSIG = 1
+
+
+class TritonServer:
+    """Serves a model repository from `start` to `stop`, or for the length of a `with` block.
+
+    The server dies with this process, however that ends.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        host: str = "127.0.0.1",
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        start_timeout_s: float = 300.0,
+    ) -> None:
+        self.repository = repository
+        self.host = host
+        self.http_port = http_port
+        self.grpc_port = grpc_port
+        self.metrics_port = metrics_port
+        self._start_timeout_s = start_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port for gRPC clients."""
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """host:port for HTTP clients."""
+        return f"{self.host}:{self.http_port}"
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log; it lives as long as the server."""
+        assert self._scratch is not None, "the server was not started"
+        return Path(self._scratch.name) / "tritonserver.log"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the server and wait until every model is ready.
+
+        Raises BundleError if there is no repository, ServerError if a port is taken or the wheel is missing, and
+        ServerUnavailable, with the end of the server's log, if it does not become ready.
+        """
+        if not any(self.repository.glob("*/config.pbtxt")):
+            raise BundleError(
+                f"{self.repository} is not a model repository; a bundle gets one when its export passes the gate"
+            )
+        for port in (self.http_port, self.grpc_port, self.metrics_port):
+            _check_port(self.host, port)
+        installed = _wheel()
+        self._scratch = tempfile.TemporaryDirectory(prefix="cirrus-triton-")
+        backends = _link_backends(installed, Path(self._scratch.name))
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command(installed, backends),
+                env=_environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the server and everything it started. Does nothing if it is not running."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            _kill_group(self._process.pid)
+            self._process = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def wait(self) -> None:
+        """Block until the server ends by itself, which is an error, or Ctrl-C or SIGTERM ends the wait."""
+        assert self._process is not None, "the server was not started"
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            code = self._process.wait()
+        except KeyboardInterrupt:
+            return
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        raise ServerUnavailable(f"tritonserver ended with code {code}; the end of its log:\n{self._log_tail()}")
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _command(self, installed: Path, backends: Path) -> list[str]:
+        return [
+            str(installed / "bin" / "tritonserver"),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            f"--cache-directory={installed / 'caches'}",
+            f"--cache-config=local,size={_CACHE_BYTES}",
+            f"--http-address={self.host}",
+            f"--http-port={self.http_port}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={self.metrics_port}",
+            "--exit-timeout-secs=10",
+        ]
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        client = grpcclient.InferenceServerClient(self.grpc_url)
+        deadline = time.monotonic() + self._start_timeout_s
+        try:
+            while time.monotonic() < deadline:
+                if self._process.poll() is not None:
+                    raise ServerUnavailable(
+                        f"tritonserver ended while starting; the end of its log:\n{self._log_tail()}"
+                    )
+                if _is_ready(client):
+                    return
+                time.sleep(0.1)
+        finally:
+            client.close()
+        raise ServerUnavailable(
+            f"tritonserver was not ready after {self._start_timeout_s:.0f} s; the end of its log:\n{self._log_tail()}"
+        )
+
+    def _log_tail(self) -> str:
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free on loopback now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(held.getsockname()[1]) for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+def _is_ready(client: grpcclient.InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_ready())
+    except InferenceServerException:
+        return False
+
+
+def _wheel() -> Path:
+    """The wheel's server directory, found without importing the package (which would start its own machinery)."""
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerError("`cirrus serve` needs the nvidia-pytriton wheel: pip install 'cirrus-cir[serve]'")
+    return Path(spec.origin).parent / "tritonserver"
+
+
+def _link_backends(installed: Path, scratch: Path) -> Path:
+    """A backend directory of links: a copied stub would lose the libraries that it finds relative to itself."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = installed / "python_backend_stubs" / python / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(f"the nvidia-pytriton wheel has no Python backend for Python {python}; use 3.11 or 3.12")
+    backend = scratch / "backends" / "python"
+    backend.mkdir(parents=True)
+    for file in [*(installed / "backends" / "python").glob("*.*"), stub]:
+        (backend / file.name).symlink_to(file)
+    return backend.parent
+
+
+def _environment() -> dict[str, str]:
+    """The models run in their own interpreters; they are to import what this one can."""
+    paths = [path for path in sys.path if path]
+    libraries = [sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "LD_LIBRARY_PATH": os.pathsep.join(path for path in libraries if path),
+    }
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ServerError(f"can't listen on {host}:{port}: {error.strerror}; choose another port") from None
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,245 @@
+"""Train the demo model from scratch on rendered garments, on a CPU in minutes: `make demo-train`.
+
+First a small CLIP, by contrast between photos, captions and sketches, with linear attribute probes on the image
+embedding as an auxiliary loss (they are thrown away afterwards). Then, on its frozen features, the TransAgg query head
+and the UNION target head together, by the batch-based classification loss of both papers: in-batch cross entropy on
+100 x cosine. Batches consist of families of look-alikes, so that negatives are hard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cirrus_client.files import write_atomically
+from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
+from cirrus_export.demo import weights
+from cirrus_export.demo.attributes import Colour, Garment, Kind, Length, Neckline, Pattern, Sleeve, Split
+from cirrus_export.demo.captions import caption, sketch_caption
+from cirrus_export.demo.edits import edit_captions, free_edit, joined
+from cirrus_export.demo.evaluate import evaluate
+from cirrus_export.demo.families import edit_pairs
+from cirrus_export.demo.model import PREPROCESS, create_clip, create_tokenizer
+from cirrus_export.demo.samples import FAMILY_SIZE, Samples, draw_samples
+from cirrus_export.heads.transagg import TransAgg
+from cirrus_export.heads.union import Union
+
+SEED = 7
+FAMILIES = 2400
+FAMILIES_A_BATCH = 16
+CLIP_STEPS = 800
+HEAD_STEPS = 600
+CLIP_LEARNING_RATE = 1.5e-3
+HEAD_LEARNING_RATE = 5e-4
+LOGIT_SCALE = 100.0
+SKETCH_SHARE = 0.15
+_ATTRIBUTES = (Kind, Colour, Pattern, Colour, Sleeve, Neckline, Length)
+
+
+def main() -> None:
+    """Render, train, evaluate on the held-out test split, and write weights and figures."""
+    torch.manual_seed(SEED)
+    samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=PREPROCESS)
+    clip = train_clip(samples)
+    head = train_heads(OpenClipBackbone(clip), samples)
+    weights.store(clip.state_dict(), head)
+    with tempfile.TemporaryDirectory() as scratch:
+        metrics = evaluate(weights.materialise(Path(scratch)), Path(scratch) / "catalogue")
+    write_atomically(weights.WEIGHTS / "metrics.json", (json.dumps(asdict(metrics), indent=2) + "\n").encode())
+    logging.getLogger(__name__).info("%s", metrics)
+
+
+def train_clip(samples: Samples) -> open_clip.CLIP:
+    """Return a CLIP whose image, text and sketch embeddings of a garment agree."""
+    rng = np.random.default_rng((SEED, 1))
+    clip = create_clip().train()
+    nn.init.zeros_(clip.token_embedding.weight)
+    vocabulary = _Vocabulary(clip)
+    probes = nn.ModuleList(nn.Linear(clip.text_projection.shape[1], len(kind) + 1) for kind in _ATTRIBUTES)
+    parameters = [*clip.parameters(), *probes.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=CLIP_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, CLIP_LEARNING_RATE, CLIP_STEPS, pct_start=0.1)
+    progress = tqdm(range(CLIP_STEPS), desc="training CLIP")
+    for _ in progress:
+        places = _family_places(samples, rng)
+        garments = [samples.garments[place] for place in places]
+        sketched = rng.choice(len(places), len(places) // 2, replace=False)
+        pixels = torch.from_numpy(np.concatenate([samples.photos[places], samples.sketches[places[sketched]]]))
+        image = F.normalize(clip.encode_image(_normalised(pixels)), dim=-1)
+        photo, sketch = image[: len(places)], image[len(places) :]
+        captions = [caption(garment, rng) for garment in garments]
+        captions += [sketch_caption(garments[place], rng) for place in sketched]
+        text = F.normalize(vocabulary.encode(captions), dim=-1)
+        scale = clip.logit_scale.exp().clamp(max=LOGIT_SCALE)
+        loss = (
+            _contrast(photo, text[: len(places)], scale)
+            + 0.3 * _contrast(sketch, text[len(places) :], scale)
+            + 0.5 * _contrast(sketch, photo[sketched], scale)
+            + 0.5 * _probe_loss(probes, photo, garments)
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    return _through_half(clip.eval())
+
+
+def train_heads(backbone: OpenClipBackbone, samples: Samples) -> dict[str, Tensor]:
+    """Return the state dict of both heads, trained on the frozen backbone, in their authors' key names."""
+    rng = np.random.default_rng((SEED, 2))
+    vocabulary = _Vocabulary(backbone.clip)
+    query_head = TransAgg(backbone.dim).train()
+    union = Union(backbone.dim).train()
+    parameters = [*query_head.parameters(), *union.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=HEAD_LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, HEAD_LEARNING_RATE, HEAD_STEPS, pct_start=0.1)
+    image_embeddings, image_tokens = _encode(backbone, np.concatenate([samples.photos, samples.sketches]))
+    with torch.no_grad():
+        null_text = backbone.encode_text(backbone.null_token_ids)[0]
+    progress = tqdm(range(HEAD_STEPS), desc="training heads")
+    for _ in progress:
+        references, targets, texts = _edits(samples, rng)
+        token_ids = vocabulary.token_ids(texts)
+        with torch.no_grad():
+            text_embedding, text_tokens = vocabulary.encode_all(token_ids)
+        query = query_head(
+            image_embeddings[references], image_tokens[references], text_embedding, text_tokens, token_ids
+        )
+        target = union(image_embeddings[targets], null_text.expand(len(targets), -1))
+        loss = F.cross_entropy(LOGIT_SCALE * query @ target.T, torch.arange(len(targets)))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    return {**query_head.eval().state_dict(), **union.eval().state_dict()}
+
+
+class _Vocabulary:
+    """Texts through a CLIP's text tower, at no more tokens than they have.
+
+    Attention is causal and padding follows the end token, so a shorter context changes no embedding.
+    """
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
+        self._clip = clip
+        self._tokenizer = create_tokenizer()
+
+    def token_ids(self, texts: list[str]) -> Tensor:
+        """Return int64 [B, T'] with T' the longest text's length."""
+        token_ids = self._tokenizer(texts)
+        return token_ids[:, : int((token_ids != 0).sum(dim=1).max())]
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Return unnormalised text embeddings [B, D]."""
+        return self.encode_all(self.token_ids(texts))[0]
+
+    def encode_all(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (text_embedding [B, D], text_tokens [B, T', D]), as `OpenClipBackbone.encode_text` does."""
+        clip, length = self._clip, token_ids.shape[1]
+        hidden = clip.token_embedding(token_ids) + clip.positional_embedding[:length]
+        hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+        tokens = clip.ln_final(hidden) @ clip.text_projection
+        return tokens[torch.arange(len(token_ids)), token_ids.argmax(dim=1)], tokens
+
+
+def _contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
+    logits = scale * left @ right.T
+    labels = torch.arange(len(left))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def _probe_loss(probes: nn.ModuleList, photo: Tensor, garments: list[Garment]) -> Tensor:
+    losses = []
+    for place, (probe, values) in enumerate(zip(probes, _ATTRIBUTES, strict=True)):
+        labels = torch.tensor([_label(garment, place, tuple(values)) for garment in garments])
+        losses.append(F.cross_entropy(probe(10 * photo), labels))
+    return torch.stack(losses).sum()
+
+
+def _label(garment: Garment, place: int, values: tuple[object, ...]) -> int:
+    fields = (
+        garment.kind,
+        garment.colour,
+        garment.pattern,
+        garment.second_colour,
+        garment.sleeve,
+        garment.neckline,
+        garment.length,
+    )
+    return len(values) if fields[place] is None else values.index(fields[place])
+
+
+def _family_places(samples: Samples, rng: np.random.Generator) -> NDArray[np.int64]:
+    families = rng.choice(samples.num_families, FAMILIES_A_BATCH, replace=False)
+    return (families[:, None] * FAMILY_SIZE + np.arange(FAMILY_SIZE)).ravel()
+
+
+def _edits(samples: Samples, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
+    """For every garment of some families, as target, a reference and the text that leads from it to the target.
+
+    Mostly an edit of a look-alike; sometimes the garment's own sketch with the empty text, the image-only query.
+    References count the photos first, then the sketches.
+    """
+    references, targets, texts = [], [], []
+    for family in rng.choice(samples.num_families, FAMILIES_A_BATCH, replace=False):
+        start = int(family) * FAMILY_SIZE
+        members = samples.garments[start : start + FAMILY_SIZE]
+        pairs = edit_pairs(members)
+        for place, garment in enumerate(members):
+            candidates = [reference for reference, target in pairs if target == place]
+            if not candidates or rng.random() < SKETCH_SHARE:
+                references.append(len(samples.garments) + start + place)
+                texts.append("")
+            else:
+                reference = int(rng.choice(candidates))
+                references.append(start + reference)
+                texts.append(_edit_text(members[reference], garment, rng))
+            targets.append(start + place)
+    return torch.tensor(references), torch.tensor(targets), texts
+
+
+def _edit_text(reference: Garment, target: Garment, rng: np.random.Generator) -> str:
+    """FashionIQ's two captions, or one request in free form."""
+    if rng.random() < 0.4:
+        return free_edit(reference, target, rng)
+    return joined(edit_captions(reference, target, rng))
+
+
+def _encode(backbone: OpenClipBackbone, pictures: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    embeddings, tokens = [], []
+    with torch.no_grad():
+        for start in tqdm(range(0, len(pictures), 256), desc="encoding"):
+            embedding, token = backbone.encode_image(_normalised(torch.from_numpy(pictures[start : start + 256])))
+            embeddings.append(embedding)
+            tokens.append(token)
+    return torch.cat(embeddings), torch.cat(tokens)
+
+
+def _normalised(levels: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W], as `cirrus_client.preprocess.normalise` does."""
+    mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
+    return ((levels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def _through_half(clip: open_clip.CLIP) -> open_clip.CLIP:
+    """Round the weights as they will be stored, so that the heads are trained on the features that are served."""
+    return clip.half().float()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    main()

@@ -1,0 +1,221 @@
+"""A bundle as a Triton model repository, in three flavours that differ in what runs the graphs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+
+from google.protobuf import text_format
+from PIL import Image
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cirrus_client.bundle import BundleSpec, DType, EnsembleName, GraphSpec, TensorSpec
+from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec
+from cirrus_client.errors import ExportError
+from cirrus_client.files import replace_directory
+from cirrus_client.triton_protocol import BUNDLE_PARAMETER, SPACE_PARAMETER, TEXT_QUERY_PARAMETER
+
+_DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
+_WARMUP_IMAGE = "image"
+_WARMUP_TEXT = "text"
+
+
+class Flavour(StrEnum):
+    """What runs the graphs: ONNX Runtime inside the Python backend, or NGC's backends."""
+
+    PYTHON = "python"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Queueing, stated once.
+
+    queue_delay_us: how long a request waits for company; short against one encoder run. queue_size: requests that may
+    wait before the server refuses more, instead of answering ever later. timeout_us: a request that waited this long
+    is refused; its client has given up. inflight: requests that an ensemble works on at once, so that decoded pixels
+    do not pile up in front of the encoder; only newer servers than the pip-installed one know it.
+    """
+
+    queue_delay_us: int = 2_000
+    queue_size: int = 1_024
+    timeout_us: int = 30_000_000
+    inflight: int = 256
+
+
+LIMITS = Limits()
+
+
+def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, destination: Path) -> None:
+    """Write the model repository of a bundle; it is self-contained and can be mounted alone.
+
+    Graph files are hard-linked where the file system can. Raises ExportError if the TENSORRT flavour lacks a plan.
+    """
+    with replace_directory(destination) as root:
+        _write_image_preprocess(spec, root)
+        _write_tokenize(bundle_root, spec, root)
+        used = {step.model for ensemble in spec.ensembles.values() for step in ensemble.steps}
+        for name in sorted(used - {IMAGE_PREPROCESS, TOKENIZE}):
+            _write_graph(bundle_root, spec, name, flavour, root)
+        for ensemble_name, ensemble in spec.ensembles.items():
+            _write_model(root, _ensemble_config(ensemble_name, ensemble, spec, flavour))
+
+
+def _write_image_preprocess(spec: BundleSpec, root: Path) -> None:
+    size = spec.preprocess.size_px
+    config = _model(IMAGE_PREPROCESS, spec.max_batch)
+    config.backend = "python"
+    config.input.add(name="image", data_type=pb.TYPE_STRING, dims=[1])
+    config.output.add(name="pixels", data_type=pb.TYPE_FP32, dims=[3, size, size])
+    config.parameters["preprocess"].string_value = spec.preprocess.model_dump_json()
+    _add_file_warmup(config, "image", _WARMUP_IMAGE)
+    folder = _write_model(root, config)
+    _copy_code(IMAGE_PREPROCESS, folder)
+    picture = io.BytesIO()
+    Image.new("RGB", (size, size)).save(picture, "JPEG")
+    _write_warmup(folder, _WARMUP_IMAGE, picture.getvalue())
+
+
+def _write_tokenize(bundle_root: Path, spec: BundleSpec, root: Path) -> None:
+    config = _model(TOKENIZE, spec.max_batch)
+    config.backend = "python"
+    config.input.add(name="text", data_type=pb.TYPE_STRING, dims=[1], optional=True)
+    config.input.add(name="image", data_type=pb.TYPE_STRING, dims=[1], optional=True)
+    config.output.add(name="token_ids", data_type=pb.TYPE_INT64, dims=[spec.tokenizer.context_length])
+    config.parameters["tokenizer"].string_value = spec.tokenizer.model_dump_json()
+    _add_file_warmup(config, "text", _WARMUP_TEXT)
+    folder = _write_model(root, config)
+    _copy_code(TOKENIZE, folder)
+    _link(bundle_root / spec.tokenizer.file, folder / "1" / spec.tokenizer.file)
+    _write_warmup(folder, _WARMUP_TEXT, b"warm up")
+
+
+def _write_graph(bundle_root: Path, spec: BundleSpec, name: str, flavour: Flavour, root: Path) -> None:
+    graph = spec.graphs[name]
+    config = _graph_config(name, graph, spec.max_batch)
+    if flavour is Flavour.TENSORRT:
+        config.platform = "tensorrt_plan"
+        sources = [_plan(bundle_root, name)]
+    else:
+        source = bundle_root / graph.file
+        sources = [source, *source.parent.glob(f"{source.name}.data")]
+        if flavour is Flavour.ONNXRUNTIME:
+            config.platform = "onnxruntime_onnx"
+        else:
+            config.backend = "python"
+            config.parameters["graph_file"].string_value = source.name
+    if flavour is Flavour.PYTHON:
+        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    else:
+        config.default_model_filename = sources[0].name
+        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+    folder = _write_model(root, config)
+    if flavour is Flavour.PYTHON:
+        _copy_code("graph_runner", folder)
+    for source in sources:
+        _link(source, folder / "1" / source.name)
+
+
+def _graph_config(name: str, graph: GraphSpec, max_batch: int) -> pb.ModelConfig:
+    config = _model(name, max_batch)
+    warmup = config.model_warmup.add(name="zeros", batch_size=1)
+    for tensor in graph.inputs:
+        config.input.add(name=tensor.name, data_type=_DTYPES[tensor.dtype], dims=_dims(tensor))
+        warmup.inputs[tensor.name].data_type = _DTYPES[tensor.dtype]
+        warmup.inputs[tensor.name].dims.extend(_dims(tensor))
+        warmup.inputs[tensor.name].zero_data = True
+    for tensor in graph.outputs:
+        config.output.add(name=tensor.name, data_type=_DTYPES[tensor.dtype], dims=_dims(tensor))
+    return config
+
+
+def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavour: Flavour) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=spec.max_batch)
+    config.response_cache.enable = True
+    for tensor in ensemble.inputs:
+        config.input.add(name=tensor, data_type=pb.TYPE_STRING, dims=[1], optional=tensor in ensemble.optional)
+    config.output.add(name=EMBEDDING, data_type=pb.TYPE_FP32, dims=[spec.space.dim])
+    for step in ensemble.steps:
+        written = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+        for port, tensor in step.inputs.items():
+            written.input_map[port] = tensor
+        for port, tensor in step.outputs.items():
+            written.output_map[port] = tensor
+        if step.model == TOKENIZE and "image" in ensemble.inputs:
+            written.input_map["image"] = "image"  # the text may be absent; a step needs an input to run
+    if flavour is not Flavour.PYTHON:
+        config.ensemble_scheduling.max_inflight_requests = LIMITS.inflight
+    config.parameters[SPACE_PARAMETER].string_value = spec.space.model_dump_json()
+    config.parameters[BUNDLE_PARAMETER].string_value = spec.name
+    text_queries = EnsembleName.ENCODE_TEXT_QUERY in spec.ensembles
+    config.parameters[TEXT_QUERY_PARAMETER].string_value = json.dumps(text_queries)
+    return config
+
+
+def _model(name: str, max_batch: int) -> pb.ModelConfig:
+    """A model with dynamic batching, bounded queues and a response cache.
+
+    An ensemble's responses are cached only if those of all its models are.
+    """
+    config = pb.ModelConfig(name=name, max_batch_size=max_batch)
+    config.response_cache.enable = True
+    batching = config.dynamic_batching
+    batching.max_queue_delay_microseconds = LIMITS.queue_delay_us
+    batching.default_queue_policy.max_queue_size = LIMITS.queue_size
+    batching.default_queue_policy.default_timeout_microseconds = LIMITS.timeout_us
+    batching.default_queue_policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    return config
+
+
+def _add_file_warmup(config: pb.ModelConfig, tensor: str, file: str) -> None:
+    warmup = config.model_warmup.add(name=file, batch_size=1)
+    warmup.inputs[tensor].data_type = pb.TYPE_STRING
+    warmup.inputs[tensor].dims.append(1)
+    warmup.inputs[tensor].input_data_file = file
+
+
+def _write_warmup(folder: Path, file: str, item: bytes) -> None:
+    """One element of a BYTES tensor in Triton's form: its length, then its bytes."""
+    (folder / "warmup").mkdir()
+    (folder / "warmup" / file).write_bytes(struct.pack("<I", len(item)) + item)
+
+
+def _dims(tensor: TensorSpec) -> list[int]:
+    return list(tensor.shape)
+
+
+def _write_model(root: Path, config: pb.ModelConfig) -> Path:
+    folder = root / config.name
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return folder
+
+
+def _copy_code(model: str, folder: Path) -> None:
+    source = files("cirrus_export") / "triton_models" / model / "model.py"
+    (folder / "1" / "model.py").write_text(source.read_text())
+
+
+def _plan(bundle_root: Path, graph: str) -> Path:
+    plan = bundle_root / "engines" / f"{graph}.plan"
+    if not plan.is_file():
+        raise ExportError(
+            f"the tensorrt flavour needs {plan}, which is not there: compile the bundle's graphs on the machine that "
+            "serves them, for example with `trtexec --onnx=... --saveEngine=... --stronglyTyped`"
+        )
+    return plan
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system
+        shutil.copyfile(source, destination)

@@ -1,0 +1,45 @@
+"""A bundle is whole and passed, or it is refused with the file and the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.errors import BundleError
+
+
+@pytest.fixture
+def copied(bundle, tmp_path):
+    shutil.copytree(bundle.root, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_a_flipped_bit_names_the_file(copied) -> None:
+    path = copied / "graphs" / "query_head.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=r"graphs/query_head\.onnx is corrupted"):
+        Bundle.open(copied)
+
+
+def test_a_missing_file_names_it(copied) -> None:
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"tokenizer\.json is missing"):
+        Bundle.open(copied)
+
+
+def test_a_broken_contract_names_the_field(copied) -> None:
+    contract = json.loads((copied / "bundle.json").read_text())
+    contract["max_batch"] = "many"
+    (copied / "bundle.json").write_text(json.dumps(contract))
+    with pytest.raises(BundleError, match="max_batch"):
+        Bundle.open(copied)
+
+
+def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path) -> None:
+    with pytest.raises(BundleError, match="cirrus export"):
+        Bundle.open(tmp_path)

@@ -1,0 +1,101 @@
+"""The one preprocessing, against torchvision, which the papers' code uses."""
+
+from __future__ import annotations
+
+import io
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
+from torchvision.transforms import functional as TF
+
+from cirrus_client.errors import InvalidImage
+from cirrus_client.preprocess import Pad, PreprocessSpec, preprocess
+from tests.conftest import BAD_IMAGES
+
+
+def reference(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
+    """The released `targetpad_transform`, or CLIP's own, written with torchvision."""
+
+    def pad(picture: Image.Image) -> Image.Image:
+        width, height = picture.size
+        if spec.pad is Pad.NONE or max(width, height) / min(width, height) < spec.target_ratio:
+            return picture
+        longest = max(width, height) / spec.target_ratio
+        horizontal, vertical = (max(int((longest - side) / 2), 0) for side in (width, height))
+        return TF.pad(picture, [horizontal, vertical, horizontal, vertical], 0, "constant")
+
+    transform = Compose(
+        [
+            Lambda(pad),
+            Resize(spec.size_px, interpolation=InterpolationMode.BICUBIC),
+            CenterCrop(spec.size_px),
+            Lambda(lambda picture: picture.convert("RGB")),
+            ToTensor(),
+            Normalize(spec.mean, spec.std),
+        ]
+    )
+    return transform(image).numpy()
+
+
+def encoded(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(9, 300),
+    height=st.integers(9, 300),
+    size_px=st.sampled_from([32, 96, 224]),
+    pad=st.sampled_from(list(Pad)),
+    mode=st.sampled_from(["RGB", "L", "RGBA", "P"]),
+    seed=st.integers(0, 1000),
+)
+def test_pixels_are_torchvisions(width: int, height: int, size_px: int, pad: Pad, mode: str, seed: int) -> None:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(levels).convert(mode)
+    spec = PreprocessSpec(size_px=size_px, pad=pad, convert_rgb="after_crop")
+    stored = Image.open(io.BytesIO(encoded(image)))
+    np.testing.assert_allclose(preprocess(encoded(image), spec), reference(stored, spec), atol=1e-6)
+
+
+def test_a_sideways_photo_with_an_orientation_tag_is_turned_upright() -> None:
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = io.BytesIO()
+    upright.rotate(90, expand=True).save(content, "PNG", exif=exif)
+    spec = PreprocessSpec(size_px=32)
+    np.testing.assert_array_equal(preprocess(content.getvalue(), spec), preprocess(encoded(upright), spec))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64)
+    pixels = preprocess(encoded(Image.fromarray(ramp)), PreprocessSpec(size_px=64))
+    eight = preprocess(encoded(Image.fromarray((ramp >> 8).astype(np.uint8))), PreprocessSpec(size_px=64))
+    np.testing.assert_array_equal(pixels, eight)
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_refused_with_its_reason(name: str) -> None:
+    image, reason = BAD_IMAGES[name]
+    with pytest.raises(InvalidImage, match=reason):
+        preprocess(image, PreprocessSpec(size_px=32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
+def test_damaged_files_end_in_pixels_or_in_an_invalid_image(noise: bytes, place: int, value: int) -> None:
+    image = bytearray(encoded(Image.new("RGB", (20, 20), "red")))
+    image[place % len(image)] = value
+    for damaged in (bytes(image), bytes(image)[: place % len(image)], noise):
+        try:
+            assert preprocess(damaged, PreprocessSpec(size_px=16)).shape == (3, 16, 16)
+        except InvalidImage as error:
+            assert str(error)  # noqa: PT017

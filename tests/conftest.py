@@ -1,0 +1,99 @@
+"""What many tests need: the demo model, exported once a session through the real pipeline."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory):
+    from cirrus_export.demo.weights import materialise
+
+    return materialise(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def probe():
+    from cirrus_export.demo.probe import rendered_probe
+
+    return rendered_probe(queries=24, gallery=64)
+
+
+@pytest.fixture(scope="session")
+def bundle(weights, probe, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo's transagg-union bundle, fp32, gate passed."""
+    from cirrus_export.pipeline import ExportRequest, export
+
+    request = ExportRequest(
+        recipe="transagg-union",
+        backbone="cirrus-demo",
+        pretrained=str(weights.clip),
+        head=str(weights.head),
+        out=tmp_path_factory.mktemp("bundles") / "demo",
+    )
+    return export(request, probe)
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(weights, probe, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo's zero-shot bundle: the same backbone without a head."""
+    from cirrus_export.pipeline import ExportRequest, export
+
+    request = ExportRequest(
+        recipe="clip",
+        backbone="cirrus-demo",
+        pretrained=str(weights.clip),
+        head=None,
+        out=tmp_path_factory.mktemp("bundles") / "clip",
+    )
+    return export(request, probe)
+
+
+@pytest.fixture(scope="session")
+def encoder(bundle: Bundle) -> LocalEncoder:
+    return LocalEncoder(bundle)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty rendered photos of held-out garments."""
+    from cirrus_export.demo.catalogue import write_photos
+
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, count=60, size_px=256, seed=5, show_progress=False)
+    return folder
+
+
+def jpeg(colour: str = "red", size: tuple[int, int] = (120, 160)) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, colour).save(content, "JPEG")
+    return content.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+BAD_IMAGES = {
+    "not an image": (b"certainly no image, but some bytes", "not an image in a known format"),
+    "truncated": (jpeg()[:-200], "broken"),
+    "empty": (b"", "0 bytes"),
+    "huge": (png_header(50_000, 50_000), "the limit is 100,000,000"),
+}

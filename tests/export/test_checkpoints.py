@@ -1,0 +1,100 @@
+"""Checkpoints are read as their authors saved them, and a key out of place is an error that names it."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cirrus_client.errors import CheckpointError, ExportError
+from cirrus_export.backbones.registry import load_backbone
+from cirrus_export.checkpoints.state import fingerprint, read_state_dict
+from cirrus_export.pipeline import ExportRequest, build_recipe
+
+
+def request(weights, head, **changes) -> ExportRequest:
+    values = {
+        "recipe": "transagg-union",
+        "backbone": "cirrus-demo",
+        "pretrained": str(weights.clip),
+        "head": str(head),
+        "out": head.parent / "out",
+    }
+    return ExportRequest(**(values | changes))
+
+
+@pytest.fixture
+def head_state(weights) -> dict[str, torch.Tensor]:
+    return load_file(weights.head)
+
+
+def saved(tmp_path, state, name: str = "head.pt"):
+    torch.save(state, tmp_path / name)
+    return tmp_path / name
+
+
+def test_a_torch_file_with_data_parallel_prefixes_and_half_precision_is_the_same_head(
+    weights, head_state, tmp_path
+) -> None:
+    wrapped = {"state_dict": {f"module.{key}": value.half() for key, value in head_state.items()}}
+    plain = build_recipe(request(weights, weights.head))
+    again = build_recipe(request(weights, saved(tmp_path, wrapped)))
+    assert fingerprint(plain.target_head) == fingerprint(again.target_head)
+    assert fingerprint(plain.query_head) == fingerprint(again.query_head)
+
+
+def test_a_missing_and_a_renamed_key_are_both_named(weights, head_state, tmp_path) -> None:
+    del head_state["sep_token"]
+    head_state["weighted_layr.bias"] = head_state.pop("weighted_layer.bias")
+    with pytest.raises(CheckpointError) as refused:
+        build_recipe(request(weights, saved(tmp_path, head_state)))
+    message = str(refused.value)
+    assert "'sep_token' is missing" in message
+    assert "'weighted_layer.bias' is missing (nearest surplus key: 'weighted_layr.bias')" in message
+
+
+def test_a_head_of_another_width_says_for_which_backbone_it_is(weights, tmp_path) -> None:
+    state = {"weighted_layer.weight": torch.zeros(3, 768)}
+    with pytest.raises(CheckpointError, match="looks like a head for ViT-L-14"):
+        build_recipe(request(weights, saved(tmp_path, state)))
+
+
+class _Attack:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_a_file_that_would_run_code_is_refused(weights, tmp_path, capsys) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"a": _Attack()}, path, pickle_module=pickle)
+    with pytest.raises(CheckpointError, match="would run code"):
+        read_state_dict(path)
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_the_backbone_inside_a_unions_file_wins_and_is_quick_gelu(weights, head_state, tmp_path) -> None:
+    torch.manual_seed(3)
+    tuned = load_backbone("cirrus-demo", "random").clip.state_dict()
+    state = head_state | {f"model.{key}": value for key, value in tuned.items()}
+    recipe = build_recipe(request(weights, saved(tmp_path, state)))
+    assert torch.equal(recipe.backbone.clip.visual.proj, tuned["visual.proj"])
+    assert "QuickGELU" in str(recipe.backbone.clip.visual)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"recipe": "nope"}, "there is no recipe 'nope'"),
+        ({"backbone": "ViT-Q-99"}, "there is no backbone 'ViT-Q-99'"),
+        ({"pretrained": "nope"}, "neither a file nor a tag"),
+        ({"head": None}, "needs --head"),
+        ({"options": {"pad_mask": "soft"}}, "option 'pad_mask'"),
+        ({"options": {"pad": "bool"}}, "option 'pad'"),
+        ({"recipe": "clip"}, "has no head"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_what_there_is(weights, changes, reason) -> None:
+    with pytest.raises(ExportError, match=reason):
+        build_recipe(request(weights, weights.head, **changes))

@@ -1,0 +1,166 @@
+"""The exported bundle: gate passed, null text folded in, three repositories' worth of configuration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from google.protobuf import text_format
+from onnx import numpy_helper
+from tritonclient.grpc import model_config_pb2
+
+from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
+from cirrus_export import pipeline
+from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.repository import Flavour, write_repository
+
+
+def demo_request(weights, out, **changes) -> ExportRequest:
+    values = {
+        "recipe": "transagg-union",
+        "backbone": "cirrus-demo",
+        "pretrained": str(weights.clip),
+        "head": str(weights.head),
+        "out": out,
+    }
+    return ExportRequest(**(values | changes))
+
+
+def test_the_gate_was_passed_and_its_report_is_readable(bundle) -> None:
+    report = json.loads((bundle.root / "report.json").read_text())
+    assert report["failures"] == []
+    assert {stage["graph"] for stage in report["stages"]} == set(bundle.spec.graphs)
+    assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
+    assert min(stage["batch_cosine_min"] for stage in report["stages"]) > 0.99999
+    assert report["retrieval"][0]["top10_agreement"] == 1.0
+    assert "**passed**" in (bundle.root / "report.md").read_text()
+
+
+@pytest.mark.parametrize("graph", ["gallery", "target_head"])
+def test_no_text_encoder_is_in_a_target_graph(bundle, graph) -> None:
+    model = onnx.load(bundle.graph_file(graph))
+    assert [node.name for node in model.graph.input] in (["pixels"], ["image_embedding"])
+    vocabulary = 49408
+    assert all(vocabulary not in tensor.dims for tensor in model.graph.initializer)
+    text = onnx.load(bundle.graph_file("text_encoder"))
+    assert any(vocabulary in tensor.dims for tensor in text.graph.initializer)
+
+
+def test_the_null_text_is_a_constant_of_the_gallery_graph(bundle, weights, tmp_path) -> None:
+    recipe = build_recipe(demo_request(weights, tmp_path / "unused"))
+    with torch.no_grad():
+        null_text = recipe.backbone.encode_text(recipe.backbone.null_token_ids)[0].numpy()
+    constants = [numpy_helper.to_array(tensor) for tensor in onnx.load(bundle.graph_file("gallery")).graph.initializer]
+    assert any(value.size == null_text.size and np.allclose(value.ravel(), null_text.ravel()) for value in constants)
+
+
+def test_local_targets_are_the_originals(bundle, encoder, weights, photos, tmp_path) -> None:
+    recipe = build_recipe(demo_request(weights, tmp_path / "unused"))
+    images = sorted(photos.iterdir())[:5]
+    pixels = torch.from_numpy(np.stack([encoder.prepare(path.read_bytes()) for path in images]))
+    with torch.no_grad():
+        original = recipe.target(pixels).numpy()
+    np.testing.assert_allclose(encoder.encode_targets(images), original, atol=5e-6)
+
+
+def test_a_graph_broken_on_purpose_is_caught_named_and_not_served(weights, probe, tmp_path, monkeypatch) -> None:
+    def write_then_break(graph, path):
+        spec = pipeline_write_onnx(graph, path)
+        if graph.name == "query_head":
+            model = onnx.load(path)
+            weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+            damaged = numpy_helper.to_array(weight).copy()
+            damaged[0] = -damaged[0] * 40
+            weight.CopyFrom(numpy_helper.from_array(damaged, weight.name))
+            onnx.save(model, path)
+        return spec
+
+    pipeline_write_onnx = pipeline.write_onnx
+    monkeypatch.setattr(pipeline, "write_onnx", write_then_break)
+    out = tmp_path / "bundle"
+    with pytest.raises(FidelityError, match="graph query_head, output query_embedding: cosine to the original"):
+        export(demo_request(weights, out), probe)
+    assert "**FAILED**" in (out / "report.md").read_text()
+    assert not (out / "triton").exists()
+    with pytest.raises(BundleError, match="failed its fidelity gate"):
+        Bundle.open(out)
+
+
+def test_half_precision_passes_its_own_gate_and_keeps_the_space(bundle, weights, probe, tmp_path) -> None:
+    half = export(demo_request(weights, tmp_path / "half", precision=Precision.FP16), probe)
+    assert half.spec.space.fingerprint == bundle.spec.space.fingerprint
+    elements = {tensor.data_type for tensor in onnx.load(half.graph_file("gallery")).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in elements
+    weight_bytes = [b.graph_file("vision_encoder").stat().st_size for b in (half, bundle)]
+    assert weight_bytes[0] < 0.7 * weight_bytes[1]
+
+
+def test_bfloat16_is_refused_where_no_engine_could_verify_it(weights, probe, tmp_path) -> None:
+    with pytest.raises(EngineError, match="bf16 needs a GPU"):
+        export(demo_request(weights, tmp_path / "b", precision=Precision.BF16), probe)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_export_never_replaces_something_else(weights, probe, tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExportError, match="is not a bundle"):
+        export(demo_request(weights, tmp_path), probe)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_zero_shot_clip_answers_image_text_and_both(clip_bundle, photos) -> None:
+    encoder = LocalEncoder(clip_bundle)
+    image = sorted(photos.iterdir())[0]
+    alone, both, text, again = encoder.encode_queries(
+        [image, image, None, image], [None, "a red dress", "a red dress", ""]
+    )
+    np.testing.assert_allclose(alone, encoder.encode_targets([image])[0], atol=2e-6)
+    np.testing.assert_allclose(alone, again, atol=2e-6)
+    mean = alone + text
+    np.testing.assert_allclose(both, mean / np.linalg.norm(mean), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "platform", "backend"),
+    [
+        (Flavour.PYTHON, "", "python"),
+        (Flavour.ONNXRUNTIME, "onnxruntime_onnx", ""),
+        (Flavour.TENSORRT, "tensorrt_plan", ""),
+    ],
+)
+def test_every_flavour_is_a_valid_repository(bundle, tmp_path, flavour, platform, backend) -> None:
+    copied = tmp_path / "bundle"
+    shutil.copytree(bundle.root, copied)
+    if flavour is Flavour.TENSORRT:
+        with pytest.raises(ExportError, match=r"gallery\.plan"):
+            write_repository(copied, bundle.spec, flavour, tmp_path / "repository")
+        (copied / "engines").mkdir()
+        for graph in bundle.spec.graphs:
+            (copied / "engines" / f"{graph}.plan").touch()
+    write_repository(copied, bundle.spec, flavour, tmp_path / "repository")
+    configs = {}
+    for path in (tmp_path / "repository").glob("*/config.pbtxt"):
+        configs[path.parent.name] = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    assert set(configs) == {
+        "image_preprocess",
+        "tokenize",
+        "vision_encoder",
+        "text_encoder",
+        "query_head",
+        "gallery",
+        "encode_query",
+        "encode_target",
+    }
+    for name in ("vision_encoder", "text_encoder", "query_head", "gallery"):
+        assert (configs[name].platform, configs[name].backend) == (platform, backend)
+        assert configs[name].max_batch_size == bundle.spec.max_batch
+        assert configs[name].dynamic_batching.default_queue_policy.max_queue_size > 0
+        assert configs[name].model_warmup
+    inflight = configs["encode_query"].ensemble_scheduling.max_inflight_requests
+    assert (inflight > 0) == (flavour is not Flavour.PYTHON)

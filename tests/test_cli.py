@@ -1,0 +1,81 @@
+"""The command line as a person uses it, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from cirrus_client.triton_server import free_ports
+
+CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
+
+
+def cirrus(*arguments: object, fails: bool = False) -> str:
+    done = subprocess.run([*CIRRUS, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
+
+
+@pytest.fixture(scope="module")
+def index_root(bundle, photos, tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    assert "60 images embedded" in cirrus("embed", photos, "--bundle", bundle.root, "--out", root / "gallery")
+    assert "60 images" in cirrus("index", root / "gallery", "--out", root / "index")
+    return root / "index"
+
+
+def test_search_prints_a_ranking_and_draws_a_sheet(bundle, photos, index_root, tmp_path) -> None:
+    photo = sorted(photos.iterdir())[3]
+    search = ("search", photo, "make it blue", "--bundle", bundle.root, "--index", index_root, "-k", 5)
+    rows = json.loads(cirrus(*search, "--json", "--sheet", tmp_path / "sheet.png"))
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5]
+    assert Image.open(tmp_path / "sheet.png").size[0] > 1000
+    assert "score" in cirrus(*search)
+
+
+def test_an_error_is_one_line_that_names_the_input(bundle, index_root, tmp_path) -> None:
+    (tmp_path / "note.jpg").write_text("not a picture at all")
+    message = cirrus(
+        "search", tmp_path / "note.jpg", "in red", "--bundle", bundle.root, "--index", index_root, fails=True
+    )
+    assert "InvalidImage: query 0: the bytes are not an image" in message
+    assert "Traceback" not in message
+
+
+def test_verify_and_doctor(bundle) -> None:
+    assert "fidelity gate passed" in cirrus("verify", bundle.root).replace("\n", " ")
+    assert "ONNX Runtime" in cirrus("doctor")
+
+
+def test_serve_answers_searches_and_stops_on_sigterm(bundle, photos, index_root) -> None:
+    http, grpc, metrics = free_ports(3)
+    ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
+    command = [*CIRRUS, "serve", str(bundle.root), *map(str, ports)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert "is served" in server.stdout.readline()
+    photo = sorted(photos.iterdir())[3]
+    search = ("search", photo, "in blue", "--index", index_root, "--json")
+    through_grpc = json.loads(cirrus(*search, "--server", f"127.0.0.1:{grpc}"))
+    through_http = json.loads(cirrus(*search, "--server", f"127.0.0.1:{http}", "--protocol", "http"))
+    local = json.loads(cirrus(*search, "--bundle", bundle.root))
+    names = [[row["image"] for row in rows] for rows in (local, through_grpc, through_http)]
+    assert names[0] == names[1] == names[2]
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=40) == 0
+    deadline = time.monotonic() + 10
+    while _listening(grpc):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,41 @@
+"""Triton model: one exported graph on ONNX Runtime, for servers without an ONNX Runtime backend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from cirrus_client.errors import EngineError
+from cirrus_client.onnx_engine import OnnxEngine
+
+
+class TritonPythonModel:
+    """The requests of a batch are run as one."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._engine = OnnxEngine(folder / parameters["graph_file"]["string_value"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        names = self._engine.input_names
+        inputs = [
+            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+            for request in requests
+        ]
+        try:
+            outputs = self._engine({name: np.concatenate([one[name] for one in inputs]) for name in names})
+        except EngineError as error:
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in requests]
+        ends = np.cumsum([len(one[names[0]]) for one in inputs])[:-1]
+        parts = {name: np.split(values, ends) for name, values in outputs.items()}
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor(name, np.ascontiguousarray(parts[name][row])) for name in parts]
+            )
+            for row in range(len(requests))
+        ]
