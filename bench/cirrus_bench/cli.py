@@ -11,7 +11,7 @@ import typer
 def bench_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.json, report.md and report.png.")],
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
-    images: Annotated[int, typer.Option(min=8, help="Photos in the gallery.")] = 256,
+    images: Annotated[int, typer.Option(min=8, help="Photos in the gallery.")] = 128,
     size_px: Annotated[int, typer.Option(min=64, help="Longer side of a photo.")] = 1024,
     repeats: Annotated[int, typer.Option(min=1, help="How often every row is measured; medians are reported.")] = 3,
     work: Annotated[Path, typer.Option(help="Where the photos and the bundle are kept for the next run.")] = Path(

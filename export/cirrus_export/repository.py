@@ -138,6 +138,11 @@ def _graph_config(name: str, graph: GraphSpec, max_batch: int) -> pb.ModelConfig
 
 
 def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavour: Flavour) -> pb.ModelConfig:
+    """The ensemble, with the only response cache.
+
+    Were a Python model cached as well, Triton 2.51 would cache its error as an answer without tensors, and the next
+    request with the same bad item would fail without saying why.
+    """
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=spec.max_batch)
     config.response_cache.enable = True
     for tensor in ensemble.inputs:
@@ -161,12 +166,8 @@ def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavou
 
 
 def _model(name: str, max_batch: int) -> pb.ModelConfig:
-    """A model with dynamic batching, bounded queues and a response cache.
-
-    An ensemble's responses are cached only if those of all its models are.
-    """
+    """A model with dynamic batching and bounded queues."""
     config = pb.ModelConfig(name=name, max_batch_size=max_batch)
-    config.response_cache.enable = True
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = LIMITS.queue_delay_us
     batching.default_queue_policy.max_queue_size = LIMITS.queue_size

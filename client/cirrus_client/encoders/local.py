@@ -57,7 +57,7 @@ class LocalEncoder:
             except InvalidInput as error:
                 raise type(error)(f"query {position}: {error}") from None
         if with_image:
-            both = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}
+            both: dict[str, NDArray[Any]] = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}
             embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, both)
         if without_image:
             texts_alone = {"token_ids": token_ids[without_image]}
