@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cirrus_client.bundle import SpaceSpec
+from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.index import FlatIndex
 
@@ -18,7 +18,7 @@ def unit_rows(seed: int, rows: int, dim: int) -> np.ndarray:
 
 
 def space(dim: int) -> SpaceSpec:
-    return SpaceSpec.of({"backbone": "test"}, dim=dim, similarity="cosine")
+    return SpaceSpec.of({"backbone": "test"}, dim=dim, similarity=Similarity.COSINE)
 
 
 @settings(max_examples=40, deadline=None)

@@ -24,8 +24,9 @@ def reference() -> SimpleTokenizer:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=120), min_size=1, max_size=3))
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=120), min_size=1, max_size=3))
 def test_ids_are_open_clips(tokenizer: Tokenizer, reference: SimpleTokenizer, texts: list[str]) -> None:
+    """On every assigned character; the two regular expression engines know different versions of Unicode."""
     np.testing.assert_array_equal(tokenizer(texts), reference(texts).numpy())
 
 

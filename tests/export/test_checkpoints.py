@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,4 +98,4 @@ def test_the_backbone_inside_a_unions_file_wins_and_is_quick_gelu(weights, head_
 )
 def test_a_wrong_request_is_refused_with_what_there_is(weights, changes, reason) -> None:
     with pytest.raises(ExportError, match=reason):
-        build_recipe(request(weights, weights.head, **changes))
+        build_recipe(replace(request(weights, weights.head), **changes))
