@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from cirrus_client.bundle import Bundle
@@ -141,7 +142,7 @@ def doctor() -> None:
         table.add_column(heading)
     findings = examine()
     for finding in findings:
-        table.add_row("ok" if finding.ok else "--", finding.what, finding.found, finding.way_out)
+        table.add_row("ok" if finding.ok else "--", finding.what, escape(finding.found), escape(finding.way_out))
     _out.print(table)
     if not all(finding.ok for finding in findings if finding.required):
         raise typer.Exit(1)
