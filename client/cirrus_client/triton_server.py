@@ -217,7 +217,9 @@ def _link_backends(installed: Path, scratch: Path) -> Path:
 
 def _environment() -> dict[str, str]:
     """The models run in their own interpreters; they are to import what this one can."""
-    paths = [path for path in sys.path if path]
+    # An editable install finds packages by a hook that the models' interpreters do not have.
+    ours = str(Path(__file__).resolve().parent.parent)
+    paths = [ours, *(path for path in sys.path if path)]
     libraries = [sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),

@@ -1,4 +1,9 @@
-"""A bundle as a Triton model repository, in three flavours that differ in what runs the graphs."""
+"""A bundle as a Triton model repository, in three flavours that differ in what runs the graphs.
+
+Steps of an ensemble that the Python backend runs are strictly ordered: each gives a tensor `done`, which the next takes
+as `after`. A Triton before 26.04 (the pip-installed one is 24.10) answers a failed ensemble while steps beside the failed
+one still read its request: other requests are then answered with garbage, and the server dies. Fixed in core#466, #483.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,11 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -17,7 +24,7 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cirrus_client.bundle import BundleSpec, DType, EnsembleName, GraphSpec, TensorSpec
-from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec
+from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory
 from cirrus_client.triton_protocol import BUNDLE_PARAMETER, SPACE_PARAMETER, TEXT_QUERY_PARAMETER
@@ -25,6 +32,8 @@ from cirrus_client.triton_protocol import BUNDLE_PARAMETER, SPACE_PARAMETER, TEX
 _DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
 _WARMUP_IMAGE = "image"
 _WARMUP_TEXT = "text"
+_DONE = "done"
+_AFTER = "after"
 
 
 class Flavour(StrEnum):
@@ -39,16 +48,19 @@ class Flavour(StrEnum):
 class Limits:
     """Queueing, stated once.
 
-    queue_delay_us: how long a request waits for company; short against one encoder run. queue_size: requests that may
-    wait before the server refuses more, instead of answering ever later. timeout_us: a request that waited this long
-    is refused; its client has given up. inflight: requests that an ensemble works on at once, so that decoded pixels
-    do not pile up in front of the encoder; only newer servers than the pip-installed one know it.
+    instances: of each model; the Python models use threads inside one instance, which beats several (server#5969), and
+    a graph uses the whole device. queue_delay_us: how long a request waits for company; short against one encoder run.
+    No preferred batch: what has gathered by then is run. queue_size: requests that may wait before the server refuses
+    more, instead of answering ever later. timeout_us: a request that waited this long is refused; its client has given
+    up. inflight: requests at each step of an ensemble, so that decoded pixels do not pile up in front of the encoder;
+    two full batches of single images, one that runs and one that gathers. Servers before 25.11 do not know it.
     """
 
+    instances: int = 1
     queue_delay_us: int = 2_000
     queue_size: int = 1_024
     timeout_us: int = 30_000_000
-    inflight: int = 256
+    inflight: int = 128
 
 
 LIMITS = Limits()
@@ -71,8 +83,7 @@ def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, dest
 
 def _write_image_preprocess(spec: BundleSpec, root: Path) -> None:
     size = spec.preprocess.size_px
-    config = _model(IMAGE_PREPROCESS, spec.max_batch)
-    config.backend = "python"
+    config = _python_model(IMAGE_PREPROCESS, spec.max_batch)
     config.input.add(name="image", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="pixels", data_type=pb.TYPE_FP32, dims=[3, size, size])
     config.parameters["preprocess"].string_value = spec.preprocess.model_dump_json()
@@ -85,10 +96,8 @@ def _write_image_preprocess(spec: BundleSpec, root: Path) -> None:
 
 
 def _write_tokenize(bundle_root: Path, spec: BundleSpec, root: Path) -> None:
-    config = _model(TOKENIZE, spec.max_batch)
-    config.backend = "python"
+    config = _python_model(TOKENIZE, spec.max_batch)
     config.input.add(name="text", data_type=pb.TYPE_STRING, dims=[1], optional=True)
-    config.input.add(name="image", data_type=pb.TYPE_STRING, dims=[1], optional=True)
     config.output.add(name="token_ids", data_type=pb.TYPE_INT64, dims=[spec.tokenizer.context_length])
     config.parameters["tokenizer"].string_value = spec.tokenizer.model_dump_json()
     _add_file_warmup(config, "text", _WARMUP_TEXT)
@@ -100,23 +109,21 @@ def _write_tokenize(bundle_root: Path, spec: BundleSpec, root: Path) -> None:
 
 def _write_graph(bundle_root: Path, spec: BundleSpec, name: str, flavour: Flavour, root: Path) -> None:
     graph = spec.graphs[name]
-    config = _graph_config(name, graph, spec.max_batch)
-    if flavour is Flavour.TENSORRT:
-        config.platform = "tensorrt_plan"
-        sources = [_plan(bundle_root, name)]
-    else:
-        source = bundle_root / graph.file
-        sources = [source, *source.parent.glob(f"{source.name}.data")]
-        if flavour is Flavour.ONNXRUNTIME:
-            config.platform = "onnxruntime_onnx"
-        else:
-            config.backend = "python"
-            config.parameters["graph_file"].string_value = source.name
+    source = bundle_root / graph.file
+    sources = [source, *source.parent.glob(f"{source.name}.data")]
     if flavour is Flavour.PYTHON:
-        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+        config = _python_model(name, spec.max_batch)
+        config.parameters["graph_file"].string_value = source.name
     else:
+        config = _model(name, spec.max_batch)
+        if flavour is Flavour.TENSORRT:
+            config.platform = "tensorrt_plan"
+            sources = [_plan(bundle_root, name)]
+        else:
+            config.platform = "onnxruntime_onnx"
         config.default_model_filename = sources[0].name
-        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+        config.instance_group.add(count=LIMITS.instances, kind=pb.ModelInstanceGroup.KIND_GPU)
+    _add_tensors(config, graph)
     folder = _write_model(root, config)
     if flavour is Flavour.PYTHON:
         _copy_code("graph_runner", folder)
@@ -124,8 +131,7 @@ def _write_graph(bundle_root: Path, spec: BundleSpec, name: str, flavour: Flavou
         _link(source, folder / "1" / source.name)
 
 
-def _graph_config(name: str, graph: GraphSpec, max_batch: int) -> pb.ModelConfig:
-    config = _model(name, max_batch)
+def _add_tensors(config: pb.ModelConfig, graph: GraphSpec) -> None:
     warmup = config.model_warmup.add(name="zeros", batch_size=1)
     for tensor in graph.inputs:
         config.input.add(name=tensor.name, data_type=_DTYPES[tensor.dtype], dims=_dims(tensor))
@@ -134,7 +140,6 @@ def _graph_config(name: str, graph: GraphSpec, max_batch: int) -> pb.ModelConfig
         warmup.inputs[tensor.name].zero_data = True
     for tensor in graph.outputs:
         config.output.add(name=tensor.name, data_type=_DTYPES[tensor.dtype], dims=_dims(tensor))
-    return config
 
 
 def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavour: Flavour) -> pb.ModelConfig:
@@ -154,14 +159,35 @@ def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavou
             written.input_map[port] = tensor
         for port, tensor in step.outputs.items():
             written.output_map[port] = tensor
-        if step.model == TOKENIZE and "image" in ensemble.inputs:
-            written.input_map["image"] = "image"  # the text may be absent; a step needs an input to run
+    _order(config.ensemble_scheduling.step, ensemble, flavour)
     if flavour is not Flavour.PYTHON:
         config.ensemble_scheduling.max_inflight_requests = LIMITS.inflight
     config.parameters[SPACE_PARAMETER].string_value = spec.space.model_dump_json()
     config.parameters[BUNDLE_PARAMETER].string_value = spec.name
     text_queries = EnsembleName.ENCODE_TEXT_QUERY in spec.ensembles
     config.parameters[TEXT_QUERY_PARAMETER].string_value = json.dumps(text_queries)
+    return config
+
+
+def _order(written: Sequence[pb.ModelEnsembling.Step], ensemble: EnsembleSpec, flavour: Flavour) -> None:
+    """Let each step of the Python backend wait for the one before. It also lets a step run whose text is absent."""
+
+    def in_python(step: StepSpec) -> bool:
+        return flavour is Flavour.PYTHON or step.model in (IMAGE_PREPROCESS, TOKENIZE)
+
+    for (before, before_written), (step, step_written) in pairwise(zip(ensemble.steps, written, strict=True)):
+        waits_already = set(before.outputs.values()) & set(step.inputs.values())
+        if in_python(before) and in_python(step) and not waits_already:
+            before_written.output_map[_DONE] = f"{before.model}.{_DONE}"
+            step_written.input_map[_AFTER] = f"{before.model}.{_DONE}"
+
+
+def _python_model(name: str, max_batch: int) -> pb.ModelConfig:
+    config = _model(name, max_batch)
+    config.backend = "python"
+    config.instance_group.add(count=LIMITS.instances, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.input.add(name=_AFTER, data_type=pb.TYPE_UINT8, dims=[1], optional=True)
+    config.output.add(name=_DONE, data_type=pb.TYPE_UINT8, dims=[1])
     return config
 
 

@@ -14,7 +14,7 @@ from cirrus_client.onnx_engine import OnnxEngine
 
 
 class TritonPythonModel:
-    """The requests of a batch are run as one."""
+    """The requests of a batch are run as one; where that fails, each is run alone, so that only the bad one fails."""
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
@@ -30,9 +30,13 @@ class TritonPythonModel:
         try:
             outputs = self._engine({name: np.concatenate([one[name] for one in inputs]) for name in names})
         except EngineError as error:
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in requests]
-        ends = np.cumsum([len(one[names[0]]) for one in inputs])[:-1]
+            if len(requests) > 1:
+                return [self.execute([request])[0] for request in requests]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))]
+        sizes = [len(one[names[0]]) for one in inputs]
+        ends = np.cumsum(sizes)[:-1]
         parts = {name: np.split(values, ends) for name, values in outputs.items()}
+        parts["done"] = [np.zeros((size, 1), dtype=np.uint8) for size in sizes]
         return [
             pb_utils.InferenceResponse(
                 [pb_utils.Tensor(name, np.ascontiguousarray(parts[name][row])) for name in parts]

@@ -15,7 +15,7 @@ from cirrus_client.triton_protocol import error_message
 
 
 class TritonPythonModel:
-    """`image` is not looked at: a step of an ensemble only runs when one of its inputs arrives, and text may not."""
+    """`after` is the previous step's `done`; it also says how many texts are absent."""
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
@@ -32,12 +32,16 @@ class TritonPythonModel:
                 token_ids.append(self._tokenizer([decode_text(text)])[0])
             except InvalidInput as error:
                 return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_message(error, position)))
-        return pb_utils.InferenceResponse([pb_utils.Tensor("token_ids", np.stack(token_ids))])
+            except Exception as error:  # a defect of ours must not reach the other requests
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"text {position}: {error!r}"))
+        done = np.zeros((len(token_ids), 1), dtype=np.uint8)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("token_ids", np.stack(token_ids)), pb_utils.Tensor("done", done)]
+        )
 
 
 def _texts(request: Any) -> list[bytes]:
     text = pb_utils.get_input_tensor_by_name(request, "text")
     if text is not None:
         return list(text.as_numpy().ravel())
-    image = pb_utils.get_input_tensor_by_name(request, "image")
-    return [b""] * len(image.as_numpy())
+    return [b""] * len(pb_utils.get_input_tensor_by_name(request, "after").as_numpy())
