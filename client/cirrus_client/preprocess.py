@@ -118,6 +118,15 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image
 
 
+def _check_elongation(image: Image.Image, width: int, height: int) -> None:
+    """A line of pixels in a file of a few bytes would be padded or resized to gigabytes."""
+    if width * height > MAX_IMAGE_PIXELS:
+        raise InvalidImage(
+            f"the image of {image.width} x {image.height} pixels is too elongated: fitted to the model it would have "
+            f"{width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
+        )
+
+
 def _target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
     width, height = image.size
     if max(width, height) / min(width, height) < target_ratio:
@@ -125,6 +134,7 @@ def _target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
     target = max(width, height) / target_ratio
     horizontal = max(int((target - width) / 2), 0)
     vertical = max(int((target - height) / 2), 0)
+    _check_elongation(image, width + 2 * horizontal, height + 2 * vertical)
     padded = Image.new(image.mode, (width + 2 * horizontal, height + 2 * vertical))
     if image.mode == "P":
         padded.putpalette(image.getpalette() or [])
@@ -136,6 +146,7 @@ def _resize_shorter_side(image: Image.Image, size_px: int) -> Image.Image:
     width, height = image.size
     shorter = min(width, height)
     size = (int(size_px * width / shorter), int(size_px * height / shorter))
+    _check_elongation(image, *size)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +24,15 @@ from tritonclient.utils import InferenceServerException
 from cirrus_client.errors import BundleError, ServerError, ServerUnavailable
 
 _CACHE_BYTES = 256 * 2**20
-_LOG_TAIL_LINES = 25
+_EXIT_TIMEOUT_S = 5  # a stop waits this long for running requests, and for idle HTTP connections as well
+_LOG_LINES = 25
 _PR_SET_PDEATHSIG = 1
 
 
 class TritonServer:
     """Serves a model repository from `start` to `stop`, or for the length of a `with` block.
 
-    The server dies with this process, however that ends.
+    The server dies with the thread that started it, and so with this process, however that ends.
     """
 
     def __init__(
@@ -40,13 +43,16 @@ class TritonServer:
         http_port: int = 8000,
         grpc_port: int = 8001,
         metrics_port: int = 8002,
+        cache_bytes: int = _CACHE_BYTES,
         start_timeout_s: float = 300.0,
     ) -> None:
+        """cache_bytes: memory for answers to repeated requests, taken at the start."""
         self.repository = repository
         self.host = host
         self.http_port = http_port
         self.grpc_port = grpc_port
         self.metrics_port = metrics_port
+        self._cache_bytes = cache_bytes
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -94,7 +100,7 @@ class TritonServer:
                 env=_environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM),
                 start_new_session=True,
             )
         try:
@@ -108,7 +114,7 @@ class TritonServer:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(timeout=20)
+                self._process.wait(timeout=4 * _EXIT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -128,7 +134,7 @@ class TritonServer:
             return
         finally:
             signal.signal(signal.SIGTERM, previous)
-        raise ServerUnavailable(f"tritonserver ended with code {code}; the end of its log:\n{self._log_tail()}")
+        raise ServerUnavailable(f"tritonserver ended with code {code}; its log says:\n{self._complaints()}")
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -145,14 +151,14 @@ class TritonServer:
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
             f"--cache-directory={installed / 'caches'}",
-            f"--cache-config=local,size={_CACHE_BYTES}",
+            f"--cache-config=local,size={self._cache_bytes}",
             f"--http-address={self.host}",
             f"--http-port={self.http_port}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={self.host}",
             f"--metrics-port={self.metrics_port}",
-            "--exit-timeout-secs=10",
+            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
         ]
 
     def _wait_until_ready(self) -> None:
@@ -162,20 +168,21 @@ class TritonServer:
         try:
             while time.monotonic() < deadline:
                 if self._process.poll() is not None:
-                    raise ServerUnavailable(
-                        f"tritonserver ended while starting; the end of its log:\n{self._log_tail()}"
-                    )
+                    raise ServerUnavailable(f"tritonserver ended while starting; its log says:\n{self._complaints()}")
                 if _is_ready(client):
                     return
                 time.sleep(0.1)
         finally:
             client.close()
         raise ServerUnavailable(
-            f"tritonserver was not ready after {self._start_timeout_s:.0f} s; the end of its log:\n{self._log_tail()}"
+            f"tritonserver was not ready after {self._start_timeout_s:.0f} s; its log says:\n{self._complaints()}"
         )
 
-    def _log_tail(self) -> str:
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+    def _complaints(self) -> str:
+        """The errors in the log, or its end where there are none."""
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if re.match(r"E\d{4} |error:", line)]
+        return "\n".join((errors or lines)[-_LOG_LINES:])
 
 
 def free_ports(count: int) -> list[int]:
@@ -216,13 +223,11 @@ def _link_backends(installed: Path, scratch: Path) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """The models run in their own interpreters; they are to import what this one can."""
-    # An editable install finds packages by a hook that the models' interpreters do not have.
-    ours = str(Path(__file__).resolve().parent.parent)
-    paths = [ours, *(path for path in sys.path if path)]
+    """The models run in isolated interpreters, which have the packages of the first `python3` on the path: this one."""
+    commands = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     libraries = [sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PATH": os.pathsep.join(path for path in commands if path),
         "LD_LIBRARY_PATH": os.pathsep.join(path for path in libraries if path),
     }
 
@@ -232,10 +237,6 @@ def _check_port(host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise ServerError(f"can't listen on {host}:{port}: {error.strerror}; choose another port") from None
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _kill_group(group: int) -> None:

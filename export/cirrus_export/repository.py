@@ -1,8 +1,8 @@
 """A bundle as a Triton model repository, in three flavours that differ in what runs the graphs.
 
-Steps of an ensemble that the Python backend runs are strictly ordered: each gives a tensor `done`, which the next takes
-as `after`. A Triton before 26.04 (the pip-installed one is 24.10) answers a failed ensemble while steps beside the failed
-one still read its request: other requests are then answered with garbage, and the server dies. Fixed in core#466, #483.
+Steps of an ensemble that the Python backend runs are strictly ordered: each gives a tensor `done`, which the next
+takes as `after`. A Triton before 26.04 (the pip-installed one is 24.10) answers a failed ensemble while steps beside
+the failed one still read its request: later requests then fail with it, and the server dies (core#466, core#483).
 """
 
 from __future__ import annotations
