@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -161,6 +162,37 @@ def test_nobody_there_is_unavailable_and_too_slow_is_a_timeout(server) -> None:
     hurried = TritonEncoder(server.grpc_url, timeout_s=0.001, retry=IMPATIENT)
     with pytest.raises(ServerTimeout):
         hurried.encode_targets([jpeg("blue", (900, 700))])
+
+
+def test_a_server_that_hangs_up_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=_hang_up, args=(listening,), daemon=True).start()
+        url = "127.0.0.1:%d" % listening.getsockname()[1]
+        for protocol in PROTOCOLS:
+            with pytest.raises(ServerUnavailable, match=url):
+                TritonEncoder(url, protocol=protocol, retry=IMPATIENT).encode_targets([jpeg()])
+
+
+def _hang_up(listening: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the test is over
+        while True:
+            listening.accept()[0].close()
+
+
+def test_hundreds_of_bad_requests_leave_the_server_well(server, encoder) -> None:
+    triton = TritonEncoder(server.grpc_url)
+    bad = [content for content, _ in BAD_IMAGES.values()]
+
+    def ask(place: int) -> None:
+        with pytest.raises((InvalidImage, InvalidText)):
+            if place % 2:
+                triton.encode_queries([bad[place % len(bad)]], ["in red"])
+            else:
+                triton.encode_queries([jpeg("red", (100 + place, 90))], ["x" * 5000])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(ask, range(400)))
+    np.testing.assert_allclose(triton.encode_targets([jpeg()]), encoder.encode_targets([jpeg()]), atol=1e-5)
 
 
 def test_a_taken_port_and_a_folder_that_is_no_repository_are_refused_before_starting(bundle, tmp_path) -> None:

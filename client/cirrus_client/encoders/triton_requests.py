@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from http.client import HTTPException
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,7 @@ from cirrus_client.ensemble import EMBEDDING, bytes_array
 from cirrus_client.errors import CirrusError, InvalidImage, ServerError, ServerTimeout, ServerUnavailable
 from cirrus_client.triton_protocol import SPACE_PARAMETER, TEXT_QUERY_PARAMETER, parse_error
 
-FAILURES = (InferenceServerException, OSError, EOFError, aiohttp.ClientError, asyncio.TimeoutError)
+FAILURES = (InferenceServerException, OSError, EOFError, HTTPException, aiohttp.ClientError, asyncio.TimeoutError)
 """What the four tritonclient clients raise when a request fails."""
 
 _UNAVAILABLE = ("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading")
