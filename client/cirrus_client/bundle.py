@@ -50,9 +50,23 @@ class Precision(StrEnum):
 
 
 class Similarity(StrEnum):
-    """How a query embedding is compared with a gallery embedding."""
+    """How a query embedding is compared with a gallery item: its one embedding, or the best of its several."""
 
     COSINE = "cosine"
+    MAX_COSINE = "max_cosine"
+
+
+class CaptionJoin(StrEnum):
+    """How a recipe's published evaluation makes queries of FashionIQ's two captions.
+
+    CAPITALISED: "C0 and c1" (TransAgg, UNION, SPRC). BOTH_ORDERS: "c0 and c1" and "c1 and c0", their embeddings
+    averaged (SEARLE, LinCIR). SECOND_FIRST: "c1 and c0" (Pic2Word). EACH: every caption is a query (Retrieval-DPO).
+    """
+
+    CAPITALISED = "capitalised"
+    BOTH_ORDERS = "both_orders"
+    SECOND_FIRST = "second_first"
+    EACH = "each"
 
 
 class EnsembleName(StrEnum):
@@ -82,22 +96,34 @@ class GraphSpec(Contract):
 class SpaceSpec(Contract):
     """The vector space that a query and a gallery must share.
 
+    A query is one vector of width `dim`; a gallery item has `vectors` of them, and its embedding is [dim], or
+    [vectors, dim] where there are several.
+
     `fingerprint` is the sha256 of `components`: the hashes of the target-side weights, preprocessing, tokenizer,
     pooling, normalisation and metric. Precision and engine do not change it; the fidelity report bounds them.
     """
 
     fingerprint: str
     dim: int = Field(gt=0)
+    vectors: int = Field(default=1, gt=0)
     similarity: Similarity = Similarity.COSINE
     components: dict[str, str]
 
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Shape of one gallery item's embedding."""
+        return (self.dim,) if self.vectors == 1 else (self.vectors, self.dim)
+
     @staticmethod
-    def of(components: Mapping[str, str], *, dim: int, similarity: Similarity) -> SpaceSpec:
+    def of(components: Mapping[str, str], *, dim: int, vectors: int, similarity: Similarity) -> SpaceSpec:
         """Return the space with these components, its fingerprint computed."""
         named = dict(components) | {"dim": str(dim), "similarity": similarity.value}
-        canonical = json.dumps(named, sort_keys=True).encode()
-        fingerprint = hashlib.sha256(canonical).hexdigest()
-        return SpaceSpec(fingerprint=fingerprint, dim=dim, similarity=similarity, components=dict(components))
+        if vectors > 1:
+            named["vectors"] = str(vectors)
+        fingerprint = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+        return SpaceSpec(
+            fingerprint=fingerprint, dim=dim, vectors=vectors, similarity=similarity, components=dict(components)
+        )
 
 
 class FidelityStatus(Contract):
@@ -114,7 +140,7 @@ class BundleSpec(Contract):
     name: str
     recipe: str
     backbone: str
-    options: dict[str, str | float]
+    options: dict[str, str | float | bool]
     precision: Precision
     space: SpaceSpec
     preprocess: PreprocessSpec
@@ -122,6 +148,7 @@ class BundleSpec(Contract):
     graphs: dict[str, GraphSpec]
     ensembles: dict[EnsembleName, EnsembleSpec]
     max_batch: int = Field(gt=0)
+    caption_join: CaptionJoin = CaptionJoin.CAPITALISED
     fidelity: FidelityStatus
     versions: dict[str, str]
     files: dict[str, str] = Field(description="sha256 of every file that the graphs and the tokenizer consist of")

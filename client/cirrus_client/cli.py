@@ -15,10 +15,11 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders import Encoder, LocalEncoder, Protocol, TritonEncoder
 from cirrus_client.errors import CirrusError
 from cirrus_client.gallery import GallerySummary, embed_gallery, read_gallery
+from cirrus_client.index import SearchKind
 from cirrus_client.retriever import Match, build_index, open_retriever
 
 app = typer.Typer(
@@ -56,10 +57,14 @@ def embed(
 def index(
     gallery: Annotated[Path, typer.Argument(help="A gallery that `cirrus embed` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the index; an older one is replaced.")],
+    kind: Annotated[
+        SearchKind, typer.Option(help="Approximate is faster on large galleries; its agreement is measured.")
+    ] = SearchKind.EXACT,
 ) -> None:
-    """Build an exact FAISS index over an embedded gallery."""
-    built = build_index(read_gallery(gallery), out)
-    _out.print(f"{out}: {len(built):,} images, width {built.space.dim}, space {built.space.fingerprint[:16]}")
+    """Build a FAISS index over an embedded gallery."""
+    built = build_index(read_gallery(gallery), out, kind=kind)
+    agreement = "" if built.agreement is None else f", top-10 agreement with exact search {built.agreement:.1%}"
+    _out.print(f"{out}: {len(built):,} images, {_item(built.space)}{agreement}, space {built.space.fingerprint[:16]}")
 
 
 @app.command()
@@ -128,7 +133,7 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
     spec = opened.spec
     _out.print(
         f"{bundle}: whole ({len(spec.files)} files match their sha256), fidelity gate passed; recipe {spec.recipe} on "
-        f"{spec.backbone}, {spec.precision}, width {spec.space.dim}, space {spec.space.fingerprint[:16]}"
+        f"{spec.backbone}, {spec.precision}, {_item(spec.space)}, space {spec.space.fingerprint[:16]}"
     )
 
 
@@ -169,6 +174,11 @@ def _encoder(bundle: Path | None, server: str | None, protocol: Protocol) -> Enc
         return LocalEncoder(Bundle.open(bundle))
     assert server is not None
     return TritonEncoder(server, protocol=protocol)
+
+
+def _item(space: SpaceSpec) -> str:
+    vectors = "" if space.vectors == 1 else f"{space.vectors} vectors an image, "
+    return f"{vectors}width {space.dim}"
 
 
 def _match_table(matches: list[Match]) -> Table:

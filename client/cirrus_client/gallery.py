@@ -1,7 +1,8 @@
 """Embed a folder of images: in parallel, resumable after a crash, broken files listed and skipped.
 
     gallery/
-      img_emb/img_emb_0000.npy            float32 [rows, D], clip-retrieval's layout (autofaiss reads it)
+      img_emb/img_emb_0000.npy            float32 [rows, D], clip-retrieval's layout (autofaiss reads it);
+                                          [rows, V, D] where an item has V vectors
       metadata/metadata_0000.parquet      image_path, size, mtime_ns: one row an embedding, in the same order
       rejected/rejected_0000.parquet      image_path, size, mtime_ns, reason
       gallery.json                        the space, written first; another space is refused
@@ -140,10 +141,10 @@ def read_gallery(root: Path) -> Gallery:
     for number in shards.numbers():
         files = _read_files(shards.metadata(number))
         rows = np.load(shards.embeddings(number))
-        if rows.shape != (len(files), manifest.space.dim):
+        if rows.shape != (len(files), *manifest.space.item_shape):
             raise GalleryError(
                 f"gallery {root}: {shards.embeddings(number).name} has shape {list(rows.shape)}, its metadata has "
-                f"{len(files)} rows of width {manifest.space.dim}; remove both files and embed again"
+                f"{len(files)} rows of shape {list(manifest.space.item_shape)}; remove both files and embed again"
             )
         embeddings.append(rows)
         paths += [file.path for file in files]
@@ -267,7 +268,7 @@ def _encode_batch(
         return [file for file, _ in batch], vectors, []
     except InvalidImage as error:
         if len(batch) == 1:
-            return [], np.empty((0, encoder.space.dim), dtype=np.float32), [Rejected(batch[0][0], str(error))]
+            return [], np.empty((0, *encoder.space.item_shape), dtype=np.float32), [Rejected(batch[0][0], str(error))]
     parts = [_encode_batch([item], encoder) for item in batch]
     return (
         [file for files, _, _ in parts for file in files],

@@ -13,8 +13,8 @@ from cirrus_client.encoders.protocol import Encoder, ImageInput
 from cirrus_client.errors import SearchIndexError, SpaceMismatch
 from cirrus_client.files import replace_directory
 from cirrus_client.gallery import Gallery
-from cirrus_client.index import FlatIndex, Index
-from cirrus_client.index.flat import MANIFEST
+from cirrus_client.index import FaissIndex, Index, SearchKind
+from cirrus_client.index.faiss_index import MANIFEST
 
 _ITEMS = "items.parquet"
 
@@ -70,20 +70,21 @@ class Retriever:
             [
                 Match(rank, self._images[row], float(score))
                 for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
+                if row >= 0
             ]
             for rows, scores in zip(hits.rows, hits.scores, strict=True)
         ]
 
 
-def build_index(gallery: Gallery, out: Path) -> FlatIndex:
-    """Build an exact index over an embedded gallery and save it with its images' paths.
+def build_index(gallery: Gallery, out: Path, *, kind: SearchKind = SearchKind.EXACT) -> FaissIndex:
+    """Build an index over an embedded gallery and save it with its images' paths.
 
     An older index at `out` is replaced only when the new one is complete. Raises SearchIndexError if `out` is
     something else.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise SearchIndexError(f"{out} exists and is not an index; name another path or remove it")
-    index = FlatIndex(gallery.space, gallery.embeddings)
+    index = FaissIndex(gallery.space, gallery.embeddings, kind=kind)
     paths = [str(gallery.images / path) for path in gallery.paths]
     with replace_directory(out) as root:
         pq.write_table(pa.table({"image_path": pa.array(paths, pa.string())}), root / _ITEMS)
@@ -93,7 +94,7 @@ def build_index(gallery: Gallery, out: Path) -> FlatIndex:
 
 def open_retriever(encoder: Encoder, index_root: Path) -> Retriever:
     """Open a saved index for an encoder. Raises SearchIndexError or SpaceMismatch."""
-    index = FlatIndex.open(index_root)
+    index = FaissIndex.open(index_root)
     try:
         items = pq.read_table(index_root / _ITEMS)
     except (FileNotFoundError, pa.ArrowInvalid) as error:

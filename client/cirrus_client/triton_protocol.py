@@ -8,7 +8,7 @@ from cirrus_client.errors import InvalidImage, InvalidInput, InvalidText
 
 SPACE_PARAMETER = "cirrus_space"
 BUNDLE_PARAMETER = "cirrus_bundle"
-TEXT_QUERY_PARAMETER = "cirrus_text_queries"
+QUERIES_PARAMETER = "cirrus_queries"
 
 _INVALID: dict[str, type[InvalidInput]] = {"InvalidImage": InvalidImage, "InvalidText": InvalidText}
 _MESSAGE = re.compile(r"cirrus:(?P<kind>\w+)@(?P<position>\d+): (?P<reason>.*)", re.DOTALL)

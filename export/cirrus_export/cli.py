@@ -11,10 +11,15 @@ from cirrus_client.bundle import Precision
 
 
 def export_command(
-    recipe: Annotated[str, typer.Option(help="The CIR method: clip, transagg-union.")],
-    backbone: Annotated[str, typer.Option(help="An open_clip model, like ViT-L-14; or cirrus-demo.")],
-    pretrained: Annotated[str, typer.Option(help="An open_clip tag (openai), a checkpoint file, or 'random'.")],
+    recipe: Annotated[str, typer.Option(help="The CIR method; `cirrus recipes` lists them.")],
+    backbone: Annotated[
+        str, typer.Option(help="An open_clip model, like ViT-L-14; blip-base-coco, blip2-vit-g; or from-checkpoint.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; an older bundle is replaced.")],
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="An open_clip tag (openai), a file, or 'random'; not needed where the head carries it."),
+    ] = None,
     head: Annotated[str | None, typer.Option(help="The trained head's checkpoint, or 'random'.")] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic inside the graphs.")] = Precision.FP32,
     option: Annotated[

@@ -272,5 +272,7 @@ def _cosine_min(left: NDArray[np.generic], right: NDArray[np.generic]) -> float:
 
 
 def _top(queries: Vectors, targets: Vectors) -> NDArray[np.int64]:
-    """Rows of the ten best targets of each query, best first; ties by row."""
-    return np.argsort(-(queries @ targets.T), axis=1, kind="stable")[:, :_TOP]
+    """Rows of the ten best targets [N, D] or [N, V, D] of each query, best first; ties by row."""
+    scores = queries @ targets.reshape(-1, targets.shape[-1]).T
+    best = scores.reshape(len(queries), len(targets), -1).max(axis=2)
+    return np.argsort(-best, axis=1, kind="stable")[:, :_TOP]

@@ -20,11 +20,10 @@ from cirrus_client.bundle import (
     SpaceSpec,
     write_contract,
 )
-from cirrus_client.errors import ExportError, FidelityError
+from cirrus_client.errors import CheckpointError, ExportError, FidelityError
 from cirrus_client.files import replace_directory, sha256_of_file
-from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.registry import RANDOM, load_backbone
-from cirrus_export.checkpoints.state import StateDict, fingerprint, read_state_dict
+from cirrus_export.checkpoints.state import StateDict, fingerprint, one_error_for_all_keys
 from cirrus_export.fidelity import FidelityReport, ProbeTensors, measure
 from cirrus_export.fidelity_report import write_report
 from cirrus_export.graph import Graph
@@ -45,13 +44,13 @@ log = logging.getLogger(__name__)
 class ExportRequest:
     """What to export, as the user says it.
 
-    pretrained: an open_clip tag, a file, or "random". head: the head's checkpoint, "random", or None where the
-    recipe has no head.
+    pretrained: an open_clip tag, a file, or "random"; None where the head's checkpoint carries its backbone.
+    head: the head's checkpoint, "random", or None where the recipe has no head.
     """
 
     recipe: str
     backbone: str
-    pretrained: str
+    pretrained: str | None
     head: str | None
     out: Path
     precision: Precision = Precision.FP32
@@ -101,14 +100,18 @@ def build_recipe(request: ExportRequest) -> Recipe:
     options = parse_options(recipe_type, request.options)
     head = _read_head(request, recipe_type)
     fine_tuned = recipe_type.checkpoint_backbone(head) if head else None
-    backbone = load_backbone(request.backbone, request.pretrained, fine_tuned)
-    torch.manual_seed(_RANDOM_HEAD_SEED)
-    return recipe_type(Parts(backbone, head), options)
+    try:
+        with one_error_for_all_keys():
+            backbone = load_backbone(request.backbone, request.pretrained, fine_tuned)
+            torch.manual_seed(_RANDOM_HEAD_SEED)
+            return recipe_type(Parts(backbone, head), options)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; read as {recipe_type.name} on --backbone {request.backbone}") from None
 
 
 def _draft(request: ExportRequest, recipe: Recipe, root: Path) -> BundleSpec:
     """The contract as far as it is known before the graphs are written; the tokenizer is written."""
-    tokenizer = write_clip_tokenizer(root, context_length=recipe.backbone.context_length)
+    tokenizer = recipe.backbone.write_tokenizer(root, recipe.prompt)
     preprocess = recipe.preprocess(recipe.backbone.image_size_px)
     components = {name: fingerprint(module) for name, module in recipe.target_modules().items()} | {
         "preprocess": preprocess.model_dump_json(),
@@ -121,12 +124,13 @@ def _draft(request: ExportRequest, recipe: Recipe, root: Path) -> BundleSpec:
         backbone=request.backbone,
         options=recipe.options.model_dump(mode="json"),
         precision=request.precision,
-        space=SpaceSpec.of(components, dim=recipe.backbone.dim, similarity=recipe.similarity),
+        space=SpaceSpec.of(components, dim=recipe.dim, vectors=recipe.vectors, similarity=recipe.similarity),
         preprocess=preprocess,
         tokenizer=tokenizer,
         graphs={},
         ensembles=recipe.ensembles(),
         max_batch=MAX_BATCH,
+        caption_join=recipe.caption_join,
         fidelity=FidelityStatus(passed=False, failures=("not measured yet",)),
         versions={package: version(package) for package in _RECORDED_PACKAGES},
         files={},
@@ -140,7 +144,7 @@ def _read_head(request: ExportRequest, recipe: type[Recipe]) -> StateDict | None
         return None
     if request.head is None:
         raise ExportError(f"recipe {recipe.name} needs --head: a checkpoint file, or 'random'")
-    return None if request.head == RANDOM else read_state_dict(Path(request.head))
+    return None if request.head == RANDOM else recipe.read_head(Path(request.head))
 
 
 def _write_graph(graph: Graph, root: Path) -> GraphSpec:

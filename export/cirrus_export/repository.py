@@ -27,7 +27,7 @@ from cirrus_client.bundle import BundleSpec, DType, EnsembleName, GraphSpec, Ten
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory
-from cirrus_client.triton_protocol import BUNDLE_PARAMETER, SPACE_PARAMETER, TEXT_QUERY_PARAMETER
+from cirrus_client.triton_protocol import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER
 
 _DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
 _WARMUP_IMAGE = "image"
@@ -72,9 +72,9 @@ def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, dest
     Graph files are hard-linked where the file system can. Raises ExportError if the TENSORRT flavour lacks a plan.
     """
     with replace_directory(destination) as root:
+        used = {step.model for ensemble in spec.ensembles.values() for step in ensemble.steps}
         _write_image_preprocess(spec, root)
         _write_tokenize(bundle_root, spec, root)
-        used = {step.model for ensemble in spec.ensembles.values() for step in ensemble.steps}
         for name in sorted(used - {IMAGE_PREPROCESS, TOKENIZE}):
             _write_graph(bundle_root, spec, name, flavour, root)
         for ensemble_name, ensemble in spec.ensembles.items():
@@ -149,10 +149,11 @@ def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavou
     request with the same bad item would fail without saying why.
     """
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=spec.max_batch)
+    shape = spec.space.item_shape if name == EnsembleName.ENCODE_TARGET else (spec.space.dim,)
     config.response_cache.enable = True
     for tensor in ensemble.inputs:
         config.input.add(name=tensor, data_type=pb.TYPE_STRING, dims=[1], optional=tensor in ensemble.optional)
-    config.output.add(name=EMBEDDING, data_type=pb.TYPE_FP32, dims=[spec.space.dim])
+    config.output.add(name=EMBEDDING, data_type=pb.TYPE_FP32, dims=shape)
     for step in ensemble.steps:
         written = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
         for port, tensor in step.inputs.items():
@@ -164,8 +165,7 @@ def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavou
         config.ensemble_scheduling.max_inflight_requests = LIMITS.inflight
     config.parameters[SPACE_PARAMETER].string_value = spec.space.model_dump_json()
     config.parameters[BUNDLE_PARAMETER].string_value = spec.name
-    text_queries = EnsembleName.ENCODE_TEXT_QUERY in spec.ensembles
-    config.parameters[TEXT_QUERY_PARAMETER].string_value = json.dumps(text_queries)
+    config.parameters[QUERIES_PARAMETER].string_value = json.dumps(sorted(spec.ensembles))
     return config
 
 

@@ -167,7 +167,7 @@ def test_nobody_there_is_unavailable_and_too_slow_is_a_timeout(server) -> None:
 def test_a_server_that_hangs_up_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         threading.Thread(target=_hang_up, args=(listening,), daemon=True).start()
-        url = "127.0.0.1:%d" % listening.getsockname()[1]
+        url = f"127.0.0.1:{listening.getsockname()[1]}"
         for protocol in PROTOCOLS:
             with pytest.raises(ServerUnavailable, match=url):
                 TritonEncoder(url, protocol=protocol, retry=IMPATIENT).encode_targets([jpeg()])
@@ -184,11 +184,9 @@ def test_hundreds_of_bad_requests_leave_the_server_well(server, encoder) -> None
     bad = [content for content, _ in BAD_IMAGES.values()]
 
     def ask(place: int) -> None:
+        image = bad[place % len(bad)] if place % 2 else jpeg("red", (100 + place, 90))
         with pytest.raises((InvalidImage, InvalidText)):
-            if place % 2:
-                triton.encode_queries([bad[place % len(bad)]], ["in red"])
-            else:
-                triton.encode_queries([jpeg("red", (100 + place, 90))], ["x" * 5000])
+            triton.encode_queries([image], ["in red" if place % 2 else "x" * 5000])
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, range(400)))

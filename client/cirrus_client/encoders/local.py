@@ -38,15 +38,13 @@ class LocalEncoder:
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`."""
-        ensembles = self.bundle.spec.ensembles
-        text_only = EnsembleName.ENCODE_TEXT_QUERY in ensembles
         embeddings = np.empty((len(images), self.space.dim), dtype=np.float32)
         with_image: list[int] = []
         without_image: list[int] = []
         pixels: list[Pixels] = []
         token_ids = np.empty((len(images), self.bundle.spec.tokenizer.context_length), dtype=np.int64)
         for position, (image, text) in enumerate(zip(images, texts, strict=True)):
-            check_query(image, text, position=position, text_only=text_only)
+            check_query(image, text, position=position, ensembles=self.bundle.spec.ensembles)
             try:
                 token_ids[position] = self._tokenizer([text or ""])[0]
                 if image is None:
@@ -81,7 +79,7 @@ class LocalEncoder:
     def encode_prepared(self, prepared: Sequence[Pixels]) -> Embeddings:
         """See `Encoder.encode_prepared`."""
         if not prepared:
-            return np.empty((0, self.space.dim), dtype=np.float32)
+            return np.empty((0, *self.space.item_shape), dtype=np.float32)
         return self._encode(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cirrus_client.bundle import SpaceSpec
+from cirrus_client.bundle import EnsembleName, SpaceSpec
 from cirrus_client.errors import InvalidImage, UnsupportedQuery
 
 Embeddings = NDArray[np.float32]
-"""float32 [B, D], L2-normalised."""
+"""float32 [B, D], L2-normalised; [B, V, D] for gallery items of several vectors."""
 
 ImageInput = bytes | str | Path | Image.Image
 """Encoded bytes, the path of an image file, or a decoded picture."""
@@ -38,7 +38,10 @@ class Encoder(Protocol):
         ...
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
-        """Return one gallery embedding per image, float32 [B, D]. Raises InvalidImage naming the position."""
+        """Return one gallery embedding per image, float32 [B, D], or [B, V, D] where the space has V vectors an item.
+
+        Raises InvalidImage naming the position.
+        """
         ...
 
     def prepare(self, image: bytes) -> Any:
@@ -49,7 +52,7 @@ class Encoder(Protocol):
         ...
 
     def encode_prepared(self, prepared: Sequence[Any]) -> Embeddings:
-        """Return one gallery embedding per prepared image, float32 [B, D]."""
+        """Return one gallery embedding per prepared image, of the shape that `encode_targets` has."""
         ...
 
 
@@ -70,11 +73,15 @@ def image_bytes(image: ImageInput) -> bytes:
         raise InvalidImage(f"can't read image file {image}: {error.strerror}") from None
 
 
-def check_query(image: object | None, text: str | None, *, position: int, text_only: bool) -> None:
-    """Raise UnsupportedQuery if the pair is empty, or lacks an image where the recipe needs one."""
+def check_query(image: object | None, text: str | None, *, position: int, ensembles: Collection[EnsembleName]) -> None:
+    """Raise UnsupportedQuery if the pair is empty, or is not of a kind that the bundle has an ensemble for."""
     if image is not None:
+        if EnsembleName.ENCODE_QUERY not in ensembles:
+            raise UnsupportedQuery(
+                f"query {position} has an image, and this bundle's recipe answers texts alone: leave the image away"
+            )
         return
     if not text:
         raise UnsupportedQuery(f"query {position} has neither an image nor a text")
-    if not text_only:
+    if EnsembleName.ENCODE_TEXT_QUERY not in ensembles:
         raise UnsupportedQuery(f"query {position} has no image, and this bundle's recipe composes text with an image")

@@ -15,7 +15,7 @@ import tritonclient.grpc.aio as grpcaio
 import tritonclient.http as httpclient
 import tritonclient.http.aio as httpaio
 
-from cirrus_client.bundle import SpaceSpec
+from cirrus_client.bundle import EnsembleName, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes
 from cirrus_client.encoders.triton_requests import (
     DEFAULT_RETRY,
@@ -66,7 +66,7 @@ class TritonEncoder:
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
-        return self._encode(query_requests(images, texts, self._model()), len(images))
+        return self._encode(query_requests(images, texts, self._model()), (len(images), self.space.dim))
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `Encoder.encode_targets`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
@@ -79,15 +79,15 @@ class TritonEncoder:
 
     def encode_prepared(self, prepared: Sequence[bytes]) -> Embeddings:
         """See `Encoder.encode_prepared`."""
-        return self._encode(target_requests(prepared, self._model()), len(prepared))
+        return self._encode(target_requests(prepared, self._model()), (len(prepared), *self.space.item_shape))
 
     def _model(self) -> ServedModel:
         if self._served is None:
             self._served = read_config(self._call(lambda client: _config(client, self._protocol)), self.url)
         return self._served
 
-    def _encode(self, requests: Sequence[Request], rows: int) -> Embeddings:
-        embeddings = np.empty((rows, self.space.dim), dtype=np.float32)
+    def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
+        embeddings = np.empty(shape, dtype=np.float32)
         for request in requests:
             answer = self._call(partial(self._infer, request=request), request)
             embeddings[request.rows] = check_answer(answer, request, self.space)
@@ -145,12 +145,14 @@ class AsyncTritonEncoder:
 
     async def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `TritonEncoder.encode_queries`."""
-        return await self._encode(query_requests(images, texts, await self._model()), len(images))
+        served = await self._model()
+        return await self._encode(query_requests(images, texts, served), (len(images), served.space.dim))
 
     async def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `TritonEncoder.encode_targets`."""
         encoded = [image_bytes(image) for image in images]
-        return await self._encode(target_requests(encoded, await self._model()), len(encoded))
+        served = await self._model()
+        return await self._encode(target_requests(encoded, served), (len(encoded), *served.space.item_shape))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -164,9 +166,9 @@ class AsyncTritonEncoder:
             self._served = read_config(config, self.url)
         return self._served
 
-    async def _encode(self, requests: Sequence[Request], rows: int) -> Embeddings:
+    async def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
         space = (await self._model()).space
-        embeddings = np.empty((rows, space.dim), dtype=np.float32)
+        embeddings = np.empty(shape, dtype=np.float32)
 
         async def encode(request: Request) -> None:
             answer = await self._call(lambda client: self._infer(client, request), request)
@@ -203,4 +205,4 @@ class AsyncTritonEncoder:
 def _config(client: Any, protocol: Protocol) -> Any:
     """The served ensemble's configuration as JSON; a coroutine of it from an asyncio client."""
     as_json = {"as_json": True} if protocol is Protocol.GRPC else {}
-    return client.get_model_config("encode_query", **as_json)
+    return client.get_model_config(EnsembleName.ENCODE_TARGET.value, **as_json)

@@ -20,7 +20,7 @@ from cirrus_client.bundle import EnsembleName, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes
 from cirrus_client.ensemble import EMBEDDING, bytes_array
 from cirrus_client.errors import CirrusError, InvalidImage, ServerError, ServerTimeout, ServerUnavailable
-from cirrus_client.triton_protocol import SPACE_PARAMETER, TEXT_QUERY_PARAMETER, parse_error
+from cirrus_client.triton_protocol import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error
 
 FAILURES = (InferenceServerException, OSError, EOFError, HTTPException, aiohttp.ClientError, asyncio.TimeoutError)
 """What the four tritonclient clients raise when a request fails."""
@@ -64,7 +64,7 @@ class ServedModel:
 
     space: SpaceSpec
     max_batch: int
-    text_only: bool
+    ensembles: frozenset[EnsembleName]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def query_requests(
     """Split queries into requests: those with an image, those without, none larger than the server's batch."""
     pairs = list(zip(images, texts, strict=True))
     for position, (image, text) in enumerate(pairs):
-        check_query(image, text, position=position, text_only=served.text_only)
+        check_query(image, text, position=position, ensembles=served.ensembles)
     encoded = {row: _encoded(image, f"query {row}") for row, (image, _) in enumerate(pairs) if image is not None}
     text_bytes = [(text or "").encode("utf-8", "surrogatepass") for text in texts]
     with_image = [
@@ -124,18 +124,19 @@ def read_config(answer: Any, url: str) -> ServedModel:
     config = answer.get("config", answer)
     parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
     if SPACE_PARAMETER not in parameters:
-        raise ServerError(f"the server at {url} has an 'encode_query' that was not exported by Cirrus")
+        raise ServerError(f"the server at {url} has an 'encode_target' that was not exported by Cirrus")
     return ServedModel(
         space=SpaceSpec.model_validate_json(parameters[SPACE_PARAMETER]),
         max_batch=int(config["max_batch_size"]),
-        text_only=json.loads(parameters[TEXT_QUERY_PARAMETER]),
+        ensembles=frozenset(EnsembleName(name) for name in json.loads(parameters[QUERIES_PARAMETER])),
     )
 
 
 def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
     """Return the embeddings of an answer. Raises ServerError if they are not what the space says."""
     embeddings = answer.as_numpy(EMBEDDING)
-    expected = (len(request.rows), space.dim)
+    shape = space.item_shape if request.ensemble is EnsembleName.ENCODE_TARGET else (space.dim,)
+    expected = (len(request.rows), *shape)
     if embeddings is None or embeddings.shape != expected or not np.isfinite(embeddings).all():
         found = None if embeddings is None else embeddings.shape
         raise ServerError(f"{request.ensemble} answered with shape {found} or values not finite, expected {expected}")

@@ -16,7 +16,8 @@ from cirrus_client.encoders.protocol import Embeddings
 class Hits:
     """The answers to B queries, best first.
 
-    rows: int64 [B, k], the gallery rows; scores: float32 [B, k], inner products.
+    rows: int64 [B, k], the gallery rows; scores: float32 [B, k], inner products, of the best of an item's vectors
+    where it has several. An approximate index that finds fewer than k fills up with row -1.
     """
 
     rows: NDArray[np.int64]

@@ -8,13 +8,14 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-from cirrus_client.tokenizer import TokenizerSpec
+from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
+from cirrus_export.backbones.backbone import Prompt
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.tokenizer import SimpleTokenizer
 
 
-def write_clip_tokenizer(root: Path, *, context_length: int) -> TokenizerSpec:
+def write_clip_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> TokenizerSpec:
     """Write `tokenizer.json` into root and return how to use it."""
     reference = SimpleTokenizer(context_length=context_length)
     ranked = sorted(reference.bpe_ranks, key=reference.bpe_ranks.__getitem__)
@@ -24,6 +25,13 @@ def write_clip_tokenizer(root: Path, *, context_length: int) -> TokenizerSpec:
         [Split(words, behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.add_special_tokens(["<start_of_text>", "<end_of_text>"])
-    spec = TokenizerSpec(context_length=context_length, start_id=reference.sot_token_id, end_id=reference.eot_token_id)
+    spec = TokenizerSpec(
+        context_length=context_length,
+        start_id=reference.sot_token_id,
+        end_id=reference.eot_token_id,
+        cleaning=prompt.cleaning or TextCleaning.CLIP,
+        template=prompt.template,
+        null_text=prompt.null_text,
+    )
     tokenizer.save(str(root / spec.file))
     return spec

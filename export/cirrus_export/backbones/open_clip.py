@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
+
+from cirrus_client.tokenizer import TokenizerSpec
+from cirrus_export.backbones.backbone import ImageTextBackbone, Prompt, TextToken, at_end_of_text
+from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
 from open_clip.tokenizer import SimpleTokenizer
 
 
-class OpenClipBackbone(nn.Module):
+class OpenClipBackbone(ImageTextBackbone):
     """A CLIP whose encoders return the global embedding and all tokens, projected and unnormalised.
 
     TransAgg's modified CLIP (Code-kunkun/ZS-CIR `model/clip/model.py`) sends every patch through `ln_post` and
@@ -17,9 +23,23 @@ class OpenClipBackbone(nn.Module):
     pooled token alone.
     """
 
+    label = "CLIP"
+    text_token = TextToken.END_OF_TEXT
+
     def __init__(self, clip: open_clip.CLIP) -> None:
         super().__init__()
         self.clip = clip.eval().requires_grad_(False)
+
+    @property
+    def vision(self) -> nn.Module:
+        """The vision tower."""
+        visual: nn.Module = self.clip.visual
+        return visual
+
+    @property
+    def text(self) -> nn.Module:
+        """The whole CLIP, which holds the text tower's parts."""
+        return self.clip
 
     @property
     def dim(self) -> int:
@@ -56,9 +76,23 @@ class OpenClipBackbone(nn.Module):
 
     def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return (text_embedding [B, D], text_tokens [B, T, D]) of int64 [B, T] token ids."""
+        return self.encode_word_embeddings(self.clip.token_embedding(token_ids), token_ids)
+
+    def encode_word_embeddings(self, words: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Like `encode_text`, with the word embeddings [B, T, W] given; token_ids say where the text ends."""
+        tokens = self._contextual(words) @ self.clip.text_projection
+        return at_end_of_text(tokens, token_ids), tokens
+
+    def encode_text_unprojected(self, token_ids: Tensor) -> Tensor:
+        """Return the end-of-text token before the projection, [B, W] of int64 [B, T] token ids."""
+        return at_end_of_text(self._contextual(self.clip.token_embedding(token_ids)), token_ids)
+
+    def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
+        """See `Backbone.write_tokenizer`."""
+        return write_clip_tokenizer(root, context_length=self.context_length, prompt=prompt)
+
+    def _contextual(self, words: Tensor) -> Tensor:
         clip = self.clip
-        hidden = clip.token_embedding(token_ids) + clip.positional_embedding
-        hidden = clip.transformer(hidden, attn_mask=clip.attn_mask)
-        tokens = clip.ln_final(hidden) @ clip.text_projection
-        end_of_text = token_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, tokens.shape[-1])
-        return tokens.gather(1, end_of_text).squeeze(1), tokens
+        hidden = clip.transformer(words + clip.positional_embedding, attn_mask=clip.attn_mask)
+        normalised: Tensor = clip.ln_final(hidden)
+        return normalised

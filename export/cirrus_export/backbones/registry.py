@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 
 from cirrus_client.errors import CheckpointError, ExportError
+from cirrus_export.backbones.backbone import Backbone
+from cirrus_export.backbones.blip import BLIP_KEYS, BlipBackbone, blip_state
+from cirrus_export.backbones.blip2 import Blip2Backbone, blip2_keys, blip2_state
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
-from cirrus_export.checkpoints.state import StateDict, load_strictly, read_state_dict
+from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, read_state_dict
 
 DEMO_BACKBONE = "cirrus-demo"
+FROM_CHECKPOINT = "from-checkpoint"
 RANDOM = "random"
+BLIP = {"blip-base-coco": BlipBackbone.base, "blip-base-flickr": BlipBackbone.base}
+BLIP2: dict[str, Callable[[], Blip2Backbone]] = {
+    "blip2-vit-g": Blip2Backbone.vit_g,
+    "blip2-vit-l": Blip2Backbone.vit_l,
+}
 _RANDOM_SEED = 20240607
 _OPENAI_ARCHIVE_KEYS = ("input_resolution", "context_length", "vocab_size")
 
 
-def load_backbone(name: str, pretrained: str, fine_tuned: StateDict | None = None) -> OpenClipBackbone:
-    """Build a frozen CLIP.
+def load_backbone(name: str, pretrained: str | None, fine_tuned: StateDict | None = None) -> Backbone:
+    """Build a frozen backbone.
 
-    name: an open_clip model name, or "cirrus-demo". pretrained: an open_clip tag ("openai", "laion2b_s32b_b79k"),
-    a checkpoint file, or "random" (seeded). fine_tuned: the backbone that a head's checkpoint carries, in OpenAI's
-    key names; it wins over `pretrained`, whose weights are then not fetched.
+    name: an open_clip model, "cirrus-demo", a name of `BLIP` or `BLIP2`, or "from-checkpoint": CLIP, BLIP or BLIP-2 in
+    the sizes that the weights have. pretrained: an open_clip tag ("openai", "laion2b_s32b_b79k"), a checkpoint file,
+    or "random" (seeded). fine_tuned: the backbone that a head's checkpoint carries, in its authors' key names; it
+    wins over `pretrained`, whose weights are then not fetched.
 
     OpenAI's CLIP and everything fine-tuned from the `clip` package uses QuickGELU: it is forced for the tag "openai",
     for OpenAI's own archives and for `fine_tuned`, whatever the name says (open_clip#771, #915).
@@ -31,29 +42,79 @@ def load_backbone(name: str, pretrained: str, fine_tuned: StateDict | None = Non
     does not fit.
     """
     _register_demo()
-    if name not in open_clip.list_models():
-        near = ", ".join(model for model in open_clip.list_models() if model.startswith(name[:5])) or "see open_clip"
-        raise ExportError(f"there is no backbone '{name}'; near it: {near}")
-    if fine_tuned is not None:
-        return _from_state(name, fine_tuned, openai=True)
-    if pretrained == RANDOM:
-        torch.manual_seed(_RANDOM_SEED)
-        return _supported(name, open_clip.create_model(name))
-    if Path(pretrained).is_file():
+    if name not in (FROM_CHECKPOINT, *BLIP, *BLIP2, *open_clip.list_models()):
+        near = [model for model in (*BLIP, *BLIP2, *open_clip.list_models()) if model.startswith(name[:4])]
+        raise ExportError(f"there is no backbone '{name}'; near it: {', '.join(near) or 'see open_clip'}")
+    if fine_tuned is None and pretrained is None:
+        raise ExportError(
+            f"backbone {name}: the checkpoint carries no backbone, so --pretrained must say where its weights are"
+        )
+    state = fine_tuned
+    if state is None and pretrained is not None and Path(pretrained).is_file():
         state = read_state_dict(Path(pretrained))
-        openai = all(key in state for key in _OPENAI_ARCHIVE_KEYS)
-        weights = {key: value for key, value in state.items() if key not in _OPENAI_ARCHIVE_KEYS}
-        return _from_state(name, StateDict(weights, state.source), openai=openai)
-    return _from_tag(name, pretrained)
-
-
-def _from_state(name: str, state: StateDict, *, openai: bool) -> OpenClipBackbone:
-    backbone = _supported(name, open_clip.create_model(name, force_quick_gelu=openai))
+    if state is None:
+        assert pretrained is not None
+        return _without_state(name, pretrained)
     try:
-        load_strictly(backbone.clip, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; the backbone was taken for {name}: try another --backbone") from None
-    return backbone
+        return _from_state(name, state, openai=fine_tuned is not None)
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint {state.source}: {error} is missing, so its sizes are unknown") from None
+
+
+def _from_state(name: str, state: StateDict, *, openai: bool) -> Backbone:
+    if name in BLIP or (name == FROM_CHECKPOINT and "visual_encoder.norm.weight" in state):
+        blip = BlipBackbone.shaped_as(state) if name == FROM_CHECKPOINT else BLIP[name]()
+        load_strictly(blip, blip_state(state), theirs=BLIP_KEYS.theirs)
+        return blip
+    if name in BLIP2 or (name == FROM_CHECKPOINT and "ln_vision.weight" in state):
+        blip2 = Blip2Backbone.shaped_as(state) if name == FROM_CHECKPOINT else BLIP2[name]()
+        load_strictly(blip2, blip2_state(state), theirs=blip2_keys(state).theirs)
+        return blip2
+    archive = all(key in state for key in _OPENAI_ARCHIVE_KEYS)
+    weights = state.derived({key: value for key, value in state.items() if key not in _OPENAI_ARCHIVE_KEYS})
+    if name == FROM_CHECKPOINT:
+        clip = OpenClipBackbone(_clip_shaped_as(weights))
+    else:
+        clip = _supported(name, open_clip.create_model(name, force_quick_gelu=openai or archive))
+    load_strictly(clip.clip, weights)
+    return clip
+
+
+def _without_state(name: str, pretrained: str) -> Backbone:
+    if pretrained != RANDOM:
+        if name not in open_clip.list_models():
+            raise ExportError(f"--pretrained {pretrained}: there is no such file, and {name} has no tags to fetch")
+        return _from_tag(name, pretrained)
+    if name == FROM_CHECKPOINT:
+        raise ExportError(f"--backbone {FROM_CHECKPOINT} takes its sizes from weights: --pretrained must be a file")
+    torch.manual_seed(_RANDOM_SEED)
+    if name in BLIP:
+        return BLIP[name]()
+    if name in BLIP2:
+        return BLIP2[name]()
+    return _supported(name, open_clip.create_model(name))
+
+
+def _clip_shaped_as(state: StateDict) -> open_clip.CLIP:
+    """OpenAI's CLIP in the sizes of its own state dict, as `clip.model.build_model` infers them; 64 wide heads."""
+    patches, words = state["visual.conv1.weight"], state["token_embedding.weight"]
+    side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    vision = open_clip.CLIPVisionCfg(
+        layers=count_layers(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
+        width=patches.shape[0],
+        head_width=min(64, patches.shape[0]),
+        patch_size=patches.shape[-1],
+        image_size=side * patches.shape[-1],
+    )
+    text = open_clip.CLIPTextCfg(
+        context_length=state["positional_embedding"].shape[0],
+        vocab_size=words.shape[0],
+        width=words.shape[1],
+        heads=max(1, words.shape[1] // 64),
+        layers=count_layers(state, r"^transformer\.resblocks\.(\d+)\."),
+    )
+    dim = state["text_projection"].shape[1]
+    return open_clip.CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=True)
 
 
 def _from_tag(name: str, tag: str) -> OpenClipBackbone:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
+import logging
 import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -17,72 +22,150 @@ from torch import Tensor, nn
 from cirrus_client.errors import CheckpointError
 
 _DATA_PARALLEL = "module."
-_WRAPPERS = ("state_dict", "model_state_dict")
+_KNOWN_WRAPPERS = ("state_dict", "model_state_dict", "model", "state")
+_collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("problems", default=None)
+log = logging.getLogger(__name__)
 
 
 class StateDict(dict[str, Tensor]):
-    """Parameter names to float32 tensors, with the file they came from for messages."""
+    """Parameter names to float32 tensors; for messages, the file they came from and the prefix they had there."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], source: str, prefix: str = "") -> None:
         super().__init__(tensors)
         self.source = source
+        self.prefix = prefix
+
+    def derived(self, tensors: Mapping[str, Tensor]) -> StateDict:
+        """Return other tensors of the same origin."""
+        return StateDict(tensors, self.source, self.prefix)
 
     def under(self, prefix: str) -> StateDict:
         """Return the part under a prefix, the prefix removed."""
         part = {key.removeprefix(prefix): tensor for key, tensor in self.items() if key.startswith(prefix)}
-        return StateDict(part, self.source)
+        return StateDict(part, self.source, self.prefix + prefix)
 
 
 def read_state_dict(path: Path) -> StateDict:
     """Read a `.safetensors` file, or a torch file opened with `weights_only=True`.
 
-    Half precision becomes float32, DataParallel's `module.` prefix is removed, and the common wrappers
-    `{"state_dict": ...}` are opened. Raises CheckpointError if the file is missing, broken, would run code when
-    opened, or holds no state dict.
+    Half precision becomes float32 and DataParallel's `module.` prefix is removed. Where the file holds more than
+    tensors, as `{"epoch": 7, "state_dict": {...}}` does, the one state dict in it is taken, whatever it is called.
+    Raises CheckpointError if the file is missing, broken, would run code when opened, or holds no state dict.
     """
+    content = read_checkpoint(path)
+    return as_state_dict(_unwrapped(content, path), str(path))
+
+
+def read_checkpoint(path: Path) -> Mapping[str, object]:
+    """Read a checkpoint file as it is. Raises CheckpointError; see `read_state_dict`."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: there is no such file")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"checkpoint {path}: can't be read: {error}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"checkpoint {path}: holds a {type(content).__name__}, expected a state dict")
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise CheckpointError(
-            f"checkpoint {path}: expected tensors only, found something else under {_listed(strangers)}"
-        )
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
-    if all(key.startswith(_DATA_PARALLEL) for key in tensors):
-        tensors = {key.removeprefix(_DATA_PARALLEL): value for key, value in tensors.items()}
-    return StateDict(tensors, str(path))
+    return content
 
 
-def load_strictly(module: nn.Module, state: StateDict, *, prefix: str = "") -> None:
+def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
+    """Return tensors in float32, DataParallel's prefix removed."""
+    full = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    if all(key.startswith(_DATA_PARALLEL) for key in full):
+        return StateDict(full, source).under(_DATA_PARALLEL)
+    return StateDict(full, source)
+
+
+def is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether a value maps names to tensors and nothing else."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
+
+
+def _unwrapped(content: Mapping[str, object], path: Path) -> Mapping[str, Tensor]:
+    if is_state_dict(content):
+        return content
+    inside = {key: value for key, value in content.items() if is_state_dict(value)}
+    known = [key for key in _KNOWN_WRAPPERS if key in inside]
+    if len(inside) != 1 and not known:
+        strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+        found = f"state dicts under {_listed(list(inside))}" if inside else f"no tensors under {_listed(strangers)}"
+        raise CheckpointError(f"checkpoint {path}: expected one state dict, found {found}; save the model's alone")
+    name = known[0] if known else next(iter(inside))
+    log.info("checkpoint %s: reading '%s', passing over %s", path, name, _listed([k for k in content if k != name]))
+    return inside[name]
+
+
+def load_strictly(module: nn.Module, state: StateDict, *, theirs: Callable[[str], str] = str) -> None:
     """Load a state dict whose keys must be the module's, all of them and no others.
 
-    prefix: where this part stood in the file, for messages. Raises CheckpointError naming every missing, surplus
-    and wrongly shaped key, each missing one with the nearest surplus.
+    theirs: turns a key into the file's own name for it, for messages. Raises CheckpointError naming every missing,
+    surplus and wrongly shaped key, each missing one with the nearest surplus; see also `one_error_for_all_keys`.
     """
     expected = module.state_dict()
+
+    def in_file(key: str) -> str:
+        return state.prefix + theirs(key)
+
     problems: list[str] = []
-    surplus = [key for key in state if key not in expected]
+    surplus = [in_file(key) for key in state if key not in expected]
     for key in expected:
         if key not in state:
-            nearest = difflib.get_close_matches(key, surplus, n=1)
-            hint = f" (nearest surplus key: '{prefix}{nearest[0]}')" if nearest else ""
-            problems.append(f"key '{prefix}{key}' is missing{hint}")
+            nearest = difflib.get_close_matches(in_file(key), surplus, n=1)
+            hint = f" (nearest surplus key: '{nearest[0]}')" if nearest else ""
+            problems.append(f"key '{in_file(key)}' is missing{hint}")
         elif state[key].shape != expected[key].shape:
             found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
-            problems.append(f"key '{prefix}{key}' has shape {found}, expected {wanted}")
-    problems += [f"key '{prefix}{key}' is not part of the model" for key in surplus]
+            problems.append(f"key '{in_file(key)}' has shape {found}, expected {wanted}")
+    problems += [f"key '{key}' is not part of the model" for key in surplus]
+    report_problems(state.source, problems)
+    if not problems:
+        module.load_state_dict(state)
+
+
+def report_problems(source: str, problems: list[str]) -> None:
+    """Raise CheckpointError if there are problems, or, within `one_error_for_all_keys`, keep them for its end."""
+    collected = _collected.get()
+    if collected is not None:
+        collected += [(source, problem) for problem in problems]
+    elif problems:
+        raise CheckpointError(f"checkpoint {source}: {_listed(problems, separator='; ')}")
+
+
+@contextlib.contextmanager
+def one_error_for_all_keys() -> Iterator[None]:
+    """Let every `load_strictly` within pass, and raise one CheckpointError at the end that names all their problems.
+
+    A key that was renamed from one part of a model to another is missing here and surplus there; and who mends a file
+    wants to see everything at once.
+    """
+    problems: list[tuple[str, str]] = []
+    token = _collected.set(problems)
+    try:
+        yield
+    finally:
+        _collected.reset(token)
     if problems:
-        raise CheckpointError(f"checkpoint {state.source}: {_listed(problems, separator='; ')}")
-    module.load_state_dict(state)
+        by_source: dict[str, list[str]] = {}
+        for source, problem in problems:
+            by_source.setdefault(source, []).append(problem)
+        raise CheckpointError(
+            "; ".join(
+                f"checkpoint {source}: {_listed(found, separator='; ', limit=16)}"
+                for source, found in by_source.items()
+            )
+        )
+
+
+def count_layers(state: StateDict, pattern: str) -> int:
+    """Return how many layers a file has: one more than the largest number that the pattern's group matches.
+
+    Raises KeyError if no key matches.
+    """
+    numbers = [int(found[1]) for key in state if (found := re.match(pattern, key))]
+    if not numbers:
+        raise KeyError(pattern)
+    return max(numbers) + 1
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -1,14 +1,14 @@
 """TransAgg and UNION files: `torch.save(model.state_dict())` of the released training code.
 
 The query head (`fusion.`, `combiner_layer.`, `weighted_layer.`, `output_layer.`, `sep_token`), the target head
-(`t5_layers.`, `union_weighted_layer.`) and the CLIP they were trained with, under `model.` (UNION) or
-`pretrained_model.` (TransAgg). A file without the CLIP is a head for a frozen backbone.
+(`t5_layers.`, `union_weighted_layer.`; in UNION's files alone) and the CLIP or BLIP they were trained with, under
+`model.` (UNION) or `pretrained_model.` (TransAgg). A file without it is a head for a frozen backbone.
 """
 
 from __future__ import annotations
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.checkpoints.state import StateDict, load_strictly
+from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly
 from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.heads.union import Union
 
@@ -18,7 +18,7 @@ _EMBED_TOKENS = "t5_layers.embed_tokens.weight"
 
 
 def backbone(head: StateDict) -> StateDict | None:
-    """Return the CLIP that the file carries, in OpenAI's key names, or None."""
+    """Return the CLIP or BLIP that the file carries, in its authors' key names, or None."""
     for prefix in _BACKBONE_PREFIXES:
         part = head.under(prefix)
         if part:
@@ -26,21 +26,36 @@ def backbone(head: StateDict) -> StateDict | None:
     return None
 
 
-def load(head: StateDict, query_head: TransAgg, union: Union) -> None:
-    """Load both heads. Raises CheckpointError for a missing, surplus or wrongly shaped key.
-
-    Newer transformers save an unused `embed_tokens` table with the T5 stack; it is the one key that is ignored.
-    """
+def load_query_head(head: StateDict, query_head: TransAgg) -> None:
+    """Load the query head. Raises CheckpointError for a missing, surplus or wrongly shaped key."""
     _check_width(head, query_head)
-    target = {key: value for key, value in head.items() if key.startswith(_UNION_PREFIXES) and key != _EMBED_TOKENS}
-    load_strictly(union, StateDict(target, head.source))
     passed_over = (*_UNION_PREFIXES, *_BACKBONE_PREFIXES)
     query = {key: value for key, value in head.items() if not key.startswith(passed_over)}
-    load_strictly(query_head, StateDict(query, head.source))
+    load_strictly(query_head, head.derived(query))
 
 
-def t5_heads(dim: int) -> int:
-    """Attention heads of the released T5 stack: 12 for CLIP ViT-L/14 (D=768), else 8."""
+def load_union(head: StateDict, union: Union) -> None:
+    """Load the target head. Raises CheckpointError for a missing, surplus or wrongly shaped key.
+
+    T5's stack saves an `embed_tokens` table that it never reads; it is the one key that is ignored.
+    """
+    target = {key: value for key, value in head.items() if key.startswith(_UNION_PREFIXES) and key != _EMBED_TOKENS}
+    load_strictly(union, head.derived(target))
+
+
+def fusion_layers(head: StateDict | None) -> int:
+    """Layers of the query head's transformer: as many as the file has, two in the released configuration."""
+    try:
+        return count_layers(head or StateDict({}, ""), r"^fusion\.layers\.(\d+)\.")
+    except KeyError:
+        return 2
+
+
+def t5_heads(head: StateDict | None, dim: int) -> int:
+    """Attention heads of the T5 stack, 64 wide: the file's; the released 12 for CLIP ViT-L/14 (D=768), else 8."""
+    query = head.get("t5_layers.block.0.layer.0.SelfAttention.q.weight") if head else None
+    if query is not None:
+        return int(query.shape[0]) // 64
     return 12 if dim == 768 else 8
 
 

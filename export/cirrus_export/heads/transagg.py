@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cirrus_export.backbones.backbone import TextToken, at_end_of_text
+
 
 class PadMask(StrEnum):
     """How padding text tokens are kept out of the fusion's attention.
@@ -32,7 +34,13 @@ class TransAgg(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, num_layers: int = 2, dropout: float = 0.1, pad_mask: PadMask = PadMask.BOOL
+        self,
+        dim: int,
+        *,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        text_token: TextToken = TextToken.END_OF_TEXT,
+        pad_mask: PadMask = PadMask.BOOL,
     ) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(
@@ -44,6 +52,7 @@ class TransAgg(nn.Module):
         self.output_layer = nn.Linear(8 * dim, dim)
         self.sep_token = nn.Parameter(torch.randn(1, 1, dim))
         self.dropout = nn.Dropout(dropout)
+        self.text_token = text_token
         self.pad_mask = pad_mask
 
     def forward(
@@ -63,8 +72,7 @@ class TransAgg(nn.Module):
         sequence = torch.cat((text_tokens, separator, image_tokens), dim=1)
         fused = self.fusion(sequence, src_key_padding_mask=self._key_padding_mask(token_ids, image_tokens))
 
-        end_of_text = token_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, fused.shape[-1])
-        fused_text = fused.gather(1, end_of_text).squeeze(1)
+        fused_text = fused[:, 0] if self.text_token is TextToken.FIRST else at_end_of_text(fused, token_ids)
         fused_image = fused[:, token_ids.shape[1] + 1]
 
         mixed = self.combiner_layer(torch.cat((fused_image, fused_text), dim=-1))

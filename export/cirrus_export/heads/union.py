@@ -50,3 +50,20 @@ class Union(nn.Module):
         image_weight = self.union_weighted_layer(fused.flatten(1))
         union = image_weight * image_embedding + (1 - image_weight) * text_embedding
         return F.normalize(union, dim=-1)
+
+
+class NullTextUnion(nn.Module):
+    """UNION with the embedding of the empty text as a constant: no text encoder runs for a gallery."""
+
+    null_text: Tensor
+
+    def __init__(self, union: Union, null_text: Tensor) -> None:
+        """null_text: the unnormalised text embedding of "", float32 [1, D]."""
+        super().__init__()
+        self.union = union
+        self.register_buffer("null_text", null_text)
+
+    def forward(self, image_embedding: Tensor) -> Tensor:
+        """Return gallery embeddings [B, D] of unnormalised image embeddings [B, D]."""
+        target: Tensor = self.union(image_embedding, self.null_text.expand(image_embedding.shape[0], -1))
+        return target

@@ -17,16 +17,17 @@ class Normalise(nn.Module):
 class WeightedSum(nn.Module):
     """(1 - w) * image + w * text of the two normalised embeddings; the image alone where the text is empty."""
 
-    def __init__(self, text_weight: float) -> None:
+    null_token_ids: Tensor
+
+    def __init__(self, text_weight: float, null_token_ids: Tensor) -> None:
+        """null_token_ids: the empty text, int64 [1, T]."""
         super().__init__()
         self.text_weight = text_weight
+        self.register_buffer("null_token_ids", null_token_ids)
 
     def forward(self, image_embedding: Tensor, text_embedding: Tensor, token_ids: Tensor) -> Tensor:
-        """Return the normalised query [B, D] of unnormalised embeddings [B, D] and token ids [B, T].
-
-        The end-of-text token has the largest id; of an empty text it stands at position 1.
-        """
-        has_text = (token_ids.argmax(dim=-1, keepdim=True) > 1).to(image_embedding.dtype)
+        """Return the normalised query [B, D] of unnormalised embeddings [B, D] and token ids [B, T]."""
+        has_text = (token_ids != self.null_token_ids).any(dim=-1, keepdim=True).to(image_embedding.dtype)
         text_weight = self.text_weight * has_text
         image = F.normalize(image_embedding, dim=-1)
         text = F.normalize(text_embedding, dim=-1)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cirrus_client.bundle import EnsembleName, Similarity
+from cirrus_client.bundle import EnsembleName
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.preprocess import PreprocessSpec
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.zero_shot import Normalise, WeightedSum
-from cirrus_export.recipes.recipe import (
-    Options,
-    Parts,
-    Recipe,
-    head_step,
-    query_ensemble,
-    register,
-    target_ensemble,
-    text_query_ensemble,
-)
+from cirrus_export.recipes.recipe import Options, Parts, register
+from cirrus_export.recipes.two_tower import TwoTowerRecipe
+from cirrus_export.recipes.wiring import ensemble
 
 
 class ClipOptions(Options):
@@ -29,17 +23,15 @@ class ClipOptions(Options):
 
 
 @register("clip")
-class Clip(Recipe):
+class Clip(TwoTowerRecipe):
     """No trained head: the baseline every CIR paper compares with."""
 
-    similarity = Similarity.COSINE
     needs_head = False
     options_type = ClipOptions
-    options: ClipOptions
 
     def __init__(self, parts: Parts, options: ClipOptions) -> None:
         super().__init__(parts, options)
-        self.query_head = WeightedSum(options.text_weight)
+        self.query_head = WeightedSum(options.text_weight, self.backbone.null_token_ids)
 
     @staticmethod
     def preprocess(image_size_px: int) -> PreprocessSpec:
@@ -55,13 +47,11 @@ class Clip(Recipe):
 
     def text_query(self, token_ids: Tensor) -> Tensor:
         """The normalised text embedding."""
-        embedding: Tensor = self.backbone.clip.encode_text(token_ids, normalize=True)
-        return embedding
+        return F.normalize(self.backbone.encode_text(token_ids)[0], dim=-1)
 
     def target(self, pixels: Tensor) -> Tensor:
         """The normalised image embedding."""
-        embedding: Tensor = self.backbone.clip.encode_image(pixels, normalize=True)
-        return embedding
+        return F.normalize(self.backbone.encode_image(pixels)[0], dim=-1)
 
     def graphs(self) -> list[Graph]:
         """Encoders, the weighted sum, and normalisation for texts and targets."""
@@ -70,29 +60,24 @@ class Clip(Recipe):
             self.text_graph(),
             self._query_graph(),
             self._text_query_graph(),
-            Graph(
-                "target_head",
-                Normalise(),
-                inputs=(vector("image_embedding", self.backbone.dim),),
-                outputs=(vector("target_embedding", self.backbone.dim),),
-            ),
+            self.target_graph(Normalise()),
             self.gallery_graph(Normalise()),
         ]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
         """Any combination of image and text."""
         return {
-            EnsembleName.ENCODE_QUERY: query_ensemble(head_step(self._query_graph())),
-            EnsembleName.ENCODE_TEXT_QUERY: text_query_ensemble(head_step(self._text_query_graph())),
-            EnsembleName.ENCODE_TARGET: target_ensemble(),
+            EnsembleName.ENCODE_QUERY: ensemble(self.vision_graph(), self.text_graph(), self._query_graph()),
+            EnsembleName.ENCODE_TEXT_QUERY: ensemble(self.text_graph(), self._text_query_graph()),
+            EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph(Normalise())),
         }
 
     def target_modules(self) -> dict[str, nn.Module]:
         """The vision tower; there is no target head."""
-        return {"backbone": self.backbone.clip.visual}
+        return {"backbone": self.backbone.vision}
 
     def _query_graph(self) -> Graph:
-        dim, length = self.backbone.dim, self.backbone.context_length
+        dim, length = self.dim, self.backbone.context_length
         return Graph(
             "query_head",
             self.query_head,
@@ -101,10 +86,9 @@ class Clip(Recipe):
         )
 
     def _text_query_graph(self) -> Graph:
-        dim = self.backbone.dim
         return Graph(
             "text_query_head",
             Normalise(),
-            inputs=(vector("text_embedding", dim),),
-            outputs=(vector("query_embedding", dim),),
+            inputs=(vector("text_embedding", self.dim),),
+            outputs=(vector("query_embedding", self.dim),),
         )

@@ -1,72 +1,36 @@
-"""TransAgg query fusion with UNION targets (arXiv 2306.07272, 2511.22253)."""
+"""TransAgg query fusion with UNION targets (arXiv 2306.07272, 2511.22253; baohl00/UNION_for_IGROT)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from cirrus_client.bundle import EnsembleName, Similarity
-from cirrus_client.ensemble import EnsembleSpec
-from cirrus_client.preprocess import Pad, PreprocessSpec
+from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.checkpoints import transagg_union as checkpoint
-from cirrus_export.checkpoints.state import StateDict
-from cirrus_export.graph import Graph, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
-from cirrus_export.heads.transagg import PadMask, TransAgg
-from cirrus_export.heads.union import Union
-from cirrus_export.recipes.recipe import (
-    Options,
-    Parts,
-    Recipe,
-    head_step,
-    query_ensemble,
-    register,
-    target_ensemble,
-)
-
-
-class TransAggUnionOptions(Options):
-    """pad_mask: how padding tokens enter the fusion; see `PadMask`."""
-
-    pad_mask: PadMask = PadMask.BOOL
+from cirrus_export.heads.union import NullTextUnion, Union
+from cirrus_export.recipes.recipe import Parts, register
+from cirrus_export.recipes.transagg import TransAggOptions, TransAggRecipe
 
 
 @register("transagg-union")
-class TransAggUnion(Recipe):
+class TransAggUnion(TransAggRecipe):
     """A query is fused over all tokens by TransAgg; a target is the UNION of the image and the null text."""
 
-    similarity = Similarity.COSINE
-    needs_head = True
-    options_type = TransAggUnionOptions
-    options: TransAggUnionOptions
-
-    def __init__(self, parts: Parts, options: TransAggUnionOptions) -> None:
+    def __init__(self, parts: Parts, options: TransAggOptions) -> None:
         super().__init__(parts, options)
-        dim = self.backbone.dim
-        self.query_head = TransAgg(dim, pad_mask=options.pad_mask)
-        self.union = Union(dim, num_heads=checkpoint.t5_heads(dim))
+        self.union = Union(self.dim, num_heads=checkpoint.t5_heads(parts.head, self.dim))
         if parts.head is not None:
-            checkpoint.load(parts.head, self.query_head, self.union)
-        freeze(self.query_head)
+            checkpoint.load_union(parts.head, self.union)
         freeze(self.union)
-        self.target_head = self._null_text_union()
+        with torch.no_grad():
+            null_text, _ = self.backbone.encode_text(self.backbone.null_token_ids)
+        self._null_text_union = NullTextUnion(self.union, null_text)
 
-    @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """TargetPad(1.25), then CLIP's resize and crop: `targetpad_transform` of the released code."""
-        return PreprocessSpec(size_px=image_size_px, pad=Pad.TARGET)
-
-    @staticmethod
-    def checkpoint_backbone(head: StateDict) -> StateDict | None:
-        """Released training saves the CLIP beside the head, under `model.` or `pretrained_model.`."""
-        return checkpoint.backbone(head)
-
-    def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
-        """`combine_features` of the released code."""
-        image_embedding, image_tokens = self.backbone.encode_image(pixels)
-        text_embedding, text_tokens = self.backbone.encode_text(token_ids)
-        fused: Tensor = self.query_head(image_embedding, image_tokens, text_embedding, text_tokens, token_ids)
-        return fused
+    @property
+    def target_head(self) -> NullTextUnion:
+        """UNION with the null text folded in."""
+        return self._null_text_union
 
     def target(self, pixels: Tensor) -> Tensor:
         """`union_features(images, [""] * B)` of the released code, the text encoder run on the empty text."""
@@ -75,65 +39,32 @@ class TransAggUnion(Recipe):
         target: Tensor = self.union(image_embedding, null_text)
         return target
 
-    def graphs(self) -> list[Graph]:
-        """Encoders, query head, target head with the null text folded in, and the fused gallery graph."""
-        return [
-            self.vision_graph(),
-            self.text_graph(),
-            self._query_graph(),
-            Graph(
-                "target_head",
-                self.target_head,
-                inputs=(vector("image_embedding", self.backbone.dim),),
-                outputs=(vector("target_embedding", self.backbone.dim),),
-            ),
-            self.gallery_graph(self.target_head),
-        ]
-
-    def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Queries need an image; an absent text is the null text."""
-        return {
-            EnsembleName.ENCODE_QUERY: query_ensemble(head_step(self._query_graph())),
-            EnsembleName.ENCODE_TARGET: target_ensemble(),
-        }
-
     def target_modules(self) -> dict[str, nn.Module]:
         """The vision tower, and the union with its null text, which stands for the text tower."""
-        return {"backbone": self.backbone.clip.visual, "target_head": self.target_head}
-
-    def _query_graph(self) -> Graph:
-        dim, length = self.backbone.dim, self.backbone.context_length
-        return Graph(
-            "query_head",
-            self.query_head,
-            inputs=(
-                vector("image_embedding", dim),
-                vectors("image_tokens", self.backbone.num_image_tokens, dim),
-                vector("text_embedding", dim),
-                vectors("text_tokens", length, dim),
-                token_ids(length),
-            ),
-            outputs=(vector("query_embedding", dim),),
-        )
-
-    def _null_text_union(self) -> NullTextUnion:
-        with torch.no_grad():
-            null_text, _ = self.backbone.encode_text(self.backbone.null_token_ids)
-        return NullTextUnion(self.union, null_text)
+        return {"backbone": self.backbone.vision, "target_head": self.target_head}
 
 
-class NullTextUnion(nn.Module):
-    """UNION with the embedding of the empty text as a constant: no text encoder runs for a gallery."""
+class UnionSketchOptions(TransAggOptions):
+    """sketch_text: what a sketch without a text is searched with. Sketchy's evaluation uses a prompt, the others ""."""
 
-    null_text: Tensor
+    sketch_text: str = ""
 
-    def __init__(self, union: Union, null_text: Tensor) -> None:
-        """null_text: the unnormalised text embedding of "", float32 [1, D]."""
-        super().__init__()
-        self.union = union
-        self.register_buffer("null_text", null_text)
 
-    def forward(self, image_embedding: Tensor) -> Tensor:
-        """Return gallery embeddings [B, D] of unnormalised image embeddings [B, D]."""
-        target: Tensor = self.union(image_embedding, self.null_text.expand(image_embedding.shape[0], -1))
-        return target
+@register("union-sketch")
+class UnionSketch(TransAggUnion):
+    """Sketch-based image retrieval: a query is a sketch, with the null text, or a fixed prompt, in place of an edit.
+
+    `data_submission/{tuberlin,quickdraw,sketchy}_test_submission.py`: Sketchy's text is "a real image of sketch", in
+    training as in evaluation; TU-Berlin's and QuickDraw's are empty. A text given with the sketch still counts.
+    """
+
+    options_type = UnionSketchOptions
+
+    def __init__(self, parts: Parts, options: UnionSketchOptions) -> None:
+        super().__init__(parts, options)
+        self._sketch_text = options.sketch_text
+
+    @property
+    def prompt(self) -> Prompt:
+        """The option's text where a query has none."""
+        return Prompt(null_text=self._sketch_text)

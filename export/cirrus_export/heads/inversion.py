@@ -1,0 +1,92 @@
+"""Textual inversion: a small network turns an image into a word, which stands in the query's prompt."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cirrus_export.backbones.open_clip import OpenClipBackbone
+
+
+class Replaced(StrEnum):
+    """Which occurrences of the placeholder become the image's word: SEARLE's and Pic2Word's code, or LinCIR's."""
+
+    FIRST = "first"
+    ALL = "all"
+
+
+class Phi(nn.Module):
+    """SEARLE's and LinCIR's phi (miccunifi/SEARLE `src/phi.py`): three linear layers with exact GELU."""
+
+    def __init__(self, dim: int, hidden: int, word_width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, word_width),
+        )
+
+    def forward(self, image_embedding: Tensor) -> Tensor:
+        """Return word embeddings [B, W] of unnormalised image embeddings [B, D]."""
+        words: Tensor = self.layers(image_embedding)
+        return words
+
+
+class Im2Text(nn.Module):
+    """Pic2Word's mapping network (google-research/composed_image_retrieval `model/model.py`): ReLU, 512 wide."""
+
+    def __init__(self, dim: int, hidden: int, word_width: int, *, num_layers: int = 2) -> None:
+        super().__init__()
+        widths = [dim, *[hidden] * num_layers]
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Linear(before, after), nn.Dropout(0.1), nn.ReLU()) for before, after in pairwise(widths))
+        )
+        self.fc_out = nn.Linear(hidden, word_width)
+
+    def forward(self, image_embedding: Tensor) -> Tensor:
+        """Return word embeddings [B, W] of unnormalised image embeddings [B, D]."""
+        words: Tensor = self.fc_out(self.layers(image_embedding))
+        return words
+
+
+class PseudoWordQuery(nn.Module):
+    """CLIP's text tower over a prompt whose placeholder is an image's word.
+
+    The released codes find the placeholder with `nonzero`, whose size depends on the data; a mask over the token ids
+    is the same function with shapes that are known.
+    """
+
+    def __init__(
+        self,
+        backbone: OpenClipBackbone,
+        network: nn.Module,
+        *,
+        placeholder_id: int,
+        replaced: Replaced,
+        normalise_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.network = network
+        self.placeholder_id = placeholder_id
+        self.replaced = replaced
+        self.normalise_input = normalise_input
+
+    def forward(self, image_embedding: Tensor, token_ids: Tensor) -> Tensor:
+        """Return L2-normalised queries [B, D] of unnormalised image embeddings [B, D] and int64 token ids [B, T]."""
+        if self.normalise_input:
+            image_embedding = F.normalize(image_embedding, dim=-1)
+        is_word = token_ids == self.placeholder_id
+        if self.replaced is Replaced.FIRST:
+            is_word = is_word & (is_word.long().cumsum(dim=1) == 1)
+        words = self.backbone.clip.token_embedding(token_ids)
+        words = torch.where(is_word[..., None], self.network(image_embedding)[:, None], words)
+        return F.normalize(self.backbone.encode_word_embeddings(words, token_ids)[0], dim=-1)

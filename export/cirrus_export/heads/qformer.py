@@ -1,0 +1,88 @@
+"""BLIP-2's Q-Former as SPRC uses it: 32 vectors for a target, a sentence prompt for a query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from transformers import Blip2QFormerConfig
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+
+
+@dataclass(frozen=True)
+class QFormerSize:
+    """The sizes of a Q-Former; the defaults are BLIP-2's. Heads are 64 wide, as BERT's."""
+
+    image_width: int
+    num_queries: int = 32
+    width: int = 768
+    layers: int = 12
+    inner: int = 3072
+    vocabulary: int = 30523
+    positions: int = 512
+    cross_attention_every: int = 2
+    dim: int = 256
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return max(1, self.width // 64)
+
+
+class QFormer(nn.Module):
+    """Learned queries that read an image, with or without a text beside them.
+
+    Follows `Blip2QformerCirAlignPrompt` of chunmeifeng/SPRC (`inference` and `extract_target_features`, arXiv
+    2312.12273). Its second pass over the sentence prompt has no image: SPRC's edited layer then sends *every* token,
+    prompts too, through the text feed-forward and skips cross-attention. In transformers' Q-Former a query length
+    of zero does the same.
+    """
+
+    def __init__(self, size: QFormerSize) -> None:
+        super().__init__()
+        self.size = size
+        config = Blip2QFormerConfig(
+            vocab_size=size.vocabulary,
+            hidden_size=size.width,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            intermediate_size=size.inner,
+            max_position_embeddings=size.positions,
+            layer_norm_eps=1e-12,
+            cross_attention_frequency=size.cross_attention_every,
+            encoder_hidden_size=size.image_width,
+            use_qformer_text_input=True,
+            pad_token_id=0,
+        )
+        self.query_tokens = nn.Parameter(torch.empty(1, size.num_queries, size.width).normal_(std=0.02))
+        self.embeddings = Blip2TextEmbeddings(config)
+        self.bert = Blip2QFormerModel(config)
+        self.vision_proj = nn.Linear(size.width, size.dim)
+        self.text_proj = nn.Linear(size.width, size.dim)
+
+    def target(self, image_tokens: Tensor) -> Tensor:
+        """Return L2-normalised target embeddings [B, V, D] of image tokens [B, N, W]."""
+        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
+        read = self.bert(query_embeds=queries, encoder_hidden_states=image_tokens).last_hidden_state
+        return F.normalize(self.vision_proj(read), dim=-1)
+
+    def query(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        """Return L2-normalised query embeddings [B, D] of image tokens [B, N, W] and int64 token ids [B, T]."""
+        count = self.size.num_queries
+        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
+        is_text = (token_ids != 0).long()
+        attended = torch.cat([torch.ones_like(is_text[:, :1]).expand(-1, count), is_text], dim=1)
+        prompt = self.bert(
+            query_embeds=self.embeddings(token_ids, query_embeds=queries),
+            query_length=count,
+            attention_mask=attended,
+            encoder_hidden_states=image_tokens,
+        ).last_hidden_state[:, :count]
+        sentence = self.bert(
+            query_embeds=self.embeddings(token_ids, query_embeds=prompt), query_length=0, attention_mask=attended
+        ).last_hidden_state
+        return F.normalize(self.text_proj(sentence[:, count]), dim=-1)

@@ -1,0 +1,109 @@
+"""Retrieval-DPO of GautamaShastry/zscir (`retrieval/src/validate_dpo.py`): CLIP with another text transformer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cirrus_client.bundle import CaptionJoin, EnsembleName
+from cirrus_client.ensemble import EnsembleSpec
+from cirrus_client.errors import ExportError
+from cirrus_client.preprocess import PreprocessSpec
+from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.open_clip import OpenClipBackbone
+from cirrus_export.checkpoints.state import load_strictly
+from cirrus_export.graph import Graph, token_ids, vector
+from cirrus_export.heads.frozen import freeze
+from cirrus_export.heads.zero_shot import Normalise
+from cirrus_export.recipes.recipe import Options, Parts, register
+from cirrus_export.recipes.two_tower import TwoTowerRecipe, backbone_of
+from cirrus_export.recipes.wiring import ensemble
+
+
+class RetrievalDpoOptions(Options):
+    """project_text: apply CLIP's text projection. The released evaluation leaves it out, so its queries and its
+    gallery are in different spaces and its published recall is at chance; a query is then reproduced, not repaired.
+    """
+
+    project_text: bool = False
+
+
+@register("retrieval-dpo")
+class RetrievalDpo(TwoTowerRecipe):
+    """A text alone is the query; the checkpoint is the bare state dict of the text tower's transformer."""
+
+    caption_join = CaptionJoin.EACH
+    options_type = RetrievalDpoOptions
+
+    def __init__(self, parts: Parts, options: RetrievalDpoOptions) -> None:
+        super().__init__(parts, options)
+        clip = backbone_of(self, parts, (OpenClipBackbone,))
+        width = int(clip.clip.token_embedding.embedding_dim)
+        if width != self.dim and not options.project_text:
+            raise ExportError(
+                f"recipe {self.name} leaves out the text projection, as its released code does; that needs a CLIP "
+                f"whose text tower is as wide as its embedding, like ViT-L-14; this one has {width} and {self.dim}: "
+                "choose another --backbone, or --option project_text=true"
+            )
+        if parts.head is not None:
+            load_strictly(clip.clip.transformer, parts.head)
+        self.text_query_head = freeze(_TextQuery(clip, project=options.project_text))
+
+    @staticmethod
+    def preprocess(image_size_px: int) -> PreprocessSpec:
+        """CLIP's own, on images converted to RGB first."""
+        return PreprocessSpec(size_px=image_size_px)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The literal marker of the released code, which CLIP's tokenizer spells out."""
+        return Prompt(template="<|image|> {text}")
+
+    def text_query(self, token_ids: Tensor) -> Tensor:
+        """The normalised end-of-text token."""
+        query: Tensor = self.text_query_head(token_ids)
+        return query
+
+    def target(self, pixels: Tensor) -> Tensor:
+        """The normalised image embedding."""
+        return F.normalize(self.backbone.encode_image(pixels)[0], dim=-1)
+
+    def graphs(self) -> list[Graph]:
+        """The text tower, and the plain targets."""
+        return [
+            self.vision_graph(),
+            self._text_query_graph(),
+            self.target_graph(Normalise()),
+            self.gallery_graph(Normalise()),
+        ]
+
+    def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
+        """Queries are texts alone."""
+        return {
+            EnsembleName.ENCODE_TEXT_QUERY: ensemble(self._text_query_graph()),
+            EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph(Normalise())),
+        }
+
+    def target_modules(self) -> dict[str, nn.Module]:
+        """The vision tower."""
+        return {"backbone": self.backbone.vision}
+
+    def _text_query_graph(self) -> Graph:
+        return Graph(
+            "text_query_encoder",
+            self.text_query_head,
+            inputs=(token_ids(self.backbone.context_length),),
+            outputs=(vector("query_embedding", self.dim),),
+        )
+
+
+class _TextQuery(nn.Module):
+    def __init__(self, clip: OpenClipBackbone, *, project: bool) -> None:
+        super().__init__()
+        self.clip = clip
+        self.project = project
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        if self.project:
+            return F.normalize(self.clip.encode_text(token_ids)[0], dim=-1)
+        return F.normalize(self.clip.encode_text_unprojected(token_ids), dim=-1)

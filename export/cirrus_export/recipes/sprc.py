@@ -1,0 +1,165 @@
+"""SPRC: sentence-level prompts from BLIP-2's Q-Former (arXiv 2312.12273), and what shares its form."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cirrus_client.bundle import EnsembleName, Similarity
+from cirrus_client.ensemble import EnsembleSpec
+from cirrus_client.preprocess import Pad, PreprocessSpec
+from cirrus_client.tokenizer import TextCleaning
+from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.blip2 import Blip2Backbone
+from cirrus_export.checkpoints import sprc as checkpoint
+from cirrus_export.checkpoints.state import StateDict
+from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
+from cirrus_export.heads.frozen import freeze
+from cirrus_export.heads.qformer import QFormer, QFormerSize
+from cirrus_export.recipes.recipe import Options, Parts, Recipe, register
+from cirrus_export.recipes.two_tower import backbone_of
+from cirrus_export.recipes.wiring import ensemble
+
+
+@register("sprc")
+class Sprc(Recipe):
+    """A query makes its own prompt in one pass and reads it with the text in a second; a target is 32 vectors."""
+
+    similarity = Similarity.MAX_COSINE
+
+    def __init__(self, parts: Parts, options: Options) -> None:
+        super().__init__(parts, options)
+        self._backbone = backbone_of(self, parts, (Blip2Backbone,))
+        size = (
+            QFormerSize(self.backbone.width) if parts.head is None else checkpoint.size(parts.head, self.backbone.width)
+        )
+        self.qformer = QFormer(size)
+        if parts.head is not None:
+            checkpoint.load(parts.head, self.qformer)
+        freeze(self.qformer)
+
+    @property
+    def backbone(self) -> Blip2Backbone:
+        """The frozen image encoder; the text goes to the Q-Former."""
+        return self._backbone
+
+    @property
+    def dim(self) -> int:
+        """Width D of every vector."""
+        return self.qformer.size.dim
+
+    @property
+    def vectors(self) -> int:
+        """One vector a learned query."""
+        return self.qformer.size.num_queries
+
+    @staticmethod
+    def preprocess(image_size_px: int) -> PreprocessSpec:
+        """`targetpad_transform(1.25, 224)`: RGB after the crop."""
+        return PreprocessSpec(size_px=image_size_px, pad=Pad.TARGET, convert_rgb="after_crop")
+
+    @property
+    def prompt(self) -> Prompt:
+        """LAVIS's `blip_caption` evaluation processor."""
+        return Prompt(cleaning=TextCleaning.BLIP_CAPTION)
+
+    @staticmethod
+    def checkpoint_backbone(head: StateDict) -> StateDict | None:
+        """The whole BLIP-2 is saved."""
+        return checkpoint.backbone(head)
+
+    def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
+        """`inference` of the released class, up to the similarity."""
+        return self.qformer.query(self.backbone(pixels), token_ids)
+
+    def target(self, pixels: Tensor) -> Tensor:
+        """`extract_target_features` of the released class."""
+        return self.qformer.target(self.backbone(pixels))
+
+    def graphs(self) -> list[Graph]:
+        """The image encoder, the two-pass query, the target's vectors, and encoder and target in one."""
+        tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
+        target = (vectors("target_embeddings", self.vectors, self.dim),)
+        return [
+            self._vision_graph(),
+            self._query_graph(),
+            Graph("target_head", _Target(self.qformer), inputs=(tokens,), outputs=target),
+            self._gallery_graph(),
+        ]
+
+    def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
+        """Queries need an image; an absent text is the empty one."""
+        return {
+            EnsembleName.ENCODE_QUERY: ensemble(self._vision_graph(), self._query_graph()),
+            EnsembleName.ENCODE_TARGET: ensemble(self._gallery_graph()),
+        }
+
+    def target_modules(self) -> dict[str, nn.Module]:
+        """The image encoder and the Q-Former."""
+        return {"backbone": self.backbone.vision, "target_head": self.qformer}
+
+    def pooling(self) -> str:
+        """Return how the target side gets its vectors out of an image."""
+        return "learned queries, projected, l2-normalised"
+
+    def _vision_graph(self) -> Graph:
+        backbone = self.backbone
+        return Graph(
+            "vision_encoder",
+            backbone,
+            inputs=(pixels(backbone.image_size_px),),
+            outputs=(vectors("image_tokens", backbone.num_image_tokens, backbone.width),),
+        )
+
+    def _query_graph(self) -> Graph:
+        tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
+        return Graph(
+            "query_head",
+            _Query(self.qformer),
+            inputs=(tokens, token_ids(self.backbone.context_length)),
+            outputs=(vector("query_embedding", self.dim),),
+        )
+
+    def _gallery_graph(self) -> Graph:
+        return Graph(
+            "gallery",
+            nn.Sequential(self.backbone, _Target(self.qformer)),
+            inputs=(pixels(self.backbone.image_size_px),),
+            outputs=(vectors("target_embeddings", self.vectors, self.dim),),
+        )
+
+
+@register("blip2-qformer")
+class Blip2QFormer(Sprc):
+    """BLIP-2 fine-tuned for FashionIQ (GautamaShastry/zscir): its model file is SPRC's, byte for byte.
+
+    Its `finetune.py` saves `{"epoch": ..., "state": state_dict}`, where SPRC names the entry after the class; the
+    reader takes the one state dict of a file, whatever its name.
+    """
+
+
+@register("ptha")
+class Ptha(Sprc):
+    """PTHA, prototypical two-hop alignment (arXiv 2504.05316), as far as its paper tells: SPRC's form at inference.
+
+    No code is public. Hop 1, image and text to a multimodal prototype by the Q-Former, is SPRC's first pass; hop 2,
+    the prototype with the modification text through BLIP-2's text encoder, its second. Losses differ, in training
+    alone. A checkpoint must be in SPRC's key names.
+    """
+
+
+class _Query(nn.Module):
+    def __init__(self, qformer: QFormer) -> None:
+        super().__init__()
+        self.qformer = qformer
+
+    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        return self.qformer.query(image_tokens, token_ids)
+
+
+class _Target(nn.Module):
+    def __init__(self, qformer: QFormer) -> None:
+        super().__init__()
+        self.qformer = qformer
+
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        return self.qformer.target(image_tokens)

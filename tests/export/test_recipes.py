@@ -1,0 +1,170 @@
+"""Every recipe, from a checkpoint in its authors' key names to a bundle that passed its gate.
+
+`author_keys/*.json` are names and shapes of files that the authors' own code saved at a small size: TransAgg and UNION
+(Code-kunkun/ZS-CIR, baohl00/UNION_for_IGROT), SPRC (chunmeifeng/SPRC), SEARLE (miccunifi/SEARLE) and Pic2Word
+(google-research/composed_image_retrieval). The weights here are random.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cirrus_client.bundle import Bundle, EnsembleName, Similarity
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
+from cirrus_client.gallery import embed_gallery, read_gallery
+from cirrus_client.retriever import build_index, open_retriever
+from cirrus_export.pipeline import ExportRequest, build_recipe, export
+
+KEYS = Path(__file__).parent / "author_keys"
+SMALL_CLIP = "cirrus-test-clip"
+AUTHORS = {
+    "transagg": ("transagg_clip", ""),
+    "transagg-union": ("union_blip", ""),
+    "union-sketch": ("union_clip", ""),
+    "sprc": ("sprc_vit_g", "Blip2QformerCirAlignPrompt"),
+    "blip2-qformer": ("sprc_vit_l", "state"),
+    "ptha": ("sprc_vit_l", "Ptha"),
+    "searle": ("searle", "Phi"),
+    "lincir": ("searle", "Phi"),
+    "pic2word": ("pic2word", ""),
+}
+
+
+def authors_file(folder: Path, recipe: str, *, edit=lambda state: None) -> Path:
+    """A checkpoint with the names and shapes that the authors' code saves, and random values."""
+    generator = torch.Generator().manual_seed(11)
+    file, wrapper = AUTHORS[recipe]
+    entries = json.loads((KEYS / f"{file}.json").read_text())
+    states = {
+        name: {key: 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()}
+        for name, keys in entries.items()
+    }
+    if len(states) == 1:
+        (state,) = states.values()
+        edit(state)
+        content = {"epoch": 3, wrapper: state} if wrapper else state
+    else:
+        content = {"epoch": 3, **states}
+    torch.save(content, folder / f"{recipe}.pt")
+    return folder / f"{recipe}.pt"
+
+
+@pytest.fixture(scope="module")
+def small_clip(tmp_path_factory) -> Path:
+    """The CLIP of the authors' small files, alone, as `clip.load` saves it."""
+    keys = json.loads((KEYS / "pic2word.json").read_text())["state_dict"]
+    generator = torch.Generator().manual_seed(5)
+    state = {key.removeprefix("module."): 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()}
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(state, path)
+    return path
+
+
+def request(folder: Path, recipe: str, small_clip: Path, **changes) -> ExportRequest:
+    needs_clip = recipe in ("searle", "lincir", "retrieval-dpo")
+    values = {
+        "recipe": recipe,
+        "backbone": "from-checkpoint",
+        "pretrained": str(small_clip) if needs_clip else None,
+        "head": changes["head"] if "head" in changes else str(authors_file(folder, recipe)),
+        "out": folder / "bundle",
+    }
+    return ExportRequest(**values)
+
+
+@pytest.mark.parametrize("recipe", AUTHORS)
+def test_an_authors_checkpoint_becomes_a_bundle_that_answers(recipe, small_clip, probe, photos, tmp_path) -> None:
+    bundle = export(request(tmp_path, recipe, small_clip), probe)
+    report = json.loads((bundle.root / "report.json").read_text())
+    assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
+    assert min(result["top10_agreement"] for result in report["retrieval"]) == 1.0
+    encoder = LocalEncoder(Bundle.open(bundle.root))
+    images = sorted(photos.iterdir())[:3]
+    queries = encoder.encode_queries([images[0]] * 3, ["make it blue", None, ""])
+    np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(queries[1], queries[2], atol=1e-6)
+    assert not np.allclose(queries[0], queries[1], atol=1e-4)
+    assert encoder.encode_targets(images).shape == (3, *encoder.space.item_shape)
+    with pytest.raises(UnsupportedQuery, match="has no image"):
+        encoder.encode_queries([None], ["a red dress"])
+
+
+def test_the_text_transformer_alone_is_replaced_and_images_are_refused(small_clip, probe, tmp_path) -> None:
+    state = torch.load(small_clip, weights_only=True)
+    replaced = {k.removeprefix("transformer."): -v for k, v in state.items() if k.startswith("transformer.")}
+    torch.save(replaced, tmp_path / "dpo.pt")
+    changes = {"head": str(tmp_path / "dpo.pt")}
+    recipe = build_recipe(request(tmp_path, "retrieval-dpo", small_clip, **changes))
+    for key, value in recipe.backbone.clip.transformer.state_dict().items():
+        torch.testing.assert_close(value, replaced[key])
+    encoder = LocalEncoder(export(request(tmp_path, "retrieval-dpo", small_clip, **changes), probe))
+    assert encoder.encode_queries([None], ["a red dress"]).shape == (1, 128)
+    with pytest.raises(UnsupportedQuery, match="query 0 has an image, and this bundle's recipe answers texts alone"):
+        encoder.encode_queries([probe.gallery[0]], ["a red dress"])
+
+
+def test_an_item_of_many_vectors_is_embedded_indexed_and_found(small_clip, probe, photos, tmp_path) -> None:
+    bundle = export(request(tmp_path, "sprc", small_clip), probe)
+    assert (bundle.spec.space.vectors, bundle.spec.space.similarity) == (32, Similarity.MAX_COSINE)
+    encoder = LocalEncoder(bundle)
+    embed_gallery(photos, tmp_path / "gallery", encoder, shard_size=25, show_progress=False)
+    gallery = read_gallery(tmp_path / "gallery")
+    assert gallery.embeddings.shape == (60, 32, bundle.spec.space.dim)
+    build_index(gallery, tmp_path / "index")
+    image = sorted(photos.iterdir())[7]
+    matches = open_retriever(encoder, tmp_path / "index").search(image=image, text="in red", k=5)
+    query = encoder.encode_queries([image], ["in red"])[0]
+    scores = (gallery.embeddings @ query).max(axis=1)
+    assert [match.image.name for match in matches] == [
+        gallery.paths[row] for row in np.argsort(-scores, kind="stable")[:5]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "removed", "renamed"),
+    [
+        ("transagg-union", "model.visual_encoder.blocks.1.norm1.weight", "sep_token"),
+        ("transagg-union", "t5_layers.final_layer_norm.weight", "model.text_proj.weight"),
+        ("union-sketch", "module.model.visual.ln_post.weight", "module.union_weighted_layer.3.bias"),
+        ("sprc", "Qformer.bert.encoder.layer.2.crossattention.self.key.weight", "visual_encoder.blocks.1.mlp.fc2.bias"),
+        ("sprc", "visual_encoder.blocks.2.attn.v_bias", "text_proj.bias"),
+        ("sprc", "visual_encoder.blocks.0.attn.q_bias", "ln_vision.bias"),
+        ("blip2-qformer", "visual_encoder.transformer.resblocks.0.ln_1.bias", "query_tokens"),
+        ("searle", "layers.3.bias", "layers.6.bias"),
+    ],
+)
+def test_a_removed_and_a_renamed_key_are_both_named(recipe, removed, renamed, small_clip, tmp_path) -> None:
+    def damage(state) -> None:
+        del state[removed]
+        state[f"{renamed}_2"] = state.pop(renamed)
+
+    head = authors_file(tmp_path, recipe, edit=damage)
+    with pytest.raises(CheckpointError) as refused:
+        build_recipe(request(tmp_path, recipe, small_clip, head=str(head)))
+    assert f"'{removed}' is missing" in str(refused.value)
+    assert f"'{renamed}' is missing" in str(refused.value)
+    assert f"'{renamed}_2'" in str(refused.value)
+
+
+def test_a_recipe_on_the_wrong_kind_of_backbone_says_which_it_takes(small_clip, tmp_path) -> None:
+    with pytest.raises(ExportError, match="recipe searle works on CLIP backbones, and this one is BLIP"):
+        build_recipe(
+            ExportRequest("searle", "blip-base-coco", "random", "random", tmp_path / "out"),
+        )
+
+
+def test_a_head_without_its_backbone_asks_for_one(tmp_path, small_clip) -> None:
+    head = authors_file(tmp_path, "searle")
+    with pytest.raises(ExportError, match="--pretrained must say where"):
+        build_recipe(ExportRequest("searle", "ViT-B-32", None, str(head), tmp_path / "out"))
+
+
+def test_ensembles_of_text_only_recipes_have_no_image_query(small_clip, tmp_path) -> None:
+    recipe = build_recipe(request(tmp_path, "retrieval-dpo", small_clip, head="random"))
+    assert set(recipe.ensembles()) == {EnsembleName.ENCODE_TEXT_QUERY, EnsembleName.ENCODE_TARGET}
