@@ -60,7 +60,7 @@ search: $(DEMO)/index/index.json  ## search the demo gallery: make search IMAGE=
 	$(BIN)/cirrus search "$(IMAGE)" "$(TEXT)" --bundle $(BUNDLE) --index $(DEMO)/index --sheet $(DEMO)/search.png
 
 bench: $(DEMO)/bundle/bundle.json  ## gallery embedding, side by side with the papers' way; report under bench/reports
-	$(BIN)/cirrus bench --out bench/reports
+	$(BIN)/cirrus bench gallery --out bench/reports
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -m "not full_size"

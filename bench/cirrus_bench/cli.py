@@ -7,8 +7,13 @@ from typing import Annotated
 
 import typer
 
+from cirrus_bench.retrieval.datasets import DatasetName
 
-def bench_command(
+bench = typer.Typer(help="Measure speed and retrieval quality.", no_args_is_help=True)
+
+
+@bench.command()
+def gallery(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.json, report.md and report.png.")],
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
     images: Annotated[int, typer.Option(min=8, help="Photos in the gallery.")] = 128,
@@ -27,3 +32,39 @@ def bench_command(
     write_report(report, out)
     typer.echo(markdown(report))
     typer.echo(f"written: {out / 'report.md'}, report.json, report.png")
+
+
+@bench.command()
+def retrieval(
+    bundle: Annotated[list[Path], typer.Option("--bundle", "-b", help="A bundle; repeat it to compare several.")],
+    root: Annotated[Path, typer.Option(help="The benchmark's folder, with its official files and images.")],
+    dataset: Annotated[DatasetName, typer.Option(help="The benchmark.")] = DatasetName.FASHIONIQ,
+    split: Annotated[str, typer.Option(help="val, test1, test; zeroshot1 and the like for sketches.")] = "val",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for retrieval.json and retrieval.md.")] = Path(
+        "build/retrieval"
+    ),
+    work: Annotated[Path, typer.Option(help="Where embedded galleries are kept; submissions go there as well.")] = Path(
+        "build/retrieval/work"
+    ),
+) -> None:
+    """Measure retrieval on a benchmark's official files; on a test split, write the submission."""
+    from cirrus_bench.measure import this_machine
+    from cirrus_bench.retrieval.datasets import read_dataset
+    from cirrus_bench.retrieval.evaluate import evaluate
+    from cirrus_bench.retrieval.report import RetrievalReport, markdown, write_report
+    from cirrus_client.bundle import Bundle
+
+    tasks = read_dataset(dataset, root, split)
+    evaluations = []
+    for path in bundle:
+        opened = Bundle.open(path)
+        place = work / f"{opened.spec.name}-{opened.spec.space.fingerprint[:12]}" / f"{dataset}-{split}"
+        evaluation, written = evaluate(opened, dataset, tasks, root=root, split=split, work=place)
+        evaluations.append(evaluation)
+        for file in written:
+            typer.echo(f"submission: {file}")
+    report = RetrievalReport(evaluations=tuple(evaluations), machine=this_machine())
+    if all(evaluation.scores for evaluation in evaluations):
+        write_report(report, out)
+        typer.echo(markdown(report))
+        typer.echo(f"written: {out / 'retrieval.md'}, retrieval.json")

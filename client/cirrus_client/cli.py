@@ -159,7 +159,11 @@ def main() -> None:
     logging.getLogger("cirrus_client").setLevel(logging.INFO)
     logging.getLogger("cirrus_export").setLevel(logging.INFO)
     for plugin in entry_points(group="cirrus.commands"):
-        app.command(name=plugin.name)(plugin.load())
+        command = plugin.load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=plugin.name)
+        else:
+            app.command(name=plugin.name)(command)
     try:
         app()
     except CirrusError as error:

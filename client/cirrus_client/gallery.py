@@ -78,6 +78,7 @@ def embed_gallery(
     out: Path,
     encoder: Encoder,
     *,
+    only: Sequence[str] | None = None,
     batch_size: int = 32,
     shard_size: int = 10_000,
     workers: int | None = None,
@@ -85,10 +86,10 @@ def embed_gallery(
 ) -> GallerySummary:
     """Embed every image file under a folder into `out`, or resume doing so.
 
-    workers: decoding threads; None takes the machine's cores. Raises GalleryError if the folder has no image file or
+    only: paths below the folder, where not all of its images are meant. workers: decoding threads; None takes the machine's cores. Raises GalleryError if the folder has no image file or
     `out` is not a gallery of it, and SpaceMismatch if `out` was embedded in another space.
     """
-    files = list_images(images)
+    files = list_images(images) if only is None else [_stat(images, path) for path in sorted(set(only))]
     _claim(out, GalleryManifest(images=str(images.resolve()), space=encoder.space))
     store = _Shards(out)
     kept, pending = store.plan(files, shard_size)
@@ -115,11 +116,18 @@ def list_images(root: Path) -> list[ImageFile]:
         for name in names:
             path = Path(folder) / name
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                status = path.stat()
-                files.append(ImageFile(str(path.relative_to(root)), status.st_size, status.st_mtime_ns))
+                files.append(_stat(root, str(path.relative_to(root))))
     if not files:
         raise GalleryError(f"images {root}: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
     return sorted(files, key=lambda file: file.path)
+
+
+def _stat(root: Path, path: str) -> ImageFile:
+    try:
+        status = (root / path).stat()
+    except OSError as error:
+        raise GalleryError(f"image {root / path}: {error.strerror}") from None
+    return ImageFile(path, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,213 @@
+"""Benchmarks in their official files, from folder to table and submission, on the demo bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirrus_bench.measure import this_machine
+from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, read_dataset
+from cirrus_bench.retrieval.evaluate import evaluate, query_texts
+from cirrus_bench.retrieval.report import RetrievalReport, markdown
+from cirrus_bench.retrieval.submission import write_circo
+from cirrus_client.bundle import CaptionJoin
+from cirrus_client.encoders import LocalEncoder
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def pictures(photos) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(photos.iterdir())]
+
+
+def put(path: Path, picture: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)
+
+
+@pytest.fixture
+def fashioniq(tmp_path, pictures) -> Path:
+    for kind, offset in (("dress", 0), ("shirt", 15), ("toptee", 30)):
+        names = [f"B{offset + number:03d}" for number in range(15)]
+        write(tmp_path / f"image_splits/split.{kind}.val.json", names)
+        captions = [
+            {"candidate": names[number], "target": names[number + 1], "captions": ["Is red.", "has long sleeves"]}
+            for number in range(4)
+        ]
+        write(tmp_path / f"captions/cap.{kind}.val.json", captions)
+        for number, name in enumerate(names):
+            put(tmp_path / "images" / f"{name}.jpg", pictures[offset + number])
+    return tmp_path
+
+
+@pytest.fixture
+def cirr(tmp_path, pictures) -> Path:
+    names = {f"dev-{number}": f"./dev/dev-{number}.png" for number in range(55)}
+    write(tmp_path / "cirr/image_splits/split.rc2.test1.json", names)
+    write(tmp_path / "cirr/image_splits/split.rc2.val.json", names)
+    entries = [
+        {
+            "pairid": 100 + number,
+            "reference": f"dev-{number}",
+            "target_hard": f"dev-{number + 1}",
+            "caption": "make it blue",
+            "img_set": {"id": 1, "members": [f"dev-{member}" for member in range(number, number + 6)]},
+        }
+        for number in range(5)
+    ]
+    write(tmp_path / "cirr/captions/cap.rc2.val.json", entries)
+    write(
+        tmp_path / "cirr/captions/cap.rc2.test1.json",
+        [{key: value for key, value in entry.items() if key != "target_hard"} for entry in entries],
+    )
+    for number in range(55):
+        put(tmp_path / f"dev/dev-{number}.png", pictures[number])
+    return tmp_path
+
+
+@pytest.fixture
+def circo(tmp_path, pictures) -> Path:
+    ids = [581 + 7 * number for number in range(55)]
+    write(
+        tmp_path / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"images": [{"id": i} for i in ids]}
+    )
+    for number, identity in enumerate(ids):
+        put(tmp_path / f"COCO2017_unlabeled/unlabeled2017/{identity:012d}.jpg", pictures[number])
+    common = {"relative_caption": "Is Blue", "shared_concept": "a Dress"}
+    write(
+        tmp_path / "annotations/val.json",
+        [{"id": 0, "reference_img_id": ids[0], "target_img_id": ids[1], "gt_img_ids": ids[1:4], **common}],
+    )
+    write(
+        tmp_path / "annotations/test.json",
+        [{"id": number, "reference_img_id": ids[number], **common} for number in range(3)],
+    )
+    return tmp_path
+
+
+def run(bundle, name: DatasetName, root: Path, split: str, work: Path):
+    return evaluate(bundle, name, read_dataset(name, root, split), root=root, split=split, work=work)
+
+
+def test_fashioniq_is_three_tasks_and_a_table(bundle, encoder, fashioniq, tmp_path) -> None:
+    tasks = read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
+    assert [(task.name, len(task.images), len(task.queries)) for task in tasks] == [
+        ("dress", 15, 4),
+        ("shirt", 15, 4),
+        ("toptee", 15, 4),
+    ]
+    found, written = run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
+    assert written == []
+    dress = tasks[0]
+    queries = encoder.encode_queries([query.image for query in dress.queries], ["Is red and has long sleeves"] * 4)
+    order = np.argsort(-(queries @ encoder.encode_targets(dress.images).T), axis=1)[:, :10]
+    expected = np.mean([query.targets[0] in rows for query, rows in zip(dress.queries, order, strict=True)])
+    assert found.scores[0].metric == "Recall@10"
+    assert found.scores[0].value == expected
+    assert found.score("Recall@50") == 1.0
+    table = markdown(RetrievalReport(evaluations=(found,), machine=this_machine()))
+    assert "| Recall@10 | Recall@50 |" in table
+    again, _ = run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
+    assert again.scores == found.scores
+    assert again.image_ms is None
+
+
+def test_cirr_leaves_the_reference_out_and_ranks_its_subset(bundle, encoder, cirr, tmp_path) -> None:
+    found, _ = run(bundle, DatasetName.CIRR, cirr, "val", tmp_path / "work")
+    (task,) = read_dataset(DatasetName.CIRR, cirr, "val")
+    assert all(query.reference not in query.subset and len(query.subset) == 5 for query in task.queries)
+    queries = encoder.encode_queries([query.image for query in task.queries], ["make it blue"] * 5)
+    scores = queries @ encoder.encode_targets(task.images).T
+    hits = 0.0
+    for query, row in zip(task.queries, scores, strict=True):
+        hits += max(query.subset, key=lambda member: row[member]) == query.targets[0]
+    assert found.score("Recall_subset@1") == pytest.approx(hits / 5)
+    average = (found.score("Recall@5") + found.score("Recall_subset@1")) / 2
+    assert found.score("Avg(R@5, R_subset@1)") == pytest.approx(average)
+
+
+def test_cirrs_test_split_becomes_the_two_submission_files(bundle, cirr, tmp_path) -> None:
+    found, written = run(bundle, DatasetName.CIRR, cirr, "test1", tmp_path / "work")
+    assert found.scores == ()
+    recall, subset = (json.loads(path.read_text()) for path in written)
+    assert (recall.pop("version"), recall.pop("metric")) == ("rc2", "recall")
+    assert (subset.pop("version"), subset.pop("metric")) == ("rc2", "recall_subset")
+    assert set(recall) == set(subset) == {"100", "101", "102", "103", "104"}
+    assert all(len(set(names)) == 50 and f"dev-{int(pair) - 100}" not in names for pair, names in recall.items())
+    assert all(len(set(names)) == 3 for names in subset.values())
+
+
+def test_circo_has_several_truths_and_a_submission(bundle, circo, tmp_path) -> None:
+    found, _ = run(bundle, DatasetName.CIRCO, circo, "val", tmp_path / "work")
+    assert 0 < found.score("mAP@50") <= 1
+    (task,) = read_dataset(DatasetName.CIRCO, circo, "val")
+    assert task.queries[0].targets == (1, 2, 3)
+    assert query_texts(task.queries[0], CaptionJoin.CAPITALISED, DatasetName.CIRCO) == ["a dress but is blue"]
+    assert query_texts(task.queries[0], CaptionJoin.BOTH_ORDERS, DatasetName.CIRCO) == ["Is Blue"]
+    _, (submission,) = run(bundle, DatasetName.CIRCO, circo, "test", tmp_path / "work2")
+    content = json.loads(submission.read_text())
+    assert list(content) == ["0", "1", "2"]
+    assert all(len(set(ids)) == 50 and all(isinstance(i, int) for i in ids) for ids in content.values())
+    with pytest.raises(DatasetError, match="without a gap"):
+        write_circo(tmp_path, {"0": [], "2": []})
+
+
+def test_sketches_find_photos_of_their_class(bundle, pictures, tmp_path) -> None:
+    lists = tmp_path / "zeroshot"
+    photos = [f"photos/{number}.jpg {number % 3}" for number in range(12)]
+    sketches = [f"sketches/{number}.jpg {number % 3}" for number in range(4)]
+    write(lists / "ImageResized_ready_filelist_zero.txt", "\n".join(photos) + "\n")
+    write(lists / "png_ready_filelist_zero.txt", "\n".join(sketches) + "\n")
+    for number in range(12):
+        put(tmp_path / f"photos/{number}.jpg", pictures[number])
+    for number in range(4):
+        put(tmp_path / f"sketches/{number}.jpg", pictures[number])
+    found, _ = run(bundle, DatasetName.TUBERLIN, tmp_path, "zeroshot", tmp_path / "work")
+    assert found.score("P@100") == pytest.approx(4 / 12)
+    assert 4 / 12 < found.score("mAP@all") <= 1
+    assert found.score("mAP@all") != found.score("mAP@all, trapezoidal as published")
+
+
+def test_a_recipe_words_fashioniqs_two_captions_as_its_paper_does(fashioniq) -> None:
+    query = read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")[0].queries[0]
+    assert query_texts(query, CaptionJoin.CAPITALISED, DatasetName.FASHIONIQ) == ["Is red and has long sleeves"]
+    assert query_texts(query, CaptionJoin.SECOND_FIRST, DatasetName.FASHIONIQ) == ["has long sleeves and Is red"]
+    assert query_texts(query, CaptionJoin.BOTH_ORDERS, DatasetName.FASHIONIQ) == [
+        "Is red and has long sleeves",
+        "has long sleeves and Is red",
+    ]
+
+
+def test_broken_benchmarks_are_named(bundle, fashioniq, tmp_path) -> None:
+    with pytest.raises(DatasetError, match="is no folder"):
+        read_dataset(DatasetName.CIRR, tmp_path / "nowhere", "val")
+    with pytest.raises(DatasetError, match=r"cap\.dress\.test\.json is missing; there are cap\.dress\.val\.json"):
+        read_dataset(DatasetName.FASHIONIQ, fashioniq, "test")
+    (fashioniq / "images" / "B002.jpg").write_bytes(b"broken")
+    with pytest.raises(DatasetError, match=r"1 images of the gallery are broken, the first images/B002\.jpg"):
+        run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
+    (fashioniq / "images" / "B002.jpg").unlink()
+    with pytest.raises(DatasetError, match="image 'B002' is not in"):
+        read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
+    write(fashioniq / "captions" / "cap.dress.val.json", [{"candidate": "B999", "captions": ["a", "b"]}])
+    put(fashioniq / "images" / "B002.jpg", b"x")
+    with pytest.raises(DatasetError, match="image 'B999' is not in the split's gallery of 15 images"):
+        read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
+    write(fashioniq / "captions" / "cap.dress.val.json", "{")
+    with pytest.raises(DatasetError, match="is not JSON"):
+        read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
+
+
+def test_each_caption_is_a_query_where_the_recipe_says_so(clip_bundle, fashioniq, tmp_path) -> None:
+    each = clip_bundle.spec.model_copy(update={"caption_join": CaptionJoin.EACH})
+    bundle = type(clip_bundle)(clip_bundle.root, each)
+    found, _ = run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
+    assert found.score("Recall@50") == 1.0
+    assert LocalEncoder(bundle).space == clip_bundle.spec.space
