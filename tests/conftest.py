@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def clip_bundle(weights, probe, tmp_path_factory: pytest.TempPathFactory) -> Bun
 @pytest.fixture(scope="session")
 def encoder(bundle: Bundle) -> LocalEncoder:
     return LocalEncoder(bundle)
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CLIP of the authors' small files, alone, as OpenAI's package saves it."""
+    import torch
+
+    from tests.export.author_files import KEYS
+
+    keys = json.loads((KEYS / "pic2word.json").read_text())["state_dict"]
+    generator = torch.Generator().manual_seed(5)
+    state = {key.removeprefix("module."): 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()}
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(state, path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -59,8 +59,9 @@ class Similarity(StrEnum):
 class CaptionJoin(StrEnum):
     """How a recipe's published evaluation makes queries of FashionIQ's two captions.
 
-    CAPITALISED: "C0 and c1", and on CIRCO "<concept> but <caption>" (TransAgg, UNION, SPRC). BOTH_ORDERS: "c0 and c1" and "c1 and c0", their embeddings
-    averaged (SEARLE, LinCIR). SECOND_FIRST: "c1 and c0" (Pic2Word). EACH: every caption is a query (Retrieval-DPO).
+    CAPITALISED: "C0 and c1", and on CIRCO "<concept> but <caption>" (TransAgg, UNION, SPRC). BOTH_ORDERS: "c0 and c1"
+    and "c1 and c0", their embeddings averaged (SEARLE, LinCIR). SECOND_FIRST: "c1 and c0" (Pic2Word). EACH: every
+    caption is a query (Retrieval-DPO).
     """
 
     CAPITALISED = "capitalised"

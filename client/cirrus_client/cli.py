@@ -34,6 +34,9 @@ BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Encod
 ServerOption = Annotated[
     str | None, typer.Option("--server", "-s", help="Encode through a Triton server at host:port.")
 ]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Which bundle, where the server has several.", show_default=False)
+]
 ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="How to talk to the server.")]
 
 
@@ -43,12 +46,13 @@ def embed(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the embeddings; an unfinished one is resumed.")],
     bundle: BundleOption = None,
     server: ServerOption = None,
+    name: NameOption = None,
     protocol: ProtocolOption = Protocol.GRPC,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     shard_size: Annotated[int, typer.Option(min=1, help="Images a shard; a killed job loses at most one.")] = 10_000,
 ) -> None:
     """Embed a gallery. Broken files are listed and skipped; a killed job resumes where it was."""
-    encoder = _encoder(bundle, server, protocol)
+    encoder = _encoder(bundle, server, name, protocol)
     summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
     _report_gallery(summary, out)
 
@@ -76,6 +80,7 @@ def search(
     text: Annotated[str | None, typer.Argument(help='Edit text, like "make it blue".')] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,
+    name: NameOption = None,
     protocol: ProtocolOption = Protocol.GRPC,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of query and results here.")] = None,
@@ -85,7 +90,7 @@ def search(
     from cirrus_client.sheet import contact_sheet, save_sheet
 
     reference = None if image is None or str(image) == "-" else image
-    retriever = open_retriever(_encoder(bundle, server, protocol), index)
+    retriever = open_retriever(_encoder(bundle, server, name, protocol), index)
     matches = retriever.search(image=reference, text=text, k=k)
     if as_json:
         rows = [{"rank": match.rank, "image": str(match.image), "score": match.score} for match in matches]
@@ -99,7 +104,9 @@ def search(
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="A bundle that passed its fidelity gate.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle that passed its fidelity gate, or what `cirrus repository` wrote.")
+    ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback exposes the server.")
     ] = "127.0.0.1",
@@ -110,9 +117,9 @@ def serve(
     """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted."""
     from cirrus_client.triton_server import TritonServer
 
-    opened = Bundle.open(bundle)
+    shared = any(bundle.glob("*/config.pbtxt"))
     server = TritonServer(
-        opened.root / "triton" / "python",
+        bundle if shared else Bundle.open(bundle).root / "triton" / "python",
         host=host,
         http_port=http_port,
         grpc_port=grpc_port,
@@ -120,7 +127,7 @@ def serve(
     )
     with server:
         _out.print(
-            f"{opened.spec.name} is served: gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, "
+            f"{bundle} is served: gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, "
             f"metrics http://{host}:{metrics_port}/metrics; log {server.log_path}; stop with Ctrl-C"
         )
         server.wait()
@@ -171,13 +178,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _encoder(bundle: Path | None, server: str | None, protocol: Protocol) -> Encoder:
+def _encoder(bundle: Path | None, server: str | None, name: str | None, protocol: Protocol) -> Encoder:
     if (bundle is None) == (server is None):
         raise typer.BadParameter("give either --bundle or --server")
     if bundle is not None:
         return LocalEncoder(Bundle.open(bundle))
     assert server is not None
-    return TritonEncoder(server, protocol=protocol)
+    return TritonEncoder(server, bundle=name, protocol=protocol)
 
 
 def _item(space: SpaceSpec) -> str:

@@ -86,8 +86,9 @@ def embed_gallery(
 ) -> GallerySummary:
     """Embed every image file under a folder into `out`, or resume doing so.
 
-    only: paths below the folder, where not all of its images are meant. workers: decoding threads; None takes the machine's cores. Raises GalleryError if the folder has no image file or
-    `out` is not a gallery of it, and SpaceMismatch if `out` was embedded in another space.
+    only: paths below the folder, where not all of its images are meant. workers: decoding threads; None takes the
+    machine's cores. Raises GalleryError if the folder has no image file or `out` is not a gallery of it, and
+    SpaceMismatch if `out` was embedded in another space.
     """
     files = list_images(images) if only is None else [_stat(images, path) for path in sorted(set(only))]
     _claim(out, GalleryManifest(images=str(images.resolve()), space=encoder.space))

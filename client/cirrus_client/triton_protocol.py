@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cirrus_client.bundle import EnsembleName
 from cirrus_client.errors import InvalidImage, InvalidInput, InvalidText
 
 SPACE_PARAMETER = "cirrus_space"
@@ -12,6 +13,11 @@ QUERIES_PARAMETER = "cirrus_queries"
 
 _INVALID: dict[str, type[InvalidInput]] = {"InvalidImage": InvalidImage, "InvalidText": InvalidText}
 _MESSAGE = re.compile(r"cirrus:(?P<kind>\w+)@(?P<position>\d+): (?P<reason>.*)", re.DOTALL)
+
+
+def served_name(ensemble: EnsembleName, bundle: str | None) -> str:
+    """Return what a server calls an ensemble: its own name, or `<bundle>.<name>` where several bundles are served."""
+    return ensemble.value if bundle is None else f"{bundle}.{ensemble.value}"
 
 
 def error_message(error: InvalidInput, position: int) -> str:

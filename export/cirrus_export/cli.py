@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cirrus_client.bundle import Precision
+from cirrus_export.repository import Flavour
 
 
 def export_command(
@@ -54,6 +55,41 @@ def export_command(
     typer.echo(
         f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}"
     )
+
+
+def repository_command(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles that passed their gates.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model repository's folder; an older one is replaced.")],
+    flavour: Annotated[Flavour, typer.Option(help="What runs the graphs.")] = Flavour.PYTHON,
+) -> None:
+    """Write one Triton model repository of several bundles, in which a shared encoder is there once."""
+    from cirrus_client.bundle import Bundle
+    from cirrus_client.errors import ExportError
+    from cirrus_export.repository import write_shared_repository
+
+    if out.exists() and not any(out.glob("*/config.pbtxt")) and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"--out {out}: exists and is not a model repository; name another path or remove it")
+    opened = [Bundle.open(path) for path in bundles]
+    write_shared_repository(opened, flavour, out)
+    names = ", ".join(bundle.spec.name for bundle in opened)
+    typer.echo(f"{out}: {names}; ask for one with `--server host:port --name {opened[0].spec.name}`")
+
+
+def recipes_command() -> None:
+    """List the recipes: what each implements, what it needs, and its options."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cirrus_export.recipes import RECIPES
+
+    table = Table()
+    for heading in ("recipe", "what it is", "head", "options"):
+        table.add_column(heading, overflow="fold")
+    for name, recipe in sorted(RECIPES.items()):
+        summary = (recipe.__doc__ or "").split("\n")[0]
+        options = ", ".join(recipe.options_type.model_fields) or "-"
+        table.add_row(name, summary, "needed" if recipe.needs_head else "none", options)
+    Console().print(table)
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""A bundle as a Triton model repository, in three flavours that differ in what runs the graphs.
+"""Bundles as a Triton model repository, in three flavours that differ in what runs the graphs.
+
+One bundle's repository has its graphs under their own names. Several bundles' repository has every model once, under
+a name that ends in its content's hash: two bundles on one backbone share its encoder, and their galleries go through
+encoder and head as two models, not through the fused graph. Ensembles are then named `<bundle>.<ensemble>`.
 
 Steps of an ensemble that the Python backend runs are strictly ordered: each gives a tensor `done`, which the next
 takes as `after`. A Triton before 26.04 (the pip-installed one is 24.10) answers a failed ensemble while steps beside
@@ -7,12 +11,13 @@ the failed one still read its request: later requests then fail with it, and the
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
@@ -23,11 +28,11 @@ from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cirrus_client.bundle import BundleSpec, DType, EnsembleName, GraphSpec, TensorSpec
-from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec
+from cirrus_client.bundle import Bundle, BundleSpec, DType, EnsembleName, GraphSpec, TensorSpec
+from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory
-from cirrus_client.triton_protocol import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER
+from cirrus_client.triton_protocol import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER, served_name
 
 _DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
 _WARMUP_IMAGE = "image"
@@ -66,24 +71,97 @@ class Limits:
 LIMITS = Limits()
 
 
+@dataclass(frozen=True)
+class _Names:
+    """What a bundle's models are called in a repository."""
+
+    bundle: Bundle
+    shared: bool
+
+    def model(self, name: str) -> str:
+        return f"{name}_{self._content(name)[:12]}" if self.shared else name
+
+    def ensemble(self, name: EnsembleName) -> str:
+        return served_name(name, self.bundle.spec.name if self.shared else None)
+
+    def _content(self, name: str) -> str:
+        spec = self.bundle.spec
+        if name == IMAGE_PREPROCESS:
+            return hashlib.sha256(spec.preprocess.model_dump_json().encode()).hexdigest()
+        if name == TOKENIZE:
+            content = spec.tokenizer.model_dump_json() + spec.files[spec.tokenizer.file]
+            return hashlib.sha256(content.encode()).hexdigest()
+        file = spec.graphs[name].file
+        return hashlib.sha256((spec.files[file] + spec.files.get(f"{file}.data", "")).encode()).hexdigest()
+
+
 def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, destination: Path) -> None:
     """Write the model repository of a bundle; it is self-contained and can be mounted alone.
 
     Graph files are hard-linked where the file system can. Raises ExportError if the TENSORRT flavour lacks a plan.
     """
+    bundle = Bundle(bundle_root, spec)
     with replace_directory(destination) as root:
-        used = {step.model for ensemble in spec.ensembles.values() for step in ensemble.steps}
-        _write_image_preprocess(spec, root)
-        _write_tokenize(bundle_root, spec, root)
-        for name in sorted(used - {IMAGE_PREPROCESS, TOKENIZE}):
-            _write_graph(bundle_root, spec, name, flavour, root)
-        for ensemble_name, ensemble in spec.ensembles.items():
-            _write_model(root, _ensemble_config(ensemble_name, ensemble, spec, flavour))
+        _write_bundle(_Names(bundle, shared=False), spec.ensembles, flavour, root)
 
 
-def _write_image_preprocess(spec: BundleSpec, root: Path) -> None:
+def write_shared_repository(bundles: Sequence[Bundle], flavour: Flavour, destination: Path) -> None:
+    """Write one model repository of several bundles, in which equal models are there once.
+
+    Raises ExportError if two bundles have the same name, or the TENSORRT flavour lacks a plan.
+    """
+    names = [bundle.spec.name for bundle in bundles]
+    if len(set(names)) != len(names):
+        raise ExportError(f"two bundles have the same name: {', '.join(names)}; export one of them under another")
+    with replace_directory(destination) as root:
+        for bundle in bundles:
+            ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
+            _write_bundle(_Names(bundle, shared=True), ensembles, flavour, root)
+
+
+def _write_bundle(names: _Names, ensembles: Mapping[EnsembleName, EnsembleSpec], flavour: Flavour, root: Path) -> None:
+    for name in sorted({step.model for ensemble in ensembles.values() for step in ensemble.steps}):
+        if not (root / names.model(name)).exists():
+            _write_step(names, name, flavour, root)
+    for ensemble_name, ensemble in ensembles.items():
+        _write_model(root, _ensemble_config(ensemble_name, ensemble, names, flavour))
+
+
+def _write_step(names: _Names, name: str, flavour: Flavour, root: Path) -> None:
+    if name == IMAGE_PREPROCESS:
+        _write_image_preprocess(names, root)
+    elif name == TOKENIZE:
+        _write_tokenize(names, root)
+    else:
+        _write_graph(names, name, flavour, root)
+
+
+def _unfused_target(spec: BundleSpec) -> EnsembleSpec:
+    """Encoder and target head as two steps, so that the encoder can be shared."""
+    encoder, head = spec.graphs["vision_encoder"], spec.graphs["target_head"]
+    taken = {tensor.name for tensor in head.inputs}
+    return EnsembleSpec(
+        inputs=("image",),
+        steps=(
+            image_step(),
+            StepSpec(
+                model="vision_encoder",
+                inputs={"pixels": "pixels"},
+                outputs={tensor.name: tensor.name for tensor in encoder.outputs if tensor.name in taken},
+            ),
+            StepSpec(
+                model="target_head",
+                inputs={name: name for name in sorted(taken)},
+                outputs={head.outputs[0].name: EMBEDDING},
+            ),
+        ),
+    )
+
+
+def _write_image_preprocess(names: _Names, root: Path) -> None:
+    spec = names.bundle.spec
     size = spec.preprocess.size_px
-    config = _python_model(IMAGE_PREPROCESS, spec.max_batch)
+    config = _python_model(names.model(IMAGE_PREPROCESS), spec.max_batch)
     config.input.add(name="image", data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="pixels", data_type=pb.TYPE_FP32, dims=[3, size, size])
     config.parameters["preprocess"].string_value = spec.preprocess.model_dump_json()
@@ -95,30 +173,32 @@ def _write_image_preprocess(spec: BundleSpec, root: Path) -> None:
     _write_warmup(folder, _WARMUP_IMAGE, picture.getvalue())
 
 
-def _write_tokenize(bundle_root: Path, spec: BundleSpec, root: Path) -> None:
-    config = _python_model(TOKENIZE, spec.max_batch)
+def _write_tokenize(names: _Names, root: Path) -> None:
+    spec = names.bundle.spec
+    config = _python_model(names.model(TOKENIZE), spec.max_batch)
     config.input.add(name="text", data_type=pb.TYPE_STRING, dims=[1], optional=True)
     config.output.add(name="token_ids", data_type=pb.TYPE_INT64, dims=[spec.tokenizer.context_length])
     config.parameters["tokenizer"].string_value = spec.tokenizer.model_dump_json()
     _add_file_warmup(config, "text", _WARMUP_TEXT)
     folder = _write_model(root, config)
     _copy_code(TOKENIZE, folder)
-    _link(bundle_root / spec.tokenizer.file, folder / "1" / spec.tokenizer.file)
+    _link(names.bundle.root / spec.tokenizer.file, folder / "1" / spec.tokenizer.file)
     _write_warmup(folder, _WARMUP_TEXT, b"warm up")
 
 
-def _write_graph(bundle_root: Path, spec: BundleSpec, name: str, flavour: Flavour, root: Path) -> None:
+def _write_graph(names: _Names, name: str, flavour: Flavour, root: Path) -> None:
+    spec = names.bundle.spec
     graph = spec.graphs[name]
-    source = bundle_root / graph.file
+    source = names.bundle.root / graph.file
     sources = [source, *source.parent.glob(f"{source.name}.data")]
     if flavour is Flavour.PYTHON:
-        config = _python_model(name, spec.max_batch)
+        config = _python_model(names.model(name), spec.max_batch)
         config.parameters["graph_file"].string_value = source.name
     else:
-        config = _model(name, spec.max_batch)
+        config = _model(names.model(name), spec.max_batch)
         if flavour is Flavour.TENSORRT:
             config.platform = "tensorrt_plan"
-            sources = [_plan(bundle_root, name)]
+            sources = [_plan(names.bundle.root, name)]
         else:
             config.platform = "onnxruntime_onnx"
         config.default_model_filename = sources[0].name
@@ -142,20 +222,21 @@ def _add_tensors(config: pb.ModelConfig, graph: GraphSpec) -> None:
         config.output.add(name=tensor.name, data_type=_DTYPES[tensor.dtype], dims=_dims(tensor))
 
 
-def _ensemble_config(name: str, ensemble: EnsembleSpec, spec: BundleSpec, flavour: Flavour) -> pb.ModelConfig:
+def _ensemble_config(name: EnsembleName, ensemble: EnsembleSpec, names: _Names, flavour: Flavour) -> pb.ModelConfig:
     """The ensemble, with the only response cache.
 
     Were a Python model cached as well, Triton 2.51 would cache its error as an answer without tensors, and the next
     request with the same bad item would fail without saying why.
     """
-    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=spec.max_batch)
-    shape = spec.space.item_shape if name == EnsembleName.ENCODE_TARGET else (spec.space.dim,)
+    spec = names.bundle.spec
+    config = pb.ModelConfig(name=names.ensemble(name), platform="ensemble", max_batch_size=spec.max_batch)
+    shape = spec.space.item_shape if name is EnsembleName.ENCODE_TARGET else (spec.space.dim,)
     config.response_cache.enable = True
     for tensor in ensemble.inputs:
         config.input.add(name=tensor, data_type=pb.TYPE_STRING, dims=[1], optional=tensor in ensemble.optional)
     config.output.add(name=EMBEDDING, data_type=pb.TYPE_FP32, dims=shape)
     for step in ensemble.steps:
-        written = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+        written = config.ensemble_scheduling.step.add(model_name=names.model(step.model), model_version=-1)
         for port, tensor in step.inputs.items():
             written.input_map[port] = tensor
         for port, tensor in step.outputs.items():

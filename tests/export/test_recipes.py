@@ -1,14 +1,8 @@
-"""Every recipe, from a checkpoint in its authors' key names to a bundle that passed its gate.
-
-`author_keys/*.json` are names and shapes of files that the authors' own code saved at a small size: TransAgg and UNION
-(Code-kunkun/ZS-CIR, baohl00/UNION_for_IGROT), SPRC (chunmeifeng/SPRC), SEARLE (miccunifi/SEARLE) and Pic2Word
-(google-research/composed_image_retrieval). The weights here are random.
-"""
+"""Every recipe, from a checkpoint in its authors' key names to a bundle that passed its gate."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,62 +14,7 @@ from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.retriever import build_index, open_retriever
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
-
-KEYS = Path(__file__).parent / "author_keys"
-SMALL_CLIP = "cirrus-test-clip"
-AUTHORS = {
-    "transagg": ("transagg_clip", ""),
-    "transagg-union": ("union_blip", ""),
-    "union-sketch": ("union_clip", ""),
-    "sprc": ("sprc_vit_g", "Blip2QformerCirAlignPrompt"),
-    "blip2-qformer": ("sprc_vit_l", "state"),
-    "ptha": ("sprc_vit_l", "Ptha"),
-    "searle": ("searle", "Phi"),
-    "lincir": ("searle", "Phi"),
-    "pic2word": ("pic2word", ""),
-}
-
-
-def authors_file(folder: Path, recipe: str, *, edit=lambda state: None) -> Path:
-    """A checkpoint with the names and shapes that the authors' code saves, and random values."""
-    generator = torch.Generator().manual_seed(11)
-    file, wrapper = AUTHORS[recipe]
-    entries = json.loads((KEYS / f"{file}.json").read_text())
-    states = {
-        name: {key: 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()}
-        for name, keys in entries.items()
-    }
-    if len(states) == 1:
-        (state,) = states.values()
-        edit(state)
-        content = {"epoch": 3, wrapper: state} if wrapper else state
-    else:
-        content = {"epoch": 3, **states}
-    torch.save(content, folder / f"{recipe}.pt")
-    return folder / f"{recipe}.pt"
-
-
-@pytest.fixture(scope="module")
-def small_clip(tmp_path_factory) -> Path:
-    """The CLIP of the authors' small files, alone, as `clip.load` saves it."""
-    keys = json.loads((KEYS / "pic2word.json").read_text())["state_dict"]
-    generator = torch.Generator().manual_seed(5)
-    state = {key.removeprefix("module."): 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()}
-    path = tmp_path_factory.mktemp("clip") / "clip.pt"
-    torch.save(state, path)
-    return path
-
-
-def request(folder: Path, recipe: str, small_clip: Path, **changes) -> ExportRequest:
-    needs_clip = recipe in ("searle", "lincir", "retrieval-dpo")
-    values = {
-        "recipe": recipe,
-        "backbone": "from-checkpoint",
-        "pretrained": str(small_clip) if needs_clip else None,
-        "head": changes["head"] if "head" in changes else str(authors_file(folder, recipe)),
-        "out": folder / "bundle",
-    }
-    return ExportRequest(**values)
+from tests.export.author_files import AUTHORS, authors_file, request
 
 
 @pytest.mark.parametrize("recipe", AUTHORS)

@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from cirrus_client.encoders import AsyncTritonEncoder, LocalEncoder, Protocol, RetryPolicy, TritonEncoder
 from cirrus_client.errors import (
     BundleError,
+    ExportError,
     InvalidImage,
     InvalidText,
     ServerError,
@@ -27,7 +28,10 @@ from cirrus_client.errors import (
     UnsupportedQuery,
 )
 from cirrus_client.triton_server import TritonServer, free_ports
+from cirrus_export.pipeline import export
+from cirrus_export.repository import Flavour, write_shared_repository
 from tests.conftest import BAD_IMAGES, jpeg
+from tests.export.author_files import request
 
 PROTOCOLS = list(Protocol)
 IMPATIENT = RetryPolicy(attempts=2, first_pause_s=0.05)
@@ -226,3 +230,44 @@ def test_text_alone_and_a_restart_in_the_middle(clip_bundle, photos) -> None:
     with new_server():
         waiting.join(timeout=60)
     np.testing.assert_allclose(answers[0], local.encode_targets([image]), atol=1e-5)
+
+
+def test_two_bundles_on_one_backbone_share_its_encoder(bundle, clip_bundle, encoder, photos, tmp_path) -> None:
+    write_shared_repository([bundle, clip_bundle], Flavour.PYTHON, tmp_path / "models")
+    models = [path.parent.name for path in (tmp_path / "models").glob("*/config.pbtxt")]
+    for shared in ("vision_encoder", "text_encoder", "tokenize"):
+        assert sum(name.startswith(f"{shared}_") for name in models) == 1
+    assert not any(name.startswith("gallery") for name in models)
+    with pytest.raises(ExportError, match="same name"):
+        write_shared_repository([bundle, bundle], Flavour.PYTHON, tmp_path / "twice")
+    image = sorted(photos.iterdir())[0]
+    http, grpc, metrics = free_ports(3)
+    with TritonServer(tmp_path / "models", http_port=http, grpc_port=grpc, metrics_port=metrics) as server:
+        for local in (encoder, LocalEncoder(clip_bundle)):
+            served = TritonEncoder(server.grpc_url, bundle=local.bundle.spec.name)
+            assert served.space == local.space
+            np.testing.assert_allclose(
+                served.encode_queries([image], ["in red"]), local.encode_queries([image], ["in red"]), atol=1e-5
+            )
+            np.testing.assert_allclose(served.encode_targets([image]), local.encode_targets([image]), atol=1e-5)
+        with pytest.raises(ServerError, match="encode_target"):
+            TritonEncoder(server.grpc_url).encode_targets([image])
+
+
+def test_many_vectors_an_item_and_texts_alone_through_the_server(small_clip, probe, photos, tmp_path) -> None:
+    sprc = export(request(tmp_path, "sprc", small_clip), probe)
+    dpo = export(request(tmp_path, "retrieval-dpo", small_clip, head="random", out=tmp_path / "dpo"), probe)
+    write_shared_repository([sprc, dpo], Flavour.PYTHON, tmp_path / "models")
+    images = sorted(photos.iterdir())[:3]
+    http, grpc, metrics = free_ports(3)
+    with TritonServer(tmp_path / "models", http_port=http, grpc_port=grpc, metrics_port=metrics) as server:
+        served, local = TritonEncoder(server.grpc_url, bundle="bundle"), LocalEncoder(sprc)
+        np.testing.assert_allclose(served.encode_targets(images), local.encode_targets(images), atol=1e-5)
+        queries = (images, ["a", None, "in red"])
+        np.testing.assert_allclose(served.encode_queries(*queries), local.encode_queries(*queries), atol=1e-5)
+        texts = TritonEncoder(server.grpc_url, bundle="dpo")
+        np.testing.assert_allclose(
+            texts.encode_queries([None], ["red"]), LocalEncoder(dpo).encode_queries([None], ["red"]), atol=1e-5
+        )
+        with pytest.raises(UnsupportedQuery, match="answers texts alone"):
+            texts.encode_queries([images[0]], ["red"])

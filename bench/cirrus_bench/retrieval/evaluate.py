@@ -190,10 +190,7 @@ def _cirr(ranked: Ranked) -> Metrics:
     ranking = _without_reference(ranked)
     subset = metrics.within(ranking, [query.subset for query in ranked.queries])
     found: Metrics = [(f"Recall@{k}", metrics.recall_at(ranking, targets, k)) for k in (1, 5, 10, 50)]
-    of_subset: Metrics = [
-        (f"Recall_subset@{k}", metrics.recall_at(np.array([rows[:k] for rows in subset]), targets, k))
-        for k in (1, 2, 3)
-    ]
+    of_subset: Metrics = [(f"Recall_subset@{k}", metrics.recall_at(np.array(subset), targets, k)) for k in (1, 2, 3)]
     average = (found[1][1] + of_subset[0][1]) / 2
     return [*found, *of_subset, ("Avg(R@5, R_subset@1)", average)]
 

@@ -37,8 +37,8 @@ def markdown(report: RetrievalReport) -> str:
         "|---|---|" + "--:|" * (len(names) + 4),
         *(_row(evaluation, names) for evaluation in report.evaluations),
         "",
-        f"Machine: {report.machine.processor}, {report.machine.cores} cores, GPU: {report.machine.gpu}. Times are means "
-        "of one run, decoding included; quote ratios.",
+        f"Machine: {report.machine.processor}, {report.machine.cores} cores, GPU: {report.machine.gpu}. Times are "
+        "means of one run, decoding included; quote ratios.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -32,6 +32,7 @@ from cirrus_client.encoders.triton_requests import (
 )
 from cirrus_client.errors import ServerUnavailable
 from cirrus_client.preprocess import check_header
+from cirrus_client.triton_protocol import served_name
 
 T = TypeVar("T")
 
@@ -47,12 +48,14 @@ class TritonEncoder:
         self,
         url: str,
         *,
+        bundle: str | None = None,
         protocol: Protocol = Protocol.GRPC,
         timeout_s: float = 30.0,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
-        """url: host:port."""
+        """url: host:port. bundle: which of several that the server has; None where it serves one."""
         self.url = url
+        self._bundle = bundle
         self._protocol = protocol
         self._timeout_s = timeout_s
         self._retry = retry
@@ -83,7 +86,9 @@ class TritonEncoder:
 
     def _model(self) -> ServedModel:
         if self._served is None:
-            self._served = read_config(self._call(lambda client: _config(client, self._protocol)), self.url)
+            self._served = read_config(
+                self._call(lambda client: _config(client, self._protocol, self._bundle)), self.url, self._bundle
+            )
         return self._served
 
     def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
@@ -96,7 +101,7 @@ class TritonEncoder:
     def _infer(self, client: Any, request: Request) -> Any:
         module = grpcclient if self._protocol is Protocol.GRPC else httpclient
         timeout = {"client_timeout": self._timeout_s} if self._protocol is Protocol.GRPC else {}
-        return client.infer(request.ensemble, request.inputs(module), **timeout)
+        return client.infer(request.model, request.inputs(module), **timeout)
 
     def _call(self, function: Callable[[Any], T], request: Request | None = None) -> T:
         for pause_s in self._retry.pauses():
@@ -127,12 +132,14 @@ class AsyncTritonEncoder:
         self,
         url: str,
         *,
+        bundle: str | None = None,
         protocol: Protocol = Protocol.GRPC,
         timeout_s: float = 30.0,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
-        """url: host:port."""
+        """url: host:port. bundle: which of several that the server has; None where it serves one."""
         self.url = url
+        self._bundle = bundle
         self._protocol = protocol
         self._timeout_s = timeout_s
         self._retry = retry
@@ -162,8 +169,8 @@ class AsyncTritonEncoder:
 
     async def _model(self) -> ServedModel:
         if self._served is None:
-            config = await self._call(lambda client: _config(client, self._protocol))
-            self._served = read_config(config, self.url)
+            config = await self._call(lambda client: _config(client, self._protocol, self._bundle))
+            self._served = read_config(config, self.url, self._bundle)
         return self._served
 
     async def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
@@ -179,9 +186,9 @@ class AsyncTritonEncoder:
 
     def _infer(self, client: Any, request: Request) -> Awaitable[Any]:
         if self._protocol is Protocol.GRPC:
-            answer = client.infer(request.ensemble, request.inputs(grpcclient), client_timeout=self._timeout_s)
+            answer = client.infer(request.model, request.inputs(grpcclient), client_timeout=self._timeout_s)
         else:
-            answer = client.infer(request.ensemble, request.inputs(httpclient))
+            answer = client.infer(request.model, request.inputs(httpclient))
         return asyncio.wait_for(answer, self._timeout_s)
 
     async def _call(self, function: Callable[[Any], Awaitable[T]], request: Request | None = None) -> T:
@@ -202,7 +209,7 @@ class AsyncTritonEncoder:
         return self._client
 
 
-def _config(client: Any, protocol: Protocol) -> Any:
+def _config(client: Any, protocol: Protocol, bundle: str | None) -> Any:
     """The served ensemble's configuration as JSON; a coroutine of it from an asyncio client."""
     as_json = {"as_json": True} if protocol is Protocol.GRPC else {}
-    return client.get_model_config(EnsembleName.ENCODE_TARGET.value, **as_json)
+    return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, bundle), **as_json)

@@ -20,7 +20,7 @@ from cirrus_client.bundle import EnsembleName, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes
 from cirrus_client.ensemble import EMBEDDING, bytes_array
 from cirrus_client.errors import CirrusError, InvalidImage, ServerError, ServerTimeout, ServerUnavailable
-from cirrus_client.triton_protocol import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error
+from cirrus_client.triton_protocol import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
 
 FAILURES = (InferenceServerException, OSError, EOFError, HTTPException, aiohttp.ClientError, asyncio.TimeoutError)
 """What the four tritonclient clients raise when a request fails."""
@@ -65,13 +65,15 @@ class ServedModel:
     space: SpaceSpec
     max_batch: int
     ensembles: frozenset[EnsembleName]
+    bundle: str | None
 
 
 @dataclass(frozen=True)
 class Request:
-    """One inference request: which ensemble, which BYTES inputs, and which rows of the call it answers."""
+    """One inference request: its ensemble, what the server calls that, BYTES inputs, and the call's rows it answers."""
 
     ensemble: EnsembleName
+    model: str
     rows: list[int]
     arrays: Mapping[str, list[bytes]]
     item: str
@@ -98,6 +100,7 @@ def query_requests(
     with_image = [
         Request(
             EnsembleName.ENCODE_QUERY,
+            served_name(EnsembleName.ENCODE_QUERY, served.bundle),
             rows,
             {"image": [encoded[row] for row in rows], "text": [text_bytes[row] for row in rows]},
             "query",
@@ -105,7 +108,13 @@ def query_requests(
         for rows in _split(list(encoded), served.max_batch)
     ]
     without_image = [
-        Request(EnsembleName.ENCODE_TEXT_QUERY, rows, {"text": [text_bytes[row] for row in rows]}, "query")
+        Request(
+            EnsembleName.ENCODE_TEXT_QUERY,
+            served_name(EnsembleName.ENCODE_TEXT_QUERY, served.bundle),
+            rows,
+            {"text": [text_bytes[row] for row in rows]},
+            "query",
+        )
         for rows in _split([row for row in range(len(pairs)) if row not in encoded], served.max_batch)
     ]
     return with_image + without_image
@@ -114,12 +123,18 @@ def query_requests(
 def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Request]:
     """Split gallery images into requests no larger than the server's batch."""
     return [
-        Request(EnsembleName.ENCODE_TARGET, rows, {"image": [images[row] for row in rows]}, "image")
+        Request(
+            EnsembleName.ENCODE_TARGET,
+            served_name(EnsembleName.ENCODE_TARGET, served.bundle),
+            rows,
+            {"image": [images[row] for row in rows]},
+            "image",
+        )
         for rows in _split(list(range(len(images))), served.max_batch)
     ]
 
 
-def read_config(answer: Any, url: str) -> ServedModel:
+def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
     """Return what an ensemble's configuration says. Raises ServerError if it is not one of Cirrus's."""
     config = answer.get("config", answer)
     parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
@@ -129,6 +144,7 @@ def read_config(answer: Any, url: str) -> ServedModel:
         space=SpaceSpec.model_validate_json(parameters[SPACE_PARAMETER]),
         max_batch=int(config["max_batch_size"]),
         ensembles=frozenset(EnsembleName(name) for name in json.loads(parameters[QUERIES_PARAMETER])),
+        bundle=bundle,
     )
 
 
