@@ -74,7 +74,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 	$(BIN)/mypy --strict --package cirrus_client
 
-demo-train: $(READY)  ## train the demo model again from its seed (about 15 minutes on two cores)
+demo-train: $(READY)  ## train the demo model again from its seed (about 40 minutes on two cores)
 	$(BIN)/python -m cirrus_export.demo.train
 
 clean:  ## remove build output; the virtual environment stays
