@@ -12,11 +12,13 @@ from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.backbones.blip import BLIP_KEYS, BlipBackbone, blip_state
 from cirrus_export.backbones.blip2 import Blip2Backbone, blip2_keys, blip2_state
+from cirrus_export.backbones.lvlm import load_lvlm
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
 from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, read_state_dict
 
 DEMO_BACKBONE = "cirrus-demo"
 FROM_CHECKPOINT = "from-checkpoint"
+LVLM = "lvlm"
 RANDOM = "random"
 BLIP = {"blip-base-coco": BlipBackbone.base, "blip-base-flickr": BlipBackbone.base}
 BLIP2: dict[str, Callable[[], Blip2Backbone]] = {
@@ -30,10 +32,10 @@ _OPENAI_ARCHIVE_KEYS = ("input_resolution", "context_length", "vocab_size")
 def load_backbone(name: str, pretrained: str | None, fine_tuned: StateDict | None = None) -> Backbone:
     """Build a frozen backbone.
 
-    name: an open_clip model, "cirrus-demo", a name of `BLIP` or `BLIP2`, or "from-checkpoint": CLIP, BLIP or BLIP-2 in
-    the sizes that the weights have. pretrained: an open_clip tag ("openai", "laion2b_s32b_b79k"), a checkpoint file,
-    or "random" (seeded). fine_tuned: the backbone that a head's checkpoint carries, in its authors' key names; it
-    wins over `pretrained`, whose weights are then not fetched.
+    name: an open_clip model, "cirrus-demo", a name of `BLIP` or `BLIP2`, "lvlm" (its weights are a folder), or
+    "from-checkpoint": CLIP, BLIP or BLIP-2 in the sizes that the weights have. pretrained: an open_clip tag ("openai",
+    "laion2b_s32b_b79k"), a checkpoint file, or "random" (seeded). fine_tuned: the backbone that a head's checkpoint
+    carries, in its authors' key names; it wins over `pretrained`, whose weights are then not fetched.
 
     OpenAI's CLIP and everything fine-tuned from the `clip` package uses QuickGELU: it is forced for the tag "openai",
     for OpenAI's own archives and for `fine_tuned`, whatever the name says (open_clip#771, #915).
@@ -42,13 +44,15 @@ def load_backbone(name: str, pretrained: str | None, fine_tuned: StateDict | Non
     does not fit.
     """
     _register_demo()
-    if name not in (FROM_CHECKPOINT, *BLIP, *BLIP2, *open_clip.list_models()):
+    if name not in (FROM_CHECKPOINT, LVLM, *BLIP, *BLIP2, *open_clip.list_models()):
         near = [model for model in (*BLIP, *BLIP2, *open_clip.list_models()) if model.startswith(name[:4])]
         raise ExportError(f"there is no backbone '{name}'; near it: {', '.join(near) or 'see open_clip'}")
     if fine_tuned is None and pretrained is None:
         raise ExportError(
             f"backbone {name}: the checkpoint carries no backbone, so --pretrained must say where its weights are"
         )
+    if name == LVLM:
+        return load_lvlm(Path(pretrained or ""))
     state = fine_tuned
     if state is None and pretrained is not None and Path(pretrained).is_file():
         state = read_state_dict(Path(pretrained))

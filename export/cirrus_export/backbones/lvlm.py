@@ -1,0 +1,261 @@
+"""A large vision-language model as an encoder: vision tower, connector with learnable queries, language model.
+
+CIR-LVLM (arXiv 2412.11087) has no public code, so the checkpoint layout is ours: a folder with
+
+    config.json         LvlmConfig: transformers' configurations of both towers, and what the paper leaves open
+    tokenizer.json      the language model's tokenizer (Hugging Face `tokenizers`)
+    model.safetensors   vision.* (CLIPVisionModel), connector.*, language.* (the language model's bare stack), prompts.*
+
+LoRA factors `<layer>.lora_A.weight` and `<layer>.lora_B.weight` beside a language layer's `<layer>.weight` are merged.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from cirrus_client.bundle import Contract
+from cirrus_client.errors import CheckpointError
+from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
+from cirrus_export.backbones.backbone import Backbone, Prompt
+from cirrus_export.checkpoints.state import StateDict, load_strictly, read_state_dict
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPVisionModel
+
+_LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
+_FP32_BYTES = 4
+
+
+class LvlmConfig(Contract):
+    """`config.json` of a checkpoint folder.
+
+    vision, language: keyword arguments of CLIPVisionConfig, and of AutoConfig with its `model_type` (llama, qwen2).
+    connector_queries: visual tokens that the language model reads. context_length, start_id, end_id, pad_id: of the
+    texts. prompt_pool, prompt_length, prompts_chosen: M, L_p and K of the soft prompts; the paper's best are M = 45 and
+    L_p * K = 40. query_prompt, target_prompt: token ids of the two task prompts. lora_scale: alpha / rank.
+    """
+
+    vision: dict[str, Any]
+    language: dict[str, Any]
+    connector_queries: int = Field(gt=0)
+    connector_heads: int = Field(gt=0)
+    context_length: int = Field(gt=2)
+    start_id: int
+    end_id: int
+    pad_id: int
+    prompt_pool: int = Field(default=45, gt=0)
+    prompt_length: int = Field(default=10, gt=0)
+    prompts_chosen: int = Field(default=4, gt=0)
+    query_prompt: tuple[int, ...]
+    target_prompt: tuple[int, ...]
+    lora_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What an export at fp32 needs, from the configuration alone.
+
+    disk_bytes: the graphs; the language model is in two of them, the query's and the target's. memory_bytes: the
+    weights, and one graph's copy of them while it is written.
+    """
+
+    parameters: int
+    disk_bytes: int
+    memory_bytes: int
+
+
+class LvlmBackbone(Backbone):
+    """The model with random weights; `load_lvlm` reads a checkpoint."""
+
+    label = "LVLM"
+
+    def __init__(self, config: LvlmConfig, folder: Path | None = None) -> None:
+        """folder: where `tokenizer.json` lies."""
+        super().__init__()
+        self.config = config
+        self._folder = folder
+        self.vision_tower = CLIPVisionModel(CLIPVisionConfig(**config.vision))
+        arguments = dict(config.language)
+        language = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+        self.language = AutoModel.from_config(language)
+        width = int(language.hidden_size)
+        self.connector = Connector(
+            int(self.vision_tower.config.hidden_size), width, config.connector_queries, config.connector_heads
+        )
+        self.prompts = PromptPool(config, width)
+        self.eval().requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Width of the language model, and of an embedding."""
+        return int(self.language.config.hidden_size)
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the square input image."""
+        return int(self.vision_tower.config.image_size)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Number of visual tokens that the language model reads."""
+        return self.config.connector_queries
+
+    @property
+    def context_length(self) -> int:
+        """Number of text tokens T."""
+        return self.config.context_length
+
+    @property
+    def vision(self) -> nn.Module:
+        """Vision tower and connector."""
+        return nn.ModuleDict({"vision": self.vision_tower, "connector": self.connector})
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return visual tokens [B, Q, W] of normalised pixels float32 [B, 3, H, W]."""
+        tokens: Tensor = self.connector(self.vision_tower(pixels).last_hidden_state)
+        return tokens
+
+    def embed(self, image_tokens: Tensor, task_prompt: tuple[int, ...], token_ids: Tensor | None) -> Tensor:
+        """Return unnormalised embeddings [B, W] of visual tokens [B, Q, W] and int64 token ids [B, T] or None.
+
+        One pass over [visual tokens; task prompt; chosen soft prompts; text]. A text's padding comes last, where a
+        causal model's other tokens can't see it, and is left out of the pooling: a mean in which a token weighs its
+        place in the sequence, since later tokens have read more.
+        """
+        batch = image_tokens.shape[0]
+        words = self.language.get_input_embeddings()
+        task = words(torch.tensor(task_prompt, device=image_tokens.device)).expand(batch, -1, -1)
+        parts = [image_tokens, task]
+        instance = image_tokens.mean(dim=1)
+        if token_ids is not None:
+            text = words(token_ids)
+            is_text = (token_ids != self.config.pad_id).to(text.dtype)[..., None]
+            instance = instance + (text * is_text).sum(dim=1) / is_text.sum(dim=1).clamp(min=1)
+        parts.append(self.prompts(instance))
+        if token_ids is not None:
+            parts.append(text)
+        sequence = torch.cat(parts, dim=1)
+        hidden = self.language(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        weights = torch.arange(1, hidden.shape[1] + 1, device=hidden.device, dtype=hidden.dtype).expand(batch, -1)
+        if token_ids is not None:
+            before = torch.ones_like(weights[:, : hidden.shape[1] - token_ids.shape[1]])
+            weights = weights * torch.cat([before, is_text[..., 0]], dim=1)
+        return (hidden * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+
+    def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
+        """See `Backbone.write_tokenizer`."""
+        config = self.config
+        spec = TokenizerSpec(
+            context_length=config.context_length,
+            start_id=config.start_id,
+            end_id=config.end_id,
+            pad_id=config.pad_id,
+            cleaning=prompt.cleaning or TextCleaning.NONE,
+            template=prompt.template,
+            null_text=prompt.null_text,
+        )
+        source = (self._folder or Path()) / spec.file
+        if self._folder is None or not source.is_file():
+            raise CheckpointError(f"checkpoint {self._folder}: {spec.file} is missing; copy the language model's there")
+        shutil.copyfile(source, root / spec.file)
+        return spec
+
+
+class Connector(nn.Module):
+    """Learnable queries that read the vision tower's tokens by cross-attention, projected to the language model."""
+
+    def __init__(self, vision_width: int, width: int, num_queries: int, num_heads: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
+        self.project = nn.Linear(vision_width, width)
+        self.norm_tokens = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return [B, Q, W] of vision tokens [B, N, V]."""
+        memory = self.norm_tokens(self.project(tokens))
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
+        read: Tensor = self.norm(queries + self.attention(queries, memory, memory, need_weights=False)[0])
+        return read
+
+
+class PromptPool(nn.Module):
+    """M soft prompts of L_p vectors under M keys; an instance takes the K whose keys have the largest cosine."""
+
+    def __init__(self, config: LvlmConfig, width: int) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.randn(config.prompt_pool, width) * 0.02)
+        self.values = nn.Parameter(torch.randn(config.prompt_pool, config.prompt_length, width) * 0.02)
+        self.chosen = config.prompts_chosen
+
+    def forward(self, instance: Tensor) -> Tensor:
+        """Return [B, K * L_p, W] of instances [B, W]; the best match comes first."""
+        scores = nn.functional.normalize(instance, dim=-1) @ nn.functional.normalize(self.keys, dim=-1).T
+        places = scores.topk(self.chosen, dim=-1).indices
+        return self.values[places].flatten(1, 2)
+
+
+def load_lvlm(folder: Path) -> LvlmBackbone:
+    """Return the model of a checkpoint folder. Raises CheckpointError for a file or key that is missing or wrong."""
+    backbone = LvlmBackbone(read_config(folder), folder)
+    state = read_state_dict(folder / "model.safetensors")
+    merged = merge_lora(state, backbone.config.lora_scale)
+    renamed = {_ours(key): value for key, value in merged.items()}
+    load_strictly(backbone, merged.derived(renamed), theirs=_theirs)
+    return backbone
+
+
+def read_config(folder: Path) -> LvlmConfig:
+    """Read `config.json`. Raises CheckpointError."""
+    path = folder / "config.json"
+    try:
+        return LvlmConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {error.strerror}; an LVLM's checkpoint is a folder") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"checkpoint {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def merge_lora(state: StateDict, scale: float) -> StateDict:
+    """Return W + scale * B A for every weight that has factors. Raises CheckpointError for a factor without partner."""
+    merged = {key: value for key, value in state.items() if not key.endswith((_LORA_A, _LORA_B))}
+    for key in state:
+        if key.endswith((_LORA_A, _LORA_B)):
+            layer = key.removesuffix(_LORA_A).removesuffix(_LORA_B)
+            for needed in (f"{layer}{_LORA_A}", f"{layer}{_LORA_B}", f"{layer}.weight"):
+                if needed not in state:
+                    raise CheckpointError(f"checkpoint {state.source}: '{key}' is there, but '{needed}' is missing")
+            factors = state[f"{layer}{_LORA_B}"] @ state[f"{layer}{_LORA_A}"]
+            merged[f"{layer}.weight"] = state[f"{layer}.weight"] + scale * factors
+    return state.derived(merged)
+
+
+def footprint(config: LvlmConfig) -> Footprint:
+    """Return what a full export needs, without allocating a weight."""
+    with torch.device("meta"):
+        backbone = LvlmBackbone(config)
+    total = sum(parameter.numel() for parameter in backbone.parameters())
+    language = sum(parameter.numel() for parameter in backbone.language.parameters())
+    return Footprint(
+        parameters=total,
+        disk_bytes=_FP32_BYTES * (total + language),
+        memory_bytes=_FP32_BYTES * (total + language),
+    )
+
+
+def _ours(key: str) -> str:
+    return f"vision_tower.{key.removeprefix('vision.')}" if key.startswith("vision.") else key
+
+
+def _theirs(key: str) -> str:
+    return f"vision.{key.removeprefix('vision_tower.')}" if key.startswith("vision_tower.") else key

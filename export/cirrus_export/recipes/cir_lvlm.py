@@ -1,0 +1,119 @@
+"""CIR-LVLM: a large vision-language model encodes queries and targets (arXiv 2412.11087)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cirrus_client.bundle import EnsembleName, TensorSpec
+from cirrus_client.ensemble import EnsembleSpec
+from cirrus_client.preprocess import PreprocessSpec
+from cirrus_export.backbones.lvlm import LvlmBackbone
+from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
+from cirrus_export.recipes.recipe import Options, Parts, Recipe, register
+from cirrus_export.recipes.two_tower import backbone_of
+from cirrus_export.recipes.wiring import ensemble
+
+
+@register("cir-lvlm")
+class CirLvlm(Recipe):
+    """One pass over visual tokens, a task prompt, chosen soft prompts and the text, pooled by a weighted mean.
+
+    The paper leaves open the wording of its task prompts, the distance by which soft prompts are chosen and the weights
+    of the mean. Here: prompts as token ids in the checkpoint's `config.json`, the cosine between the keys and the mean of
+    an instance's visual tokens plus that of its words, and weights that grow with the place.
+    """
+
+    needs_head = False
+
+    def __init__(self, parts: Parts, options: Options) -> None:
+        super().__init__(parts, options)
+        self._backbone = backbone_of(self, parts, (LvlmBackbone,))
+
+    @property
+    def backbone(self) -> LvlmBackbone:
+        """The whole model, fine-tuned parts merged."""
+        return self._backbone
+
+    @property
+    def dim(self) -> int:
+        """Width of the language model."""
+        return self.backbone.width
+
+    @staticmethod
+    def preprocess(image_size_px: int) -> PreprocessSpec:
+        """The vision tower's own."""
+        return PreprocessSpec(size_px=image_size_px)
+
+    def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
+        """The query task's pass."""
+        prompt = self.backbone.config.query_prompt
+        return F.normalize(self.backbone.embed(self.backbone(pixels), prompt, token_ids), dim=-1)
+
+    def target(self, pixels: Tensor) -> Tensor:
+        """The target task's pass, without a text."""
+        prompt = self.backbone.config.target_prompt
+        return F.normalize(self.backbone.embed(self.backbone(pixels), prompt, None), dim=-1)
+
+    def graphs(self) -> list[Graph]:
+        """Vision tower with connector, and the language model with each task's prompt."""
+        return [self._vision_graph(), self._query_graph(), self._target_graph()]
+
+    def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
+        """Queries need an image. No fused gallery graph: a third copy of the language model would be too much."""
+        return {
+            EnsembleName.ENCODE_QUERY: ensemble(self._vision_graph(), self._query_graph()),
+            EnsembleName.ENCODE_TARGET: ensemble(self._vision_graph(), self._target_graph()),
+        }
+
+    def target_modules(self) -> dict[str, nn.Module]:
+        """The whole model."""
+        return {"backbone": self.backbone}
+
+    def pooling(self) -> str:
+        """Return the pooling, with the prompt that a target is read with."""
+        prompt = self.backbone.config.target_prompt
+        return f"position-weighted mean, l2-normalised, target prompt {prompt}"
+
+    def _vision_graph(self) -> Graph:
+        return Graph(
+            "vision_encoder", self.backbone, inputs=(pixels(self.backbone.image_size_px),), outputs=self._tokens()
+        )
+
+    def _query_graph(self) -> Graph:
+        return Graph(
+            "query_head",
+            _Query(self.backbone),
+            inputs=(*self._tokens(), token_ids(self.backbone.context_length)),
+            outputs=(vector("query_embedding", self.dim),),
+        )
+
+    def _target_graph(self) -> Graph:
+        return Graph(
+            "target_head",
+            _Target(self.backbone),
+            inputs=self._tokens(),
+            outputs=(vector("target_embedding", self.dim),),
+        )
+
+    def _tokens(self) -> tuple[TensorSpec, ...]:
+        return (vectors("image_tokens", self.backbone.num_image_tokens, self.dim),)
+
+
+class _Query(nn.Module):
+    def __init__(self, backbone: LvlmBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        prompt = self.backbone.config.query_prompt
+        return F.normalize(self.backbone.embed(image_tokens, prompt, token_ids), dim=-1)
+
+
+class _Target(nn.Module):
+    def __init__(self, backbone: LvlmBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        return F.normalize(self.backbone.embed(image_tokens, self.backbone.config.target_prompt, None), dim=-1)

@@ -1,0 +1,153 @@
+"""CIR-LVLM at a small configuration of the same classes, and what the full one needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import CheckpointError
+from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
+from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, load_lvlm
+from cirrus_export.pipeline import ExportRequest, export
+
+SMALL = LvlmConfig(
+    vision={
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 16,
+    },
+    language={
+        "model_type": "qwen2",
+        "vocab_size": 30522,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    },
+    connector_queries=8,
+    connector_heads=4,
+    context_length=24,
+    start_id=101,
+    end_id=102,
+    pad_id=0,
+    prompt_pool=9,
+    prompt_length=3,
+    prompts_chosen=2,
+    query_prompt=(2000, 2001, 2002),
+    target_prompt=(2003, 2004),
+)
+QWEN_7B = {
+    "model_type": "qwen2",
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+}
+VIT_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    folder = tmp_path / "lvlm"
+    folder.mkdir()
+    torch.manual_seed(2)
+    backbone = LvlmBackbone(SMALL)
+    for parameter in backbone.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    state = {
+        key.replace("vision_tower.", "vision.", 1) if key.startswith("vision_tower.") else key: value.contiguous()
+        for key, value in backbone.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(SMALL.model_dump_json())
+    write_bert_tokenizer(folder, context_length=24, prompt=Prompt())
+    return folder
+
+
+def request(checkpoint: Path, out: Path) -> ExportRequest:
+    return ExportRequest("cir-lvlm", "lvlm", str(checkpoint), None, out)
+
+
+def test_a_small_lvlm_is_exported_passes_its_gate_and_answers(checkpoint, probe, tmp_path) -> None:
+    bundle = export(request(checkpoint, tmp_path / "bundle"), probe)
+    report = json.loads((bundle.root / "report.json").read_text())
+    assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
+    encoder = LocalEncoder(bundle)
+    blue, none, red = encoder.encode_queries([probe.gallery[0]] * 3, ["in blue", None, "in red with long sleeves"])
+    assert abs(float(blue @ red)) < 0.99999
+    assert abs(float(blue @ none)) < 0.99999
+
+
+def test_a_texts_padding_changes_nothing(checkpoint) -> None:
+    backbone = load_lvlm(checkpoint)
+    tokens = backbone(torch.randn(1, 3, 64, 64))
+    token_ids = torch.zeros(1, 24, dtype=torch.int64)
+    token_ids[0, :4] = torch.tensor([101, 3000, 4000, 102])
+    padded = backbone.embed(tokens, SMALL.query_prompt, token_ids)
+    torch.testing.assert_close(backbone.embed(tokens, SMALL.query_prompt, token_ids[:, :4]), padded, atol=1e-5, rtol=0)
+
+
+def test_soft_prompts_are_those_of_the_nearest_keys_best_first(checkpoint) -> None:
+    pool = load_lvlm(checkpoint).prompts
+    instance = pool.keys[5:6] + 0.01 * pool.keys[7:8]
+    chosen = pool(instance)
+    cosines = torch.nn.functional.cosine_similarity(instance, pool.keys)
+    expected = cosines.argsort(descending=True)[:2]
+    assert int(expected[0]) == 5
+    torch.testing.assert_close(chosen, pool.values[expected].flatten(0, 1)[None])
+
+
+def test_lora_factors_are_merged_and_a_lone_one_is_named(checkpoint) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    layer = "language.layers.1.self_attn.q_proj"
+    a, b = torch.randn(2, 64), torch.randn(64, 2)
+    save_file(state | {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}, checkpoint / "model.safetensors")
+    merged = load_lvlm(checkpoint).language.layers[1].self_attn.q_proj.weight
+    torch.testing.assert_close(merged, state[f"{layer}.weight"] + b @ a)
+    save_file(state | {f"{layer}.lora_A.weight": a}, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"q_proj\.lora_B\.weight' is missing"):
+        load_lvlm(checkpoint)
+
+
+def test_a_key_or_option_out_of_place_is_named(checkpoint) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    del state[
+        "vision.vision_model.post_layernorm.bias"
+        if "vision.vision_model.post_layernorm.bias" in state
+        else "vision.post_layernorm.bias"
+    ]
+    save_file(state, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"key 'vision\..*post_layernorm\.bias' is missing"):
+        load_lvlm(checkpoint)
+    (checkpoint / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json: vision: Field required"):
+        load_lvlm(checkpoint)
+
+
+def test_the_full_models_needs_follow_from_its_configuration() -> None:
+    full = SMALL.model_copy(
+        update={"language": QWEN_7B, "vision": VIT_L, "connector_queries": 256, "connector_heads": 28}
+    )
+    needed = footprint(full)
+    assert 7e9 < needed.parameters < 8.5e9
+    assert needed.disk_bytes > 55e9
