@@ -13,7 +13,7 @@ EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
 BUNDLE ?= $(DEMO)/bundle
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export serve demo search bench test test-full lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-retrieval test lint demo-train clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,10 +63,10 @@ bench: $(DEMO)/bundle/bundle.json  ## gallery embedding, side by side with the p
 	$(BIN)/cirrus bench gallery --out bench/reports
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest -m "not full_size"
+	$(BIN)/python -m pytest
 
-test-full: $(READY)  ## build, export and verify the full-size architectures (random weights); about 20 minutes
-	$(BIN)/python -m pytest -m full_size
+export-full: $(READY)  ## export and verify the published architectures at full size (random weights); 40 minutes, 20 GiB
+	$(BIN)/cirrus bench full-size --out bench/reports
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

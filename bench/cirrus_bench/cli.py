@@ -68,3 +68,16 @@ def retrieval(
         write_report(report, out)
         typer.echo(markdown(report))
         typer.echo(f"written: {out / 'retrieval.md'}, retrieval.json")
+
+
+@bench.command()
+def full_size(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for full_size.json and full_size.md.")],
+    work: Annotated[Path, typer.Option(help="Where bundles are written and removed again.")] = Path("build/full-size"),
+) -> None:
+    """Export and verify every architecture at its published size, with random weights."""
+    from cirrus_bench.full_size import export_full_sizes, markdown, write_report
+
+    report = export_full_sizes(work)
+    write_report(report, out)
+    typer.echo(markdown(report))

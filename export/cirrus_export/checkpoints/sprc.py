@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from torch import Tensor
+
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, load_strictly
 from cirrus_export.heads.qformer import QFormer, QFormerSize
@@ -51,6 +53,11 @@ def size(head: StateDict, image_width: int) -> QFormerSize:
         cross_attention_every=crossed[1] - crossed[0] if len(crossed) > 1 else standard.cross_attention_every,
         dim=shape("text_proj.weight", 0, standard.dim),
     )
+
+
+def authors_names(qformer: QFormer) -> dict[str, Tensor]:
+    """Return a Q-Former's weights under SPRC's key names."""
+    return {_KEYS.theirs(key): value for key, value in qformer.state_dict().items()}
 
 
 def load(head: StateDict, qformer: QFormer) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -29,25 +28,19 @@ from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
 from cirrus_export.demo import weights
 from cirrus_export.demo.attributes import Colour, Garment, Kind, Length, Neckline, Pattern, Sleeve, Split
 from cirrus_export.demo.captions import caption, sketch_caption
-from cirrus_export.demo.edits import edit_captions, free_edit, joined
 from cirrus_export.demo.evaluate import evaluate
-from cirrus_export.demo.families import edit_pairs
-from cirrus_export.demo.model import PREPROCESS, create_clip, create_tokenizer
+from cirrus_export.demo.model import PREPROCESS, create_clip
 from cirrus_export.demo.samples import FAMILY_SIZE, Samples, draw_samples
+from cirrus_export.demo.training import LOGIT_SCALE, SEED, Optimiser, Vocabulary, contrast, draw_edits, normalised
 from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.heads.union import Union
 
-SEED = 7
 FAMILIES = 2400
 CLIP_FAMILIES = 16
-HEAD_FAMILIES = 8
 CLIP_STEPS = 2400
 HEAD_STEPS = 1600
 CLIP_LEARNING_RATE = 3e-3
 HEAD_LEARNING_RATE = 1e-3
-LOGIT_SCALE = 100.0
-SKETCH_SHARE = 0.15
-_LAYER = re.compile(r"resblocks|fusion\.layers|t5_layers\.block")
 _ATTRIBUTES = (Kind, Colour, Pattern, Colour, Sleeve, Neckline, Length)
 
 
@@ -70,16 +63,16 @@ def train_clip(samples: Samples) -> open_clip.CLIP:
     backbone = OpenClipBackbone(create_clip())
     clip = backbone.clip.train().requires_grad_(True)
     nn.init.zeros_(clip.token_embedding.weight)
-    vocabulary = _Vocabulary(clip)
+    vocabulary = Vocabulary(clip)
     probes = _Probes(backbone.dim, backbone.num_image_tokens - 1)
-    optimiser = _Optimiser([clip, probes], CLIP_LEARNING_RATE, CLIP_STEPS)
+    optimiser = Optimiser([clip, probes], CLIP_LEARNING_RATE, CLIP_STEPS)
     progress = tqdm(range(CLIP_STEPS), desc="training CLIP")
     for _ in progress:
         places = _family_places(samples, rng)
         garments = [samples.garments[place] for place in places]
         sketched = rng.choice(len(places), len(places) // 2, replace=False)
         pixels = torch.from_numpy(np.concatenate([samples.photos[places], samples.sketches[places[sketched]]]))
-        embedding, tokens = backbone.encode_image(_normalised(pixels))
+        embedding, tokens = backbone.encode_image(normalised(pixels))
         image = F.normalize(embedding, dim=-1)
         photo, sketch = image[: len(places)], image[len(places) :]
         captions = [caption(garment, rng) for garment in garments]
@@ -87,9 +80,9 @@ def train_clip(samples: Samples) -> open_clip.CLIP:
         text = F.normalize(vocabulary.encode(captions), dim=-1)
         scale = clip.logit_scale.exp().clamp(max=LOGIT_SCALE)
         loss = (
-            _contrast(photo, text[: len(places)], scale)
-            + 0.3 * _contrast(sketch, text[len(places) :], scale)
-            + 0.5 * _contrast(sketch, photo[sketched], scale)
+            contrast(photo, text[: len(places)], scale)
+            + 0.3 * contrast(sketch, text[len(places) :], scale)
+            + 0.5 * contrast(sketch, photo[sketched], scale)
             + 0.5 * probes.loss(photo, tokens[: len(places)], garments)
         )
         optimiser.step(loss)
@@ -101,16 +94,16 @@ def train_heads(backbone: OpenClipBackbone, samples: Samples) -> dict[str, Tenso
     """Return the state dict of both heads, trained on the frozen backbone, in their authors' key names."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng((SEED, 2))
-    vocabulary = _Vocabulary(backbone.clip)
+    vocabulary = Vocabulary(backbone.clip)
     query_head = TransAgg(backbone.dim, dropout=0.0).train()
     union = Union(backbone.dim, dropout=0.0).train()
-    optimiser = _Optimiser([query_head, union], HEAD_LEARNING_RATE, HEAD_STEPS)
-    image_embeddings, image_tokens = _encode(backbone, np.concatenate([samples.photos, samples.sketches]))
+    optimiser = Optimiser([query_head, union], HEAD_LEARNING_RATE, HEAD_STEPS)
+    image_embeddings, image_tokens = encode(backbone, np.concatenate([samples.photos, samples.sketches]))
     with torch.no_grad():
         null_text = backbone.encode_text(backbone.null_token_ids)[0]
     progress = tqdm(range(HEAD_STEPS), desc="training heads")
     for _ in progress:
-        references, targets, texts = _edits(samples, rng)
+        references, targets, texts = draw_edits(samples, rng)
         token_ids = vocabulary.token_ids(texts)
         with torch.no_grad():
             text_embedding, text_tokens = vocabulary.encode_all(token_ids)
@@ -122,34 +115,6 @@ def train_heads(backbone: OpenClipBackbone, samples: Samples) -> dict[str, Tenso
         optimiser.step(loss)
         progress.set_postfix(loss=f"{loss.item():.3f}")
     return {**query_head.eval().state_dict(), **union.eval().state_dict()}
-
-
-class _Optimiser:
-    """Muon for the matrices of transformer layers, AdamW for everything else, in one rising and falling schedule."""
-
-    def __init__(self, modules: list[nn.Module], learning_rate: float, steps: int) -> None:
-        named = [entry for module in modules for entry in module.named_parameters()]
-        matrices = [value for name, value in named if value.ndim == 2 and _LAYER.search(name)]
-        others = [value for name, value in named if not (value.ndim == 2 and _LAYER.search(name))]
-        self._parameters = [value for _, value in named]
-        self._optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02),
-        ]
-        self._schedules = [
-            torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, steps, pct_start=0.1, cycle_momentum=False)
-            for optimiser in self._optimisers
-        ]
-
-    def step(self, loss: Tensor) -> None:
-        for optimiser in self._optimisers:
-            optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._parameters, 1.0)
-        for optimiser in self._optimisers:
-            optimiser.step()
-        for schedule in self._schedules:
-            schedule.step()
 
 
 class _Probes(nn.Module):
@@ -171,40 +136,6 @@ class _Probes(nn.Module):
         return torch.stack(losses).sum()
 
 
-class _Vocabulary:
-    """Texts through a CLIP's text tower, at no more tokens than they have.
-
-    Attention is causal and padding follows the end token, so a shorter context changes no embedding.
-    """
-
-    def __init__(self, clip: open_clip.CLIP) -> None:
-        self._clip = clip
-        self._tokenizer = create_tokenizer()
-
-    def token_ids(self, texts: list[str]) -> Tensor:
-        """Return int64 [B, T'] with T' the longest text's length."""
-        token_ids = self._tokenizer(texts)
-        return token_ids[:, : int((token_ids != 0).sum(dim=1).max())]
-
-    def encode(self, texts: list[str]) -> Tensor:
-        """Return unnormalised text embeddings [B, D]."""
-        return self.encode_all(self.token_ids(texts))[0]
-
-    def encode_all(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (text_embedding [B, D], text_tokens [B, T', D]), as `OpenClipBackbone.encode_text` does."""
-        clip, length = self._clip, token_ids.shape[1]
-        hidden = clip.token_embedding(token_ids) + clip.positional_embedding[:length]
-        hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
-        tokens = clip.ln_final(hidden) @ clip.text_projection
-        return tokens[torch.arange(len(token_ids)), token_ids.argmax(dim=1)], tokens
-
-
-def _contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
-    logits = scale * left @ right.T
-    labels = torch.arange(len(left))
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-
 def _label(garment: Garment, place: int, values: tuple[object, ...]) -> int:
     fields = (
         garment.kind,
@@ -223,51 +154,15 @@ def _family_places(samples: Samples, rng: np.random.Generator) -> NDArray[np.int
     return (families[:, None] * FAMILY_SIZE + np.arange(FAMILY_SIZE)).ravel()
 
 
-def _edits(samples: Samples, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
-    """For every garment of some families, as target, a reference and the text that leads from it to the target.
-
-    Mostly an edit of a look-alike; sometimes the garment's own sketch with the empty text, the image-only query.
-    References count the photos first, then the sketches.
-    """
-    references, targets, texts = [], [], []
-    for family in rng.choice(samples.num_families, HEAD_FAMILIES, replace=False):
-        start = int(family) * FAMILY_SIZE
-        members = samples.garments[start : start + FAMILY_SIZE]
-        pairs = edit_pairs(members)
-        for place, garment in enumerate(members):
-            candidates = [reference for reference, target in pairs if target == place]
-            if not candidates or rng.random() < SKETCH_SHARE:
-                references.append(len(samples.garments) + start + place)
-                texts.append("")
-            else:
-                reference = int(rng.choice(candidates))
-                references.append(start + reference)
-                texts.append(_edit_text(members[reference], garment, rng))
-            targets.append(start + place)
-    return torch.tensor(references), torch.tensor(targets), texts
-
-
-def _edit_text(reference: Garment, target: Garment, rng: np.random.Generator) -> str:
-    """FashionIQ's two captions, or one request in free form."""
-    if rng.random() < 0.4:
-        return free_edit(reference, target, rng)
-    return joined(edit_captions(reference, target, rng))
-
-
-def _encode(backbone: OpenClipBackbone, pictures: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def encode(backbone: OpenClipBackbone, pictures: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Return (image_embedding [N, D], image_tokens [N, T, D]) of pictures, uint8 [N, H, W, 3]."""
     embeddings, tokens = [], []
     with torch.no_grad():
         for start in tqdm(range(0, len(pictures), 256), desc="encoding"):
-            embedding, token = backbone.encode_image(_normalised(torch.from_numpy(pictures[start : start + 256])))
+            embedding, token = backbone.encode_image(normalised(torch.from_numpy(pictures[start : start + 256])))
             embeddings.append(embedding)
             tokens.append(token)
     return torch.cat(embeddings), torch.cat(tokens)
-
-
-def _normalised(levels: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W], as `cirrus_client.preprocess.normalise` does."""
-    mean, std = torch.tensor(PREPROCESS.mean), torch.tensor(PREPROCESS.std)
-    return ((levels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def _through_half(clip: open_clip.CLIP) -> open_clip.CLIP:

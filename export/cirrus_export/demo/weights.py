@@ -10,55 +10,65 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 WEIGHTS = Path(__file__).with_name("weights")
-_TOKEN_EMBEDDING = "token_embedding.weight"
-_ROW_IDS = "token_embedding.row_ids"
-_ROWS = "token_embedding.rows"
+_CLIP_TABLE = "token_embedding.weight"
+_SPRC_TABLE = "Qformer.bert.embeddings.word_embeddings.weight"
+_ROWS, _ROW_IDS, _NUM_ROWS = ".rows", ".row_ids", ".num_rows"
 
 
 @dataclass(frozen=True)
 class DemoWeights:
-    """Checkpoint files as a user would bring them: a CLIP in open_clip's key names, a head in its authors'."""
+    """Checkpoint files as a user would bring them: a CLIP in open_clip's key names, heads in their authors'."""
 
     clip: Path
     head: Path
+    sprc: Path
+    phi: Path
 
 
 def materialise(folder: Path) -> DemoWeights:
-    """Write the full demo checkpoints into a folder and return where they are."""
+    """Write the full demo checkpoints, as far as they are trained, into a folder and return where they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = DemoWeights(folder / "clip.safetensors", folder / "transagg_union.safetensors")
-    save_file(expand(load_file(WEIGHTS / written.clip.name)), written.clip)
-    save_file(load_file(WEIGHTS / written.head.name), written.head)
-    return written
+    for path in sorted(WEIGHTS.glob("*.safetensors")):
+        save_file(expand(load_file(path)), folder / path.name)
+    return DemoWeights(*(folder / f"{name}.safetensors" for name in ("clip", "transagg_union", "sprc", "phi")))
 
 
 def store(clip: dict[str, Tensor], head: dict[str, Tensor]) -> None:
-    """Round to half precision and write the files that are committed."""
-    WEIGHTS.mkdir(exist_ok=True)
-    save_file(_halved(compress(clip)), WEIGHTS / "clip.safetensors")
+    """Round the CLIP and its TransAgg and UNION heads to half precision and write the files that are committed."""
+    save_file(_halved(compress(clip, _CLIP_TABLE)), WEIGHTS / "clip.safetensors")
     save_file(_halved(head), WEIGHTS / "transagg_union.safetensors")
 
 
-def compress(clip: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keep only the rows of the token embedding that training touched; the 49,408 others are zero."""
-    table = clip[_TOKEN_EMBEDDING]
-    row_ids = table.abs().sum(dim=1).nonzero().squeeze(1)
-    rest = {key: tensor for key, tensor in clip.items() if key != _TOKEN_EMBEDDING}
+def store_sprc(head: dict[str, Tensor]) -> None:
+    """Round the Q-Former to half precision and write it."""
+    save_file(_halved(compress(head, _SPRC_TABLE)), WEIGHTS / "sprc.safetensors")
+
+
+def store_phi(head: dict[str, Tensor]) -> None:
+    """Round phi to half precision and write it."""
+    save_file(_halved(head), WEIGHTS / "phi.safetensors")
+
+
+def compress(state: dict[str, Tensor], table: str) -> dict[str, Tensor]:
+    """Keep only those rows of a word embedding that training touched; the others, of some 40,000, are zero."""
+    row_ids = state[table].abs().sum(dim=1).nonzero().squeeze(1)
+    rest = {key: tensor for key, tensor in state.items() if key != table}
     return rest | {
-        _ROW_IDS: row_ids,
-        _ROWS: table[row_ids].clone(),
-        "token_embedding.num_rows": torch.tensor(len(table)),
+        table + _ROW_IDS: row_ids,
+        table + _ROWS: state[table][row_ids].clone(),
+        table + _NUM_ROWS: torch.tensor(len(state[table])),
     }
 
 
 def expand(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo `compress`."""
-    row_ids, rows = stored[_ROW_IDS], stored[_ROWS]
-    table = torch.zeros(int(stored["token_embedding.num_rows"]), rows.shape[1], dtype=rows.dtype)
-    table[row_ids] = rows
-    return {key: tensor for key, tensor in stored.items() if not key.startswith("token_embedding.")} | {
-        _TOKEN_EMBEDDING: table
-    }
+    full = {key: value for key, value in stored.items() if not key.endswith((_ROWS, _ROW_IDS, _NUM_ROWS))}
+    for key, rows in stored.items():
+        if key.endswith(_ROWS):
+            table = key.removesuffix(_ROWS)
+            full[table] = torch.zeros(int(stored[table + _NUM_ROWS]), rows.shape[1], dtype=rows.dtype)
+            full[table][stored[table + _ROW_IDS]] = rows
+    return full
 
 
 def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:

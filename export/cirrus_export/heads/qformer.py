@@ -72,17 +72,28 @@ class QFormer(nn.Module):
 
     def query(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
         """Return L2-normalised query embeddings [B, D] of image tokens [B, N, W] and int64 token ids [B, T]."""
-        count = self.size.num_queries
+        return self.sentence(self.prompt(image_tokens, token_ids), token_ids)
+
+    def prompt(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        """Return the sentence prompt [B, V, H]: the first pass, learned queries over image and text."""
         queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
-        is_text = (token_ids != 0).long()
-        attended = torch.cat([torch.ones_like(is_text[:, :1]).expand(-1, count), is_text], dim=1)
-        prompt = self.bert(
+        read = self.bert(
             query_embeds=self.embeddings(token_ids, query_embeds=queries),
-            query_length=count,
-            attention_mask=attended,
+            query_length=self.size.num_queries,
+            attention_mask=self._attended(token_ids),
             encoder_hidden_states=image_tokens,
-        ).last_hidden_state[:, :count]
-        sentence = self.bert(
-            query_embeds=self.embeddings(token_ids, query_embeds=prompt), query_length=0, attention_mask=attended
         ).last_hidden_state
-        return F.normalize(self.text_proj(sentence[:, count]), dim=-1)
+        return read[:, : self.size.num_queries]
+
+    def sentence(self, prompt: Tensor, token_ids: Tensor) -> Tensor:
+        """Return L2-normalised query embeddings [B, D]: the second pass, a prompt [B, V, H] and the text."""
+        read = self.bert(
+            query_embeds=self.embeddings(token_ids, query_embeds=prompt),
+            query_length=0,
+            attention_mask=self._attended(token_ids),
+        ).last_hidden_state
+        return F.normalize(self.text_proj(read[:, self.size.num_queries]), dim=-1)
+
+    def _attended(self, token_ids: Tensor) -> Tensor:
+        is_text = (token_ids != 0).long()
+        return torch.cat([torch.ones_like(is_text[:, :1]).expand(-1, self.size.num_queries), is_text], dim=1)

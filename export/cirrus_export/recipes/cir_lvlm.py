@@ -20,8 +20,8 @@ class CirLvlm(Recipe):
     """One pass over visual tokens, a task prompt, chosen soft prompts and the text, pooled by a weighted mean.
 
     The paper leaves open the wording of its task prompts, the distance by which soft prompts are chosen and the weights
-    of the mean. Here: prompts as token ids in the checkpoint's `config.json`, the cosine between the keys and the mean of
-    an instance's visual tokens plus that of its words, and weights that grow with the place.
+    of the mean. Here: prompts as token ids in the checkpoint's `config.json`, the cosine between the keys and the mean
+    of an instance's visual tokens plus that of its words, and weights that grow with the place.
     """
 
     needs_head = False

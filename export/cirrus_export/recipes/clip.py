@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from cirrus_client.bundle import EnsembleName
 from cirrus_client.ensemble import EnsembleSpec
@@ -38,45 +38,21 @@ class Clip(TwoTowerRecipe):
         """CLIP's own: resize the shorter side, centre crop, RGB last."""
         return PreprocessSpec(size_px=image_size_px, convert_rgb="after_crop")
 
-    def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
-        """The weighted sum of the normalised embeddings."""
-        image_embedding, _ = self.backbone.encode_image(pixels)
-        text_embedding, _ = self.backbone.encode_text(token_ids)
-        query: Tensor = self.query_head(image_embedding, text_embedding, token_ids)
-        return query
-
     def text_query(self, token_ids: Tensor) -> Tensor:
         """The normalised text embedding."""
         return F.normalize(self.backbone.encode_text(token_ids)[0], dim=-1)
 
-    def target(self, pixels: Tensor) -> Tensor:
-        """The normalised image embedding."""
-        return F.normalize(self.backbone.encode_image(pixels)[0], dim=-1)
-
     def graphs(self) -> list[Graph]:
-        """Encoders, the weighted sum, and normalisation for texts and targets."""
-        return [
-            self.vision_graph(),
-            self.text_graph(),
-            self._query_graph(),
-            self._text_query_graph(),
-            self.target_graph(Normalise()),
-            self.gallery_graph(Normalise()),
-        ]
+        """A head for texts alone as well."""
+        return [*super().graphs(), self._text_query_graph()]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
         """Any combination of image and text."""
-        return {
-            EnsembleName.ENCODE_QUERY: ensemble(self.vision_graph(), self.text_graph(), self._query_graph()),
-            EnsembleName.ENCODE_TEXT_QUERY: ensemble(self.text_graph(), self._text_query_graph()),
-            EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph(Normalise())),
-        }
+        text_query = ensemble(self.text_graph(), self._text_query_graph())
+        return super().ensembles() | {EnsembleName.ENCODE_TEXT_QUERY: text_query}
 
-    def target_modules(self) -> dict[str, nn.Module]:
-        """The vision tower; there is no target head."""
-        return {"backbone": self.backbone.vision}
-
-    def _query_graph(self) -> Graph:
+    def query_graph(self) -> Graph:
+        """The weighted sum of the normalised embeddings."""
         dim, length = self.dim, self.backbone.context_length
         return Graph(
             "query_head",

@@ -7,14 +7,13 @@ from torch import Tensor, nn
 
 from cirrus_client.bundle import CaptionJoin, EnsembleName
 from cirrus_client.ensemble import EnsembleSpec
-from cirrus_client.errors import ExportError
+from cirrus_client.errors import ExportError, UnsupportedQuery
 from cirrus_client.preprocess import PreprocessSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.checkpoints.state import load_strictly
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.frozen import freeze
-from cirrus_export.heads.zero_shot import Normalise
 from cirrus_export.recipes.recipe import Options, Parts, register
 from cirrus_export.recipes.two_tower import TwoTowerRecipe, backbone_of
 from cirrus_export.recipes.wiring import ensemble
@@ -64,37 +63,25 @@ class RetrievalDpo(TwoTowerRecipe):
         query: Tensor = self.text_query_head(token_ids)
         return query
 
-    def target(self, pixels: Tensor) -> Tensor:
-        """The normalised image embedding."""
-        return F.normalize(self.backbone.encode_image(pixels)[0], dim=-1)
+    def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
+        """There is no query with an image."""
+        raise UnsupportedQuery(f"recipe {self.name} does not define queries with an image")
 
-    def graphs(self) -> list[Graph]:
-        """The text tower, and the plain targets."""
-        return [
-            self.vision_graph(),
-            self._text_query_graph(),
-            self.target_graph(Normalise()),
-            self.gallery_graph(Normalise()),
-        ]
-
-    def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Queries are texts alone."""
-        return {
-            EnsembleName.ENCODE_TEXT_QUERY: ensemble(self._text_query_graph()),
-            EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph(Normalise())),
-        }
-
-    def target_modules(self) -> dict[str, nn.Module]:
-        """The vision tower."""
-        return {"backbone": self.backbone.vision}
-
-    def _text_query_graph(self) -> Graph:
+    def query_graph(self) -> Graph:
+        """The text tower, from token ids to the query."""
         return Graph(
             "text_query_encoder",
             self.text_query_head,
             inputs=(token_ids(self.backbone.context_length),),
             outputs=(vector("query_embedding", self.dim),),
         )
+
+    def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
+        """Queries are texts alone."""
+        return {
+            EnsembleName.ENCODE_TEXT_QUERY: ensemble(self.query_graph()),
+            EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph()),
+        }
 
 
 class _TextQuery(nn.Module):

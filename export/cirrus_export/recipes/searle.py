@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from cirrus_client.bundle import CaptionJoin, EnsembleName
-from cirrus_client.ensemble import EnsembleSpec
+from cirrus_client.bundle import CaptionJoin
 from cirrus_client.preprocess import Pad, PreprocessSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.open_clip import OpenClipBackbone
@@ -19,10 +17,8 @@ from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.inversion import PseudoWordQuery, Replaced
-from cirrus_export.heads.zero_shot import Normalise
 from cirrus_export.recipes.recipe import Options, Parts, register
 from cirrus_export.recipes.two_tower import TwoTowerRecipe, backbone_of
-from cirrus_export.recipes.wiring import ensemble
 
 
 @register("searle")
@@ -75,31 +71,8 @@ class Searle(TwoTowerRecipe):
         query: Tensor = self.query_head(self.backbone.encode_image(pixels)[0], token_ids)
         return query
 
-    def target(self, pixels: Tensor) -> Tensor:
-        """The normalised image embedding."""
-        return F.normalize(self.backbone.encode_image(pixels)[0], dim=-1)
-
-    def graphs(self) -> list[Graph]:
-        """The vision encoder, inversion with the text tower in one graph, and the plain targets."""
-        return [
-            self.vision_graph(),
-            self._query_graph(),
-            self.target_graph(Normalise()),
-            self.gallery_graph(Normalise()),
-        ]
-
-    def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Queries need an image."""
-        return {
-            EnsembleName.ENCODE_QUERY: ensemble(self.vision_graph(), self._query_graph()),
-            EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph(Normalise())),
-        }
-
-    def target_modules(self) -> dict[str, nn.Module]:
-        """The vision tower."""
-        return {"backbone": self.backbone.vision}
-
-    def _query_graph(self) -> Graph:
+    def query_graph(self) -> Graph:
+        """Inversion and the text tower in one graph."""
         return Graph(
             "query_head",
             self.query_head,

@@ -10,6 +10,7 @@ from cirrus_client.preprocess import Pad, PreprocessSpec
 from cirrus_client.tokenizer import TextCleaning
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.blip2 import Blip2Backbone
+from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.checkpoints import sprc as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
@@ -22,13 +23,19 @@ from cirrus_export.recipes.wiring import ensemble
 
 @register("sprc")
 class Sprc(Recipe):
-    """A query makes its own prompt in one pass and reads it with the text in a second; a target is 32 vectors."""
+    """A query makes its own prompt in one pass and reads it with the text in a second; a target is 32 vectors.
+
+    Of a plain CLIP the vision tower is taken, its last layer norm as `ln_vision`.
+    """
 
     similarity = Similarity.MAX_COSINE
 
     def __init__(self, parts: Parts, options: Options) -> None:
         super().__init__(parts, options)
-        self._backbone = backbone_of(self, parts, (Blip2Backbone,))
+        backbone = parts.backbone
+        if isinstance(backbone, OpenClipBackbone):
+            backbone = Blip2Backbone(backbone.clip.visual)
+        self._backbone = backbone_of(self, Parts(backbone, parts.head), (Blip2Backbone,))
         size = (
             QFormerSize(self.backbone.width) if parts.head is None else checkpoint.size(parts.head, self.backbone.width)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.checkpoints import transagg_union as checkpoint
@@ -38,10 +38,6 @@ class TransAggUnion(TransAggRecipe):
         null_text, _ = self.backbone.encode_text(self.backbone.null_token_ids.expand(len(pixels), -1))
         target: Tensor = self.union(image_embedding, null_text)
         return target
-
-    def target_modules(self) -> dict[str, nn.Module]:
-        """The vision tower, and the union with its null text, which stands for the text tower."""
-        return {"backbone": self.backbone.vision, "target_head": self.target_head}
 
 
 class UnionSketchOptions(TransAggOptions):

@@ -1,0 +1,123 @@
+"""Every architecture at its published size, with random weights: exported, verified, and what that took."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cirrus_bench.measure import Machine, this_machine
+from cirrus_client.bundle import Contract
+from cirrus_client.errors import ExportError
+from cirrus_client.files import write_atomically
+
+FULL_SIZES = (
+    ("transagg-union", "ViT-B-32"),
+    ("transagg-union", "ViT-B-32-quickgelu"),
+    ("transagg-union", "ViT-B-16"),
+    ("transagg-union", "ViT-L-14"),
+    ("transagg-union", "ViT-L-14-quickgelu"),
+    ("transagg-union", "blip-base-coco"),
+    ("searle", "ViT-L-14-quickgelu"),
+    ("retrieval-dpo", "ViT-L-14-quickgelu"),
+    ("sprc", "blip2-vit-l"),
+    ("sprc", "blip2-vit-g"),
+)
+_QUERIES, _GALLERY = 8, 16
+log = logging.getLogger(__name__)
+
+
+class FullSizeRow(Contract):
+    """One export. peak_bytes: resident memory of the exporting process; disk_bytes: of the bundle's graphs."""
+
+    recipe: str
+    backbone: str
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+    cosine_min: float
+    top10_agreement: float
+
+
+class FullSizeReport(Contract):
+    """All exports of one run."""
+
+    rows: tuple[FullSizeRow, ...]
+    machine: Machine
+
+
+def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES) -> FullSizeReport:
+    """Export each in a process of its own and remove its bundle. Raises ExportError with what a failed one said."""
+    rows = [_export(recipe, backbone, work) for recipe, backbone in tqdm(sizes, desc="full size", unit="export")]
+    return FullSizeReport(rows=tuple(rows), machine=this_machine())
+
+
+def write_report(report: FullSizeReport, out: Path) -> None:
+    """Write `full_size.json` and `full_size.md`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "full_size.json", report.model_dump_json(indent=2).encode() + b"\n")
+    write_atomically(out / "full_size.md", markdown(report).encode())
+
+
+def markdown(report: FullSizeReport) -> str:
+    """Return the table."""
+    packages = ", ".join(f"{name} {version}" for name, version in report.machine.packages.items())
+    lines = [
+        "# Published sizes, exported and verified",
+        "",
+        f"Random weights, fp32; the gate over {_QUERIES} queries and {_GALLERY} images. Every row is a whole "
+        "`cirrus export`, imports and gate included, in a process of its own.",
+        "",
+        "| recipe | backbone | seconds | peak memory, GiB | graphs on disk, GiB | smallest cosine | top-10 agreement |",
+        "|---|---|--:|--:|--:|--:|--:|",
+        *(
+            f"| {row.recipe} | {row.backbone} | {row.seconds:,.0f} | {row.peak_bytes / 2**30:.1f} | "
+            f"{row.disk_bytes / 2**30:.2f} | {row.cosine_min:.7f} | {row.top10_agreement:.0%} |"
+            for row in report.rows
+        ),
+        "",
+        f"Machine: {report.machine.processor}, {report.machine.cores} cores, GPU: {report.machine.gpu}. {packages}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
+    out = work / f"{recipe}-{backbone}"
+    arguments = ["--recipe", recipe, "--backbone", backbone, "--pretrained", "random", "--head", "random"]
+    sizes = ["--queries", str(_QUERIES), "--gallery", str(_GALLERY), "--out", str(out)]
+    started = time.perf_counter()
+    command = [str(Path(sys.executable).with_name("cirrus")), "export", *arguments, *sizes]
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read()
+    seconds = time.perf_counter() - started
+    if child.returncode != 0:
+        raise ExportError(f"{recipe} on {backbone} at full size: exit code {child.returncode}:\n{said[-2000:]}")
+    report = json.loads((out / "report.json").read_text())
+    row = FullSizeRow(
+        recipe=recipe,
+        backbone=backbone,
+        seconds=seconds,
+        peak_bytes=1024 * usage.ru_maxrss,
+        disk_bytes=sum(path.stat().st_size for path in (out / "graphs").iterdir()),
+        cosine_min=min(
+            *(stage["cosine_min"] for stage in report["stages"]),
+            *(result[side] for result in report["retrieval"] for side in ("query_cosine_min", "target_cosine_min")),
+        ),
+        top10_agreement=min(result["top10_agreement"] for result in report["retrieval"]),
+    )
+    shutil.rmtree(out)
+    log.info("%s", row)
+    return row
