@@ -25,10 +25,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Pad(StrEnum):
-    """What happens to elongated images before the resize."""
+    """What happens to elongated images: nothing but the crop, TargetPad before the resize, or a resize out of shape.
+
+    STRETCH is the image processor of InstructBLIP, which resizes both sides at once.
+    """
 
     NONE = "none"
     TARGET = "target"
+    STRETCH = "stretch"
 
 
 class PreprocessSpec(BaseModel):
@@ -95,12 +99,15 @@ def check_header(image: bytes) -> Image.Image:
 
 
 def fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    """Pad, resize the shorter side and centre-crop to size_px x size_px, in RGB."""
+    """Pad, resize the shorter side and centre-crop, or stretch, to size_px x size_px, in RGB."""
     if spec.convert_rgb == "before_resize":
         image = image.convert("RGB")
     if spec.pad is Pad.TARGET:
         image = _target_pad(image, spec.target_ratio)
-    image = _centre_crop(_resize_shorter_side(image, spec.size_px), spec.size_px)
+    if spec.pad is Pad.STRETCH:
+        image = image.resize((spec.size_px, spec.size_px), Image.Resampling.BICUBIC)
+    else:
+        image = _centre_crop(_resize_shorter_side(image, spec.size_px), spec.size_px)
     return image.convert("RGB")
 
 

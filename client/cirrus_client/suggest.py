@@ -1,0 +1,136 @@
+"""Suggest an edit: two images in, the text out that leads from the first to the second.
+
+A suggester is a directory of its own beside bundles: `suggest.json`, `graphs/`, `tokenizer.json` and, for a server,
+`triton/`. Decoding is greedy and keeps no key-value cache: an edit is a short text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import tritonclient.grpc as grpcclient
+from pydantic import Field, ValidationError
+from tritonclient.utils import InferenceServerException
+
+from cirrus_client.bundle import Contract, FidelityStatus, GraphSpec
+from cirrus_client.encoders.protocol import ImageInput, image_bytes
+from cirrus_client.ensemble import bytes_array
+from cirrus_client.errors import BundleError, CirrusError, InvalidImage, ServerError, ServerUnavailable
+from cirrus_client.files import sha256_of_file
+from cirrus_client.onnx_engine import OnnxEngine
+from cirrus_client.preprocess import PreprocessSpec, preprocess
+from cirrus_client.triton_protocol import parse_error
+
+CONTRACT = "suggest.json"
+TOKENIZER = "tokenizer.json"
+READ_IMAGE, NEXT_TOKENS = "read_image", "next_tokens"
+MODEL = "suggest"
+_SIDES = ("reference", "target")
+
+
+class SuggestSpec(Contract):
+    """`suggest.json`: the graphs of a suggester, and how its text ends.
+
+    READ_IMAGE turns `pixels` [B, 3, S, S] into `image_tokens` [B, Q, D]; NEXT_TOKENS turns `reference_tokens`,
+    `target_tokens` and `token_ids` int64 [B, T] into `following_ids` int64 [B, T]: at place t the token after the first t.
+    """
+
+    name: str
+    preprocess: PreprocessSpec
+    graphs: dict[str, GraphSpec]
+    end_id: int
+    max_tokens: int = Field(gt=0)
+    files: dict[str, str]
+    fidelity: FidelityStatus
+
+
+class LocalSuggester:
+    """A suggester on ONNX Runtime in this process."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises BundleError if the directory is no suggester, is damaged, or failed its gate."""
+        self.spec = _open(root)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
+        self._read = OnnxEngine(root / self.spec.graphs[READ_IMAGE].file)
+        self._next = OnnxEngine(root / self.spec.graphs[NEXT_TOKENS].file)
+
+    def suggest(self, reference: ImageInput, target: ImageInput) -> str:
+        """Return the edit text. Raises InvalidImage naming which of the two is bad."""
+        pixels = []
+        for side, image in zip(_SIDES, (reference, target), strict=True):
+            try:
+                pixels.append(preprocess(image_bytes(image), self.spec.preprocess))
+            except InvalidImage as error:
+                raise InvalidImage(f"{side} image: {error}") from None
+        return self.text(self.token_ids(np.stack(pixels)))
+
+    def token_ids(self, pixels: np.ndarray) -> list[int]:
+        """Return the generated token ids, without the end, of both images' pixels float32 [2, 3, S, S]."""
+        reference, target = np.split(self._read({"pixels": pixels})["image_tokens"], 2)
+        token_ids = np.full((1, self.spec.max_tokens), self.spec.end_id, dtype=np.int64)
+        for place in range(self.spec.max_tokens):
+            given = {"reference_tokens": reference, "target_tokens": target, "token_ids": token_ids}
+            following = int(self._next(given)["following_ids"][0, place])
+            if following == self.spec.end_id:
+                return [int(token) for token in token_ids[0, :place]]
+            token_ids[0, place] = following
+        return [int(token) for token in token_ids[0]]
+
+    def text(self, token_ids: list[int]) -> str:
+        """Return generated token ids as text."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+
+class TritonSuggester:
+    """The model `suggest` of a Triton server, over gRPC."""
+
+    def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
+        """url: host:port."""
+        self.url = url
+        self._timeout_s = timeout_s
+
+    def suggest(self, reference: ImageInput, target: ImageInput) -> str:
+        """Return the edit text. Raises InvalidImage, ServerUnavailable or ServerError."""
+        client = grpcclient.InferenceServerClient(self.url)
+        inputs = []
+        for side, image in zip(_SIDES, (reference, target), strict=True):
+            tensor = grpcclient.InferInput(side, [1, 1], "BYTES")
+            tensor.set_data_from_numpy(bytes_array([image_bytes(image)]).reshape(1, 1))
+            inputs.append(tensor)
+        try:
+            answer = client.infer(MODEL, inputs, client_timeout=self._timeout_s)
+            return str(answer.as_numpy("text")[0, 0].decode())
+        except InferenceServerException as error:
+            raise self._typed(error) from None
+        finally:
+            client.close()
+
+    def _typed(self, error: InferenceServerException) -> CirrusError:
+        invalid = parse_error(str(error.message()))
+        if invalid is not None:
+            kind, _, reason = invalid
+            return kind(reason)
+        if "unavailable" in str(error.status() or "").lower():
+            return ServerUnavailable(f"the server at {self.url} is not available: {error.message()}")
+        return ServerError(f"the server at {self.url}: {error.message()}")
+
+
+def _open(root: Path) -> SuggestSpec:
+    try:
+        spec = SuggestSpec.model_validate_json((root / CONTRACT).read_bytes())
+    except FileNotFoundError:
+        raise BundleError(
+            f"{root} is no suggester: it has no {CONTRACT}; make one with `cirrus export-suggester`"
+        ) from None
+    except ValidationError as error:
+        raise BundleError(f"{root / CONTRACT}: {error.errors()[0]['msg']}") from None
+    for name, expected in spec.files.items():
+        if not (root / name).is_file() or sha256_of_file(root / name) != expected:
+            raise BundleError(
+                f"suggester {root}: file {name} is missing or corrupted; export it again or copy it whole"
+            )
+    if not spec.fidelity.passed:
+        raise BundleError(f"suggester {root} failed its fidelity gate: {'; '.join(spec.fidelity.failures)}")
+    return spec

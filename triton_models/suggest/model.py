@@ -1,0 +1,36 @@
+"""Triton model: two images to the edit text between them, with the client's own suggester."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from cirrus_client.errors import InvalidInput
+from cirrus_client.suggest import LocalSuggester
+from cirrus_client.triton_protocol import error_message
+
+
+class TritonPythonModel:
+    """Each pair is read alone: the texts of a batch end at different lengths."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self._suggester = LocalSuggester(Path(args["model_repository"]) / args["model_version"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        sides = [
+            pb_utils.get_input_tensor_by_name(request, side).as_numpy().ravel() for side in ("reference", "target")
+        ]
+        texts = []
+        for position, (reference, target) in enumerate(zip(*sides, strict=True)):
+            try:
+                texts.append(self._suggester.suggest(reference, target).encode())
+            except InvalidInput as error:
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_message(error, position)))
+        answer = np.array(texts, dtype=np.object_).reshape(-1, 1)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("text", answer)])
