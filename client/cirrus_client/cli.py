@@ -103,10 +103,24 @@ def search(
 
 
 @app.command()
+def suggest(
+    reference: Annotated[Path, typer.Argument(help="The image to start from.")],
+    target: Annotated[Path, typer.Argument(help="The image to arrive at.")],
+    model: Annotated[Path | None, typer.Option(help="A suggester that `cirrus export-suggester` wrote.")] = None,
+    server: ServerOption = None,
+) -> None:
+    """Suggest the edit text that leads from one image to another."""
+    from cirrus_client.suggest import LocalSuggester, TritonSuggester
+
+    if (model is None) == (server is None):
+        raise typer.BadParameter("give either --model or --server")
+    suggester = TritonSuggester(server) if server is not None else LocalSuggester(Path(str(model)))
+    typer.echo(suggester.suggest(reference, target))
+
+
+@app.command()
 def serve(
-    bundle: Annotated[
-        Path, typer.Argument(help="A bundle that passed its fidelity gate, or what `cirrus repository` wrote.")
-    ],
+    bundle: Annotated[Path, typer.Argument(help="A bundle, a suggester, or what `cirrus repository` wrote.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback exposes the server.")
     ] = "127.0.0.1",
@@ -117,9 +131,8 @@ def serve(
     """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted."""
     from cirrus_client.triton_server import TritonServer
 
-    shared = any(bundle.glob("*/config.pbtxt"))
     server = TritonServer(
-        bundle if shared else Bundle.open(bundle).root / "triton" / "python",
+        _repository(bundle),
         host=host,
         http_port=http_port,
         grpc_port=grpc_port,
@@ -185,6 +198,14 @@ def _encoder(bundle: Path | None, server: str | None, name: str | None, protocol
         return LocalEncoder(Bundle.open(bundle))
     assert server is not None
     return TritonEncoder(server, bundle=name, protocol=protocol)
+
+
+def _repository(path: Path) -> Path:
+    """The model repository that a path stands for: itself, or a suggester's, or a good bundle's."""
+    if any(path.glob("*/config.pbtxt")):
+        return path
+    own = path / "triton" / "python"
+    return own if (own / "suggest" / "config.pbtxt").is_file() else Bundle.open(path).root / "triton" / "python"
 
 
 def _item(space: SpaceSpec) -> str:

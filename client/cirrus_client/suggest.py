@@ -34,7 +34,7 @@ class SuggestSpec(Contract):
     """`suggest.json`: the graphs of a suggester, and how its text ends.
 
     READ_IMAGE turns `pixels` [B, 3, S, S] into `image_tokens` [B, Q, D]; NEXT_TOKENS turns `reference_tokens`,
-    `target_tokens` and `token_ids` int64 [B, T] into `following_ids` int64 [B, T]: at place t the token after the first t.
+    `target_tokens` and `token_ids` int64 [B, T] into `following_ids` int64 [B, T]: at t, what follows the first t.
     """
 
     name: str

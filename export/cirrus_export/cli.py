@@ -61,6 +61,7 @@ def repository_command(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles that passed their gates.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model repository's folder; an older one is replaced.")],
     flavour: Annotated[Flavour, typer.Option(help="What runs the graphs.")] = Flavour.PYTHON,
+    suggester: Annotated[Path | None, typer.Option(help="A suggester to serve beside them.")] = None,
 ) -> None:
     """Write one Triton model repository of several bundles, in which a shared encoder is there once."""
     from cirrus_client.bundle import Bundle
@@ -70,9 +71,24 @@ def repository_command(
     if out.exists() and not any(out.glob("*/config.pbtxt")) and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"--out {out}: exists and is not a model repository; name another path or remove it")
     opened = [Bundle.open(path) for path in bundles]
-    write_shared_repository(opened, flavour, out)
+    write_shared_repository(opened, flavour, out, suggester=suggester)
     names = ", ".join(bundle.spec.name for bundle in opened)
     typer.echo(f"{out}: {names}; ask for one with `--server host:port --name {opened[0].spec.name}`")
+
+
+def export_suggester_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of an InstructBLIP, as transformers saves it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The suggester's folder; an older one is replaced.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of rendered images on which texts are compared.")] = 8,
+) -> None:
+    """Export MTST's edit writer: two images in, the edit text out. `cirrus suggest` uses it."""
+    from cirrus_export.demo.probe import rendered_probe
+    from cirrus_export.suggester import export_suggester
+
+    probe = rendered_probe(queries=pairs, gallery=2 * pairs)
+    images = [(query.image, probe.gallery[query.target]) for query in probe.queries]
+    export_suggester(checkpoint, out, images)
+    typer.echo(f"{out}: every text agrees; try it: cirrus suggest a.jpg b.jpg --model {out}")
 
 
 def recipes_command() -> None:

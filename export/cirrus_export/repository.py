@@ -32,6 +32,7 @@ from cirrus_client.bundle import Bundle, BundleSpec, DType, EnsembleName, GraphS
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory
+from cirrus_client.suggest import MODEL as SUGGEST_MODEL
 from cirrus_client.triton_protocol import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER, served_name
 
 _DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
@@ -105,11 +106,17 @@ def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, dest
         _write_bundle(_Names(bundle, shared=False), spec.ensembles, flavour, root)
 
 
-def write_shared_repository(bundles: Sequence[Bundle], flavour: Flavour, destination: Path) -> None:
+def write_shared_repository(
+    bundles: Sequence[Bundle], flavour: Flavour, destination: Path, *, suggester: Path | None = None
+) -> None:
     """Write one model repository of several bundles, in which equal models are there once.
 
-    Raises ExportError if two bundles have the same name, or the TENSORRT flavour lacks a plan.
+    suggester: a suggester's folder, whose model is served beside the ensembles. Raises ExportError if two bundles have
+    the same name, the suggester has no model, or the TENSORRT flavour lacks a plan.
     """
+    source = None if suggester is None else suggester / "triton" / "python" / SUGGEST_MODEL
+    if source is not None and not source.is_dir():
+        raise ExportError(f"{suggester} is no suggester that passed its gate: there is no {source}")
     names = [bundle.spec.name for bundle in bundles]
     if len(set(names)) != len(names):
         raise ExportError(f"two bundles have the same name: {', '.join(names)}; export one of them under another")
@@ -117,6 +124,8 @@ def write_shared_repository(bundles: Sequence[Bundle], flavour: Flavour, destina
         for bundle in bundles:
             ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
             _write_bundle(_Names(bundle, shared=True), ensembles, flavour, root)
+        if source is not None:
+            shutil.copytree(source, root / SUGGEST_MODEL)
 
 
 def _write_bundle(names: _Names, ensembles: Mapping[EnsembleName, EnsembleSpec], flavour: Flavour, root: Path) -> None:

@@ -1,8 +1,8 @@
-"""Export an InstructBLIP that writes edit texts: checkpoint folder -> ONNX -> gate -> a suggester with its Triton model.
+"""Export an InstructBLIP that writes edit texts: checkpoint folder -> ONNX -> gate -> suggester with Triton model.
 
-MTST has no public code, so what its paper leaves open is in a file `mtst.json` beside the checkpoint, or the defaults of
-`EditWording`. The folder is transformers' own: `save_pretrained` of InstructBlipForConditionalGeneration, the language
-model's `tokenizer.json`, and the Q-Former's under `qformer_tokenizer/`, as `InstructBlipProcessor` saves them.
+MTST has no public code, so what its paper leaves open is in a file `mtst.json` beside the checkpoint, or the defaults
+of `EditWording`. The folder is transformers' own: `save_pretrained` of InstructBlipForConditionalGeneration, the
+language model's `tokenizer.json`, and the Q-Former's under `qformer_tokenizer/`, as `InstructBlipProcessor` saves them.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class EditWording(Contract):
 def export_suggester(checkpoint: Path, out: Path, pairs: Sequence[tuple[bytes, bytes]]) -> LocalSuggester:
     """Export a checkpoint folder and compare its texts with the original's greedy decoding on pairs of images.
 
-    Raises CheckpointError for a folder that is no InstructBLIP with a decoder-only language model, ExportError if `out` is
-    something else, and FidelityError if under 99% of the texts agree token by token.
+    Raises CheckpointError for a folder that is no InstructBLIP with a decoder-only language model, ExportError if `out`
+    is something else, and FidelityError if under 99% of the texts agree token by token.
     """
     if out.exists() and not (out / CONTRACT).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"--out {out}: exists and is not a suggester; name another path or remove it")

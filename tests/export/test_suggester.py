@@ -1,0 +1,96 @@
+"""MTST's edit writer, a small InstructBLIP: its texts are the original's, here and through Triton."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cirrus_client.errors import BundleError, CheckpointError, FidelityError, InvalidImage, ServerError
+from cirrus_client.suggest import LocalSuggester, TritonSuggester
+from cirrus_client.triton_server import TritonServer, free_ports
+from cirrus_export import suggester as module
+from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
+from cirrus_export.heads.edit_writer import InstructBlipForConditionalGeneration
+from cirrus_export.suggester import export_suggester
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    from transformers import InstructBlipConfig
+
+    folder = tmp_path_factory.mktemp("instructblip")
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = InstructBlipConfig(
+        vision_config={**small, "image_size": 56, "patch_size": 14},
+        qformer_config={**small, "vocab_size": 30523, "encoder_hidden_size": 64, "cross_attention_frequency": 2},
+        text_config={
+            **small,
+            "model_type": "llama",
+            "vocab_size": 30522,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "bos_token_id": 101,
+            "eos_token_id": 102,
+            "pad_token_id": 0,
+        },
+        num_query_tokens=8,
+    )
+    torch.manual_seed(6)
+    model = InstructBlipForConditionalGeneration(config)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    write_bert_tokenizer(folder, context_length=32, prompt=Prompt())
+    (folder / "qformer_tokenizer").mkdir()
+    write_bert_tokenizer(folder / "qformer_tokenizer", context_length=32, prompt=Prompt())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(probe) -> list[tuple[bytes, bytes]]:
+    return [(query.image, probe.gallery[query.target]) for query in probe.queries[:4]]
+
+
+@pytest.fixture(scope="module")
+def suggester(checkpoint, pairs, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("suggesters") / "mtst"
+    export_suggester(checkpoint, out, pairs)
+    return out
+
+
+def test_texts_depend_on_both_images_and_their_order(suggester, pairs) -> None:
+    local = LocalSuggester(suggester)
+    (a, b), (c, _) = pairs[0], pairs[1]
+    texts = [local.suggest(a, b), local.suggest(b, a), local.suggest(a, c)]
+    assert all(texts)
+    assert len(set(texts)) > 1
+
+
+def test_the_server_gives_the_same_text_and_names_the_bad_image(suggester, pairs) -> None:
+    http, grpc, metrics = free_ports(3)
+    with TritonServer(suggester / "triton/python", http_port=http, grpc_port=grpc, metrics_port=metrics) as server:
+        served = TritonSuggester(server.grpc_url)
+        assert served.suggest(*pairs[0]) == LocalSuggester(suggester).suggest(*pairs[0])
+        with pytest.raises(InvalidImage, match="target image: the bytes are not an image"):
+            served.suggest(pairs[0][0], b"certainly no image")
+    with pytest.raises(ServerError, match="not available"):
+        served.suggest(*pairs[0])
+
+
+def test_a_text_that_is_not_the_originals_fails_the_gate(checkpoint, pairs, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "greedy", lambda *arguments: [1, 2, 3])
+    with pytest.raises(FidelityError, match=r"0\.0% of the texts agree"):
+        export_suggester(checkpoint, tmp_path / "mtst", pairs)
+    assert not (tmp_path / "mtst" / "triton").exists()
+    with pytest.raises(BundleError, match="failed its fidelity gate"):
+        LocalSuggester(tmp_path / "mtst")
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, pairs) -> None:
+    with pytest.raises(CheckpointError, match=r"expected a folder with config\.json"):
+        export_suggester(tmp_path, tmp_path / "out", pairs)
+    with pytest.raises(BundleError, match="is no suggester"):
+        LocalSuggester(tmp_path)
