@@ -62,6 +62,20 @@ search: $(DEMO)/index/index.json  ## search the demo gallery: make search IMAGE=
 bench: $(DEMO)/bundle/bundle.json  ## gallery embedding, side by side with the papers' way; report under bench/reports
 	$(BIN)/cirrus bench gallery --out bench/reports
 
+DEMO_EXPORT = $(BIN)/cirrus export --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors
+DEMO_RECIPES := transagg-union sprc searle clip-sum clip-image clip-text
+
+bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by side on its held-out catalogue
+	$(BIN)/python -m cirrus_export.demo catalogue $(DEMO)/catalogue
+	$(DEMO_EXPORT) --recipe transagg-union --head $(DEMO)/weights/transagg_union.safetensors --out $(DEMO)/transagg-union
+	$(DEMO_EXPORT) --recipe sprc --head $(DEMO)/weights/sprc.safetensors --out $(DEMO)/sprc
+	$(DEMO_EXPORT) --recipe searle --head $(DEMO)/weights/phi.safetensors --out $(DEMO)/searle
+	$(DEMO_EXPORT) --recipe clip --out $(DEMO)/clip-sum
+	$(DEMO_EXPORT) --recipe clip --option text_weight=0 --out $(DEMO)/clip-image
+	$(DEMO_EXPORT) --recipe clip --option text_weight=1 --out $(DEMO)/clip-text
+	$(BIN)/cirrus bench retrieval --root $(DEMO)/catalogue --split test --out bench/reports --work $(DEMO)/retrieval \
+		$(foreach recipe,$(DEMO_RECIPES),--bundle $(DEMO)/$(recipe))
+
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
 
@@ -74,8 +88,10 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 	$(BIN)/mypy --strict --package cirrus_client
 
-demo-train: $(READY)  ## train the demo model again from its seed (about 40 minutes on two cores)
+demo-train: $(READY)  ## train the demo model again from its seed (about an hour on two cores)
 	$(BIN)/python -m cirrus_export.demo.train
+	$(BIN)/python -m cirrus_export.demo.train_phi
+	$(BIN)/python -m cirrus_export.demo.train_qformer
 
 clean:  ## remove build output; the virtual environment stays
 	rm -rf build dist *.egg-info

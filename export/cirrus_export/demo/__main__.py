@@ -20,7 +20,7 @@ def weights(folder: Path) -> None:
     from cirrus_export.demo.weights import materialise
 
     written = materialise(folder)
-    typer.echo(f"{written.clip}\n{written.head}")
+    typer.echo("\n".join(map(str, (written.clip, written.head, written.sprc, written.phi))))
 
 
 @app.command()
