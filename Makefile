@@ -79,7 +79,7 @@ bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
 
-export-full: $(READY)  ## export and verify the published architectures at full size (random weights); 40 minutes, 20 GiB
+export-full: $(READY)  ## export and verify the published architectures at full size (random weights); 40 minutes, 20 GiB of memory
 	$(BIN)/cirrus bench full-size --out bench/reports
 
 lint: $(READY)  ## ruff and mypy

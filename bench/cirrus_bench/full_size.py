@@ -56,7 +56,10 @@ class FullSizeReport(Contract):
 
 
 def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES) -> FullSizeReport:
-    """Export each in a process of its own and remove its bundle. Raises ExportError with what a failed one said."""
+    """Export each in a process of its own and remove its bundle; what an earlier run finished in `work` is kept.
+
+    Raises ExportError with what a failed one said.
+    """
     rows = [_export(recipe, backbone, work) for recipe, backbone in tqdm(sizes, desc="full size", unit="export")]
     return FullSizeReport(rows=tuple(rows), machine=this_machine())
 
@@ -92,6 +95,10 @@ def markdown(report: FullSizeReport) -> str:
 
 def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
     out = work / f"{recipe}-{backbone}"
+    done = work / f"{out.name}.json"
+    if done.is_file():
+        return FullSizeRow.model_validate_json(done.read_bytes())
+    work.mkdir(parents=True, exist_ok=True)
     arguments = ["--recipe", recipe, "--backbone", backbone, "--pretrained", "random", "--head", "random"]
     sizes = ["--queries", str(_QUERIES), "--gallery", str(_GALLERY), "--out", str(out)]
     started = time.perf_counter()
@@ -119,5 +126,6 @@ def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
         top10_agreement=min(result["top10_agreement"] for result in report["retrieval"]),
     )
     shutil.rmtree(out)
+    write_atomically(done, row.model_dump_json().encode())
     log.info("%s", row)
     return row
