@@ -19,6 +19,7 @@ from cirrus_bench.measure import Machine, this_machine
 from cirrus_client.bundle import Contract
 from cirrus_client.errors import ExportError
 from cirrus_client.files import write_atomically
+from cirrus_export.backbones.lvlm import LvlmConfig, footprint
 
 FULL_SIZES = (
     ("transagg-union", "ViT-B-32"),
@@ -48,10 +49,20 @@ class FullSizeRow(Contract):
     top10_agreement: float
 
 
+class LvlmNeeds(Contract):
+    """What `cir-lvlm` needs at 7B, computed from its configuration without allocating a weight."""
+
+    model: str
+    parameters: int
+    disk_bytes: int
+    memory_bytes: int
+
+
 class FullSizeReport(Contract):
-    """All exports of one run."""
+    """All exports of one run, and what the one that does not fit would need."""
 
     rows: tuple[FullSizeRow, ...]
+    lvlm: LvlmNeeds
     machine: Machine
 
 
@@ -61,7 +72,7 @@ def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES)
     Raises ExportError with what a failed one said.
     """
     rows = [_export(recipe, backbone, work) for recipe, backbone in tqdm(sizes, desc="full size", unit="export")]
-    return FullSizeReport(rows=tuple(rows), machine=this_machine())
+    return FullSizeReport(rows=tuple(rows), lvlm=_lvlm_needs(), machine=this_machine())
 
 
 def write_report(report: FullSizeReport, out: Path) -> None:
@@ -88,9 +99,57 @@ def markdown(report: FullSizeReport) -> str:
             for row in report.rows
         ),
         "",
+        _lvlm_line(report.lvlm),
+        "",
         f"Machine: {report.machine.processor}, {report.machine.cores} cores, GPU: {report.machine.gpu}. {packages}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lvlm_needs() -> LvlmNeeds:
+    """Qwen2-7B behind CLIP ViT-L/14 at 336 px and 256 connector queries, in the sizes that their authors publish."""
+    config = LvlmConfig(
+        vision={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+        },
+        language={
+            "model_type": "qwen2",
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+        },
+        connector_queries=256,
+        connector_heads=28,
+        context_length=77,
+        start_id=0,
+        end_id=0,
+        pad_id=0,
+        query_prompt=(0,),
+        target_prompt=(0,),
+    )
+    needs = footprint(config)
+    return LvlmNeeds(
+        model="Qwen2-7B, CLIP ViT-L/14 at 336 px",
+        parameters=needs.parameters,
+        disk_bytes=needs.disk_bytes,
+        memory_bytes=needs.memory_bytes,
+    )
+
+
+def _lvlm_line(needs: LvlmNeeds) -> str:
+    return (
+        f"`cir-lvlm` at full size ({needs.model}) does not fit this machine. From its configuration alone: "
+        f"{needs.parameters / 1e9:.2f}B parameters; at fp32 {needs.disk_bytes / 2**30:.0f} GiB of graphs on disk (the "
+        f"language model is in two of them) and {needs.memory_bytes / 2**30:.0f} GiB of memory while they are written."
+    )
 
 
 def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:

@@ -11,7 +11,7 @@ from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import ImageTextBackbone, Prompt, TextToken
 from cirrus_export.backbones.bert_tokenizer import bert_null_token_ids, write_bert_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, count_layers
+from cirrus_export.checkpoints.state import StateDict, count_layers, pass_over
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import BlipTextConfig, BlipVisionConfig
@@ -143,8 +143,7 @@ class BlipBackbone(ImageTextBackbone):
 
 def blip_state(state: StateDict) -> StateDict:
     """Return a BLIP retrieval checkpoint in `BlipBackbone`'s key names, without what retrieval does not use."""
-    used = {BLIP_KEYS.ours(key): value for key, value in state.items() if not _UNUSED.match(key)}
-    return state.derived(used)
+    return state.derived({BLIP_KEYS.ours(key): value for key, value in pass_over(state, _UNUSED).items()})
 
 
 def _text_config(*, vocabulary: int, width: int, layers: int, inner: int, positions: int = 512) -> BlipTextConfig:

@@ -11,7 +11,7 @@ import re
 from torch import Tensor
 
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, load_strictly
+from cirrus_export.checkpoints.state import StateDict, load_strictly, pass_over
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 
 _BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
@@ -64,7 +64,7 @@ def load(head: StateDict, qformer: QFormer) -> None:
     """Load the Q-Former. Raises CheckpointError for a missing, surplus or wrongly shaped key, by the file's name."""
     used = {
         _KEYS.ours(key): value
-        for key, value in head.items()
-        if not key.startswith(_BACKBONE_PREFIXES) and not _UNUSED.match(key)
+        for key, value in pass_over(head, _UNUSED).items()
+        if not key.startswith(_BACKBONE_PREFIXES)
     }
     load_strictly(qformer, head.derived(used), theirs=_KEYS.theirs)

@@ -96,6 +96,14 @@ def _unwrapped(content: Mapping[str, object], path: Path) -> Mapping[str, Tensor
     return inside[name]
 
 
+def pass_over(state: StateDict, unused: re.Pattern[str]) -> StateDict:
+    """Return a state dict without the keys that a pattern matches, which the log names: they have no part in retrieval."""
+    passed = sorted({f"{state.prefix}{'.'.join(key.split('.')[:2])}" for key in state if unused.match(key)})
+    if passed:
+        log.info("checkpoint %s: without a part in retrieval: %s", state.source, _listed(passed, limit=20))
+    return state.derived({key: value for key, value in state.items() if not unused.match(key)})
+
+
 def load_strictly(module: nn.Module, state: StateDict, *, theirs: Callable[[str], str] = str) -> None:
     """Load a state dict whose keys must be the module's, all of them and no others.
 

@@ -27,7 +27,7 @@ def backbone(head: StateDict) -> StateDict | None:
 
 
 def load_query_head(head: StateDict, query_head: TransAgg) -> None:
-    """Load the query head. Raises CheckpointError for a missing, surplus or wrongly shaped key."""
+    """Load the query head, past a UNION in the file. Raises CheckpointError for a key that is missing or wrong."""
     _check_width(head, query_head)
     passed_over = (*_UNION_PREFIXES, *_BACKBONE_PREFIXES)
     query = {key: value for key, value in head.items() if not key.startswith(passed_over)}

@@ -7,11 +7,14 @@ import json
 import numpy as np
 import pytest
 
+from cirrus_bench.retrieval.datasets import DatasetName, read_dataset
+from cirrus_bench.retrieval.evaluate import evaluate as measure_retrieval
 from cirrus_export.demo.attributes import Kind, Split, all_garments, split_of
 from cirrus_export.demo.catalogue import CatalogueSize, plan_catalogue, write_catalogue
 from cirrus_export.demo.drawing import render
 from cirrus_export.demo.evaluate import evaluate
 from cirrus_export.demo.weights import WEIGHTS
+from cirrus_export.pipeline import ExportRequest, export
 
 
 def test_no_test_description_occurs_in_training() -> None:
@@ -52,3 +55,16 @@ def test_the_committed_weights_compose(weights, tmp_path) -> None:
     assert metrics.composed.at_10 > max(baseline.at_10 for baseline in baselines) + 0.05
     assert metrics.composed.at_1 > max(baseline.at_1 for baseline in baselines) + 0.15
     assert metrics.sketch.at_10 > 10 * metrics.sketch_chance_at_10
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("recipe", "head", "floor"), [("sprc", "sprc", 0.85), ("searle", "phi", 0.75)])
+def test_the_other_heads_compose_as_well(recipe, head, floor, weights, probe, tmp_path) -> None:
+    write_catalogue(tmp_path, split=Split.TEST, seed=3, size=CatalogueSize(families=3, queries=60), show_progress=False)
+    request = ExportRequest(recipe, "cirrus-demo", str(weights.clip), str(getattr(weights, head)), tmp_path / recipe)
+    bundle = export(request, probe)
+    tasks = read_dataset(DatasetName.FASHIONIQ, tmp_path, "test")
+    found, _ = measure_retrieval(
+        bundle, DatasetName.FASHIONIQ, tasks, root=tmp_path, split="test", work=tmp_path / "work"
+    )
+    assert found.score("Recall@10") > floor
