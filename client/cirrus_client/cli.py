@@ -50,10 +50,25 @@ def embed(
     protocol: ProtocolOption = Protocol.GRPC,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     shard_size: Annotated[int, typer.Option(min=1, help="Images a shard; a killed job loses at most one.")] = 10_000,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep the backbone's outputs here: a new head then opens no image.")
+    ] = None,
 ) -> None:
     """Embed a gallery. Broken files are listed and skipped; a killed job resumes where it was."""
-    encoder = _encoder(bundle, server, name, protocol)
-    summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
+    if cache is None:
+        encoder = _encoder(bundle, server, name, protocol)
+        summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
+    else:
+        from cirrus_client.feature_cache import CachedEncoder, FeatureCache
+
+        if bundle is None:
+            raise typer.BadParameter("--cache encodes in this process: give --bundle")
+        opened = Bundle.open(bundle)
+        with FeatureCache(cache, opened) as features:
+            cached = CachedEncoder(opened, features)
+            summary = embed_gallery(
+                images, out, cached, prepare=cached.prepare_file, batch_size=batch_size, shard_size=shard_size
+            )
     _report_gallery(summary, out)
 
 

@@ -18,7 +18,7 @@ import io
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,7 @@ def embed_gallery(
     encoder: Encoder,
     *,
     only: Sequence[str] | None = None,
+    prepare: Callable[[Path], Any] | None = None,
     batch_size: int = 32,
     shard_size: int = 10_000,
     workers: int | None = None,
@@ -86,8 +87,9 @@ def embed_gallery(
 ) -> GallerySummary:
     """Embed every image file under a folder into `out`, or resume doing so.
 
-    only: paths below the folder, where not all of its images are meant. workers: decoding threads; None takes the
-    machine's cores. Raises GalleryError if the folder has no image file or `out` is not a gallery of it, and
+    only: paths below the folder, where not all of its images are meant. prepare: the encoder's own way from a file to
+    what `encode_prepared` takes; None reads the file and calls `Encoder.prepare`. workers: decoding threads; None takes
+    the machine's cores. Raises GalleryError if the folder has no image file or `out` is not a gallery of it, and
     SpaceMismatch if `out` was embedded in another space.
     """
     files = list_images(images) if only is None else [_stat(images, path) for path in sorted(set(only))]
@@ -102,7 +104,7 @@ def embed_gallery(
         tqdm(total=todo, desc="embedding", unit="image", disable=not show_progress) as progress,
     ):
         for number, shard in pending:
-            embeddings, accepted, rejected = _embed(shard, images, encoder, pool, batch_size, progress)
+            embeddings, accepted, rejected = _embed(shard, images, encoder, prepare, pool, batch_size, progress)
             store.commit(number, embeddings, accepted, rejected)
     return store.summary(new=todo)
 
@@ -236,6 +238,7 @@ def _embed(
     files: Sequence[ImageFile],
     root: Path,
     encoder: Encoder,
+    prepare: Callable[[Path], Any] | None,
     pool: ThreadPoolExecutor,
     batch_size: int,
     progress: tqdm[Any],
@@ -253,10 +256,11 @@ def _embed(
         embeddings.append(vectors)
         batch.clear()
 
-    def prepare(file: ImageFile) -> Any:
-        return encoder.prepare(image_bytes(root / file.path))
+    def prepared(file: ImageFile) -> Any:
+        path = root / file.path
+        return encoder.prepare(image_bytes(path)) if prepare is None else prepare(path)
 
-    for file, future in _ahead(pool, prepare, files, depth=4 * batch_size):
+    for file, future in _ahead(pool, prepared, files, depth=4 * batch_size):
         try:
             batch.append((file, future.result()))
         except InvalidImage as error:

@@ -97,7 +97,7 @@ def _unwrapped(content: Mapping[str, object], path: Path) -> Mapping[str, Tensor
 
 
 def pass_over(state: StateDict, unused: re.Pattern[str]) -> StateDict:
-    """Return a state dict without the keys that a pattern matches, which the log names: they have no part in retrieval."""
+    """Return a state dict without the keys that a pattern matches, named in the log: they have no part in retrieval."""
     passed = sorted({f"{state.prefix}{'.'.join(key.split('.')[:2])}" for key in state if unused.match(key)})
     if passed:
         log.info("checkpoint %s: without a part in retrieval: %s", state.source, _listed(passed, limit=20))

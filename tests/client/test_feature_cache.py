@@ -1,0 +1,120 @@
+"""A gallery's backbone features are computed once: new heads, moved files and added images cost what is new."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirrus_client import feature_cache
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
+from cirrus_client.feature_cache import CachedEncoder, FeatureCache
+from cirrus_client.gallery import Gallery, embed_gallery, read_gallery
+
+
+@pytest.fixture
+def folder(photos, tmp_path) -> Path:
+    copied = tmp_path / "photos"
+    copied.mkdir()
+    for path in sorted(photos.iterdir())[:20]:
+        shutil.copy(path, copied)
+    (copied / "broken.jpg").write_bytes(b"no image")
+    return copied
+
+
+def embed(bundle: Bundle, folder: Path, out: Path, cache: Path) -> Gallery:
+    with FeatureCache(cache, bundle) as features:
+        encoder = CachedEncoder(bundle, features)
+        summary = embed_gallery(folder, out, encoder, prepare=encoder.prepare_file, shard_size=8, show_progress=False)
+    assert [rejected.file.path for rejected in summary.rejected] == ["broken.jpg"]
+    return read_gallery(out)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[bytes]:
+    """Every image that is decoded from now on."""
+    images: list[bytes] = []
+    original = feature_cache.preprocess
+
+    def recording(image, spec):
+        images.append(image)
+        return original(image, spec)
+
+    monkeypatch.setattr(feature_cache, "preprocess", recording)
+    return images
+
+
+def test_a_new_head_on_a_cached_gallery_opens_no_image(
+    bundle, clip_bundle, folder, tmp_path, decoded, monkeypatch
+) -> None:
+    clip_bundle = sharing_preprocessing(clip_bundle, bundle)
+    plain = embed(clip_bundle, folder, tmp_path / "plain", tmp_path / "cache")
+    assert len(decoded) == 21
+    decoded.clear()
+    opened: list[Path] = []
+    original = feature_cache.image_bytes
+    monkeypatch.setattr(feature_cache, "image_bytes", lambda path: opened.append(path) or original(path))
+    union = embed(bundle, folder, tmp_path / "union", tmp_path / "cache")
+    assert [path.name for path in opened] == ["broken.jpg"]
+    for gallery, direct in ((plain, clip_bundle), (union, bundle)):
+        expected = LocalEncoder(direct).encode_targets([folder / path for path in gallery.paths])
+        assert (gallery.embeddings * expected).sum(axis=1).min() > 0.999999
+
+
+def sharing_preprocessing(clip_bundle: Bundle, bundle: Bundle) -> Bundle:
+    """Zero-shot CLIP with the other recipe's preprocessing, as a second head on one backbone would have it."""
+    space = clip_bundle.spec.space
+    components = space.components | {"preprocess": bundle.spec.space.components["preprocess"]}
+    update = {
+        "preprocess": bundle.spec.preprocess,
+        "space": space.model_copy(update={"components": components, "fingerprint": "another head"}),
+    }
+    return Bundle(clip_bundle.root, clip_bundle.spec.model_copy(update=update))
+
+
+def test_moved_and_touched_files_are_read_but_not_encoded_and_only_new_ones_are(
+    bundle, folder, tmp_path, decoded
+) -> None:
+    embed(bundle, folder, tmp_path / "first", tmp_path / "cache")
+    decoded.clear()
+    first, second, *_ = sorted(folder.glob("0*.jpg"))
+    first.rename(folder / "moved.jpg")
+    second.touch()
+    new = sorted(folder.glob("0*.jpg"))[-1].read_bytes() + b"\0"
+    (folder / "new.jpg").write_bytes(new)
+    gallery = embed(bundle, folder, tmp_path / "second", tmp_path / "cache")
+    assert sorted(decoded, key=len) == sorted([b"no image", new], key=len)
+    assert {"moved.jpg", "new.jpg"} <= set(gallery.paths)
+
+
+def test_a_cache_of_another_backbone_and_a_damaged_one_are_refused(bundle, clip_bundle, folder, tmp_path) -> None:
+    embed(bundle, folder, tmp_path / "gallery", tmp_path / "cache")
+    with pytest.raises(SpaceMismatch, match="differs from the bundle in preprocess"):
+        FeatureCache(tmp_path / "cache", clip_bundle)
+    (shard,) = (tmp_path / "cache" / "features").glob("*.npy")
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 0xFF
+    shard.write_bytes(bytes(content))
+    with pytest.raises(GalleryError, match=r"00000\.npy is missing or corrupted"):
+        FeatureCache(tmp_path / "cache", bundle)
+    with pytest.raises(GalleryError, match="no feature cache"):
+        FeatureCache(folder, bundle)
+    graphs = {name: graph for name, graph in bundle.spec.graphs.items() if name != "target_head"}
+    headless = Bundle(bundle.root, bundle.spec.model_copy(update={"graphs": graphs}))
+    with pytest.raises(BundleError, match="nothing can be cached"):
+        FeatureCache(tmp_path / "other", headless)
+
+
+def test_what_was_flushed_survives_and_rows_are_found_again(bundle, folder, tmp_path) -> None:
+    cache = FeatureCache(tmp_path / "cache", bundle)
+    row = np.arange(64, dtype=np.float16)
+    cache.put("a", row)
+    cache.flush()
+    cache.put("b", row)  # never flushed: the process dies here
+    again = FeatureCache(tmp_path / "cache", bundle)
+    assert len(again) == 1
+    np.testing.assert_array_equal(again.get("a"), row)
