@@ -98,6 +98,19 @@ def test_a_recipe_on_the_wrong_kind_of_backbone_says_which_it_takes(small_clip, 
         )
 
 
+@pytest.mark.parametrize(
+    ("recipe", "backbone", "held"),
+    [
+        ("sprc", "blip2-vit-l", "holds BLIP-2's ViT-g \\(blip2-vit-g\\)"),
+        ("blip2-qformer", "blip2-vit-g", "holds BLIP-2's ViT-L \\(blip2-vit-l\\)"),
+        ("transagg-union", "ViT-B-32", "holds a BLIP \\(blip-base-coco\\), and --backbone ViT-B-32 is a CLIP"),
+    ],
+)
+def test_a_file_of_another_backbone_is_told_by_its_name(recipe, backbone, held, small_clip, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=held):
+        build_recipe(request(tmp_path, recipe, small_clip, backbone=backbone))
+
+
 def test_a_head_without_its_backbone_asks_for_one(tmp_path, small_clip) -> None:
     head = authors_file(tmp_path, "searle")
     with pytest.raises(ExportError, match="--pretrained must say where"):

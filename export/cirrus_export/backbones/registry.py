@@ -25,6 +25,15 @@ BLIP2: dict[str, Callable[[], Blip2Backbone]] = {
     "blip2-vit-g": Blip2Backbone.vit_g,
     "blip2-vit-l": Blip2Backbone.vit_l,
 }
+CLIP_KIND, BLIP_KIND = "a CLIP", "a BLIP (blip-base-coco)"
+BLIP2_KINDS = {"blip2-vit-g": "BLIP-2's ViT-g (blip2-vit-g)", "blip2-vit-l": "BLIP-2's ViT-L (blip2-vit-l)"}
+_KINDS = {
+    "visual.conv1.weight": CLIP_KIND,
+    "visual_encoder.norm.weight": BLIP_KIND,
+    "visual_encoder.cls_token": BLIP2_KINDS["blip2-vit-g"],
+    "visual_encoder.class_embedding": BLIP2_KINDS["blip2-vit-l"],
+}
+"""A key that only one kind of file has, the first that fits."""
 _RANDOM_SEED = 20240607
 _OPENAI_ARCHIVE_KEYS = ("input_resolution", "context_length", "vocab_size")
 
@@ -66,6 +75,7 @@ def load_backbone(name: str, pretrained: str | None, fine_tuned: StateDict | Non
 
 
 def _from_state(name: str, state: StateDict, *, openai: bool) -> Backbone:
+    _check_kind(name, state)
     if name in BLIP or (name == FROM_CHECKPOINT and "visual_encoder.norm.weight" in state):
         blip = BlipBackbone.shaped_as(state) if name == FROM_CHECKPOINT else BLIP[name]()
         load_strictly(blip, blip_state(state), theirs=BLIP_KEYS.theirs)
@@ -82,6 +92,14 @@ def _from_state(name: str, state: StateDict, *, openai: bool) -> Backbone:
         clip = _supported(name, open_clip.create_model(name, force_quick_gelu=openai or archive))
     load_strictly(clip.clip, weights)
     return clip
+
+
+def _check_kind(name: str, state: StateDict) -> None:
+    """Say at once which backbone a file holds, where a list of every key that it lacks would not."""
+    found = next((kind for key, kind in _KINDS.items() if key in state), None)
+    asked = BLIP2_KINDS.get(name) or (BLIP_KIND if name in BLIP else CLIP_KIND)
+    if name != FROM_CHECKPOINT and found is not None and found != asked:
+        raise CheckpointError(f"checkpoint {state.source}: holds {found}, and --backbone {name} is {asked}")
 
 
 def _without_state(name: str, pretrained: str) -> Backbone:
