@@ -174,7 +174,8 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
     is_transport = not isinstance(error, InferenceServerException)
     if is_transport or any(mark in text for mark in _UNAVAILABLE):
         return ServerUnavailable(f"the server at {url} is not available: {message}")
-    return ServerError(f"the server at {url}: {message}")
+    hint = "; where it serves several bundles, say which one (--name)" if "unknown model" in text else ""
+    return ServerError(f"the server at {url}: {message}{hint}")
 
 
 def _encoded(image: ImageInput, item: str) -> bytes:
