@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 import tritonclient.grpc as grpcclient
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from tritonclient.utils import InferenceServerException
 
@@ -66,7 +67,7 @@ class LocalSuggester:
                 raise InvalidImage(f"{side} image: {error}") from None
         return self.text(self.token_ids(np.stack(pixels)))
 
-    def token_ids(self, pixels: np.ndarray) -> list[int]:
+    def token_ids(self, pixels: NDArray[np.float32]) -> list[int]:
         """Return the generated token ids, without the end, of both images' pixels float32 [2, 3, S, S]."""
         reference, target = np.split(self._read({"pixels": pixels})["image_tokens"], 2)
         token_ids = np.full((1, self.spec.max_tokens), self.spec.end_id, dtype=np.int64)
