@@ -12,7 +12,6 @@ from cirrus_bench.measure import this_machine
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, read_dataset
 from cirrus_bench.retrieval.evaluate import evaluate, query_texts
 from cirrus_bench.retrieval.report import RetrievalReport, markdown
-from cirrus_bench.retrieval.submission import write_circo
 from cirrus_client.bundle import CaptionJoin
 from cirrus_client.encoders import LocalEncoder
 
@@ -75,9 +74,8 @@ def cirr(tmp_path, pictures) -> Path:
 @pytest.fixture
 def circo(tmp_path, pictures) -> Path:
     ids = [581 + 7 * number for number in range(55)]
-    write(
-        tmp_path / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"images": [{"id": i} for i in ids]}
-    )
+    records = [{"id": identity, "file_name": f"{identity:012d}.jpg"} for identity in ids]
+    write(tmp_path / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"images": records})
     for number, identity in enumerate(ids):
         put(tmp_path / f"COCO2017_unlabeled/unlabeled2017/{identity:012d}.jpg", pictures[number])
     common = {"relative_caption": "Is Blue", "shared_concept": "a Dress"}
@@ -87,7 +85,7 @@ def circo(tmp_path, pictures) -> Path:
     )
     write(
         tmp_path / "annotations/test.json",
-        [{"id": number, "reference_img_id": ids[number], **common} for number in range(3)],
+        [{"id": number, "reference_img_id": ids[number % 55], **common} for number in range(800)],
     )
     return tmp_path
 
@@ -98,7 +96,7 @@ def run(bundle, name: DatasetName, root: Path, split: str, work: Path):
 
 def test_fashioniq_is_three_tasks_and_a_table(bundle, encoder, fashioniq, tmp_path) -> None:
     tasks = read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
-    assert [(task.name, len(task.images), len(task.queries)) for task in tasks] == [
+    assert [(task.name, len(task.gallery), len(task.queries)) for task in tasks] == [
         ("dress", 15, 4),
         ("shirt", 15, 4),
         ("toptee", 15, 4),
@@ -107,7 +105,7 @@ def test_fashioniq_is_three_tasks_and_a_table(bundle, encoder, fashioniq, tmp_pa
     assert written == []
     dress = tasks[0]
     queries = encoder.encode_queries([query.image for query in dress.queries], ["Is red and has long sleeves"] * 4)
-    order = np.argsort(-(queries @ encoder.encode_targets(dress.images).T), axis=1)[:, :10]
+    order = np.argsort(-(queries @ encoder.encode_targets([image.path for image in dress.gallery]).T), axis=1)[:, :10]
     expected = np.mean([query.targets[0] in rows for query, rows in zip(dress.queries, order, strict=True)])
     assert found.scores[0].metric == "Recall@10"
     assert found.scores[0].value == expected
@@ -124,7 +122,7 @@ def test_cirr_leaves_the_reference_out_and_ranks_its_subset(bundle, encoder, cir
     (task,) = read_dataset(DatasetName.CIRR, cirr, "val")
     assert all(query.reference not in query.subset and len(query.subset) == 5 for query in task.queries)
     queries = encoder.encode_queries([query.image for query in task.queries], ["make it blue"] * 5)
-    scores = queries @ encoder.encode_targets(task.images).T
+    scores = queries @ encoder.encode_targets([image.path for image in task.gallery]).T
     hits = 0.0
     for query, row in zip(task.queries, scores, strict=True):
         hits += max(query.subset, key=lambda member: row[member]) == query.targets[0]
@@ -153,10 +151,8 @@ def test_circo_has_several_truths_and_a_submission(bundle, circo, tmp_path) -> N
     assert query_texts(task.queries[0], CaptionJoin.BOTH_ORDERS, DatasetName.CIRCO) == ["Is Blue"]
     _, (submission,) = run(bundle, DatasetName.CIRCO, circo, "test", tmp_path / "work2")
     content = json.loads(submission.read_text())
-    assert list(content) == ["0", "1", "2"]
+    assert list(content) == [str(number) for number in range(800)]
     assert all(len(set(ids)) == 50 and all(isinstance(i, int) for i in ids) for ids in content.values())
-    with pytest.raises(DatasetError, match="without a gap"):
-        write_circo(tmp_path, {"0": [], "2": []})
 
 
 def test_sketches_find_photos_of_their_class(bundle, pictures, tmp_path) -> None:
@@ -172,7 +168,7 @@ def test_sketches_find_photos_of_their_class(bundle, pictures, tmp_path) -> None
     found, _ = run(bundle, DatasetName.TUBERLIN, tmp_path, "zeroshot", tmp_path / "work")
     assert found.score("P@100") == pytest.approx(4 / 12)
     assert 4 / 12 < found.score("mAP@all") <= 1
-    assert found.score("mAP@all") != found.score("mAP@all, trapezoidal as published")
+    assert found.score("mAP@all") != found.score("mAP@all as published")
 
 
 def test_a_recipe_words_fashioniqs_two_captions_as_its_paper_does(fashioniq) -> None:
@@ -185,24 +181,10 @@ def test_a_recipe_words_fashioniqs_two_captions_as_its_paper_does(fashioniq) -> 
     ]
 
 
-def test_broken_benchmarks_are_named(bundle, fashioniq, tmp_path) -> None:
-    with pytest.raises(DatasetError, match="is no folder"):
-        read_dataset(DatasetName.CIRR, tmp_path / "nowhere", "val")
-    with pytest.raises(DatasetError, match=r"cap\.dress\.test\.json is missing; there are cap\.dress\.val\.json"):
-        read_dataset(DatasetName.FASHIONIQ, fashioniq, "test")
+def test_a_broken_image_of_a_benchmark_is_named(bundle, fashioniq, tmp_path) -> None:
     (fashioniq / "images" / "B002.jpg").write_bytes(b"broken")
     with pytest.raises(DatasetError, match=r"1 images of the gallery are broken, the first images/B002\.jpg"):
         run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
-    (fashioniq / "images" / "B002.jpg").unlink()
-    with pytest.raises(DatasetError, match="image 'B002' is not in"):
-        read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
-    write(fashioniq / "captions" / "cap.dress.val.json", [{"candidate": "B999", "captions": ["a", "b"]}])
-    put(fashioniq / "images" / "B002.jpg", b"x")
-    with pytest.raises(DatasetError, match="image 'B999' is not in the split's gallery of 15 images"):
-        read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
-    write(fashioniq / "captions" / "cap.dress.val.json", "{")
-    with pytest.raises(DatasetError, match="is not JSON"):
-        read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
 
 
 def test_each_caption_is_a_query_where_the_recipe_says_so(clip_bundle, fashioniq, tmp_path) -> None:

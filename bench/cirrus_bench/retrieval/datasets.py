@@ -1,14 +1,19 @@
-"""Readers of the official files: FashionIQ, CIRR, CIRCO, and the file lists of sketch-based retrieval.
+"""Readers of the official files of the benchmarks. No image is opened; every image is looked for.
 
-fashioniq   captions/cap.{dress,shirt,toptee}.<split>.json, image_splits/split.*.<split>.json, images/<id>.png|jpg
-cirr        cirr/captions/cap.rc2.<split>.json, cirr/image_splits/split.rc2.<split>.json, images below the root
-circo       annotations/<split>.json, COCO2017_unlabeled/{annotations/image_info_unlabeled2017.json,unlabeled2017}
-sketchy, tuberlin, quickdraw   two lists of "path class_id" lines, paths below the root; split is "zeroshot1" ...
+fashioniq  captions/cap.<category>.<split>.json, image_splits/split.<category>.<split>.json, images/<id>.png or .jpg
+cirr       cirr/captions/cap.rc2.<split>.json, cirr/image_splits/split.rc2.<split>.json, images below the root; a
+           checkout of the annotations with the images inside it, without the folder cirr, is read as well
+circo      annotations/<split>.json, COCO2017_unlabeled/annotations/image_info_unlabeled2017.json, images in
+           COCO2017_unlabeled/unlabeled2017/
+sketchy, tuberlin, quickdraw
+           <split>/ with a list of sketches and one of photos, "path class_id" a line, paths below the root, as in
+           baohl00/UNION_for_IGROT; the splits of Sketchy are zeroshot1 (25 classes) and zeroshot0 (21 classes)
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +23,7 @@ from cirrus_client.errors import CirrusError
 
 
 class DatasetError(CirrusError):
-    """A benchmark's folder that lacks a file, or a file that is not of the official form."""
+    """A benchmark whose files are missing, broken or don't fit together."""
 
 
 class DatasetName(StrEnum):
@@ -33,217 +38,266 @@ class DatasetName(StrEnum):
 
 
 @dataclass(frozen=True)
-class Query:
-    """One query. Rows count the gallery of its task.
+class GalleryImage:
+    """One image of a gallery, with the benchmark's own id of it."""
 
-    id: as the benchmark names it. captions: as the file has them, two for FashionIQ. concept: CIRCO's shared concept.
-    targets: correct rows, none on a test split; the first is the one that was annotated as target. reference: row of
-    the reference image, None where it is not in the gallery. subset: CIRR's five other members of the image set.
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query; rows count the gallery of its task.
+
+    id: the benchmark's own; where it has none (FashionIQ), the category and the place in the captions' file.
+    image: the reference image or sketch. reference: its row, None where it is not in the gallery.
+    captions: as the file has them: two for FashionIQ, none for sketches, one else. shared_concept: CIRCO's.
+    targets: every correct row, the annotated target first; empty on a test split.
+    subset: CIRR's five other members of the image set.
     """
 
     id: str
-    image: Path
+    image: Path | None
+    reference: int | None
     captions: tuple[str, ...]
     targets: tuple[int, ...]
-    reference: int | None = None
+    shared_concept: str | None = None
     subset: tuple[int, ...] = ()
-    concept: str | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """Queries over one gallery. names: the benchmark's own, of each gallery row."""
+    """Queries over one gallery."""
 
     name: str
-    names: tuple[str, ...]
-    images: tuple[Path, ...]
+    gallery: tuple[GalleryImage, ...]
     queries: tuple[Query, ...]
 
 
-_SBIR_LISTS = {
+_FASHIONIQ_CATEGORIES = ("dress", "shirt", "toptee")
+_FASHIONIQ_SUFFIXES = (".png", ".jpg")
+_SKETCH_AND_PHOTO_LISTS = {
     DatasetName.SKETCHY: ("sketch_tx_000000000000_ready_filelist_zero.txt", "all_photo_filelist_zero.txt"),
     DatasetName.TUBERLIN: ("png_ready_filelist_zero.txt", "ImageResized_ready_filelist_zero.txt"),
     DatasetName.QUICKDRAW: ("sketch_zero.txt", "all_photo_zero.txt"),
 }
-_FASHIONIQ_KINDS = ("dress", "shirt", "toptee")
 
 
 def read_dataset(name: DatasetName, root: Path, split: str) -> list[Task]:
-    """Return the tasks of a benchmark: three for FashionIQ, one else. Raises DatasetError; no image is opened."""
+    """Return the tasks of a benchmark's split: one a category for FashionIQ, one else.
+
+    root: the benchmark's folder, laid out as above. Raises DatasetError for a split that isn't there, a file or image
+    that is missing, a file that isn't of the official form, and ids that the gallery lacks.
+    """
     if not root.is_dir():
-        raise DatasetError(f"{name}: --root {root} is no folder")
+        raise DatasetError(f"{name}: {root} is not a folder; name the folder that holds the official files")
     if name is DatasetName.FASHIONIQ:
-        return [_fashioniq(root, kind, split) for kind in _FASHIONIQ_KINDS]
+        return [_read_fashioniq(root, category, split) for category in _FASHIONIQ_CATEGORIES]
     if name is DatasetName.CIRR:
-        return [_cirr(root, split)]
+        return [_read_cirr(root, split)]
     if name is DatasetName.CIRCO:
-        return [_circo(root, split)]
-    return [_sbir(name, root, split)]
+        return [_read_circo(root, split)]
+    return [_read_sketches(name, root, split)]
 
 
-def _fashioniq(root: Path, kind: str, split: str) -> Task:
-    captions = _list(root / "captions" / f"cap.{kind}.{split}.json")
-    names = tuple(str(name) for name in _list(root / "image_splits" / f"split.{kind}.{split}.json"))
-    images = tuple(_image(root / "images", name) for name in names)
-    rows = _rows(names)
-    where = root / "captions" / f"cap.{kind}.{split}.json"
-    return Task(
-        kind,
-        names,
-        images,
-        tuple(
-            Query(
-                id=f"{kind}-{number}",
-                image=images[_row(rows, _field(entry, "candidate", where), where)],
-                captions=tuple(_field(entry, "captions", where)),
-                targets=(_row(rows, entry["target"], where),) if "target" in entry else (),
-                reference=_row(rows, entry["candidate"], where),
+class _Rows:
+    """Finds the rows of a gallery's ids, on behalf of one file that names them."""
+
+    def __init__(self, ids: Sequence[str], *, gallery: Path, file: Path) -> None:
+        self._row_of = {identity: row for row, identity in enumerate(ids)}
+        self._gallery = gallery
+        self._file = file
+
+    def of(self, identity: object) -> int:
+        row = self._row_of.get(str(identity))
+        if row is None:
+            raise DatasetError(
+                f"{self._file}: image '{identity}' is not among the {len(self._row_of):,} images of {self._gallery}; "
+                "take both files from the same release"
             )
-            for number, entry in enumerate(captions)
-        ),
-    )
+        return row
 
 
-def _cirr(root: Path, split: str) -> Task:
-    base = root / "cirr" if (root / "cirr").is_dir() else root
-    where = base / "captions" / f"cap.rc2.{split}.json"
-    entries = _list(where)
-    files = _object(base / "image_splits" / f"split.rc2.{split}.json")
-    names = tuple(files)
-    images = tuple(_existing(root / path) for path in files.values())
-    rows = _rows(names)
+def _read_fashioniq(root: Path, category: str, split: str) -> Task:
+    captions_file = root / "captions" / f"cap.{category}.{split}.json"
+    split_file = root / "image_splits" / f"split.{category}.{split}.json"
+    entries = _read_entries(captions_file, f"cap.{category}.*.json", split)
+    ids = [str(identity) for identity in _read_json(split_file, list)]
+    gallery = _gallery(ids, [_with_suffix(root / "images" / identity) for identity in ids], split_file)
+    rows = _Rows(ids, gallery=split_file, file=captions_file)
     queries = []
-    for entry in entries:
-        reference = _row(rows, _field(entry, "reference", where), where)
-        members = _field(_field(entry, "img_set", where), "members", where)
+    for place, entry in enumerate(entries):
+        reference = rows.of(_field(entry, "candidate", str, captions_file))
+        captions = _field(entry, "captions", list, captions_file)
+        if len(captions) != 2 or not all(isinstance(caption, str) for caption in captions):
+            raise DatasetError(f"{captions_file}, entry {place}: two captions expected, found {captions!r}")
         queries.append(
             Query(
-                id=str(_field(entry, "pairid", where)),
-                image=images[reference],
-                captions=(_field(entry, "caption", where),),
-                targets=(_row(rows, entry["target_hard"], where),) if "target_hard" in entry else (),
+                id=f"{category}-{place}",
+                image=gallery[reference].path,
                 reference=reference,
-                subset=tuple(_row(rows, name, where) for name in members if name != entry["reference"]),
+                captions=tuple(captions),
+                targets=(rows.of(entry["target"]),) if "target" in entry else (),
             )
         )
-    return Task("cirr", names, images, tuple(queries))
+    return Task(category, gallery, tuple(queries))
 
 
-def _circo(root: Path, split: str) -> Task:
-    where = root / "annotations" / f"{split}.json"
-    entries = _list(where)
+def _read_cirr(root: Path, split: str) -> Task:
+    annotations = root / "cirr" if (root / "cirr").is_dir() else root
+    captions_file = annotations / "captions" / f"cap.rc2.{split}.json"
+    split_file = annotations / "image_splits" / f"split.rc2.{split}.json"
+    entries = _read_entries(captions_file, "cap.rc2.*.json", split)
+    path_of = _read_json(split_file, dict)
+    ids = list(path_of)
+    paths = [root / _field(path_of, identity, str, split_file) for identity in ids]
+    gallery = _gallery(ids, paths, split_file)
+    rows = _Rows(ids, gallery=split_file, file=captions_file)
+    queries = []
+    for entry in entries:
+        reference = rows.of(_field(entry, "reference", str, captions_file))
+        members = _field(_field(entry, "img_set", dict, captions_file), "members", list, captions_file)
+        queries.append(
+            Query(
+                id=str(_field(entry, "pairid", int, captions_file)),
+                image=gallery[reference].path,
+                reference=reference,
+                captions=(_field(entry, "caption", str, captions_file),),
+                targets=(rows.of(entry["target_hard"]),) if "target_hard" in entry else (),
+                subset=tuple(row for row in map(rows.of, members) if row != reference),
+            )
+        )
+    return Task(DatasetName.CIRR.value, gallery, tuple(queries))
+
+
+def _read_circo(root: Path, split: str) -> Task:
+    annotations_file = root / "annotations" / f"{split}.json"
     coco = root / "COCO2017_unlabeled"
-    listing = coco / "annotations" / "image_info_unlabeled2017.json"
-    records = _field(_object(listing), "images", listing)
-    names = tuple(str(_field(record, "id", listing)) for record in records)
-    images = tuple(_existing(coco / "unlabeled2017" / f"{int(name):012d}.jpg") for name in names)
-    rows = _rows(names)
+    images_file = coco / "annotations" / "image_info_unlabeled2017.json"
+    entries = _read_entries(annotations_file, "*.json", split)
+    images = _field(_read_json(images_file, dict), "images", list, images_file)
+    ids = [str(_field(image, "id", int, images_file)) for image in images]
+    paths = [coco / "unlabeled2017" / _field(image, "file_name", str, images_file) for image in images]
+    gallery = _gallery(ids, paths, images_file)
+    rows = _Rows(ids, gallery=images_file, file=annotations_file)
     queries = []
     for entry in entries:
-        reference = _row(rows, str(_field(entry, "reference_img_id", where)), where)
-        found = [entry["target_img_id"]] if "target_img_id" in entry else []
-        found += [truth for truth in entry.get("gt_img_ids", []) if truth not in found]
+        reference = rows.of(_field(entry, "reference_img_id", int, annotations_file))
+        annotated = [entry["target_img_id"]] if "target_img_id" in entry else []
+        targets = dict.fromkeys(map(rows.of, [*annotated, *entry.get("gt_img_ids", ())]))
         queries.append(
             Query(
-                id=str(_field(entry, "id", where)),
-                image=images[reference],
-                captions=(_field(entry, "relative_caption", where),),
-                targets=tuple(_row(rows, str(truth), where) for truth in found),
+                id=str(_field(entry, "id", int, annotations_file)),
+                image=gallery[reference].path,
                 reference=reference,
-                concept=_field(entry, "shared_concept", where),
+                captions=(_field(entry, "relative_caption", str, annotations_file),),
+                targets=tuple(targets),
+                shared_concept=_field(entry, "shared_concept", str, annotations_file),
             )
         )
-    return Task("circo", names, images, tuple(queries))
+    return Task(DatasetName.CIRCO.value, gallery, tuple(queries))
 
 
-def _sbir(name: DatasetName, root: Path, split: str) -> Task:
-    sketches, photos = (_file_list(root / split / file, root) for file in _SBIR_LISTS[name])
-    by_class: dict[str, list[int]] = {}
-    for row, (_, label) in enumerate(photos):
-        by_class.setdefault(label, []).append(row)
-    return Task(
-        str(name),
-        tuple(str(path.relative_to(root)) for path, _ in photos),
-        tuple(path for path, _ in photos),
-        tuple(
-            Query(
-                id=str(path.relative_to(root)),
-                image=path,
-                captions=("",),
-                targets=tuple(by_class.get(label, ())),
+def _read_sketches(name: DatasetName, root: Path, split: str) -> Task:
+    sketch_list, photo_list = _SKETCH_AND_PHOTO_LISTS[name]
+    if not (root / split).is_dir():
+        raise _no_such_split(root / split, split, [found.parent.name for found in root.glob(f"*/{photo_list}")])
+    sketches = _read_file_list(root / split / sketch_list)
+    photos = _read_file_list(root / split / photo_list)
+    gallery = _gallery([path for path, _ in photos], [root / path for path, _ in photos], root / split / photo_list)
+    _check_images([root / path for path, _ in sketches], root / split / sketch_list)
+    rows_of_class: dict[int, list[int]] = {}
+    for row, (_, class_id) in enumerate(photos):
+        rows_of_class.setdefault(class_id, []).append(row)
+    targets_of_class = {class_id: tuple(rows) for class_id, rows in rows_of_class.items()}
+    queries = []
+    for path, class_id in sketches:
+        if class_id not in targets_of_class:
+            raise DatasetError(
+                f"{root / split / sketch_list}: sketch {path} is of class {class_id}, of which {photo_list} has no "
+                "photo; take both lists from the same release"
             )
-            for path, label in sketches
-        ),
-    )
+        queries.append(
+            Query(id=path, image=root / path, reference=None, captions=(), targets=targets_of_class[class_id])
+        )
+    return Task(name.value, gallery, tuple(queries))
 
 
-def _file_list(path: Path, root: Path) -> list[tuple[Path, str]]:
-    entries = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        if line.strip():
-            file, _, label = line.strip().rpartition(" ")
-            if not file:
-                raise DatasetError(f"{path}, line {number}: expected 'path class_id', found '{line}'")
-            entries.append((_existing(root / file), label))
+def _gallery(ids: Sequence[str], paths: Sequence[Path], file: Path) -> tuple[GalleryImage, ...]:
+    _check_images(paths, file)
+    return tuple(GalleryImage(identity, path) for identity, path in zip(ids, paths, strict=True))
+
+
+def _check_images(paths: Sequence[Path], file: Path) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DatasetError(
+            f"{file}: {len(missing):,} of its {len(paths):,} images are missing, the first is {missing[0]}; download "
+            "them: a smaller gallery would give figures that can't be compared"
+        )
+
+
+def _with_suffix(stem: Path) -> Path:
+    candidates = [stem.with_name(stem.name + suffix) for suffix in _FASHIONIQ_SUFFIXES]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _read_file_list(file: Path) -> list[tuple[str, int]]:
+    listed = []
+    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        path, _, class_id = line.strip().rpartition(" ")
+        if not path or not class_id.isdecimal():
+            raise DatasetError(f"{file}, line {number}: 'path class_id' expected, found {line!r}")
+        listed.append((path, int(class_id)))
+    return listed
+
+
+def _read_entries(file: Path, pattern: str, split: str) -> list[Any]:
+    if not file.is_file():
+        before, after = pattern.split("*")
+        there = [found.name.removeprefix(before).removesuffix(after) for found in file.parent.glob(pattern)]
+        raise _no_such_split(file, split, there)
+    entries = _read_json(file, list)
+    if not entries:
+        raise DatasetError(f"{file}: a list of queries expected, found an empty list; download it again")
     return entries
 
 
-def _text(path: Path) -> str:
+def _no_such_split(path: Path, split: str, there: Sequence[str]) -> DatasetError:
+    if there:
+        return DatasetError(f"{path} is missing: there is no split '{split}', there are {', '.join(sorted(there))}")
+    return DatasetError(
+        f"{path} is missing, and so is every other split: name the folder that holds the official files"
+    )
+
+
+def _read_text(file: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except FileNotFoundError:
-        siblings = sorted(file.name for file in path.parent.glob("*")) if path.parent.is_dir() else []
-        there = f"there are {', '.join(siblings[:8])}" if siblings else f"and there is no {path.parent}"
-        raise DatasetError(f"{path} is missing; {there}: check --root and --split") from None
+        return file.read_text("utf-8")
+    except OSError as error:
+        raise DatasetError(f"{file} can't be read ({error.strerror}); download the official files again") from None
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise DatasetError(
+            f"{file}: UTF-8 expected, found byte {error.object[error.start]:#04x} at {error.start}; download it again"
+        ) from None
 
 
-def _json(path: Path) -> Any:
+def _read_json(file: Path, kind: type) -> Any:
     try:
-        return json.loads(_text(path))
+        content = json.loads(_read_text(file))
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{path} is not JSON: {error}; download it again") from None
-
-
-def _list(path: Path) -> list[Any]:
-    content = _json(path)
-    if not isinstance(content, list):
-        raise DatasetError(f"{path}: expected a JSON list, found {type(content).__name__}")
+        raise DatasetError(f"{file}: JSON expected, found {error}; download it again") from None
+    if not isinstance(content, kind):
+        raise DatasetError(f"{file}: a JSON {kind.__name__} expected, found a {type(content).__name__}")
     return content
 
 
-def _object(path: Path) -> dict[str, Any]:
-    content = _json(path)
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _field(entry: Any, field: str, where: Path) -> Any:
-    if not isinstance(entry, dict) or field not in entry:
-        raise DatasetError(f"{where}: an entry lacks '{field}': {json.dumps(entry)[:120]}")
-    return entry[field]
-
-
-def _rows(names: tuple[str, ...]) -> dict[str, int]:
-    return {name: row for row, name in enumerate(names)}
-
-
-def _row(rows: dict[str, int], name: str, where: Path) -> int:
-    if name not in rows:
-        raise DatasetError(f"{where}: image '{name}' is not in the split's gallery of {len(rows):,} images")
-    return rows[name]
-
-
-def _image(folder: Path, name: str) -> Path:
-    for suffix in (".png", ".jpg"):
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
-    raise DatasetError(f"image '{name}' is not in {folder} as .png or .jpg")
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DatasetError(f"image {path} is missing; download the dataset's images below --root")
-    return path
+def _field(entry: Mapping[str, Any], name: str, kind: type, file: Path) -> Any:
+    if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+        raise DatasetError(
+            f"{file}: an entry with '{name}' ({kind.__name__}) expected, found {json.dumps(entry)[:120]}; is it of "
+            "another release?"
+        )
+    return entry[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cirrus_bench.retrieval import metrics
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Query, Task
-from cirrus_bench.retrieval.submission import write_circo, write_cirr
+from cirrus_bench.retrieval.submission import write_circo, write_cirr_recall, write_cirr_recall_subset
 from cirrus_client.bundle import Bundle, CaptionJoin, Contract, EnsembleName
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, ImageInput
@@ -84,7 +84,8 @@ def evaluate(
         started = time.perf_counter()
         index, new = _embedded(encoder, task, root, work / task.name)
         image_s, embedded = image_s + time.perf_counter() - started, embedded + new
-        encoder.encode_queries(*_inputs(encoder, task.queries[:1], [task.queries[0].captions[0]]))  # load the graphs
+        first = query_texts(task.queries[0], bundle.spec.caption_join, dataset)[:1]
+        encoder.encode_queries(*_inputs(encoder, task.queries[:1], first))  # load the graphs
         started = time.perf_counter()
         ranked = _encoded(encoder, task, index, dataset)
         query_s, queries = query_s + time.perf_counter() - started, queries + len(ranked.queries)
@@ -119,14 +120,14 @@ def query_texts(query: Query, join: CaptionJoin, dataset: DatasetName) -> list[s
         if join is CaptionJoin.SECOND_FIRST:
             return [f"{second} and {first}"]
         return [f"{first.capitalize()} and {second}"]
-    (caption,) = query.captions
-    if query.concept is not None and join is CaptionJoin.CAPITALISED and dataset is DatasetName.CIRCO:
-        return [f"{query.concept.lower()} but {caption.lower()}"]
+    caption = query.captions[0] if query.captions else ""
+    if query.shared_concept is not None and join is CaptionJoin.CAPITALISED and dataset is DatasetName.CIRCO:
+        return [f"{query.shared_concept.lower()} but {caption.lower()}"]
     return [caption]
 
 
 def _embedded(encoder: LocalEncoder, task: Task, root: Path, out: Path) -> tuple[FaissIndex, int]:
-    paths = [str(path.relative_to(root)) for path in task.images]
+    paths = [str(image.path.relative_to(root)) for image in task.gallery]
     summary = embed_gallery(root, out, encoder, only=paths)
     if summary.rejected:
         first = summary.rejected[0]
@@ -165,15 +166,7 @@ def _inputs(
 def _each(queries: Sequence[Query]) -> Iterator[Query]:
     for query in queries:
         for number, caption in enumerate(query.captions):
-            yield Query(
-                id=f"{query.id}-{number}",
-                image=query.image,
-                captions=(caption,),
-                targets=query.targets,
-                reference=query.reference,
-                subset=query.subset,
-                concept=query.concept,
-            )
+            yield replace(query, id=f"{query.id}-{number}", captions=(caption,))
 
 
 Metrics = list[tuple[str, metrics.Values]]
@@ -182,15 +175,22 @@ Metrics = list[tuple[str, metrics.Values]]
 def _fashioniq(ranked: Ranked) -> Metrics:
     ranking = ranked.ranking(50)
     targets = [query.targets[0] for query in ranked.queries]
-    return [(f"Recall@{k}", metrics.recall_at(ranking, targets, k)) for k in (10, 50)]
+    return [(f"Recall@{k}", metrics.recall_at_k(ranking, targets, _upto(k, ranking))) for k in (10, 50)]
+
+
+def _upto(k: int, ranking: metrics.Ranking) -> int:
+    """A gallery of fewer images than a metric looks at is looked at whole."""
+    return min(k, ranking.shape[1])
 
 
 def _cirr(ranked: Ranked) -> Metrics:
     targets = [query.targets[0] for query in ranked.queries]
+    subsets = [query.subset for query in ranked.queries]
     ranking = _without_reference(ranked)
-    subset = metrics.within(ranking, [query.subset for query in ranked.queries])
-    found: Metrics = [(f"Recall@{k}", metrics.recall_at(ranking, targets, k)) for k in (1, 5, 10, 50)]
-    of_subset: Metrics = [(f"Recall_subset@{k}", metrics.recall_at(np.array(subset), targets, k)) for k in (1, 2, 3)]
+    found: Metrics = [(f"Recall@{k}", metrics.recall_at_k(ranking, targets, _upto(k, ranking))) for k in (1, 5, 10, 50)]
+    of_subset: Metrics = [
+        (f"Recall_subset@{k}", metrics.subset_recall_at_k(ranking, targets, subsets, k)) for k in (1, 2, 3)
+    ]
     average = (found[1][1] + of_subset[0][1]) / 2
     return [*found, *of_subset, ("Avg(R@5, R_subset@1)", average)]
 
@@ -199,25 +199,26 @@ def _circo(ranked: Ranked) -> Metrics:
     ranking = ranked.ranking(50)
     truths = [query.targets for query in ranked.queries]
     targets = [truth[0] for truth in truths]
-    maps: Metrics = [(f"mAP@{k}", metrics.average_precision_at(ranking, truths, k)) for k in (5, 10, 25, 50)]
-    return maps + [(f"Recall@{k}", metrics.recall_at(ranking, targets, k)) for k in (5, 10, 25, 50)]
+    maps: Metrics = [
+        (f"mAP@{k}", metrics.average_precision_at_k(ranking, truths, _upto(k, ranking))) for k in (5, 10, 25, 50)
+    ]
+    return maps + [(f"Recall@{k}", metrics.recall_at_k(ranking, targets, _upto(k, ranking))) for k in (5, 10, 25, 50)]
 
 
 def _sbir(ranked: Ranked) -> Metrics:
     """All of Sketchy's, TU-Berlin's and QuickDraw's; papers report different ones of them."""
+    size = len(ranked.index)
     collected: dict[str, list[metrics.Values]] = {}
     for start in range(0, len(ranked.queries), _SBIR_QUERIES_AT_ONCE):
         part = slice(start, start + _SBIR_QUERIES_AT_ONCE)
-        rows = ranked.index.search(ranked.embeddings[part], len(ranked.index)).rows
-        relevant = np.stack(
-            [np.isin(of_query, query.targets) for of_query, query in zip(rows, ranked.queries[part], strict=True)]
-        )
+        rows = ranked.index.search(ranked.embeddings[part], size).rows
+        truths = [query.targets for query in ranked.queries[part]]
         for metric, values in (
-            *((f"P@{k}", metrics.precision_at(relevant, k)) for k in (50, 100, 200)),
-            ("mAP@200", metrics.average_precision(relevant[:, :200])),
-            ("mAP@all", metrics.average_precision(relevant)),
-            ("mAP@200, trapezoidal as published", metrics.trapezoidal_average_precision(relevant[:, :200])),
-            ("mAP@all, trapezoidal as published", metrics.trapezoidal_average_precision(relevant)),
+            *((f"P@{k}", metrics.precision_at_k(rows, truths, min(k, size))) for k in (50, 100, 200)),
+            ("mAP@200", metrics.average_precision_at_k(rows, truths, min(200, size))),
+            ("mAP@all", metrics.average_precision_at_k(rows, truths, size)),
+            ("mAP@200 as published", metrics.trapezoidal_average_precision_at_k(rows, truths, min(200, size))),
+            ("mAP@all as published", metrics.trapezoidal_average_precision_at_k(rows, truths, size)),
         ):
             collected.setdefault(metric, []).append(values)
     return [(metric, np.concatenate(values)) for metric, values in collected.items()]
@@ -235,21 +236,31 @@ _METRICS: dict[DatasetName, Callable[[Ranked], Metrics]] = {
 
 def _without_reference(ranked: Ranked) -> metrics.Ranking:
     references = [query.reference for query in ranked.queries if query.reference is not None]
-    return metrics.without(ranked.ranking(len(ranked.index)), references)
+    return metrics.without_reference(ranked.ranking(len(ranked.index)), references)
 
 
 def _submission(dataset: DatasetName, ranked: Ranked, work: Path) -> list[Path]:
-    names = ranked.task.names
+    ids = [image.id for image in ranked.task.gallery]
+    pairs = {int(query.id): query for query in ranked.queries}
+    work.mkdir(parents=True, exist_ok=True)
     if dataset is DatasetName.CIRR:
         ranking = _without_reference(ranked)
-        subset = metrics.within(ranking, [query.subset for query in ranked.queries])
-        best = {q.id: [names[row] for row in rows[:50]] for q, rows in zip(ranked.queries, ranking, strict=True)}
-        best_of_subset = {
-            q.id: [names[row] for row in rows[:3]] for q, rows in zip(ranked.queries, subset, strict=True)
-        }
-        return write_cirr(work, best, best_of_subset)
+        of_subset = metrics.within_subset(ranking, [query.subset for query in ranked.queries])
+        recall, subset = (work / f"cirr_test_{metric}.json" for metric in ("recall", "recall_subset"))
+        write_cirr_recall(
+            recall,
+            {pair: [ids[row] for row in rows[:50]] for pair, rows in zip(pairs, ranking, strict=True)},
+            references={pair: ids[query.reference] for pair, query in pairs.items() if query.reference is not None},
+        )
+        write_cirr_recall_subset(
+            subset,
+            {pair: [ids[row] for row in rows[:3]] for pair, rows in zip(pairs, of_subset, strict=True)},
+            subsets={pair: [ids[row] for row in query.subset] for pair, query in pairs.items()},
+        )
+        return [recall, subset]
     if dataset is DatasetName.CIRCO:
+        path = work / "circo_test.json"
         ranking = ranked.ranking(50)
-        best = {q.id: [names[row] for row in rows] for q, rows in zip(ranked.queries, ranking, strict=True)}
-        return [write_circo(work, best)]
+        write_circo(path, {pair: [int(ids[row]) for row in rows] for pair, rows in zip(pairs, ranking, strict=True)})
+        return [path]
     raise DatasetError(f"{dataset}: this split has no ground truth, and no test server takes a submission; use val")

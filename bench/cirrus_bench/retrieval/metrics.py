@@ -1,6 +1,8 @@
-"""Metrics of the papers, over rankings: int64 [Q, K] gallery rows, best first, without repetition.
+"""Metrics of the papers, over rankings and ground truths.
 
-Each returns one value a query, [Q], so that means over a category or a dataset are the caller's.
+A ranking is int64 [Q, K]: rows of the gallery, best first, none twice. Ground truths are gallery rows, one or several
+a query. Each metric returns float64 [Q], one value a query as a share of 1; the figure of a paper is their mean, so
+that a gallery too large for one [Q, K] array is measured in parts.
 """
 
 from __future__ import annotations
@@ -12,65 +14,128 @@ from numpy.typing import NDArray
 
 Ranking = NDArray[np.int64]
 Values = NDArray[np.float64]
-_NUM_POSITIVES_EPSILON = 1e-5
+
+_UNION_EPSILON = 1e-5
 
 
-def recall_at(ranking: Ranking, targets: Sequence[int], k: int) -> Values:
-    """Return 1 where the one target [Q] is among the first k, else 0 (FashionIQ, CIRR)."""
-    return (ranking[:, :k] == np.asarray(targets)[:, None]).any(axis=1).astype(np.float64)
+def recall_at_k(ranking: Ranking, targets: Sequence[int], k: int) -> Values:
+    """Return 1 where the target is among the first k, else 0 (FashionIQ; CIRR; CIRCO with the annotated target).
 
-
-def precision_at(relevant: NDArray[np.bool_], k: int) -> Values:
-    """Return the share of relevant items among the first k, of relevance [Q, K] in ranking order (SBIR)."""
-    return np.asarray(relevant[:, :k].mean(axis=1), dtype=np.float64)
-
-
-def average_precision_at(ranking: Ranking, truths: Sequence[Sequence[int]], k: int) -> Values:
-    """Return AP@k with several ground truths a query: sum of precision at each hit over min(number of truths, k).
-
-    CIRCO (arXiv 2303.15247, section 4; miccunifi/CIRCO `evaluation.py`).
+    ranking: int64 [Q, K >= k]. targets: one row a query. Raises ValueError if a length or a row doesn't fit.
     """
-    values = []
-    for rows, truth in zip(ranking[:, :k], truths, strict=True):
-        hits = np.isin(rows, list(truth))
-        precisions = np.cumsum(hits) / np.arange(1, len(rows) + 1)
-        values.append(float((precisions * hits).sum() / min(len(truth), k)))
-    return np.array(values)
+    return _relevance(ranking, _one_each(targets), k).any(axis=1).astype(np.float64)
 
 
-def average_precision(relevant: NDArray[np.bool_]) -> Values:
-    """Return plain AP over relevance [Q, K] in ranking order: mean precision at the relevant places, 0 if none is."""
-    places = np.arange(1, relevant.shape[1] + 1)
-    precisions = np.cumsum(relevant, axis=1) / places
-    found = relevant.sum(axis=1)
-    return np.asarray((precisions * relevant).sum(axis=1) / np.maximum(found, 1), dtype=np.float64)
+def precision_at_k(ranking: Ranking, truths: Sequence[Sequence[int]], k: int) -> Values:
+    """Return the share of the first k that is correct (sketch-based retrieval).
 
-
-def trapezoidal_average_precision(relevant: NDArray[np.bool_]) -> Values:
-    """Return the AP of UNION's released SBIR evaluation (`utils.compute_ap` of baohl00/UNION_for_IGROT).
-
-    Precision just before and just after each relevant place is averaged, and the number of positives is those within
-    the ranking given: for mAP@200 those inside the first 200. It differs from plain AP.
+    ranking: int64 [Q, K >= k]. truths: every correct row of each query. Raises ValueError as `recall_at_k`.
     """
-    values = []
-    for row in relevant:
-        places = np.flatnonzero(row)
-        earlier = np.arange(len(places))
-        before = np.where(places == 0, 1.0, earlier / np.maximum(places, 1))
-        after = (earlier + 1) / (places + 1)
-        values.append(float(((before + after) / 2).sum() / (len(places) + _NUM_POSITIVES_EPSILON)))
-    return np.array(values)
+    return _relevance(ranking, truths, k).mean(axis=1, dtype=np.float64)
 
 
-def without(ranking: Ranking, rows: Sequence[int]) -> Ranking:
-    """Return the ranking [Q, K - 1] without one row a query, the reference (CIRR). Each must occur in its ranking."""
-    kept = ranking != np.asarray(rows)[:, None]
+def average_precision_at_k(ranking: Ranking, truths: Sequence[Sequence[int]], k: int) -> Values:
+    """Return plain AP@k: the sum over the first k of P(k) rel(k), over min(number of truths, k).
+
+    CIRCO (arXiv 2303.15247, section 4). With k the size of the gallery it is the AP@all of sketch-based retrieval.
+    ranking: int64 [Q, K >= k]. truths: every correct row of each query, at least one. Raises ValueError as
+    `recall_at_k`, or for a query without truth.
+    """
+    relevant = _relevance(ranking, truths, k)
+    possible = np.array([min(len(set(truth)), k) for truth in truths])
+    if (possible == 0).any():
+        raise ValueError(f"query {possible.argmin()} has no ground truth: its average precision is undefined")
+    precisions = relevant.cumsum(axis=1) / np.arange(1, k + 1)
+    return np.asarray((precisions * relevant).sum(axis=1) / possible, dtype=np.float64)
+
+
+def trapezoidal_average_precision_at_k(ranking: Ranking, truths: Sequence[Sequence[int]], k: int) -> Values:
+    """Return the AP@k of UNION's released code for sketch-based retrieval, which differs from plain AP.
+
+    `utils.compute_ap` of baohl00/UNION_for_IGROT: the precisions just before and just after each correct place are
+    averaged, and their sum is divided by the number of correct rows *inside the first k*, plus 1e-5. Truths beyond
+    place k cost nothing, and a query without a correct row scores 0. With k the size of the gallery it is AP@all.
+    ranking: int64 [Q, K >= k]. Raises ValueError as `recall_at_k`.
+    """
+    relevant = _relevance(ranking, truths, k)
+    places = np.arange(k)
+    after = relevant.cumsum(axis=1)
+    before = (after - relevant) / np.maximum(places, 1)
+    before[:, 0] = 1.0
+    trapezoids = (before + after / (places + 1)) / 2
+    return np.asarray((trapezoids * relevant).sum(axis=1) / (after[:, -1] + _UNION_EPSILON), dtype=np.float64)
+
+
+def without_reference(ranking: Ranking, references: Sequence[int]) -> Ranking:
+    """Return the ranking less each query's reference image, int64 [Q, K - 1] (CIRR).
+
+    A ranking that doesn't hold its reference, because it is cut at K, loses its last place instead. Raises
+    ValueError if a length or a row doesn't fit.
+    """
+    _check_shape(ranking, len(references))
+    _check_rows(ranking)
+    kept = ranking != np.asarray(references)[:, None]
+    kept[kept.all(axis=1), -1] = False
     return ranking[kept].reshape(len(ranking), ranking.shape[1] - 1)
 
 
-def within(ranking: Ranking, subsets: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return, for each query, the rows of its subset in ranking order (CIRR's Recall_subset)."""
-    return [
-        [int(row) for row in rows if int(row) in subset]
-        for rows, subset in zip(ranking, (set(subset) for subset in subsets), strict=True)
-    ]
+def within_subset(ranking: Ranking, subsets: Sequence[Sequence[int]]) -> Ranking:
+    """Return each query's subset in the order of its ranking, int64 [Q, S].
+
+    CIRR: the image set without its reference, S = 5.
+    ranking: int64 [Q, K], usually of the whole gallery. Raises ValueError if the subsets' sizes differ or a ranking
+    lacks a member.
+    """
+    _check_shape(ranking, len(subsets))
+    _check_rows(ranking)
+    sizes = {len(set(subset)) for subset in subsets}
+    if len(sizes) > 1:
+        raise ValueError(f"subsets of one size expected, found sizes {sorted(sizes)}")
+    size = sizes.pop() if sizes else 0
+    chosen = _membership(ranking, subsets)
+    lacking = np.flatnonzero(chosen.sum(axis=1) != size)
+    if len(lacking):
+        raise ValueError(f"the ranking of query {lacking[0]} lacks members of its subset: rank the whole gallery")
+    return ranking[chosen].reshape(len(ranking), size)
+
+
+def subset_recall_at_k(ranking: Ranking, targets: Sequence[int], subsets: Sequence[Sequence[int]], k: int) -> Values:
+    """Return Recall_subset@k: recall in the ranking restricted to each query's subset (CIRR, ICCV 2021, section 5).
+
+    Shapes and errors as `within_subset` and `recall_at_k`.
+    """
+    return recall_at_k(within_subset(ranking, subsets), targets, k)
+
+
+def _relevance(ranking: Ranking, truths: Sequence[Sequence[int]], k: int) -> NDArray[np.bool_]:
+    _check_shape(ranking, len(truths))
+    if not 1 <= k <= ranking.shape[1]:
+        raise ValueError(f"k is {k}, and the ranking has {ranking.shape[1]} places: rank at least k of the gallery")
+    top = ranking[:, :k]
+    _check_rows(top)
+    return _membership(top, truths)
+
+
+def _membership(ranking: Ranking, members: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+    found = np.zeros(ranking.shape, dtype=np.bool_)
+    for query, (rows, of_query) in enumerate(zip(ranking, members, strict=True)):
+        found[query] = np.isin(rows, np.asarray(of_query, dtype=np.int64))
+    return found
+
+
+def _check_shape(ranking: Ranking, queries: int) -> None:
+    if ranking.ndim != 2 or not np.issubdtype(ranking.dtype, np.integer):
+        raise ValueError(f"a ranking is int64 [Q, K], found {ranking.dtype} {list(ranking.shape)}")
+    if len(ranking) != queries:
+        raise ValueError(f"the ranking has {len(ranking)} queries, the ground truth {queries}")
+
+
+def _check_rows(ranking: Ranking) -> None:
+    in_order = np.sort(ranking, axis=1)
+    wrong = np.flatnonzero((in_order < 0).any(axis=1) | (in_order[:, 1:] == in_order[:, :-1]).any(axis=1))
+    if len(wrong):
+        raise ValueError(f"the ranking of query {wrong[0]} holds a row twice or a negative row")
+
+
+def _one_each(targets: Sequence[int]) -> list[tuple[int]]:
+    return [(target,) for target in targets]

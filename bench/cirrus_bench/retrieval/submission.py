@@ -1,4 +1,4 @@
-"""Files for the test servers of CIRR and CIRCO, whose test splits have no ground truth."""
+"""Predictions for the test servers of CIRR and CIRCO, checked before they are written."""
 
 from __future__ import annotations
 
@@ -6,39 +6,99 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cirrus_bench.retrieval.datasets import DatasetError
+from cirrus_client.errors import CirrusError
 from cirrus_client.files import write_atomically
 
-_CIRR_NAMES, _CIRR_SUBSET_NAMES, _CIRCO_IDS = 50, 3, 50
+_CIRR_RECALL_NAMES = 50
+_CIRR_SUBSET_NAMES = 3
+_CIRR_LIMIT_BYTES = 5_000_000
+_CIRCO_IDS = 50
+_CIRCO_QUERIES = 800
 
 
-def write_cirr(out: Path, best: Mapping[str, Sequence[str]], best_of_subset: Mapping[str, Sequence[str]]) -> list[Path]:
-    """Write CIRR's two files, 50 image names a pair id and 3 of its subset. Raises DatasetError for other lengths."""
-    written = []
-    for metric, names, count in (("recall", best, _CIRR_NAMES), ("recall_subset", best_of_subset, _CIRR_SUBSET_NAMES)):
-        for pair, of_pair in names.items():
-            _check(f"CIRR pair {pair}", of_pair, count)
-        content = {"version": "rc2", "metric": metric, **{pair: list(of_pair) for pair, of_pair in names.items()}}
-        written.append(_write(out / f"cirr_test_{metric}.json", content))
-    return written
+class SubmissionError(CirrusError):
+    """Predictions that a test server would reject, or score as something else."""
 
 
-def write_circo(out: Path, best: Mapping[str, Sequence[str]]) -> Path:
-    """Write CIRCO's file: query ids "0", "1", ... without a gap, 50 integer image ids each. Raises DatasetError."""
-    if set(best) != {str(number) for number in range(len(best))}:
-        raise DatasetError(f"CIRCO's submission needs the query ids 0 to {len(best) - 1} without a gap")
-    for query, of_query in best.items():
-        _check(f"CIRCO query {query}", of_query, _CIRCO_IDS)
-    content = {query: [int(name) for name in best[query]] for query in sorted(best, key=int)}
-    return _write(out / "circo_test.json", content)
+def write_cirr_recall(path: Path, predictions: Mapping[int, Sequence[str]], *, references: Mapping[int, str]) -> None:
+    """Write CIRR's submission for Recall@K (Cuberick-Orion/CIRR, Test-split_server.md).
+
+    predictions: pair id -> 50 image names, best first, without the pair's reference. references: pair id -> reference
+    name of every pair of the split. Raises SubmissionError.
+    """
+    _check_pairs(predictions, references)
+    for pair, names in predictions.items():
+        _check_answers(f"pair {pair}", names, _CIRR_RECALL_NAMES)
+        if references[pair] in names:
+            raise SubmissionError(f"pair {pair}: its reference {references[pair]} is among the answers; remove it")
+    _write_cirr(path, "recall", predictions)
 
 
-def _check(what: str, names: Sequence[str], count: int) -> None:
-    if len(names) != count or len(set(names)) != count:
-        raise DatasetError(f"{what}: the test server wants {count} different images, and there are {len(set(names))}")
+def write_cirr_recall_subset(
+    path: Path, predictions: Mapping[int, Sequence[str]], *, subsets: Mapping[int, Sequence[str]]
+) -> None:
+    """Write CIRR's submission for Recall_subset@K (Cuberick-Orion/CIRR, Test-split_server.md).
+
+    predictions: pair id -> 3 image names, best first. subsets: pair id -> names of the other members of the pair's
+    image set, of every pair of the split. Raises SubmissionError.
+    """
+    _check_pairs(predictions, subsets)
+    for pair, names in predictions.items():
+        _check_answers(f"pair {pair}", names, _CIRR_SUBSET_NAMES)
+        strangers = [name for name in names if name not in subsets[pair]]
+        if strangers:
+            raise SubmissionError(
+                f"pair {pair}: {strangers[0]} is not in its subset {', '.join(subsets[pair])}; rank the subset alone"
+            )
+    _write_cirr(path, "recall_subset", predictions)
 
 
-def _write(path: Path, content: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content).encode())
-    return path
+def write_circo(path: Path, predictions: Mapping[int, Sequence[int]]) -> None:
+    """Write CIRCO's submission for the test split (miccunifi/CIRCO, README).
+
+    predictions: query id 0 to 799 -> 50 COCO image ids, best first. Raises SubmissionError.
+    """
+    lacking = sorted(set(range(_CIRCO_QUERIES)) - set(predictions))
+    unknown = sorted(set(predictions) - set(range(_CIRCO_QUERIES)))
+    if lacking or unknown:
+        raise SubmissionError(
+            f"CIRCO: query ids 0 to {_CIRCO_QUERIES - 1} expected, found {len(predictions)} ids, "
+            + (f"without {lacking[0]}" if lacking else f"with {unknown[0]}")
+            + "; predict every query of the test split"
+        )
+    for query, ids in predictions.items():
+        _check_answers(f"query {query}", ids, _CIRCO_IDS)
+        strangers = [identity for identity in ids if type(identity) is not int]
+        if strangers:
+            raise SubmissionError(
+                f"query {query}: image ids as int expected, found {strangers[0]!r}; convert them with int()"
+            )
+    _write(path, {str(query): list(predictions[query]) for query in range(_CIRCO_QUERIES)})
+
+
+def _check_pairs(predictions: Mapping[int, object], expected: Mapping[int, object]) -> None:
+    differing = sorted(set(predictions) ^ set(expected))
+    if differing:
+        raise SubmissionError(
+            f"CIRR: predictions of {len(predictions):,} pairs, {len(expected):,} expected; pair {differing[0]} is only "
+            f"in the {'predictions' if differing[0] in predictions else 'split'}; predict every pair of the split"
+        )
+
+
+def _check_answers(what: str, answers: Sequence[object], count: int) -> None:
+    if len(answers) != count or len(set(answers)) != count:
+        raise SubmissionError(
+            f"{what}: {count} different images expected, found {len(answers)}, {len(set(answers))} of them different"
+        )
+
+
+def _write_cirr(path: Path, metric: str, predictions: Mapping[int, Sequence[str]]) -> None:
+    by_pair = {str(pair): list(names) for pair, names in predictions.items()}
+    _write(path, {"version": "rc2", "metric": metric, **by_pair}, limit_bytes=_CIRR_LIMIT_BYTES)
+
+
+def _write(path: Path, submission: Mapping[str, object], *, limit_bytes: int | None = None) -> None:
+    content = json.dumps(submission, separators=(",", ":")).encode()
+    if limit_bytes is not None and len(content) > limit_bytes:
+        raise SubmissionError(f"{path}: {len(content):,} bytes, the test server takes at most {limit_bytes:,}")
+    write_atomically(path, content)
