@@ -20,6 +20,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 CONTEXT_LENGTH = 35
 _HEAD_WIDTH = 64
+_RANDOM_STD = 0.02  # with transformers' default, 1e-10, a random model sees every image alike
 _BLOCK, _LAYER = "visual_encoder.blocks.{n}.", "vision_model.encoder.layers.{n}."
 BLIP_KEYS = KeyMap(
     ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding"),
@@ -62,7 +63,7 @@ class BlipBackbone(ImageTextBackbone):
     @staticmethod
     def base() -> BlipBackbone:
         """BLIP-B with random weights, as `blip_retrieval(image_size=384, vit="base")` builds it."""
-        vision = BlipVisionConfig(image_size=384, patch_size=16, layer_norm_eps=1e-6)
+        vision = BlipVisionConfig(image_size=384, patch_size=16, layer_norm_eps=1e-6, initializer_range=_RANDOM_STD)
         return BlipBackbone(vision, _text_config(vocabulary=30524, width=768, layers=12, inner=3072), dim=256)
 
     @staticmethod
@@ -80,6 +81,7 @@ class BlipBackbone(ImageTextBackbone):
             image_size=side * patch_px,
             patch_size=patch_px,
             layer_norm_eps=1e-6,
+            initializer_range=_RANDOM_STD,
         )
         text = _text_config(
             vocabulary=words.shape[0],

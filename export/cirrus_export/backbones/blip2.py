@@ -23,6 +23,7 @@ CONTEXT_LENGTH = 32
 _LN_VISION_EPS = 1e-5
 _EVA_HEAD_WIDTH = 88
 _CLIP_HEAD_WIDTH = 64
+_RANDOM_STD = 0.02  # with transformers' default, 1e-10, a random model sees every image alike
 _BLOCK, _LAYER = "visual_encoder.blocks.{n}.", "visual.encoder.layers.{n}."
 _EVA_KEYS = KeyMap(
     ("visual_encoder.cls_token", "visual.embeddings.class_embedding"),
@@ -163,6 +164,7 @@ def _eva(*, width: int, layers: int, inner: int, patch_px: int, size_px: int) ->
             patch_size=patch_px,
             layer_norm_eps=1e-6,
             qkv_bias=True,
+            initializer_range=_RANDOM_STD,
         )
     )
     model.post_layernorm.eps = _LN_VISION_EPS
