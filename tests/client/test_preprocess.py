@@ -19,11 +19,11 @@ from tests.conftest import BAD_IMAGES
 
 
 def reference(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
-    """The released `targetpad_transform`, or CLIP's own, written with torchvision."""
+    """The released `targetpad_transform`, CLIP's own, or a stretch to the square, written with torchvision."""
 
     def pad(picture: Image.Image) -> Image.Image:
         width, height = picture.size
-        if spec.pad is Pad.NONE or max(width, height) / min(width, height) < spec.target_ratio:
+        if spec.pad is not Pad.TARGET or max(width, height) / min(width, height) < spec.target_ratio:
             return picture
         longest = max(width, height) / spec.target_ratio
         horizontal, vertical = (max(int((longest - side) / 2), 0) for side in (width, height))
@@ -32,7 +32,7 @@ def reference(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
     transform = Compose(
         [
             Lambda(pad),
-            Resize(spec.size_px, interpolation=InterpolationMode.BICUBIC),
+            Resize((spec.size_px,) * (2 if spec.pad is Pad.STRETCH else 1), interpolation=InterpolationMode.BICUBIC),
             CenterCrop(spec.size_px),
             Lambda(lambda picture: picture.convert("RGB")),
             ToTensor(),
