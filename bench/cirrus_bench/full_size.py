@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cirrus_bench.measure import Machine, this_machine
 from cirrus_client.bundle import Contract
 from cirrus_client.errors import ExportError
-from cirrus_client.files import write_atomically
+from cirrus_client.files import write_atomically, write_model
 from cirrus_export.backbones.lvlm import LvlmConfig, footprint
 
 FULL_SIZES = (
@@ -78,7 +78,7 @@ def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES)
 def write_report(report: FullSizeReport, out: Path) -> None:
     """Write `full_size.json` and `full_size.md`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "full_size.json", report.model_dump_json(indent=2).encode() + b"\n")
+    write_model(out / "full_size.json", report)
     write_atomically(out / "full_size.md", markdown(report).encode())
 
 

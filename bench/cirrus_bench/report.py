@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from cirrus_bench.gallery import PAPER_GALLERIES, GalleryReport
-from cirrus_client.files import atomic_path, write_atomically
+from cirrus_client.files import atomic_path, write_atomically, write_model
 
 _OURS, _OTHERS = "#1f6feb", "#9aa4b2"
 
 
 def write_report(report: GalleryReport, out: Path) -> None:
     """Write `report.json`, `report.md` and `report.png`."""
-    write_atomically(out / "report.json", report.model_dump_json(indent=2).encode() + b"\n")
+    write_model(out / "report.json", report)
     write_atomically(out / "report.md", markdown(report).encode())
     with atomic_path(out / "report.png") as path:
         _plot(report, path)

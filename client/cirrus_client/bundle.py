@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import BundleError
-from cirrus_client.files import sha256_of_file, write_atomically
+from cirrus_client.files import sha256_of_file, write_model
 from cirrus_client.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 
@@ -171,7 +171,7 @@ class Bundle:
         """
         root = Path(root)
         bundle = Bundle(root, _read_contract(root))
-        bundle._check_files()
+        check_files("bundle", CONTRACT, root, bundle.spec.files)
         fidelity = bundle.spec.fidelity
         if not fidelity.passed and not allow_failed:
             raise BundleError(
@@ -184,22 +184,24 @@ class Bundle:
         """Return the path of a graph's ONNX file."""
         return self.root / self.spec.graphs[graph].file
 
-    def _check_files(self) -> None:
-        for name, expected in self.spec.files.items():
-            path = self.root / name
-            if not path.is_file():
-                raise BundleError(f"bundle {self.root}: file {name} is missing; export it again or copy it whole")
-            found = sha256_of_file(path)
-            if found != expected:
-                raise BundleError(
-                    f"bundle {self.root}: file {name} is corrupted: its sha256 is {found[:16]}..., "
-                    f"{CONTRACT} says {expected[:16]}...; export it again or copy it whole"
-                )
+
+def check_files(what: str, contract: str, root: Path, files: Mapping[str, str]) -> None:
+    """Raise BundleError if a file below root is missing, or its sha256 is not the one that is given for it."""
+    for name, expected in files.items():
+        path = root / name
+        if not path.is_file():
+            raise BundleError(f"{what} {root}: file {name} is missing; export it again or copy it whole")
+        found = sha256_of_file(path)
+        if found != expected:
+            raise BundleError(
+                f"{what} {root}: file {name} is corrupted: its sha256 is {found[:16]}..., {contract} says "
+                f"{expected[:16]}...; export it again or copy it whole"
+            )
 
 
 def write_contract(root: Path, spec: BundleSpec) -> None:
     """Write `bundle.json` atomically."""
-    write_atomically(root / CONTRACT, spec.model_dump_json(indent=2).encode() + b"\n")
+    write_model(root / CONTRACT, spec)
 
 
 def _read_contract(root: Path) -> BundleSpec:

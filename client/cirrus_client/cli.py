@@ -127,10 +127,12 @@ def suggest(
     """Suggest the edit text that leads from one image to another."""
     from cirrus_client.suggest import LocalSuggester, TritonSuggester
 
-    if (model is None) == (server is None):
+    if model is not None and server is None:
+        typer.echo(LocalSuggester(model).suggest(reference, target))
+    elif server is not None and model is None:
+        typer.echo(TritonSuggester(server).suggest(reference, target))
+    else:
         raise typer.BadParameter("give either --model or --server")
-    suggester = TritonSuggester(server) if server is not None else LocalSuggester(Path(str(model)))
-    typer.echo(suggester.suggest(reference, target))
 
 
 @app.command()

@@ -28,9 +28,9 @@ from pydantic import ValidationError
 
 from cirrus_client.bundle import Bundle, Contract, SpaceSpec, TensorSpec
 from cirrus_client.encoders.local import LocalEncoder
-from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes
+from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes, prepare_all
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
-from cirrus_client.files import atomic_path, sha256_of_file, write_atomically
+from cirrus_client.files import atomic_path, sha256_of_file, write_atomically, write_model
 from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import preprocess
 
@@ -149,7 +149,7 @@ class FeatureCache:
                 )
         elif self._root.exists() and any(self._root.iterdir()):
             raise GalleryError(f"{self._root} is not empty and no feature cache; name another --cache")
-        write_atomically(path, self.manifest.model_dump_json(indent=2).encode() + b"\n")
+        write_model(path, self.manifest)
 
     def _load(self, path: Path) -> None:
         shard = _Shard.model_validate_json(path.read_bytes())
@@ -200,7 +200,7 @@ class CachedEncoder:
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `Encoder.encode_targets`."""
-        return self.encode_prepared([self.prepare(image_bytes(image)) for image in images])
+        return self.encode_prepared(prepare_all(images, self.prepare))
 
     def prepare_file(self, path: Path) -> _Prepared:
         """Like `prepare`, of a file, which is read only if it is new or has changed. Raises InvalidImage."""

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import BaseModel
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -55,6 +57,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees either the old content or the new."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """Write a contract, manifest or report as JSON that people can read, atomically."""
+    write_atomically(path, model.model_dump_json(indent=2).encode() + b"\n")
 
 
 def sha256_of_file(path: Path) -> str:

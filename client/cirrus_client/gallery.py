@@ -33,7 +33,7 @@ from tqdm import tqdm
 from cirrus_client.bundle import Contract, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, Encoder, image_bytes
 from cirrus_client.errors import GalleryError, InvalidImage, SpaceMismatch
-from cirrus_client.files import atomic_path, write_atomically
+from cirrus_client.files import atomic_path, write_atomically, write_model
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MANIFEST = "gallery.json"
@@ -316,7 +316,7 @@ def _claim(out: Path, manifest: GalleryManifest) -> None:
             )
     elif out.exists() and any(out.iterdir()):
         raise GalleryError(f"{out} is not empty and not a gallery; embed into another folder")
-    write_atomically(out / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+    write_model(out / MANIFEST, manifest)
 
 
 def _read_manifest(root: Path) -> GalleryManifest:

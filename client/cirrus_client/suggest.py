@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.bundle import Contract, FidelityStatus, GraphSpec
+from cirrus_client.bundle import Contract, FidelityStatus, GraphSpec, check_files
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
+from cirrus_client.encoders.triton_requests import typed_error
 from cirrus_client.ensemble import bytes_array
-from cirrus_client.errors import BundleError, CirrusError, InvalidImage, ServerError, ServerUnavailable
-from cirrus_client.files import sha256_of_file
+from cirrus_client.errors import BundleError, InvalidImage
 from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import PreprocessSpec, preprocess
 from cirrus_client.triton_protocol import parse_error
@@ -93,7 +93,7 @@ class TritonSuggester:
         self._timeout_s = timeout_s
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
-        """Return the edit text. Raises InvalidImage, ServerUnavailable or ServerError."""
+        """Return the edit text. Raises InvalidImage, ServerUnavailable, ServerTimeout or ServerError."""
         client = grpcclient.InferenceServerClient(self.url)
         inputs = []
         for side, image in zip(_SIDES, (reference, target), strict=True):
@@ -104,18 +104,10 @@ class TritonSuggester:
             answer = client.infer(MODEL, inputs, client_timeout=self._timeout_s)
             return str(answer.as_numpy("text")[0, 0].decode())
         except InferenceServerException as error:
-            raise self._typed(error) from None
+            invalid = parse_error(str(error.message()))
+            raise (invalid[0](invalid[2]) if invalid else typed_error(error, self.url, None)) from None
         finally:
             client.close()
-
-    def _typed(self, error: InferenceServerException) -> CirrusError:
-        invalid = parse_error(str(error.message()))
-        if invalid is not None:
-            kind, _, reason = invalid
-            return kind(reason)
-        if "unavailable" in str(error.status() or "").lower():
-            return ServerUnavailable(f"the server at {self.url} is not available: {error.message()}")
-        return ServerError(f"the server at {self.url}: {error.message()}")
 
 
 def _open(root: Path) -> SuggestSpec:
@@ -127,11 +119,7 @@ def _open(root: Path) -> SuggestSpec:
         ) from None
     except ValidationError as error:
         raise BundleError(f"{root / CONTRACT}: {error.errors()[0]['msg']}") from None
-    for name, expected in spec.files.items():
-        if not (root / name).is_file() or sha256_of_file(root / name) != expected:
-            raise BundleError(
-                f"suggester {root}: file {name} is missing or corrupted; export it again or copy it whole"
-            )
+    check_files("suggester", CONTRACT, root, spec.files)
     if not spec.fidelity.passed:
         raise BundleError(f"suggester {root} failed its fidelity gate: {'; '.join(spec.fidelity.failures)}")
     return spec

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cirrus_client.files import write_atomically
+from cirrus_client.files import write_atomically, write_model
 from cirrus_export.fidelity import FidelityReport
 
 
 def write_report(report: FidelityReport, root: Path) -> None:
     """Write `report.json` and `report.md`."""
-    write_atomically(root / "report.json", report.model_dump_json(indent=2).encode() + b"\n")
+    write_model(root / "report.json", report)
     write_atomically(root / "report.md", markdown(report).encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def read_probe(root: Path, *, queries: int, gallery: int) -> Probe:
     )
 
 
-def fashioniq_text(captions: list[str]) -> str:
+def fashioniq_text(captions: Sequence[str]) -> str:
     """Join FashionIQ's two captions as the released evaluation code does: "C0 and c1"."""
     first, second = (caption.strip(".?, ") for caption in captions)
     return f"{first.capitalize()} and {second}"

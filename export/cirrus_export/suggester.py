@@ -23,7 +23,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cirrus_client.bundle import Contract, DType, FidelityStatus, TensorSpec
 from cirrus_client.errors import CheckpointError, ExportError, FidelityError
-from cirrus_client.files import replace_directory, sha256_of_file, write_atomically
+from cirrus_client.files import replace_directory, sha256_of_file, write_model
 from cirrus_client.preprocess import Pad, PreprocessSpec, preprocess
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
 from cirrus_export.graph import Graph, pixels, token_ids, vectors
@@ -177,7 +177,7 @@ def _graphs(read: ReadImage, following: NextTokens) -> list[Graph]:
 
 
 def _write(root: Path, spec: SuggestSpec) -> None:
-    write_atomically(root / CONTRACT, spec.model_dump_json(indent=2).encode() + b"\n")
+    write_model(root / CONTRACT, spec)
 
 
 def _write_repository(root: Path, spec: SuggestSpec) -> None:

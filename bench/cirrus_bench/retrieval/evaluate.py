@@ -18,6 +18,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, ImageInput
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import FaissIndex
+from cirrus_export.probe import fashioniq_text
 
 _BATCH = 32
 _SBIR_QUERIES_AT_ONCE = 256
@@ -119,7 +120,7 @@ def query_texts(query: Query, join: CaptionJoin, dataset: DatasetName) -> list[s
             return [f"{first} and {second}", f"{second} and {first}"]
         if join is CaptionJoin.SECOND_FIRST:
             return [f"{second} and {first}"]
-        return [f"{first.capitalize()} and {second}"]
+        return [fashioniq_text(query.captions)]
     caption = query.captions[0] if query.captions else ""
     if query.shared_concept is not None and join is CaptionJoin.CAPITALISED and dataset is DatasetName.CIRCO:
         return [f"{query.shared_concept.lower()} but {caption.lower()}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from cirrus_bench.measure import Machine
 from cirrus_bench.retrieval.evaluate import Evaluation
 from cirrus_client.bundle import Contract
-from cirrus_client.files import write_atomically
+from cirrus_client.files import write_atomically, write_model
 
 
 class RetrievalReport(Contract):
@@ -21,7 +21,7 @@ class RetrievalReport(Contract):
 def write_report(report: RetrievalReport, out: Path) -> None:
     """Write `retrieval.json` and `retrieval.md`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "retrieval.json", report.model_dump_json(indent=2).encode() + b"\n")
+    write_model(out / "retrieval.json", report)
     write_atomically(out / "retrieval.md", markdown(report).encode())
 
 

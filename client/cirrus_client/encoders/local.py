@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, EnsembleName, SpaceSpec
-from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes
+from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes, prepare_all
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
 from cirrus_client.onnx_engine import OnnxEngine
@@ -64,13 +64,7 @@ class LocalEncoder:
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `Encoder.encode_targets`."""
-        pixels: list[Pixels] = []
-        for position, image in enumerate(images):
-            try:
-                pixels.append(self.prepare(image_bytes(image)))
-            except InvalidInput as error:
-                raise type(error)(f"image {position}: {error}") from None
-        return self.encode_prepared(pixels)
+        return self.encode_prepared(prepare_all(images, self.prepare))
 
     def prepare(self, image: bytes) -> Pixels:
         """Return the image's pixels, float32 [3, size_px, size_px]. Raises InvalidImage."""

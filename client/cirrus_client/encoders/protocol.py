@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from cirrus_client.bundle import EnsembleName, SpaceSpec
-from cirrus_client.errors import InvalidImage, UnsupportedQuery
+from cirrus_client.errors import InvalidImage, InvalidInput, UnsupportedQuery
+
+T = TypeVar("T")
 
 Embeddings = NDArray[np.float32]
 """float32 [B, D], L2-normalised; [B, V, D] for gallery items of several vectors."""
@@ -71,6 +73,17 @@ def image_bytes(image: ImageInput) -> bytes:
         return Path(image).read_bytes()
     except OSError as error:
         raise InvalidImage(f"can't read image file {image}: {error.strerror}") from None
+
+
+def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T]) -> list[T]:
+    """Prepare gallery images in order. Raises what `prepare` raises, naming the position."""
+    prepared = []
+    for position, image in enumerate(images):
+        try:
+            prepared.append(prepare(image_bytes(image)))
+        except InvalidInput as error:
+            raise type(error)(f"image {position}: {error}") from None
+    return prepared
 
 
 def check_query(image: object | None, text: str | None, *, position: int, ensembles: Collection[EnsembleName]) -> None:

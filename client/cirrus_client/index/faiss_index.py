@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from cirrus_client.bundle import Contract, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import SearchIndexError
-from cirrus_client.files import atomic_path, sha256_of_file, write_atomically
+from cirrus_client.files import atomic_path, sha256_of_file, write_model
 from cirrus_client.index.protocol import Hits
 
 MANIFEST = "index.json"
@@ -121,7 +121,7 @@ class FaissIndex:
         manifest = IndexManifest(
             space=self.space, count=len(self), sha256=digest, kind=self._kind, agreement=self._agreement
         )
-        write_atomically(root / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
+        write_model(root / MANIFEST, manifest)
 
     @staticmethod
     def open(root: Path) -> FaissIndex:

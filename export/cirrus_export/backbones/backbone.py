@@ -31,6 +31,20 @@ class Prompt:
     null_text: str = ""
     cleaning: TextCleaning | None = None
 
+    def spec(
+        self, *, context_length: int, start_id: int, end_id: int, cleaning: TextCleaning, pad_id: int = 0
+    ) -> TokenizerSpec:
+        """Return how a tokenizer is used with this prompt; cleaning is the tokenizer's own."""
+        return TokenizerSpec(
+            context_length=context_length,
+            start_id=start_id,
+            end_id=end_id,
+            pad_id=pad_id,
+            cleaning=self.cleaning or cleaning,
+            template=self.template,
+            null_text=self.null_text,
+        )
+
 
 class Backbone(nn.Module, ABC):
     """A frozen image encoder with the text tokenizer that belongs to it."""

@@ -29,13 +29,11 @@ def write_bert_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> 
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.add_special_tokens([CLS, SEP, UNKNOWN, "[PAD]", "[MASK]"])
-    spec = TokenizerSpec(
+    spec = prompt.spec(
         context_length=context_length,
         start_id=vocabulary[CLS],
         end_id=vocabulary[SEP],
-        cleaning=prompt.cleaning or TextCleaning.NONE,
-        template=prompt.template,
-        null_text=prompt.null_text,
+        cleaning=TextCleaning.NONE,
     )
     tokenizer.save(str(root / spec.file))
     return spec

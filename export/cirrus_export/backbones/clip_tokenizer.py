@@ -25,13 +25,11 @@ def write_clip_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> 
         [Split(words, behavior="removed", invert=True), ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.add_special_tokens(["<start_of_text>", "<end_of_text>"])
-    spec = TokenizerSpec(
+    spec = prompt.spec(
         context_length=context_length,
         start_id=reference.sot_token_id,
         end_id=reference.eot_token_id,
-        cleaning=prompt.cleaning or TextCleaning.CLIP,
-        template=prompt.template,
-        null_text=prompt.null_text,
+        cleaning=TextCleaning.CLIP,
     )
     tokenizer.save(str(root / spec.file))
     return spec

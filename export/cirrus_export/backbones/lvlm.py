@@ -24,6 +24,7 @@ from cirrus_client.bundle import Contract
 from cirrus_client.errors import CheckpointError
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
+from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, load_strictly, read_state_dict
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -32,6 +33,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionModel
 
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
 _FP32_BYTES = 4
+_KEYS = KeyMap(("vision.", "vision_tower."))
 
 
 class LvlmConfig(Contract):
@@ -153,14 +155,12 @@ class LvlmBackbone(Backbone):
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""
         config = self.config
-        spec = TokenizerSpec(
+        spec = prompt.spec(
             context_length=config.context_length,
             start_id=config.start_id,
             end_id=config.end_id,
             pad_id=config.pad_id,
-            cleaning=prompt.cleaning or TextCleaning.NONE,
-            template=prompt.template,
-            null_text=prompt.null_text,
+            cleaning=TextCleaning.NONE,
         )
         source = (self._folder or Path()) / spec.file
         if self._folder is None or not source.is_file():
@@ -209,8 +209,8 @@ def load_lvlm(folder: Path) -> LvlmBackbone:
     backbone = LvlmBackbone(read_config(folder), folder)
     state = read_state_dict(folder / "model.safetensors")
     merged = merge_lora(state, backbone.config.lora_scale)
-    renamed = {_ours(key): value for key, value in merged.items()}
-    load_strictly(backbone, merged.derived(renamed), theirs=_theirs)
+    renamed = {_KEYS.ours(key): value for key, value in merged.items()}
+    load_strictly(backbone, merged.derived(renamed), theirs=_KEYS.theirs)
     return backbone
 
 
@@ -251,11 +251,3 @@ def footprint(config: LvlmConfig) -> Footprint:
         disk_bytes=_FP32_BYTES * (total + language),
         memory_bytes=_FP32_BYTES * (total + language),
     )
-
-
-def _ours(key: str) -> str:
-    return f"vision_tower.{key.removeprefix('vision.')}" if key.startswith("vision.") else key
-
-
-def _theirs(key: str) -> str:
-    return f"vision.{key.removeprefix('vision_tower.')}" if key.startswith("vision_tower.") else key

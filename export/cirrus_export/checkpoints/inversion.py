@@ -36,10 +36,7 @@ def load_im2text(head: StateDict | None, dim: int, word_width: int) -> Im2Text:
     if head is None:
         return Im2Text(dim, 512, word_width)
     network = head.under(f"{_NETWORK}.")
-    try:
-        layers = count_layers(network, r"^layers\.(\d+)\.")
-    except KeyError:
-        layers = 2
+    layers = count_layers(network, r"^layers\.(\d+)\.", default=2)
     im2text = Im2Text(dim, _width(network, "fc_out.weight", 512, axis=1), word_width, num_layers=layers)
     load_strictly(im2text, network)
     return im2text

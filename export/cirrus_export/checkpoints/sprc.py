@@ -11,7 +11,7 @@ import re
 from torch import Tensor
 
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, load_strictly, pass_over
+from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, pass_over
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 
 _BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
@@ -34,7 +34,6 @@ def backbone(head: StateDict) -> StateDict | None:
 def size(head: StateDict, image_width: int) -> QFormerSize:
     """Return the sizes of the Q-Former in a file; those whose key is missing are BLIP-2's."""
     standard = QFormerSize(image_width)
-    layers = [int(found[1]) for key in head if (found := re.match(r"^Qformer\.bert\.encoder\.layer\.(\d+)\.", key))]
     crossed = sorted(
         {int(found[1]) for key in head if (found := re.match(r"^Qformer\.bert\.encoder\.layer\.(\d+)\.cross", key))}
     )
@@ -46,7 +45,7 @@ def size(head: StateDict, image_width: int) -> QFormerSize:
         image_width,
         num_queries=shape("query_tokens", 1, standard.num_queries),
         width=shape("query_tokens", 2, standard.width),
-        layers=max(layers, default=standard.layers - 1) + 1,
+        layers=count_layers(head, r"^Qformer\.bert\.encoder\.layer\.(\d+)\.", default=standard.layers),
         inner=shape("Qformer.bert.encoder.layer.0.intermediate.dense.weight", 0, standard.inner),
         vocabulary=shape("Qformer.bert.embeddings.word_embeddings.weight", 0, standard.vocabulary),
         positions=shape("Qformer.bert.embeddings.position_embeddings.weight", 0, standard.positions),

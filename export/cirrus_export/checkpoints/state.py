@@ -9,7 +9,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeGuard
@@ -165,15 +165,17 @@ def one_error_for_all_keys() -> Iterator[None]:
         )
 
 
-def count_layers(state: StateDict, pattern: str) -> int:
+def count_layers(keys: Iterable[str], pattern: str, *, default: int | None = None) -> int:
     """Return how many layers a file has: one more than the largest number that the pattern's group matches.
 
-    Raises KeyError if no key matches.
+    default: the answer if no key matches; without one, that raises KeyError.
     """
-    numbers = [int(found[1]) for key in state if (found := re.match(pattern, key))]
-    if not numbers:
+    numbers = [int(found[1]) for key in keys if (found := re.match(pattern, key))]
+    if numbers:
+        return max(numbers) + 1
+    if default is None:
         raise KeyError(pattern)
-    return max(numbers) + 1
+    return default
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -45,10 +45,7 @@ def load_union(head: StateDict, union: Union) -> None:
 
 def fusion_layers(head: StateDict | None) -> int:
     """Layers of the query head's transformer: as many as the file has, two in the released configuration."""
-    try:
-        return count_layers(head or StateDict({}, ""), r"^fusion\.layers\.(\d+)\.")
-    except KeyError:
-        return 2
+    return count_layers(head or (), r"^fusion\.layers\.(\d+)\.", default=2)
 
 
 def t5_heads(head: StateDict | None, dim: int) -> int:

@@ -31,9 +31,10 @@ from tqdm import tqdm
 from cirrus_client.files import atomic_path, write_atomically
 from cirrus_export.demo.attributes import Garment, Kind, Split, random_garment
 from cirrus_export.demo.drawing import render
-from cirrus_export.demo.edits import edit_captions, joined
+from cirrus_export.demo.edits import edit_captions
 from cirrus_export.demo.families import edit_pairs, family
 from cirrus_export.demo.sketch import sketch
+from cirrus_export.probe import fashioniq_text
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class Query:
     @property
     def text(self) -> str:
         """The query text: both captions joined as the released code does."""
-        return joined(self.captions)
+        return fashioniq_text(self.captions)
 
 
 @dataclass(frozen=True)

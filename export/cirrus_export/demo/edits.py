@@ -96,12 +96,6 @@ def free_edit(reference: Garment, target: Garment, rng: np.random.Generator) -> 
     return opening.format(" and ".join(clauses))
 
 
-def joined(captions: tuple[str, str]) -> str:
-    """Return the query text of two FashionIQ captions, as the released TransAgg code joins them."""
-    first, second = captions
-    return f"{first.strip('.?, ').capitalize()} and {second.strip('.?, ')}"
-
-
 def _statement(reference: Garment, target: Garment, found: list[Change], rng: np.random.Generator) -> str:
     clauses = [_clause(change, reference, target, rng) for change in found]
     return pick(rng, ("is {}", "{}", "it is {}", "the one i want is {}")).format(" and ".join(clauses))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cirrus_client.preprocess import preprocess
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.checkpoints import transagg_union
-from cirrus_export.checkpoints.state import load_strictly, read_state_dict
+from cirrus_export.checkpoints.state import read_state_dict
 from cirrus_export.demo.attributes import Kind, Split
 from cirrus_export.demo.catalogue import (
     PUBLISHED_SEED,
@@ -28,7 +28,7 @@ from cirrus_export.demo.catalogue import (
     sketch_path,
     write_catalogue,
 )
-from cirrus_export.demo.model import PREPROCESS, create_clip, create_tokenizer
+from cirrus_export.demo.model import PREPROCESS, create_tokenizer, load_clip
 from cirrus_export.demo.weights import DemoWeights
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.transagg import TransAgg
@@ -91,9 +91,7 @@ def evaluate(files: DemoWeights, root: Path, *, size: CatalogueSize = PUBLISHED_
 
 class _Model:
     def __init__(self, files: DemoWeights) -> None:
-        clip = create_clip()
-        load_strictly(clip, read_state_dict(files.clip))
-        self.backbone = OpenClipBackbone(clip)
+        self.backbone = OpenClipBackbone(load_clip(files.clip))
         self.query_head = TransAgg(self.backbone.dim)
         self.union = Union(self.backbone.dim)
         head = read_state_dict(files.head)

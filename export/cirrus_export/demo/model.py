@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cirrus_client.preprocess import Pad, PreprocessSpec
+from cirrus_export.checkpoints.state import load_strictly, read_state_dict
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
@@ -25,6 +26,13 @@ def create_clip() -> open_clip.CLIP:
     """Return the CLIP with random weights, in evaluation mode."""
     register_model()
     return open_clip.create_model(MODEL_NAME).eval()
+
+
+def load_clip(path: Path) -> open_clip.CLIP:
+    """Return the CLIP with the weights of a file. Raises CheckpointError."""
+    clip = create_clip()
+    load_strictly(clip, read_state_dict(path))
+    return clip
 
 
 def create_tokenizer() -> SimpleTokenizer:

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
-from cirrus_export.checkpoints.state import load_strictly, read_state_dict
 from cirrus_export.demo import weights
 from cirrus_export.demo.attributes import Split
-from cirrus_export.demo.model import PREPROCESS, create_clip, create_tokenizer
+from cirrus_export.demo.model import PREPROCESS, create_tokenizer, load_clip
 from cirrus_export.demo.samples import Samples, draw_samples
 from cirrus_export.demo.train import FAMILIES, encode
 from cirrus_export.demo.training import SEED, Optimiser, contrast
@@ -36,8 +35,7 @@ def main() -> None:
     """Render, encode with the committed CLIP, train, and write phi's weights."""
     samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=PREPROCESS)
     with tempfile.TemporaryDirectory() as scratch:
-        clip = create_clip()
-        load_strictly(clip, read_state_dict(weights.materialise(Path(scratch)).clip))
+        clip = load_clip(weights.materialise(Path(scratch)).clip)
     weights.store_phi(train_phi(OpenClipBackbone(clip), samples).state_dict())
 
 

@@ -22,10 +22,9 @@ from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.blip2 import CONTEXT_LENGTH, Blip2Backbone
 from cirrus_export.checkpoints.sprc import authors_names
-from cirrus_export.checkpoints.state import load_strictly, read_state_dict
 from cirrus_export.demo import weights
 from cirrus_export.demo.attributes import Split
-from cirrus_export.demo.model import PREPROCESS, create_clip
+from cirrus_export.demo.model import PREPROCESS, load_clip
 from cirrus_export.demo.samples import Samples, draw_samples
 from cirrus_export.demo.train import FAMILIES
 from cirrus_export.demo.training import SEED, Optimiser, draw_edits, normalised
@@ -43,8 +42,7 @@ def main() -> None:
     """Render, encode with the committed CLIP, train, and write the head's weights."""
     samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=PREPROCESS)
     with tempfile.TemporaryDirectory() as scratch:
-        clip = create_clip()
-        load_strictly(clip, read_state_dict(weights.materialise(Path(scratch)).clip))
+        clip = load_clip(weights.materialise(Path(scratch)).clip)
     qformer = train_qformer(Blip2Backbone(clip.visual), samples)
     weights.store_sprc(authors_names(qformer))
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from cirrus_export.backbones.open_clip import open_clip
 from cirrus_export.demo.attributes import Garment
-from cirrus_export.demo.edits import edit_captions, free_edit, joined
+from cirrus_export.demo.edits import edit_captions, free_edit
 from cirrus_export.demo.families import edit_pairs
 from cirrus_export.demo.model import PREPROCESS, create_tokenizer
 from cirrus_export.demo.samples import FAMILY_SIZE, Samples
+from cirrus_export.probe import fashioniq_text
 
 SEED = 7
 LOGIT_SCALE = 100.0
@@ -117,7 +118,7 @@ def _edit_text(reference: Garment, target: Garment, rng: np.random.Generator) ->
     """FashionIQ's two captions, or one request in free form."""
     if rng.random() < 0.4:
         return free_edit(reference, target, rng)
-    return joined(edit_captions(reference, target, rng))
+    return fashioniq_text(edit_captions(reference, target, rng))
 
 
 def normalised(levels: Tensor) -> Tensor:
