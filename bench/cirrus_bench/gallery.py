@@ -18,9 +18,9 @@ from cirrus_bench import papers
 from cirrus_bench.measure import Machine, Timing, this_machine, time_interleaved
 from cirrus_client.bundle import Bundle, Contract
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import embed_gallery, read_gallery
-from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import preprocess
 from cirrus_export.demo.catalogue import write_photos
 from cirrus_export.demo.probe import rendered_probe
@@ -82,8 +82,8 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
     bundle, recipe = _model(request)
     spec = bundle.spec.preprocess
     encoder = LocalEncoder(bundle)
-    vision, head = (OnnxEngine(bundle.graph_file(name)) for name in ("vision_encoder", "target_head"))
-    gallery = OnnxEngine(bundle.graph_file("gallery"))
+    vision, head = (OnnxRuntimeEngine(bundle.graph_file(name)) for name in ("vision_encoder", "target_head"))
+    gallery = OnnxRuntimeEngine(bundle.graph_file("gallery"))
     pixels = _decode(photos, bundle)
     features = np.concatenate(list(_batches(lambda batch: vision({"pixels": batch})["image_embedding"], pixels)))
     from_files, from_cache = request.work / "gallery", request.work / "gallery-cached"
@@ -113,7 +113,7 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
         ("end to end", "papers' way (PyTorch)"),
         ("end to end", "Cirrus, new head on cached features"),
     )
-    ort, eager = f"ONNX Runtime ({vision.provider.removesuffix('ExecutionProvider')})", "PyTorch eager"
+    ort, eager = vision.device, "PyTorch eager"
     cirrus_key = ("end to end", f"Cirrus ({ort})")
     ways: dict[tuple[str, str], Callable[[], object]] = {
         ("decode + preprocess", "Pillow threads"): lambda: _decode(photos, bundle),

@@ -29,9 +29,9 @@ from pydantic import ValidationError
 from cirrus_client.bundle import Bundle, Contract, SpaceSpec, TensorSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes, prepare_all
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
 from cirrus_client.files import atomic_path, sha256_of_file, write_atomically, write_model
-from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import preprocess
 
 Features = NDArray[np.float16]
@@ -185,8 +185,8 @@ class CachedEncoder:
     def __init__(self, bundle: Bundle, cache: FeatureCache, *, threads: int | None = None) -> None:
         self._local = LocalEncoder(bundle, threads=threads)
         self._cache = cache
-        self._encoder = OnnxEngine(bundle.graph_file(_ENCODER), threads=threads)
-        self._head = OnnxEngine(bundle.graph_file(_HEAD), threads=threads)
+        self._encoder = OnnxRuntimeEngine(bundle.graph_file(_ENCODER), threads=threads)
+        self._head = OnnxRuntimeEngine(bundle.graph_file(_HEAD), threads=threads)
         self._spec = bundle.spec
 
     @property

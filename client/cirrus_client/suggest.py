@@ -18,9 +18,9 @@ from tritonclient.utils import InferenceServerException
 from cirrus_client.bundle import Contract, FidelityStatus, GraphSpec, check_files
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
 from cirrus_client.encoders.triton_requests import typed_error
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
-from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import PreprocessSpec, preprocess
 from cirrus_client.triton_protocol import parse_error
 
@@ -54,8 +54,8 @@ class LocalSuggester:
         """Raises BundleError if the directory is no suggester, is damaged, or failed its gate."""
         self.spec = _open(root)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
-        self._read = OnnxEngine(root / self.spec.graphs[READ_IMAGE].file)
-        self._next = OnnxEngine(root / self.spec.graphs[NEXT_TOKENS].file)
+        self._read = OnnxRuntimeEngine(root / self.spec.graphs[READ_IMAGE].file)
+        self._next = OnnxRuntimeEngine(root / self.spec.graphs[NEXT_TOKENS].file)
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
         """Return the edit text. Raises InvalidImage naming which of the two is bad."""

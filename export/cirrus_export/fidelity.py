@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision
 from cirrus_client.encoders.local import LocalEncoder
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import Arrays
-from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import preprocess
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.graph import Graph
@@ -114,7 +114,7 @@ def measure(bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: Prob
     inputs = probe.stage_inputs(graphs)
     stages: list[StageFidelity] = []
     for graph in tqdm(graphs, desc="fidelity: graphs", unit="graph"):
-        engine = OnnxEngine(bundle.graph_file(graph.name))
+        engine = OnnxRuntimeEngine(bundle.graph_file(graph.name))
         stages += _stage(graph, engine, inputs)
     encoder = LocalEncoder(bundle)
     retrieval = _retrieval(encoder, recipe, probe)
@@ -122,7 +122,7 @@ def measure(bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: Prob
     return FidelityReport(
         bundle=bundle.spec.name,
         precision=bundle.spec.precision,
-        engine=f"ONNX Runtime, {engine.provider}",
+        engine=engine.device,
         probe=probe.probe.name,
         thresholds=thresholds,
         stages=tuple(stages),
@@ -141,7 +141,7 @@ def run_torch(graph: Graph, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
     return {spec.name: result.numpy() for spec, result in zip(graph.outputs, results, strict=True)}
 
 
-def _stage(graph: Graph, engine: OnnxEngine, inputs: Arrays) -> list[StageFidelity]:
+def _stage(graph: Graph, engine: OnnxRuntimeEngine, inputs: Arrays) -> list[StageFidelity]:
     own = {spec.name: inputs[spec.name] for spec in graph.inputs}
     items = len(next(iter(own.values())))
     original = run_torch(graph, own)

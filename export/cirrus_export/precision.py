@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from cirrus_client.bundle import Precision
+from cirrus_client.engines.onnx_runtime import available_providers
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
-from cirrus_client.onnx_engine import available_providers
 
 # Reductions, normalisations and softmax stay in float32: their sums overflow or lose the small differences between
 # embeddings (SigLIP2 in fp16 drops to a cosine of 0.65, TensorRT#4373).

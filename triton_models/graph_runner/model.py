@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.errors import EngineError
-from cirrus_client.onnx_engine import OnnxEngine
 
 
 class TritonPythonModel:
@@ -19,10 +19,10 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._engine = OnnxEngine(folder / parameters["graph_file"]["string_value"])
+        self._engine = OnnxRuntimeEngine(folder / parameters["graph_file"]["string_value"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        names = self._engine.input_names
+        names = [spec.name for spec in self._engine.inputs]
         inputs = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
             for request in requests

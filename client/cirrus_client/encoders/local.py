@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, EnsembleName, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes, prepare_all
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
-from cirrus_client.onnx_engine import OnnxEngine
 from cirrus_client.preprocess import preprocess
 from cirrus_client.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ class LocalEncoder:
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
         self._threads = threads
-        self._graphs: dict[str, OnnxEngine] = {}
+        self._graphs: dict[str, OnnxRuntimeEngine] = {}
 
     @property
     def space(self) -> SpaceSpec:
@@ -99,7 +99,7 @@ class LocalEncoder:
         ]
         return np.concatenate([tensors[EMBEDDING] for tensors in batches])
 
-    def _graph(self, name: str) -> OnnxEngine:
+    def _graph(self, name: str) -> OnnxRuntimeEngine:
         if name not in self._graphs:
-            self._graphs[name] = OnnxEngine(self.bundle.graph_file(name), threads=self._threads)
+            self._graphs[name] = OnnxRuntimeEngine(self.bundle.graph_file(name), threads=self._threads)
         return self._graphs[name]

@@ -1,4 +1,4 @@
-"""One exported graph on ONNX Runtime."""
+"""Graphs on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from cirrus_client.bundle import TensorSpec
+from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider",)
 _CPU_PROVIDER = "CPUExecutionProvider"
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
-class OnnxEngine:
+class OnnxRuntimeEngine(Engine):
     """Runs a graph on the first of the given providers that this machine has; by default CUDA, then CPU."""
 
     def __init__(self, path: Path, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
@@ -37,25 +39,26 @@ class OnnxEngine:
             )
         except Exception as error:  # the runtime's exception classes share no public base
             raise EngineError(f"ONNX Runtime can't load {path}: {error}") from error
-        self.input_names = tuple(node.name for node in self._session.get_inputs())
-        self.output_names = tuple(node.name for node in self._session.get_outputs())
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        self.device = f"ONNX Runtime {onnxruntime.__version__}, {provider}"
 
-    @property
-    def provider(self) -> str:
-        """Name of the execution provider that runs the graph."""
-        return str(self._session.get_providers()[0])
-
-    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Run the graph. Raises EngineError, with ONNX Runtime's reason, if inputs don't fit."""
-        feed = {name: np.ascontiguousarray(inputs[name]) for name in self.input_names}
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See `Engine.run`."""
         try:
-            outputs = self._session.run(self.output_names, feed)
+            outputs = self._session.run(None, dict(inputs))
         except Exception as error:  # the runtime's exception classes share no public base
             raise EngineError(f"ONNX Runtime could not run the graph: {error}") from error
-        return dict(zip(self.output_names, outputs, strict=True))
+        return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
 
 
 def available_providers() -> list[str]:
     """Return the execution providers to use here, best first."""
     installed = onnxruntime.get_available_providers()
     return [name for name in _GPU_PROVIDERS if name in installed] + [_CPU_PROVIDER]
+
+
+def _spec(node: Any) -> TensorSpec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    return tensor_spec(node.name, _NUMPY_NAMES.get(kind, kind), tuple(node.shape))

@@ -1,0 +1,62 @@
+"""Graphs on OpenVINO, Intel's runtime for CPUs; AMD's run it as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openvino
+from numpy.typing import NDArray
+
+from cirrus_client.bundle import Precision, TensorSpec
+from cirrus_client.engines.engine import Engine, tensor_spec
+from cirrus_client.ensemble import Arrays
+from cirrus_client.errors import EngineError
+
+_DEVICE = "CPU"
+# Left alone, OpenVINO computes float32 graphs in bfloat16 on every CPU that can: silently other embeddings.
+_ARITHMETIC = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"}
+_NUMPY_NAMES = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int32"}
+
+
+class OpenVinoEngine(Engine):
+    """Runs a graph on the CPU, in the arithmetic of its bundle's precision and no other."""
+
+    def __init__(self, path: Path, precision: Precision, *, threads: int | None = None) -> None:
+        """Load the graph. `threads` bounds the CPU threads of one run; None leaves it to OpenVINO.
+
+        Raises EngineError if the file can't be loaded, or this CPU does not have the precision's arithmetic.
+        """
+        if not supports(precision):
+            raise EngineError(f"OpenVINO has no {precision} arithmetic on this CPU")
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _ARITHMETIC[precision], "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._model = openvino.Core().compile_model(str(path), _DEVICE, options)
+        except Exception as error:  # the runtime raises plain RuntimeError for everything
+            raise EngineError(f"OpenVINO can't load {path}: {error}") from error
+        self.inputs = tuple(_spec(port) for port in self._model.inputs)
+        self.outputs = tuple(_spec(port) for port in self._model.outputs)
+        version = openvino.get_version().split("-")[0]
+        self.device = f"OpenVINO {version}, {_DEVICE}, {_ARITHMETIC[precision]}"
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See `Engine.run`."""
+        try:
+            outputs = self._model(dict(inputs), share_inputs=True)
+        except Exception as error:  # as above
+            raise EngineError(f"OpenVINO could not run the graph: {error}") from error
+        return {spec.name: outputs[position].copy() for position, spec in enumerate(self.outputs)}
+
+
+def supports(precision: Precision) -> bool:
+    """Whether this CPU has the arithmetic of a precision in hardware."""
+    capabilities = openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return precision in _ARITHMETIC and precision.name in capabilities
+
+
+def _spec(port: Any) -> TensorSpec:
+    kind = port.element_type.get_type_name()
+    shape = tuple(size.get_length() if size.is_static else None for size in port.partial_shape)
+    return tensor_spec(port.any_name, _NUMPY_NAMES.get(kind, kind), shape)
