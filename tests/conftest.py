@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from PIL import Image
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
+
+# The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cirrus-tests-")
 
 
 @pytest.fixture(scope="session")

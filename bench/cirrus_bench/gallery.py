@@ -18,7 +18,6 @@ from cirrus_bench import papers
 from cirrus_bench.measure import Machine, Timing, this_machine, time_interleaved
 from cirrus_client.bundle import Bundle, Contract
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.preprocess import preprocess
@@ -82,8 +81,8 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
     bundle, recipe = _model(request)
     spec = bundle.spec.preprocess
     encoder = LocalEncoder(bundle)
-    vision, head = (OnnxRuntimeEngine(bundle.graph_file(name)) for name in ("vision_encoder", "target_head"))
-    gallery = OnnxRuntimeEngine(bundle.graph_file("gallery"))
+    vision, head = (encoder.graph(name) for name in ("vision_encoder", "target_head"))
+    gallery = encoder.graph("gallery")
     pixels = _decode(photos, bundle)
     features = np.concatenate(list(_batches(lambda batch: vision({"pixels": batch})["image_embedding"], pixels)))
     from_files, from_cache = request.work / "gallery", request.work / "gallery-cached"

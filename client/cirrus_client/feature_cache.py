@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from cirrus_client.bundle import Bundle, Contract, SpaceSpec, TensorSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes, prepare_all
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
+from cirrus_client.engines import EngineName
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
 from cirrus_client.files import atomic_path, sha256_of_file, write_atomically, write_model
 from cirrus_client.preprocess import preprocess
@@ -182,11 +182,12 @@ class CachedEncoder:
     Features are rounded to float16. Give `prepare_file` to `embed_gallery`, so that files that are known stay closed.
     """
 
-    def __init__(self, bundle: Bundle, cache: FeatureCache, *, threads: int | None = None) -> None:
-        self._local = LocalEncoder(bundle, threads=threads)
+    def __init__(
+        self, bundle: Bundle, cache: FeatureCache, *, engine: EngineName | None = None, threads: int | None = None
+    ) -> None:
+        """engine, threads: see `LocalEncoder`."""
+        self._local = LocalEncoder(bundle, engine=engine, threads=threads)
         self._cache = cache
-        self._encoder = OnnxRuntimeEngine(bundle.graph_file(_ENCODER), threads=threads)
-        self._head = OnnxRuntimeEngine(bundle.graph_file(_HEAD), threads=threads)
         self._spec = bundle.spec
 
     @property
@@ -228,13 +229,14 @@ class CachedEncoder:
         tensor = self._cache.manifest.tensor.name
         new = {item.digest: item.pixels for item in prepared if item.pixels is not None}
         if new:
-            encoded = self._encoder({"pixels": np.stack(list(new.values()))})[tensor].astype(np.float16)
+            encoded = self._local.graph(_ENCODER)({"pixels": np.stack(list(new.values()))})[tensor].astype(np.float16)
             for digest, row in zip(new, encoded, strict=True):
                 self._cache.put(digest, row)
         rows: list[Any] = [
             item.features if item.features is not None else self._cache.get(item.digest) for item in prepared
         ]
-        answer: Embeddings = next(iter(self._head({tensor: np.stack(rows).astype(np.float32)}).values()))
+        features = {tensor: np.stack(rows).astype(np.float32)}
+        answer: Embeddings = next(iter(self._local.graph(_HEAD)(features).values()))
         return answer
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.bundle import Contract, FidelityStatus, GraphSpec, check_files
+from cirrus_client.bundle import Contract, FidelityStatus, GraphSpec, Precision, check_files
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
 from cirrus_client.encoders.triton_requests import typed_error
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
@@ -54,8 +54,8 @@ class LocalSuggester:
         """Raises BundleError if the directory is no suggester, is damaged, or failed its gate."""
         self.spec = _open(root)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
-        self._read = OnnxRuntimeEngine(root / self.spec.graphs[READ_IMAGE].file)
-        self._next = OnnxRuntimeEngine(root / self.spec.graphs[NEXT_TOKENS].file)
+        self._read = OnnxRuntimeEngine(root / self.spec.graphs[READ_IMAGE].file, Precision.FP32)
+        self._next = OnnxRuntimeEngine(root / self.spec.graphs[NEXT_TOKENS].file, Precision.FP32)
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
         """Return the edit text. Raises InvalidImage naming which of the two is bad."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision
 from cirrus_client.encoders.local import LocalEncoder
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
+from cirrus_client.engines import Engine
 from cirrus_client.ensemble import Arrays
 from cirrus_client.preprocess import preprocess
 from cirrus_client.tokenizer import Tokenizer
@@ -42,6 +42,8 @@ THRESHOLDS = {
     Precision.FP32: Thresholds(cosine_min=0.99999, top10_agreement=0.995, recall_at_10_delta=0.005),
     Precision.FP16: Thresholds(cosine_min=0.999, top10_agreement=0.97, recall_at_10_delta=0.01),
     Precision.BF16: Thresholds(cosine_min=0.99, top10_agreement=0.90, recall_at_10_delta=0.02),
+    Precision.INT8: Thresholds(cosine_min=0.99, top10_agreement=0.90, recall_at_10_delta=0.02),
+    Precision.FP8: Thresholds(cosine_min=0.98, top10_agreement=0.85, recall_at_10_delta=0.02),
 }
 
 
@@ -97,11 +99,11 @@ class ProbeTensors:
         tokenizer = Tokenizer(bundle.spec.tokenizer, bundle.root)
         self.token_ids = tokenizer([query.text for query in probe.queries])
 
-    def stage_inputs(self, graphs: Sequence[Graph]) -> dict[str, NDArray[np.generic]]:
+    def stage_inputs(self, graphs: Sequence[Graph], *, items: int = _STAGE_ITEMS) -> dict[str, NDArray[np.generic]]:
         """Return real inputs for every graph: the probe sent through the torch modules, tensors by name."""
         tensors: dict[str, NDArray[np.generic]] = {
-            "pixels": self.query_pixels[:_STAGE_ITEMS],
-            "token_ids": self.token_ids[:_STAGE_ITEMS],
+            "pixels": self.query_pixels[:items],
+            "token_ids": self.token_ids[:items],
         }
         for graph in graphs:
             tensors |= run_torch(graph, tensors)
@@ -112,17 +114,16 @@ def measure(bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: Prob
     """Compare a bundle, as its client would run it, with the torch original."""
     thresholds = THRESHOLDS[bundle.spec.precision]
     inputs = probe.stage_inputs(graphs)
+    encoder = LocalEncoder(bundle)
     stages: list[StageFidelity] = []
     for graph in tqdm(graphs, desc="fidelity: graphs", unit="graph"):
-        engine = OnnxRuntimeEngine(bundle.graph_file(graph.name))
-        stages += _stage(graph, engine, inputs)
-    encoder = LocalEncoder(bundle)
+        stages += _stage(graph, encoder.graph(graph.name), inputs)
     retrieval = _retrieval(encoder, recipe, probe)
     failures = [*_stage_failures(stages, thresholds), *_retrieval_failures(retrieval, thresholds)]
     return FidelityReport(
         bundle=bundle.spec.name,
         precision=bundle.spec.precision,
-        engine=engine.device,
+        engine="; ".join(sorted({encoder.graph(graph.name).device for graph in graphs})),
         probe=probe.probe.name,
         thresholds=thresholds,
         stages=tuple(stages),
@@ -141,7 +142,7 @@ def run_torch(graph: Graph, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
     return {spec.name: result.numpy() for spec, result in zip(graph.outputs, results, strict=True)}
 
 
-def _stage(graph: Graph, engine: OnnxRuntimeEngine, inputs: Arrays) -> list[StageFidelity]:
+def _stage(graph: Graph, engine: Engine, inputs: Arrays) -> list[StageFidelity]:
     own = {spec.name: inputs[spec.name] for spec in graph.inputs}
     items = len(next(iter(own.values())))
     original = run_torch(graph, own)

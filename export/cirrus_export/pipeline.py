@@ -35,6 +35,7 @@ from cirrus_export.recipes.recipe import Parts, parse_options
 from cirrus_export.repository import Flavour, write_repository
 
 MAX_BATCH = 64
+_CALIBRATION_ITEMS = 64
 _RANDOM_HEAD_SEED = 20251128
 _RECORDED_PACKAGES = ("torch", "onnx", "onnxruntime", "open_clip_torch", "transformers", "tokenizers", "pillow")
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def _write_graph(graph: Graph, root: Path) -> GraphSpec:
 
 
 def _lower(graphs: Sequence[Graph], probe: ProbeTensors, root: Path, precision: Precision) -> None:
-    inputs = probe.stage_inputs(graphs)
+    inputs = probe.stage_inputs(graphs, items=_CALIBRATION_ITEMS)
     for graph in graphs:
         log.info("fp32 -> %s: %s", precision, graph.name)
         calibration = {spec.name: inputs[spec.name] for spec in graph.inputs}

@@ -43,7 +43,7 @@ _AFTER = "after"
 
 
 class Flavour(StrEnum):
-    """What runs the graphs: ONNX Runtime inside the Python backend, or NGC's backends."""
+    """What runs the graphs: an engine inside the Python backend, or NGC's backends."""
 
     PYTHON = "python"
     ONNXRUNTIME = "onnxruntime"
@@ -203,6 +203,7 @@ def _write_graph(names: _Names, name: str, flavour: Flavour, root: Path) -> None
     if flavour is Flavour.PYTHON:
         config = _python_model(names.model(name), spec.max_batch)
         config.parameters["graph_file"].string_value = source.name
+        config.parameters["precision"].string_value = spec.precision
     else:
         config = _model(names.model(name), spec.max_batch)
         if flavour is Flavour.TENSORRT:

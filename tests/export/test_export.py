@@ -15,9 +15,11 @@ from tritonclient.grpc import model_config_pb2
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.engines import candidates
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
 from cirrus_export import pipeline
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.precision import quantised_layers
 from cirrus_export.repository import Flavour, write_repository
 
 
@@ -101,10 +103,39 @@ def test_half_precision_passes_its_own_gate_and_keeps_the_space(bundle, weights,
     assert weight_bytes[0] < 0.7 * weight_bytes[1]
 
 
-def test_bfloat16_is_refused_where_no_engine_could_verify_it(weights, probe, tmp_path) -> None:
-    with pytest.raises(EngineError, match="bf16 needs a GPU"):
+def test_a_precision_that_no_engine_could_verify_is_refused(weights, probe, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cirrus_client.engines.openvino_runtime._capabilities", lambda: ["FP32"])
+    with pytest.raises(EngineError, match="--precision bf16: no engine here runs it"):
         export(demo_request(weights, tmp_path / "b", precision=Precision.BF16), probe)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.skipif(not candidates(Precision.BF16), reason="no engine on this machine has bfloat16")
+def test_bfloat16_passes_its_own_gate(weights, probe, tmp_path) -> None:
+    half = export(demo_request(weights, tmp_path / "bf16", precision=Precision.BF16), probe)
+    elements = {tensor.data_type for tensor in onnx.load(half.graph_file("gallery")).graph.initializer}
+    assert onnx.TensorProto.BFLOAT16 in elements
+
+
+@pytest.mark.parametrize(
+    ("precision", "element"),
+    [(Precision.INT8, onnx.TensorProto.INT8), (Precision.FP8, onnx.TensorProto.FLOAT8E4M3FN)],
+)
+def test_eight_bits_keep_their_layers_and_pass_their_own_gate(bundle, weights, probe, tmp_path, precision, element):
+    eight = export(demo_request(weights, tmp_path / "eight", precision=precision), probe)
+    assert eight.spec.space.fingerprint == bundle.spec.space.fingerprint
+    original, quantised = (onnx.load(b.graph_file("vision_encoder")) for b in (bundle, eight))
+    layers = quantised_layers(original)
+    assert layers
+    linear = [node for node in quantised.graph.node if node.op_type in ("MatMul", "Gemm")]
+    makers = {output: node for node in quantised.graph.node for output in node.output}
+    fed = {node.name for node in linear if makers[node.input[0]].op_type == "DequantizeLinear"}
+    assert len(fed) == len(layers)
+    assert "node_matmul" in {node.name for node in linear} - fed
+    scales = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    zero_points = [scales[node.input[2]] for node in quantised.graph.node if node.op_type == "QuantizeLinear"]
+    assert all(tensor.data_type == element for tensor in zero_points)
+    assert not any(onnx.numpy_helper.to_array(tensor).astype(np.float32).any() for tensor in zero_points)
 
 
 def test_an_export_never_replaces_something_else(weights, probe, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Triton model: one exported graph on ONNX Runtime, for servers without an ONNX Runtime backend."""
+"""Triton model: one exported graph on the fastest engine here, for servers without a backend of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
+from cirrus_client.bundle import Precision
+from cirrus_client.engines import open_engine
 from cirrus_client.errors import EngineError
 
 
@@ -19,7 +20,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
-        self._engine = OnnxRuntimeEngine(folder / parameters["graph_file"]["string_value"])
+        path = folder / parameters["graph_file"]["string_value"]
+        self._engine = open_engine(path, Precision(parameters["precision"]["string_value"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         names = [spec.name for spec in self._engine.inputs]

@@ -1,4 +1,4 @@
-"""Encode in this process, on ONNX Runtime."""
+"""Encode in this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, EnsembleName, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes, prepare_all
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
+from cirrus_client.engines import Engine, EngineName, open_engine
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
 from cirrus_client.preprocess import preprocess
@@ -21,15 +21,17 @@ Pixels = NDArray[np.float32]
 
 
 class LocalEncoder:
-    """A bundle's ensembles on ONNX Runtime: on CUDA where the runtime has it, else on the CPU.
+    """A bundle's ensembles in this process. A graph is loaded when a call first needs it."""
 
-    A graph is loaded when a call first needs it.
-    """
+    def __init__(self, bundle: Bundle, *, engine: EngineName | None = None, threads: int | None = None) -> None:
+        """engine: what runs the graphs; None takes the fastest one here, see `cirrus_client.engines.choose`.
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        threads: CPU threads of one run; None leaves it to the engine.
+        """
         self.bundle = bundle
+        self._engine = engine
         self._threads = threads
-        self._graphs: dict[str, OnnxRuntimeEngine] = {}
+        self._graphs: dict[str, Engine] = {}
 
     @property
     def space(self) -> SpaceSpec:
@@ -76,6 +78,14 @@ class LocalEncoder:
             return np.empty((0, *self.space.item_shape), dtype=np.float32)
         return self._encode(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
 
+    def graph(self, name: str) -> Engine:
+        """Return the engine of one of the bundle's graphs. Raises EngineError if none here can run it."""
+        if name not in self._graphs:
+            self._graphs[name] = open_engine(
+                self.bundle.graph_file(name), self.bundle.spec.precision, engine=self._engine, threads=self._threads
+            )
+        return self._graphs[name]
+
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self.bundle.spec.tokenizer, self.bundle.root)
@@ -83,7 +93,7 @@ class LocalEncoder:
     def _encode(self, name: EnsembleName, given: Mapping[str, NDArray[Any]]) -> Embeddings:
         ensemble = self.bundle.spec.ensembles[name]
         graphs: dict[str, Model] = {
-            step.model: self._graph(step.model)
+            step.model: self.graph(step.model)
             for step in ensemble.steps
             if step.model not in (IMAGE_PREPROCESS, TOKENIZE)
         }
@@ -98,8 +108,3 @@ class LocalEncoder:
             for start in range(0, rows, self.bundle.spec.max_batch)
         ]
         return np.concatenate([tensors[EMBEDDING] for tensors in batches])
-
-    def _graph(self, name: str) -> OnnxRuntimeEngine:
-        if name not in self._graphs:
-            self._graphs[name] = OnnxRuntimeEngine(self.bundle.graph_file(name), threads=self._threads)
-        return self._graphs[name]

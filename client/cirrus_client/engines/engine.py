@@ -44,9 +44,17 @@ class Engine(ABC):
         """Return every output by name, [B, *shape].
 
         Raises EngineError, naming the tensor, if an input is missing or is not of the declared dtype and shape, and
-        with the engine's own reason if it can't run the graph.
+        with the engine's own reason if it can't run the graph. So does an output without one row an item: OpenVINO
+        2026.4 was seen to answer [1, B, D] where the graph says [B, D].
         """
-        return self.run({spec.name: _fitting(spec, inputs) for spec in self.inputs})
+        feed = {spec.name: _fitting(spec, inputs) for spec in self.inputs}
+        rows = len(next(iter(feed.values())))
+        outputs = self.run(feed)
+        for spec in self.outputs:
+            found = outputs[spec.name].shape
+            if len(found) != 1 + len(spec.shape) or found[0] != rows:
+                raise EngineError(f"{self.device} answered {spec.name} of shape {list(found)} for a batch of {rows}")
+        return outputs
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Run once on zeros, so that the first real call does not pay for what engines do lazily."""

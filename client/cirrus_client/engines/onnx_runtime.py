@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from cirrus_client.bundle import TensorSpec
+from cirrus_client.bundle import Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
@@ -22,15 +22,21 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 class OnnxRuntimeEngine(Engine):
     """Runs a graph on the first of the given providers that this machine has; by default CUDA, then CPU."""
 
-    def __init__(self, path: Path, *, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
-        """Load the graph. `threads` bounds the CPU threads of one run; None leaves it to ONNX Runtime.
+    def __init__(
+        self, path: Path, precision: Precision, *, providers: Sequence[str] | None = None, threads: int | None = None
+    ) -> None:
+        """Load the graph.
 
+        precision: that of its bundle. threads: CPU threads of one run; None leaves it to ONNX Runtime.
         Raises EngineError if the file can't be loaded, or uses operators that the provider does not have.
         """
         options = onnxruntime.SessionOptions()
         # The CPU provider's layout optimisations crash on float16 graphs (ONNX Runtime 1.31).
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.log_severity_level = 3
+        if precision is Precision.FP8:
+            # It moves float8 tensors through operators that do not take them (ONNX Runtime 1.31).
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

@@ -15,7 +15,7 @@ from cirrus_client.errors import EngineError
 
 _DEVICE = "CPU"
 # Left alone, OpenVINO computes float32 graphs in bfloat16 on every CPU that can: silently other embeddings.
-_ARITHMETIC = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"}
+_ARITHMETIC = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int32"}
 
 
@@ -23,13 +23,15 @@ class OpenVinoEngine(Engine):
     """Runs a graph on the CPU, in the arithmetic of its bundle's precision and no other."""
 
     def __init__(self, path: Path, precision: Precision, *, threads: int | None = None) -> None:
-        """Load the graph. `threads` bounds the CPU threads of one run; None leaves it to OpenVINO.
+        """Load the graph.
 
+        threads: CPU threads of one run; None leaves it to OpenVINO.
         Raises EngineError if the file can't be loaded, or this CPU does not have the precision's arithmetic.
         """
         if not supports(precision):
             raise EngineError(f"OpenVINO has no {precision} arithmetic on this CPU")
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _ARITHMETIC[precision], "PERFORMANCE_HINT": "LATENCY"}
+        arithmetic = _arithmetic(precision)
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": arithmetic, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -39,7 +41,8 @@ class OpenVinoEngine(Engine):
         self.inputs = tuple(_spec(port) for port in self._model.inputs)
         self.outputs = tuple(_spec(port) for port in self._model.outputs)
         version = openvino.get_version().split("-")[0]
-        self.device = f"OpenVINO {version}, {_DEVICE}, {_ARITHMETIC[precision]}"
+        mixed = "int8 and " if precision is Precision.INT8 else ""
+        self.device = f"OpenVINO {version}, {_DEVICE}, {mixed}{arithmetic}"
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See `Engine.run`."""
@@ -52,8 +55,18 @@ class OpenVinoEngine(Engine):
 
 def supports(precision: Precision) -> bool:
     """Whether this CPU has the arithmetic of a precision in hardware."""
-    capabilities = openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-    return precision in _ARITHMETIC and precision.name in capabilities
+    return precision is not Precision.FP8 and precision.name in _capabilities()
+
+
+def _arithmetic(precision: Precision) -> str:
+    """What is computed in outside of quantised layers, which carry their own precision."""
+    if precision is Precision.INT8:
+        return "bf16" if Precision.BF16.name in _capabilities() else "f32"
+    return _ARITHMETIC[precision]
+
+
+def _capabilities() -> list[str]:
+    return list(openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -1,0 +1,165 @@
+"""Which engine runs a graph here: what is installed and can run its precision, and of those the fastest, measured."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from cirrus_client.bundle import Contract, Precision
+from cirrus_client.engines.engine import Engine, EngineName, sample
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine, available_providers
+from cirrus_client.ensemble import Arrays
+from cirrus_client.errors import EngineError
+from cirrus_client.files import write_model
+
+_BATCH_SIZE = 4
+_ROUNDS = 3
+_AGREEMENT = {Precision.FP32: 0.9999, Precision.FP16: 0.999, Precision.INT8: 0.98}
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+log = logging.getLogger(__name__)
+
+
+class Choice(Contract):
+    """The engine for one graph on this machine, and why."""
+
+    engine: EngineName
+    why: str
+
+
+def open_engine(
+    path: Path, precision: Precision, *, engine: EngineName | None = None, threads: int | None = None
+) -> Engine:
+    """Load an ONNX graph on the named engine, or, with None, on the one that `choose` finds.
+
+    precision: that of the graph's bundle. threads: CPU threads of one run; None leaves it to the engine. Raises
+    EngineError if the engine is not installed, or can't run the graph.
+    """
+    name = engine or choose(path, precision, threads=threads).engine
+    return _loader(name, precision)(path, threads)
+
+
+def choose(path: Path, precision: Precision, *, threads: int | None = None) -> Choice:
+    """Return the engine to run a graph on here.
+
+    Where several can, each runs the graph a few times on a batch of noise. One that disagrees with ONNX Runtime is out,
+    the fastest of the rest is chosen. The choice is kept in the user's cache folder until the graph, the versions or
+    the number of threads change. Raises EngineError if no installed engine runs this precision.
+    """
+    names = candidates(precision)
+    if not names:
+        raise EngineError(
+            f"no engine here runs {precision} graphs: it takes an NVIDIA GPU with onnxruntime-gpu, or OpenVINO "
+            f"(pip install openvino) on a CPU with {precision} arithmetic; use --precision fp32"
+        )
+    if len(names) == 1:
+        return Choice(engine=names[0], why=f"the only engine here that runs {precision}")
+    kept = _kept_choice(path, precision, threads)
+    try:
+        return Choice.model_validate_json(kept.read_bytes())
+    except (OSError, ValidationError):
+        choice = _measure(path, precision, names, threads)
+    log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
+    try:
+        write_model(kept, choice)
+    except OSError as error:
+        log.warning("the choice of engine can't be kept and will be measured again: %s", error)
+    return choice
+
+
+def candidates(precision: Precision) -> list[EngineName]:
+    """Return the installed engines that run graphs of a precision here, the reference first.
+
+    On a GPU that is ONNX Runtime on CUDA. On a CPU ONNX Runtime has no bfloat16 and only emulates float8, which is
+    good for verifying a graph and for nothing else.
+    """
+    on_gpu = "CUDAExecutionProvider" in available_providers()
+    names = [] if precision is Precision.BF16 and not on_gpu else [EngineName.ONNXRUNTIME]
+    if not on_gpu and importlib.util.find_spec("openvino") is not None:
+        from cirrus_client.engines.openvino_runtime import supports
+
+        if supports(precision):
+            names.append(EngineName.OPENVINO)
+    return names
+
+
+def _loader(name: EngineName, precision: Precision) -> Callable[[Path, int | None], Engine]:
+    if name is EngineName.ONNXRUNTIME:
+        return lambda path, threads: OnnxRuntimeEngine(path, precision, threads=threads)
+    if importlib.util.find_spec("openvino") is None:
+        raise EngineError("OpenVINO is not installed: pip install openvino")
+    from cirrus_client.engines.openvino_runtime import OpenVinoEngine
+
+    return lambda path, threads: OpenVinoEngine(path, precision, threads=threads)
+
+
+def _measure(path: Path, precision: Precision, names: list[EngineName], threads: int | None) -> Choice:
+    engines = {name: _loader(name, precision)(path, threads) for name in names}
+    noise = _noise(engines[names[0]])
+    answers = {name: engine(noise) for name, engine in engines.items()}
+    reference = names[0]
+    agreement = {name: _cosine_min(answers[reference], answers[name]) for name in names}
+    fitting = [name for name in names if agreement[name] >= _AGREEMENT[precision]]
+    best_s = dict.fromkeys(fitting, np.inf)
+    for _ in range(_ROUNDS):
+        for name in fitting:
+            start = time.perf_counter()
+            engines[name](noise)
+            best_s[name] = min(best_s[name], time.perf_counter() - start)
+    chosen = min(fitting, key=lambda name: best_s[name])
+    others = [
+        f"{best_s[name] / best_s[chosen]:.2f} times as fast as {engines[name].device}"
+        if name in fitting
+        else f"{engines[name].device} is out, its cosine to {engines[reference].device} is {agreement[name]:.4f}"
+        for name in names
+        if name != chosen
+    ]
+    cosine = f"; cosine to {reference} {agreement[chosen]:.6f}" if chosen != reference else ""
+    return Choice(engine=chosen, why=f"{engines[chosen].device}: {'; '.join(others)}{cosine}")
+
+
+def _noise(engine: Engine) -> Arrays:
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.standard_normal(zeros.shape, dtype=np.float32) if zeros.dtype == np.float32 else zeros
+        for name, zeros in sample(engine.inputs, _BATCH_SIZE).items()
+    }
+
+
+def _cosine_min(left: Arrays, right: Arrays) -> float:
+    return min(float(_row_cosines(left[name], right[name]).min()) for name in left)
+
+
+def _row_cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (left, right))
+    cosines: NDArray[np.float64] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return cosines
+
+
+def _kept_choice(path: Path, precision: Precision, threads: int | None) -> Path:
+    status = path.stat()
+    facts = [
+        str(path.resolve()), status.st_size, status.st_mtime_ns, precision, threads,
+        platform.node(), platform.processor(), os.cpu_count(), *(_version(package) for package in _PACKAGES),
+    ]  # fmt: skip
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "cirrus" / "engines" / f"{key}.json"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

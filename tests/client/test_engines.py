@@ -1,0 +1,133 @@
+"""Engines run the same graph to the same numbers, and the choice between them says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.engines import EngineName, candidates, choose, open_engine
+from cirrus_client.errors import EngineError
+
+
+@pytest.fixture
+def pixels() -> dict[str, np.ndarray]:
+    return {"pixels": np.random.default_rng(3).standard_normal((5, 3, 96, 96), dtype=np.float32)}
+
+
+@pytest.fixture
+def gallery_graph(bundle: Bundle) -> Path:
+    return bundle.graph_file("gallery")
+
+
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (left * right).sum(-1) / (np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1))
+
+
+@pytest.mark.parametrize("graph", ["vision_encoder", "text_encoder", "query_head", "target_head", "gallery"])
+def test_engines_agree_with_the_contract_and_each_other(bundle: Bundle, graph: str) -> None:
+    engines = [
+        open_engine(bundle.graph_file(graph), Precision.FP32, engine=name)
+        for name in (EngineName.ONNXRUNTIME, EngineName.OPENVINO)
+    ]
+    spec = bundle.spec.graphs[graph]
+    generator = np.random.default_rng(0)
+    inputs = {
+        tensor.name: generator.standard_normal((3, *tensor.shape), dtype=np.float32)
+        if tensor.dtype == "float32"
+        else generator.integers(1, 400, (3, *tensor.shape))
+        for tensor in spec.inputs
+    }
+    for engine in engines:
+        assert set(engine.inputs) == set(spec.inputs)
+        assert set(engine.outputs) == set(spec.outputs)
+        engine.warm_up(batch_size=2)
+    left, right = (engine(inputs) for engine in engines)
+    for tensor in spec.outputs:
+        assert left[tensor.name].shape == (3, *tensor.shape)
+        np.testing.assert_allclose(left[tensor.name], right[tensor.name], atol=2e-4)
+
+
+def test_openvino_computes_float32_unless_the_bundle_says_otherwise(gallery_graph: Path, pixels) -> None:
+    exact = open_engine(gallery_graph, Precision.FP32, engine=EngineName.OPENVINO)
+    assert exact.device.endswith("CPU, f32")
+    reference = open_engine(gallery_graph, Precision.FP32, engine=EngineName.ONNXRUNTIME)
+    drift = 1 - cosines(exact(pixels)["target_embedding"], reference(pixels)["target_embedding"])
+    assert drift.max() < 1e-6
+
+
+def test_an_answer_stays_when_the_engine_runs_again(gallery_graph: Path, pixels) -> None:
+    for name in (EngineName.ONNXRUNTIME, EngineName.OPENVINO):
+        engine = open_engine(gallery_graph, Precision.FP32, engine=name)
+        first = engine(pixels)["target_embedding"]
+        kept = first.copy()
+        engine({"pixels": pixels["pixels"][::-1].copy()})
+        np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "input pixels is missing; given are none"),
+        ({"pixels": np.zeros((2, 3, 96, 95), np.float32)}, r"\[2, 3, 96, 95\]; the graph takes float32 \[B, 3, 96, 96\]"),
+        ({"pixels": np.zeros((2, 3, 96, 96), np.float64)}, "input pixels is float64"),
+        ({"pixels": np.zeros((3, 96, 96), np.float32)}, "the graph takes float32"),
+    ],
+)  # fmt: skip
+def test_a_wrong_input_is_named(gallery_graph: Path, inputs, message: str) -> None:
+    for name in (EngineName.ONNXRUNTIME, EngineName.OPENVINO):
+        with pytest.raises(EngineError, match=message):
+            open_engine(gallery_graph, Precision.FP32, engine=name)(inputs)
+
+
+def test_a_broken_graph_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    for name in (EngineName.ONNXRUNTIME, EngineName.OPENVINO):
+        with pytest.raises(EngineError, match=r"can't load .*broken\.onnx"):
+            open_engine(tmp_path / "broken.onnx", Precision.FP32, engine=name)
+
+
+def test_the_choice_is_measured_says_why_and_is_kept(gallery_graph: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = choose(gallery_graph, Precision.FP32)
+    assert chosen.engine in candidates(Precision.FP32)
+    assert "times as fast as" in chosen.why
+    kept = list(tmp_path.rglob("*.json"))
+    assert len(kept) == 1
+    assert choose(gallery_graph, Precision.FP32) == chosen
+    assert choose(gallery_graph, Precision.FP32, threads=1).engine in candidates(Precision.FP32)
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+    kept[0].write_text("{}")
+    assert choose(gallery_graph, Precision.FP32).engine in candidates(Precision.FP32)
+
+
+def test_an_engine_that_disagrees_is_not_chosen(gallery_graph: Path, tmp_path: Path, monkeypatch) -> None:
+    from cirrus_client.engines import openvino_runtime
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    honest = openvino_runtime.OpenVinoEngine.run
+    monkeypatch.setattr(
+        openvino_runtime.OpenVinoEngine,
+        "run",
+        lambda self, inputs: {name: -value for name, value in honest(self, inputs).items()},
+    )
+    chosen = choose(gallery_graph, Precision.FP32)
+    assert chosen.engine is EngineName.ONNXRUNTIME
+    assert "is out, its cosine" in chosen.why
+
+
+def test_a_choice_that_cannot_be_kept_is_still_made(gallery_graph: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert choose(gallery_graph, Precision.FP32).engine in candidates(Precision.FP32)
+    assert "can't be kept" in caplog.text
+
+
+def test_no_engine_for_a_precision_is_an_error_with_a_way_out(gallery_graph: Path, monkeypatch) -> None:
+    monkeypatch.setattr("cirrus_client.engines.openvino_runtime._capabilities", lambda: ["FP32", "INT8"])
+    with pytest.raises(EngineError, match="no engine here runs bf16 graphs"):
+        open_engine(gallery_graph, Precision.BF16)
+    with pytest.raises(EngineError, match="OpenVINO has no bf16 arithmetic on this CPU"):
+        open_engine(gallery_graph, Precision.BF16, engine=EngineName.OPENVINO)
