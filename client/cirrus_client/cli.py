@@ -17,9 +17,11 @@ from rich.table import Table
 
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders import Encoder, LocalEncoder, Protocol, TritonEncoder
+from cirrus_client.engines import EngineName
 from cirrus_client.errors import CirrusError
 from cirrus_client.gallery import GallerySummary, embed_gallery, read_gallery
 from cirrus_client.index import SearchKind
+from cirrus_client.preprocess import Decoding
 from cirrus_client.retriever import Match, build_index, open_retriever
 
 app = typer.Typer(
@@ -53,10 +55,18 @@ def embed(
     cache: Annotated[
         Path | None, typer.Option(help="Keep the backbone's outputs here: a new head then opens no image.")
     ] = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
+    ] = None,
+    decode: Annotated[
+        Decoding, typer.Option(help="scaled decodes large JPEGs smaller in this process; report.md has its drift.")
+    ] = Decoding.EXACT,
 ) -> None:
     """Embed a gallery. Broken files are listed and skipped; a killed job resumes where it was."""
+    if server is not None and (engine is not None or decode is not Decoding.EXACT):
+        raise typer.BadParameter("--engine and --decode are of this process, and --server encodes elsewhere")
     if cache is None:
-        encoder = _encoder(bundle, server, name, protocol)
+        encoder = _encoder(bundle, server, name, protocol, engine, decode)
         summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
     else:
         from cirrus_client.feature_cache import CachedEncoder, FeatureCache
@@ -65,7 +75,7 @@ def embed(
             raise typer.BadParameter("--cache encodes in this process: give --bundle")
         opened = Bundle.open(bundle)
         with FeatureCache(cache, opened) as features:
-            cached = CachedEncoder(opened, features)
+            cached = CachedEncoder(opened, features, engine=engine, decoding=decode)
             summary = embed_gallery(
                 images, out, cached, prepare=cached.prepare_file, batch_size=batch_size, shard_size=shard_size
             )
@@ -208,11 +218,18 @@ def main() -> None:
         sys.exit(1)
 
 
-def _encoder(bundle: Path | None, server: str | None, name: str | None, protocol: Protocol) -> Encoder:
+def _encoder(
+    bundle: Path | None,
+    server: str | None,
+    name: str | None,
+    protocol: Protocol,
+    engine: EngineName | None = None,
+    decoding: Decoding = Decoding.EXACT,
+) -> Encoder:
     if (bundle is None) == (server is None):
         raise typer.BadParameter("give either --bundle or --server")
     if bundle is not None:
-        return LocalEncoder(Bundle.open(bundle))
+        return LocalEncoder(Bundle.open(bundle), engine=engine, decoding=decoding)
     assert server is not None
     return TritonEncoder(server, bundle=name, protocol=protocol)
 

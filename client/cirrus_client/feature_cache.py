@@ -32,7 +32,7 @@ from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes,
 from cirrus_client.engines import EngineName
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
 from cirrus_client.files import atomic_path, sha256_of_file, write_atomically, write_model
-from cirrus_client.preprocess import preprocess
+from cirrus_client.preprocess import Decoding
 
 Features = NDArray[np.float16]
 FileKey = tuple[str, int, int]
@@ -183,10 +183,16 @@ class CachedEncoder:
     """
 
     def __init__(
-        self, bundle: Bundle, cache: FeatureCache, *, engine: EngineName | None = None, threads: int | None = None
+        self,
+        bundle: Bundle,
+        cache: FeatureCache,
+        *,
+        engine: EngineName | None = None,
+        decoding: Decoding = Decoding.EXACT,
+        threads: int | None = None,
     ) -> None:
-        """engine, threads: see `LocalEncoder`."""
-        self._local = LocalEncoder(bundle, engine=engine, threads=threads)
+        """engine, decoding, threads: see `LocalEncoder`."""
+        self._local = LocalEncoder(bundle, engine=engine, decoding=decoding, threads=threads)
         self._cache = cache
         self._spec = bundle.spec
 
@@ -194,6 +200,11 @@ class CachedEncoder:
     def space(self) -> SpaceSpec:
         """The vector space of the bundle; the cache does not change it."""
         return self._spec.space
+
+    @property
+    def concurrency(self) -> int:
+        """See `LocalEncoder.concurrency`."""
+        return self._local.concurrency
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`; queries are not cached."""
@@ -219,7 +230,7 @@ class CachedEncoder:
         """See `Encoder.prepare`. An image whose content is cached is not decoded."""
         digest = hashlib.sha256(image).hexdigest()
         features = self._cache.get(digest)
-        pixels = None if features is not None else preprocess(image, self._spec.preprocess)
+        pixels = None if features is not None else self._local.prepare(image)
         return _Prepared(digest, features, pixels)
 
     def encode_prepared(self, prepared: Sequence[_Prepared]) -> Embeddings:

@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +28,12 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from cirrus_client.bundle import Contract, SpaceSpec
-from cirrus_client.encoders.protocol import Embeddings, Encoder, image_bytes
-from cirrus_client.errors import GalleryError, InvalidImage, SpaceMismatch
+from cirrus_client.embed_stream import EmbedStream
+from cirrus_client.encoders.protocol import Embeddings, Encoder
+from cirrus_client.errors import GalleryError, SpaceMismatch
 from cirrus_client.files import atomic_path, write_atomically, write_model
+from cirrus_client.image_files import ImageFile, Rejected, image_file, list_images
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MANIFEST = "gallery.json"
 log = logging.getLogger(__name__)
 
@@ -45,23 +43,6 @@ class GalleryManifest(Contract):
 
     images: str
     space: SpaceSpec
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file as it was when it was listed; path is relative to the images' root."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A file that is no usable image, and why."""
-
-    file: ImageFile
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -92,7 +73,7 @@ def embed_gallery(
     the machine's cores. Raises GalleryError if the folder has no image file or `out` is not a gallery of it, and
     SpaceMismatch if `out` was embedded in another space.
     """
-    files = list_images(images) if only is None else [_stat(images, path) for path in sorted(set(only))]
+    files = list_images(images) if only is None else [image_file(images, path) for path in sorted(set(only))]
     _claim(out, GalleryManifest(images=str(images.resolve()), space=encoder.space))
     store = _Shards(out)
     kept, pending = store.plan(files, shard_size)
@@ -100,37 +81,12 @@ def embed_gallery(
     if kept:
         log.info("resuming: %d of %d files are done", len(files) - todo, len(files))
     with (
-        ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="decode") as pool,
+        EmbedStream(images, encoder, prepare=prepare, batch_size=batch_size, workers=workers) as stream,
         tqdm(total=todo, desc="embedding", unit="image", disable=not show_progress) as progress,
     ):
         for number, shard in pending:
-            embeddings, accepted, rejected = _embed(shard, images, encoder, prepare, pool, batch_size, progress)
-            store.commit(number, embeddings, accepted, rejected)
+            store.commit(number, *stream.embed(shard, progress.update))
     return store.summary(new=todo)
-
-
-def list_images(root: Path) -> list[ImageFile]:
-    """Return every image file under a folder, sorted by path. Raises GalleryError if there is none."""
-    if not root.is_dir():
-        raise GalleryError(f"images {root}: there is no such folder")
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in names:
-            path = Path(folder) / name
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                files.append(_stat(root, str(path.relative_to(root))))
-    if not files:
-        raise GalleryError(f"images {root}: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return sorted(files, key=lambda file: file.path)
-
-
-def _stat(root: Path, path: str) -> ImageFile:
-    try:
-        status = (root / path).stat()
-    except OSError as error:
-        raise GalleryError(f"image {root / path}: {error.strerror}") from None
-    return ImageFile(path, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -232,74 +188,6 @@ class _Shards:
     def _drop(self, number: int) -> None:
         for path in (self.metadata(number), self.rejected(number), self.embeddings(number)):
             path.unlink(missing_ok=True)
-
-
-def _embed(
-    files: Sequence[ImageFile],
-    root: Path,
-    encoder: Encoder,
-    prepare: Callable[[Path], Any] | None,
-    pool: ThreadPoolExecutor,
-    batch_size: int,
-    progress: tqdm[Any],
-) -> tuple[Embeddings, list[ImageFile], list[Rejected]]:
-    """Decode in the pool while batches are encoded here; at most four batches are in memory."""
-    accepted: list[ImageFile] = []
-    rejected: list[Rejected] = []
-    embeddings: list[Embeddings] = []
-    batch: list[tuple[ImageFile, Any]] = []
-
-    def encode() -> None:
-        good, vectors, bad = _encode_batch(batch, encoder)
-        accepted.extend(good)
-        rejected.extend(bad)
-        embeddings.append(vectors)
-        batch.clear()
-
-    def prepared(file: ImageFile) -> Any:
-        path = root / file.path
-        return encoder.prepare(image_bytes(path)) if prepare is None else prepare(path)
-
-    for file, future in _ahead(pool, prepared, files, depth=4 * batch_size):
-        try:
-            batch.append((file, future.result()))
-        except InvalidImage as error:
-            rejected.append(Rejected(file, str(error)))
-        if len(batch) == batch_size:
-            encode()
-        progress.update()
-    encode()
-    return np.concatenate(embeddings), accepted, rejected
-
-
-def _encode_batch(
-    batch: Sequence[tuple[ImageFile, Any]], encoder: Encoder
-) -> tuple[list[ImageFile], Embeddings, list[Rejected]]:
-    """Encode a batch; if an image of it turns out to be broken only now, encode each alone."""
-    try:
-        vectors = encoder.encode_prepared([prepared for _, prepared in batch])
-        return [file for file, _ in batch], vectors, []
-    except InvalidImage as error:
-        if len(batch) == 1:
-            return [], np.empty((0, *encoder.space.item_shape), dtype=np.float32), [Rejected(batch[0][0], str(error))]
-    parts = [_encode_batch([item], encoder) for item in batch]
-    return (
-        [file for files, _, _ in parts for file in files],
-        np.concatenate([vectors for _, vectors, _ in parts]),
-        [item for _, _, rejected in parts for item in rejected],
-    )
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Any, files: Iterable[ImageFile], *, depth: int
-) -> Iterator[tuple[ImageFile, Future[Any]]]:
-    """Run a function over files in a pool, `depth` ahead of the consumer, results in order."""
-    waiting: deque[tuple[ImageFile, Future[Any]]] = deque()
-    for file in files:
-        waiting.append((file, pool.submit(function, file)))
-        if len(waiting) == depth:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _claim(out: Path, manifest: GalleryManifest) -> None:

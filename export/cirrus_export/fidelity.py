@@ -18,7 +18,7 @@ from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.engines import Engine
 from cirrus_client.ensemble import Arrays
-from cirrus_client.preprocess import preprocess
+from cirrus_client.preprocess import Decoding, preprocess
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.graph import Graph
 from cirrus_export.probe import Probe
@@ -71,6 +71,19 @@ class RetrievalFidelity(Contract):
     recall_at_10_exported: float
 
 
+class DecodingFidelity(Contract):
+    """Gallery images decoded at a smaller scale against whole ones, both through the export.
+
+    scaled: images that are large enough for a smaller scale. top10_agreement: rankings of the probe's gallery, asked
+    with each of its images. No part of the gate: nobody gets scaled decoding without asking for it.
+    """
+
+    images: int
+    scaled: int
+    target_cosine_min: float
+    top10_agreement: float
+
+
 class FidelityReport(Contract):
     """Everything that was measured, and what missed its threshold."""
 
@@ -81,6 +94,7 @@ class FidelityReport(Contract):
     thresholds: Thresholds
     stages: tuple[StageFidelity, ...]
     retrieval: tuple[RetrievalFidelity, ...]
+    decoding: DecodingFidelity | None = None
     failures: tuple[str, ...]
 
     @property
@@ -118,7 +132,13 @@ def measure(bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: Prob
     stages: list[StageFidelity] = []
     for graph in tqdm(graphs, desc="fidelity: graphs", unit="graph"):
         stages += _stage(graph, encoder.graph(graph.name), inputs)
-    retrieval = _retrieval(encoder, recipe, probe)
+    targets = np.concatenate(
+        [
+            encoder.encode_targets(probe.probe.gallery[start : start + _BATCH])
+            for start in tqdm(range(0, len(probe.gallery_pixels), _BATCH), desc="fidelity: exported gallery")
+        ]
+    )
+    retrieval = _retrieval(encoder, recipe, probe, targets)
     failures = [*_stage_failures(stages, thresholds), *_retrieval_failures(retrieval, thresholds)]
     return FidelityReport(
         bundle=bundle.spec.name,
@@ -128,6 +148,7 @@ def measure(bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: Prob
         thresholds=thresholds,
         stages=tuple(stages),
         retrieval=tuple(retrieval),
+        decoding=_decoding(encoder, probe, targets),
         failures=tuple(failures),
     )
 
@@ -153,23 +174,39 @@ def _stage(graph: Graph, engine: Engine, inputs: Arrays) -> list[StageFidelity]:
             graph=graph.name,
             output=spec.name,
             items=items,
-            cosine_min=_cosine_min(original[spec.name], exported[spec.name]),
+            cosine_min=cosine_min(original[spec.name], exported[spec.name]),
             max_abs=float(np.abs(original[spec.name] - exported[spec.name]).max()),
-            batch_cosine_min=_cosine_min(np.concatenate([single[spec.name] for single in singly]), exported[spec.name]),
+            batch_cosine_min=cosine_min(np.concatenate([single[spec.name] for single in singly]), exported[spec.name]),
         )
         for spec in graph.outputs
     ]
 
 
-def _retrieval(encoder: LocalEncoder, recipe: Recipe, probe: ProbeTensors) -> list[RetrievalFidelity]:
+def _decoding(encoder: LocalEncoder, probe: ProbeTensors, targets: Vectors) -> DecodingFidelity | None:
+    """None where no image has a smaller scale."""
+    spec = encoder.bundle.spec.preprocess
+    pixels = [preprocess(image, spec, Decoding.SCALED) for image in probe.probe.gallery]
+    changed = [row for row, scaled in enumerate(pixels) if not np.array_equal(scaled, probe.gallery_pixels[row])]
+    if not changed:
+        return None
+    scaled_targets = targets.copy()
+    for start in range(0, len(changed), _BATCH):
+        rows = changed[start : start + _BATCH]
+        scaled_targets[rows] = encoder.encode_prepared([pixels[row] for row in rows])
+    asked = targets.reshape(len(targets), -1, targets.shape[-1])[:, 0]
+    return DecodingFidelity(
+        images=len(targets),
+        scaled=len(changed),
+        target_cosine_min=cosine_min(targets, scaled_targets),
+        top10_agreement=agreement(top(asked, targets), top(asked, scaled_targets)),
+    )
+
+
+def _retrieval(
+    encoder: LocalEncoder, recipe: Recipe, probe: ProbeTensors, exported_targets: Vectors
+) -> list[RetrievalFidelity]:
     queries = probe.probe.queries
     original_targets = _in_batches("fidelity: original gallery", recipe.target, probe.gallery_pixels)
-    exported_targets = np.concatenate(
-        [
-            encoder.encode_targets(probe.probe.gallery[start : start + _BATCH])
-            for start in tqdm(range(0, len(probe.gallery_pixels), _BATCH), desc="fidelity: exported gallery")
-        ]
-    )
     texts = [query.text for query in queries]
     images = [query.image for query in queries]
     original_queries = {
@@ -202,16 +239,15 @@ def _compare_rankings(
     exported_targets: Vectors,
     labels: NDArray[np.int64],
 ) -> RetrievalFidelity:
-    original_top = _top(original_queries, original_targets)
-    exported_top = _top(exported_queries, exported_targets)
-    shared = [len(set(left) & set(right)) for left, right in zip(original_top, exported_top, strict=True)]
+    original_top = top(original_queries, original_targets)
+    exported_top = top(exported_queries, exported_targets)
     return RetrievalFidelity(
         ensemble=ensemble,
         queries=len(labels),
         gallery=len(original_targets),
-        query_cosine_min=_cosine_min(original_queries, exported_queries),
-        target_cosine_min=_cosine_min(original_targets, exported_targets),
-        top10_agreement=float(np.mean(shared)) / original_top.shape[1],
+        query_cosine_min=cosine_min(original_queries, exported_queries),
+        target_cosine_min=cosine_min(original_targets, exported_targets),
+        top10_agreement=agreement(original_top, exported_top),
         recall_at_10_original=float((original_top == labels[:, None]).any(axis=1).mean()),
         recall_at_10_exported=float((exported_top == labels[:, None]).any(axis=1).mean()),
     )
@@ -264,16 +300,22 @@ def _in_batches(label: str, function: Callable[..., torch.Tensor], *arrays: NDAr
     return np.concatenate(rows)
 
 
-def _cosine_min(left: NDArray[np.generic], right: NDArray[np.generic]) -> float:
-    """The smallest cosine between corresponding vectors (last dimension), computed in float64."""
+def agreement(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    """Return the mean share of the rows that two rankings [N, K] have in common."""
+    shared = [len(set(a) & set(b)) for a, b in zip(left, right, strict=True)]
+    return float(np.mean(shared)) / left.shape[1]
+
+
+def cosine_min(left: NDArray[np.generic], right: NDArray[np.generic]) -> float:
+    """Return the smallest cosine between corresponding vectors (last dimension), computed in float64."""
     a = left.reshape(-1, left.shape[-1]).astype(np.float64)
     b = right.reshape(-1, right.shape[-1]).astype(np.float64)
     cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     return float(cosines.min())
 
 
-def _top(queries: Vectors, targets: Vectors) -> NDArray[np.int64]:
-    """Rows of the ten best targets [N, D] or [N, V, D] of each query, best first; ties by row."""
+def top(queries: Vectors, targets: Vectors) -> NDArray[np.int64]:
+    """Return the rows of the ten best targets [N, D] or [N, V, D] of each query, best first; ties by row."""
     scores = queries @ targets.reshape(-1, targets.shape[-1]).T
     best = scores.reshape(len(queries), len(targets), -1).max(axis=2)
     return np.argsort(-best, axis=1, kind="stable")[:, :_TOP]

@@ -57,4 +57,14 @@ def markdown(report: FidelityReport) -> str:
         f"| {row.batch_cosine_min:.7f} |"
         for row in report.stages
     ]
+    if report.decoding is not None:
+        drift = report.decoding
+        lines += [
+            "",
+            "## Scaled JPEG decoding",
+            "",
+            f"`cirrus embed --decode scaled` decodes {drift.scaled} of the probe's {drift.images} images at a smaller "
+            f"scale: cosine to whole decoding {drift.target_cosine_min:.6f} (min), top-10 agreement "
+            f"{drift.top10_agreement:.2%}.",
+        ]
     return "\n".join(lines) + "\n"

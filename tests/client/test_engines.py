@@ -71,7 +71,7 @@ def test_an_answer_stays_when_the_engine_runs_again(gallery_graph: Path, pixels)
     ("inputs", "message"),
     [
         ({}, "input pixels is missing; given are none"),
-        ({"pixels": np.zeros((2, 3, 96, 95), np.float32)}, r"\[2, 3, 96, 95\]; the graph takes float32 \[B, 3, 96, 96\]"),
+        ({"pixels": np.zeros((2, 3, 96, 95), np.float32)}, r"\[2, 3, 96, 95\]; the graph takes"),
         ({"pixels": np.zeros((2, 3, 96, 96), np.float64)}, "input pixels is float64"),
         ({"pixels": np.zeros((3, 96, 96), np.float32)}, "the graph takes float32"),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 from cirrus_client import feature_cache
 from cirrus_client.bundle import Bundle
-from cirrus_client.encoders import LocalEncoder
+from cirrus_client.encoders import LocalEncoder, local
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
 from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import Gallery, embed_gallery, read_gallery
@@ -38,13 +38,13 @@ def embed(bundle: Bundle, folder: Path, out: Path, cache: Path) -> Gallery:
 def decoded(monkeypatch) -> list[bytes]:
     """Every image that is decoded from now on."""
     images: list[bytes] = []
-    original = feature_cache.preprocess
+    original = local.preprocess
 
-    def recording(image, spec):
+    def recording(image, spec, decoding):
         images.append(image)
-        return original(image, spec)
+        return original(image, spec, decoding)
 
-    monkeypatch.setattr(feature_cache, "preprocess", recording)
+    monkeypatch.setattr(local, "preprocess", recording)
     return images
 
 

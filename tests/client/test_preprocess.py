@@ -14,7 +14,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambd
 from torchvision.transforms import functional as TF
 
 from cirrus_client.errors import InvalidImage
-from cirrus_client.preprocess import Pad, PreprocessSpec, preprocess
+from cirrus_client.preprocess import Decoding, Pad, PreprocessSpec, decode, preprocess
 from tests.conftest import BAD_IMAGES
 
 
@@ -99,3 +99,28 @@ def test_damaged_files_end_in_pixels_or_in_an_invalid_image(noise: bytes, place:
             assert preprocess(damaged, PreprocessSpec(size_px=16)).shape == (3, 16, 16)
         except InvalidImage as error:
             assert str(error)  # noqa: PT017
+
+
+def jpeg(width: int, height: int) -> bytes:
+    content = io.BytesIO()
+    ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(content, "JPEG", quality=95)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"), [((1000, 800), (250, 200)), ((410, 900), (205, 450)), ((390, 900), (390, 900))]
+)
+def test_scaled_decoding_keeps_twice_the_models_size(size, decoded) -> None:
+    assert decode(jpeg(*size), shorter_px=200).size == decoded
+    assert decode(jpeg(*size)).size == size
+
+
+def test_scaled_decoding_moves_pixels_little_and_png_not_at_all() -> None:
+    spec = PreprocessSpec(size_px=96, pad=Pad.TARGET)
+    exact, scaled = (preprocess(jpeg(1000, 700), spec, decoding) for decoding in Decoding)
+    assert 0 < np.abs(exact - scaled).mean() < 0.05
+    content = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(1000, 700))).save(content, "PNG")
+    exact, scaled = (preprocess(content.getvalue(), spec, decoding) for decoding in Decoding)
+    np.testing.assert_array_equal(exact, scaled)

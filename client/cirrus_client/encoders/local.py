@@ -14,7 +14,7 @@ from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query,
 from cirrus_client.engines import Engine, EngineName, open_engine
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
-from cirrus_client.preprocess import preprocess
+from cirrus_client.preprocess import Decoding, preprocess
 from cirrus_client.tokenizer import Tokenizer
 
 Pixels = NDArray[np.float32]
@@ -23,13 +23,22 @@ Pixels = NDArray[np.float32]
 class LocalEncoder:
     """A bundle's ensembles in this process. A graph is loaded when a call first needs it."""
 
-    def __init__(self, bundle: Bundle, *, engine: EngineName | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        engine: EngineName | None = None,
+        decoding: Decoding = Decoding.EXACT,
+        threads: int | None = None,
+    ) -> None:
         """engine: what runs the graphs; None takes the fastest one here, see `cirrus_client.engines.choose`.
 
-        threads: CPU threads of one run; None leaves it to the engine.
+        decoding: of gallery images; queries are always decoded whole. threads: CPU threads of one run; None leaves it
+        to the engine.
         """
         self.bundle = bundle
         self._engine = engine
+        self._decoding = decoding
         self._threads = threads
         self._graphs: dict[str, Engine] = {}
 
@@ -37,6 +46,11 @@ class LocalEncoder:
     def space(self) -> SpaceSpec:
         """The vector space of the bundle."""
         return self.bundle.spec.space
+
+    @property
+    def concurrency(self) -> int:
+        """One: an engine uses the whole device."""
+        return 1
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`."""
@@ -52,7 +66,7 @@ class LocalEncoder:
                 if image is None:
                     without_image.append(position)
                 else:
-                    pixels.append(self.prepare(image_bytes(image)))
+                    pixels.append(preprocess(image_bytes(image), self.bundle.spec.preprocess))
                     with_image.append(position)
             except InvalidInput as error:
                 raise type(error)(f"query {position}: {error}") from None
@@ -69,8 +83,8 @@ class LocalEncoder:
         return self.encode_prepared(prepare_all(images, self.prepare))
 
     def prepare(self, image: bytes) -> Pixels:
-        """Return the image's pixels, float32 [3, size_px, size_px]. Raises InvalidImage."""
-        return preprocess(image, self.bundle.spec.preprocess)
+        """Return a gallery image's pixels, float32 [3, size_px, size_px]. Raises InvalidImage."""
+        return preprocess(image, self.bundle.spec.preprocess, self._decoding)
 
     def encode_prepared(self, prepared: Sequence[Pixels]) -> Embeddings:
         """See `Encoder.encode_prepared`."""

@@ -31,6 +31,11 @@ class Encoder(Protocol):
         """The vector space of every embedding that this encoder returns."""
         ...
 
+    @property
+    def concurrency(self) -> int:
+        """How many calls of `encode_prepared` it takes at once to keep the engine busy."""
+        ...
+
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """Return one query embedding per (image, text) pair, float32 [B, D]; either of a pair may be None.
 

@@ -67,6 +67,11 @@ class TritonEncoder:
         """The space of the served bundle, as the server tells it."""
         return self._model().space
 
+    @property
+    def concurrency(self) -> int:
+        """Enough for a batch that is decoded, one that is encoded and one that gathers on the server."""
+        return 4
+
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
         return self._encode(query_requests(images, texts, self._model()), (len(images), self.space.dim))

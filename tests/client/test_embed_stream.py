@@ -1,0 +1,127 @@
+"""The stream keeps order, holds little, waits for no slow file, and passes errors on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirrus_client.embed_stream import EmbedStream
+from cirrus_client.errors import EngineError, InvalidImage
+from cirrus_client.image_files import ImageFile
+
+
+class Space:
+    item_shape = (2,)
+
+
+class CountingEncoder:
+    """Embeds the number that a file's name says, and remembers its batches."""
+
+    space = Space()
+
+    def __init__(self, concurrency: int = 1) -> None:
+        self.concurrency = concurrency
+        self.batches: list[list[int]] = []
+        self.lock = threading.Lock()
+        self.running = self.most_running = 0
+
+    def encode_prepared(self, prepared: list[int]) -> np.ndarray:
+        with self.lock:
+            self.batches.append(list(prepared))
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        time.sleep(0.005)
+        with self.lock:
+            self.running -= 1
+        if any(number == 13 for number in prepared):
+            raise InvalidImage("thirteen")
+        if any(number == 666 for number in prepared):
+            raise EngineError("the engine broke")
+        return np.array([[number, -number] for number in prepared], dtype=np.float32)
+
+
+def files(count: int) -> list[ImageFile]:
+    return [ImageFile(str(number), 1, 1) for number in range(count)]
+
+
+def number(path: Path) -> int:
+    return int(path.name)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_results_are_in_the_files_order_and_broken_ones_are_told(concurrency: int) -> None:
+    encoder = CountingEncoder(concurrency)
+
+    def prepare(path: Path) -> int:
+        if number(path) % 10 == 3 and number(path) != 13:
+            raise InvalidImage(f"no {path.name}")
+        return number(path)
+
+    done: list[int] = []
+    with EmbedStream(Path("/photos"), encoder, prepare=prepare, batch_size=8, workers=4) as stream:
+        embeddings, accepted, rejected = stream.embed(files(101), done.append)
+    good = [number for number in range(101) if number % 10 != 3]
+    assert [file.path for file in accepted] == [str(number) for number in good]
+    np.testing.assert_array_equal(embeddings[:, 0], good)
+    assert {item.file.path: item.reason for item in rejected} == {
+        str(number): "thirteen" if number == 13 else f"no {number}" for number in range(3, 101, 10)
+    }
+    assert sum(done) == 101
+    assert encoder.most_running <= concurrency
+    if concurrency > 1:
+        assert encoder.most_running > 1
+
+
+def test_a_batch_does_not_wait_for_a_slow_file() -> None:
+    encoder, release = CountingEncoder(), threading.Event()
+
+    def prepare(path: Path) -> int:
+        if number(path) == 0:
+            assert release.wait(30)
+        return number(path)
+
+    def on_done(count: int) -> None:
+        if len(encoder.batches) >= 3:
+            release.set()
+
+    with EmbedStream(Path("/photos"), encoder, prepare=prepare, batch_size=4, workers=2) as stream:
+        embeddings, _, _ = stream.embed(files(41), on_done)
+    np.testing.assert_array_equal(embeddings[:, 0], [number for number in range(41) if number != 13])
+    assert all(0 not in batch for batch in encoder.batches[:3])
+
+
+def test_what_is_in_memory_is_bounded() -> None:
+    encoder = CountingEncoder()
+    prepared = 0
+    most = 0
+    lock = threading.Lock()
+
+    def prepare(path: Path) -> int:
+        nonlocal prepared, most
+        with lock:
+            prepared += 1
+            most = max(most, prepared - sum(len(batch) for batch in encoder.batches[:-2]))
+        return number(path)
+
+    with EmbedStream(Path("/photos"), encoder, prepare=prepare, batch_size=4, workers=4) as stream:
+        stream.embed(files(400))
+    assert most <= 4 * (1 + 3) + 8
+
+
+def test_an_engine_that_breaks_stops_the_job() -> None:
+    with (
+        EmbedStream(Path("/photos"), CountingEncoder(), prepare=number, batch_size=4) as stream,
+        pytest.raises(EngineError, match="the engine broke"),
+    ):
+        stream.embed([*files(20), ImageFile("666", 1, 1)])
+
+
+def test_no_files_are_no_rows() -> None:
+    with EmbedStream(Path("/photos"), CountingEncoder(), prepare=number) as stream:
+        embeddings, accepted, rejected = stream.embed([])
+    assert embeddings.shape == (0, 2)
+    assert accepted == rejected == []
