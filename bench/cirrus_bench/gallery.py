@@ -1,64 +1,92 @@
-"""The gallery-embedding latency: decode, encoder, target head and all of it overlapped, per engine."""
+"""The gallery-embedding latency: decode, encoder, target head and all of it overlapped, per engine and precision."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cirrus_bench import papers
+from cirrus_bench.limits import GemmRate, gemm_rates, operations_per_image
 from cirrus_bench.measure import Machine, Timing, this_machine, time_interleaved
-from cirrus_client.bundle import Bundle, Contract
-from cirrus_client.encoders import LocalEncoder
+from cirrus_bench.models import Models, bench_models, bench_photos
+from cirrus_bench.peers import start_peers
+from cirrus_client.bundle import Contract, Precision
+from cirrus_client.encoders import Encoder, LocalEncoder
+from cirrus_client.engines import Engine, candidates, open_engine
 from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import embed_gallery, read_gallery
-from cirrus_client.preprocess import preprocess
-from cirrus_export.demo.catalogue import write_photos
-from cirrus_export.demo.probe import rendered_probe
-from cirrus_export.pipeline import ExportRequest, build_recipe, export
-from cirrus_export.recipes.transagg_union import TransAggUnion
+from cirrus_client.preprocess import Decoding, PreprocessSpec, preprocess
+from cirrus_export.fidelity import agreement, cosine_min
 
 BATCH_SIZE = 32
 SWAP_BATCH_SIZE = 512
+SWEEP = (1, 4, 16, 64)
 PAPER_GALLERIES = {"CIRCO": 123_403, "FashionIQ": 74_381}
-log = logging.getLogger(__name__)
+END_TO_END = "end to end"
+PAPERS_WAY = "papers' way (PyTorch)"
+PIXELS, FEATURES, EMBEDDING = "pixels", "image_embedding", "target_embedding"
+
+T = TypeVar("T")
+Way = tuple[str, str]
+"""A row's stage, and what runs it."""
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure, and where photos and bundle are kept between runs."""
+    """What to measure, and where photos, bundles and peers are kept between runs; no peers: leave them out."""
 
     backbone: str
     images: int
     size_px: int
     repeats: int
     work: Path
+    peers: bool = True
 
 
 class Row(Contract):
-    """One stage on one engine."""
+    """One stage on one engine.
+
+    peak_bytes: memory taken on top of what the process held before; a peer's, of its whole process. Fidelity is that of
+    the embeddings to the papers' way's, a peer's to the plain encoder's: smallest cosine, and top-10 agreement of the
+    images' nearest neighbours.
+    """
 
     stage: str
     engine: str
     images_per_s: float
     spread: float
+    peak_bytes: int
     gallery_seconds: dict[str, float]
+    cosine_min: float | None = None
+    top10_agreement: float | None = None
+
+
+class SweepRow(Contract):
+    """The encoder alone, at one precision and batch size, on the fastest engine."""
+
+    precision: Precision
+    engine: str
+    batch_size: int
+    images_per_s: float
 
 
 class GalleryReport(Contract):
     """Every row of one run, and what ties the ends together.
 
-    speedup: Cirrus against the papers' way. head_swap: embedding again for a new head on cached features, against
-    embedding from the files. union_cost: the target head's time as a share of the encoder's. Cosines are the smallest
-    between the embeddings: of the papers' way and Cirrus, and of Cirrus from the files and from cached features.
+    head_swap: embedding again for a new head on cached features, against embedding from the files at float32.
+    union_cost: the target head's time as a share of the encoder's. missing: peers that are not in the rows, and
+    why. operations_per_image: of the encoder.
     """
 
     backbone: str
@@ -67,121 +95,210 @@ class GalleryReport(Contract):
     repeats: int
     machine: Machine
     rows: tuple[Row, ...]
-    speedup: float
+    sweep: tuple[SweepRow, ...]
+    gemm: tuple[GemmRate, ...]
+    operations_per_image: int
     head_swap: float
     union_cost: float
-    cosine_min: float
-    cached_cosine_min: float
+    missing: dict[str, str]
+
+    def of_stage(self, stage: str) -> list[Row]:
+        """Return the rows of a stage, in the order in which they were measured."""
+        return [row for row in self.rows if row.stage == stage]
+
+    @property
+    def papers(self) -> Row:
+        """The papers' way, end to end."""
+        return next(row for row in self.rows if row.engine == PAPERS_WAY)
 
 
 def measure_gallery(request: BenchRequest) -> GalleryReport:
     """Measure all rows, interleaved, on the same files and weights."""
-    photos = _photos(request)
-    folder = photos[0].parent
-    bundle, recipe = _model(request)
-    spec = bundle.spec.preprocess
-    encoder = LocalEncoder(bundle)
-    vision, head = (encoder.graph(name) for name in ("vision_encoder", "target_head"))
-    gallery = encoder.graph("gallery")
-    pixels = _decode(photos, bundle)
-    features = np.concatenate(list(_batches(lambda batch: vision({"pixels": batch})["image_embedding"], pixels)))
-    from_files, from_cache = request.work / "gallery", request.work / "gallery-cached"
-    shutil.rmtree(request.work / "features", ignore_errors=True)
-    cache = FeatureCache(request.work / "features", bundle)
-
-    def end_to_end() -> None:
-        shutil.rmtree(from_files, ignore_errors=True)
-        embed_gallery(folder, from_files, encoder, batch_size=BATCH_SIZE, show_progress=False)
-
-    def head_swap() -> None:
-        """What `cirrus embed --cache` does for a new head; the warm-up round fills the cache."""
-        shutil.rmtree(from_cache, ignore_errors=True)
-        cached = CachedEncoder(bundle, cache)
-        embed_gallery(
-            folder, from_cache, cached, prepare=cached.prepare_file, batch_size=SWAP_BATCH_SIZE, show_progress=False
+    photos = bench_photos(request.work, count=request.images, size_px=request.size_px)
+    models = bench_models(request.backbone, request.work)
+    stages, ends = _Stages(models, photos), _Ends(models, photos, request.work)
+    peers, missing = start_peers(request.work / "peers", models.recipe, photos) if request.peers else ([], {})
+    with ExitStack() as running:
+        for peer in peers:
+            running.enter_context(peer)
+        timings = time_interleaved(
+            stages.ways() | ends.ways() | {(END_TO_END, peer.title): peer.run for peer in peers}, request.repeats
         )
-
-    def torch_stage(function: Callable[[torch.Tensor], object]) -> Callable[[NDArray[np.float32]], object]:
-        def run(batch: NDArray[np.float32]) -> object:
-            with torch.no_grad():
-                return function(torch.from_numpy(batch))
-
-        return run
-
-    papers_key, swap_key = (
-        ("end to end", "papers' way (PyTorch)"),
-        ("end to end", "Cirrus, new head on cached features"),
-    )
-    ort, eager = vision.device, "PyTorch eager"
-    cirrus_key = ("end to end", f"Cirrus ({ort})")
-    ways: dict[tuple[str, str], Callable[[], object]] = {
-        ("decode + preprocess", "Pillow threads"): lambda: _decode(photos, bundle),
-        ("encoder", eager): lambda: list(_batches(torch_stage(recipe.backbone.encode_image), pixels)),
-        ("encoder", ort): lambda: list(_batches(lambda batch: vision({"pixels": batch}), pixels)),
-        ("target head", eager): lambda: list(_batches(torch_stage(recipe.target_head), features)),
-        ("target head", ort): lambda: list(_batches(lambda batch: head({"image_embedding": batch}), features)),
-        ("encoder + UNION, fused", ort): lambda: list(_batches(lambda batch: gallery({"pixels": batch}), pixels)),
-        papers_key: lambda: papers.embed(recipe, photos, spec),
-        cirrus_key: end_to_end,
-        swap_key: head_swap,
-    }
-    timings = time_interleaved(ways, request.repeats)
-    reference = papers.embed(recipe, photos, spec).numpy()
-    mine, swapped = (read_gallery(out).embeddings for out in (from_files, from_cache))
-    cirrus = timings[cirrus_key]
-    head_time, encoder_time = timings["target head", ort], timings["encoder", ort]
+        plain = np.concatenate(list(_batches(stages.encode, stages.pixels)))
+        fidelity = {way: _fidelity(ends.reference, embeddings) for way, embeddings in ends.embeddings().items()}
+        fidelity |= {(END_TO_END, peer.title): _fidelity(plain, peer.embeddings()) for peer in peers}
+    peaks = {(END_TO_END, peer.title): peer.peak_bytes for peer in peers}
     return GalleryReport(
         backbone=request.backbone,
         images=request.images,
         size_px=request.size_px,
         repeats=request.repeats,
         machine=this_machine(),
-        rows=tuple(_row(*key, timing, request.images) for key, timing in timings.items()),
-        speedup=timings[papers_key].median / cirrus.median,
-        head_swap=cirrus.median / timings[swap_key].median,
-        union_cost=head_time.median / encoder_time.median,
-        cosine_min=float((reference * mine).sum(axis=1).min()),
-        cached_cosine_min=float((mine * swapped).sum(axis=1).min()),
+        rows=tuple(
+            _row(way, timing, request.images, peaks.get(way, timing.peak_bytes), fidelity.get(way))
+            for way, timing in timings.items()
+        ),
+        sweep=tuple(_sweep(models, stages.pixels)),
+        gemm=tuple(gemm_rates(list(models.bundles))),
+        operations_per_image=operations_per_image(models.recipe.backbone),
+        head_swap=timings[ends.exact].median / timings[ends.swap].median,
+        union_cost=timings[stages.head].median / timings[stages.encoder].median,
+        missing=missing,
     )
 
 
-def _row(stage: str, engine: str, timing: Timing, images: int) -> Row:
+class _Stages:
+    """The parts of the job alone, each on decoded pixels or on features."""
+
+    def __init__(self, models: Models, photos: Sequence[Path]) -> None:
+        self._models = models
+        self._photos = photos
+        self._spec = models.bundles[Precision.FP32].spec.preprocess
+        self.pixels = _decode(photos, self._spec, Decoding.EXACT)
+        encoder = LocalEncoder(models.bundles[Precision.FP32])
+        self.encode = partial(_run_graph, encoder.graph("vision_encoder"), PIXELS, FEATURES)
+        self._features = np.concatenate(list(_batches(self.encode, self.pixels)))
+        self.encoder = ("encoder", f"fp32: {encoder.graph('vision_encoder').device}")
+        self.head = ("target head", f"fp32: {encoder.graph('target_head').device}")
+        self._head = partial(_run_graph, encoder.graph("target_head"), FEATURES, EMBEDDING)
+        self._fused = partial(_run_graph, encoder.graph("gallery"), PIXELS, EMBEDDING)
+
+    def ways(self) -> dict[Way, Callable[[], object]]:
+        backbone = self._models.recipe.backbone
+        compiled = torch.compile(backbone.encode_image)
+        return {
+            ("decode + preprocess", "Pillow"): partial(_decode, self._photos, self._spec, Decoding.EXACT),
+            ("decode + preprocess", "Pillow, scaled JPEG"): partial(_decode, self._photos, self._spec, Decoding.SCALED),
+            ("encoder", "fp32: PyTorch eager"): partial(_all, _torch(backbone.encode_image), self.pixels),
+            ("encoder", "fp32: PyTorch compiled"): partial(_all, _torch(compiled), self.pixels),
+            **self._engines(),
+            ("target head", "fp32: PyTorch eager"): partial(
+                _all, _torch(self._models.recipe.target_head), self._features
+            ),
+            self.head: partial(_all, self._head, self._features),
+            ("encoder + UNION, fused", self.encoder[1]): partial(_all, self._fused, self.pixels),
+        }
+
+    def _engines(self) -> dict[Way, Callable[[], object]]:
+        """The encoder on every engine that runs it, at every precision."""
+        ways: dict[Way, Callable[[], object]] = {}
+        for precision, bundle in self._models.bundles.items():
+            for name in candidates(precision):
+                engine = open_engine(bundle.graph_file("vision_encoder"), precision, engine=name)
+                run = partial(_run_graph, engine, PIXELS, FEATURES)
+                ways["encoder", f"{precision}: {engine.device}"] = partial(_all, run, self.pixels)
+        return ways
+
+
+class _Ends:
+    """The whole job, from files to embeddings, in each way; what each has made last is kept."""
+
+    def __init__(self, models: Models, photos: Sequence[Path], work: Path) -> None:
+        self._models = models
+        self._photos = photos
+        self._work = work
+        self.exact: Way = (END_TO_END, "Cirrus, fp32")
+        self.swap: Way = (END_TO_END, "Cirrus, new head on cached features")
+        self.reference: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+        shutil.rmtree(work / "features", ignore_errors=True)
+        self._cache = FeatureCache(work / "features", models.bundles[Precision.FP32])
+
+    def ways(self) -> dict[Way, Callable[[], object]]:
+        ways: dict[Way, Callable[[], object]] = {(END_TO_END, PAPERS_WAY): self._papers_way}
+        for precision, bundle in self._models.bundles.items():
+            ways[END_TO_END, f"Cirrus, {precision}"] = self._embed(f"Cirrus, {precision}", LocalEncoder(bundle))
+        for precision, bundle in self._models.bundles.items():
+            title = f"Cirrus, {precision}, scaled JPEG"
+            ways[END_TO_END, title] = self._embed(title, LocalEncoder(bundle, decoding=Decoding.SCALED))
+        ways[self.swap] = self._head_swap
+        return ways
+
+    def embeddings(self) -> dict[Way, NDArray[np.float32]]:
+        """What each of Cirrus's ways has made."""
+        found = {path.name: read_gallery(path).embeddings for path in (self._work / "galleries").iterdir()}
+        return {(END_TO_END, name): embeddings for name, embeddings in found.items()}
+
+    def _papers_way(self) -> None:
+        spec = self._models.bundles[Precision.FP32].spec.preprocess
+        self.reference = papers.embed(self._models.recipe, self._photos, spec).numpy()
+
+    def _embed(self, title: str, encoder: LocalEncoder) -> Callable[[], object]:
+        return lambda: self._fresh(title, encoder, batch_size=BATCH_SIZE)
+
+    def _head_swap(self) -> None:
+        """What `cirrus embed --cache` does for a new head; the warm-up round fills the cache."""
+        cached = CachedEncoder(self._models.bundles[Precision.FP32], self._cache)
+        self._fresh(self.swap[1], cached, prepare=cached.prepare_file, batch_size=SWAP_BATCH_SIZE)
+
+    def _fresh(self, title: str, encoder: Encoder, **options: Any) -> None:
+        out = self._work / "galleries" / title
+        shutil.rmtree(out, ignore_errors=True)
+        embed_gallery(self._photos[0].parent, out, encoder, show_progress=False, **options)
+
+
+def _sweep(models: Models, pixels: NDArray[np.float32]) -> Iterator[SweepRow]:
+    """The encoder by batch size, each on the engine that `auto` takes."""
+    for precision, bundle in models.bundles.items():
+        engine = LocalEncoder(bundle).graph("vision_encoder")
+        run = partial(_run_graph, engine, PIXELS, FEATURES)
+        ways = {size: partial(_all, run, pixels[: max(SWEEP)], size) for size in SWEEP}
+        for size, timing in time_interleaved(ways, 3).items():
+            rate = min(max(SWEEP), len(pixels)) / timing.median
+            yield SweepRow(precision=precision, engine=engine.device, batch_size=size, images_per_s=rate)
+
+
+def _row(way: Way, timing: Timing, images: int, peak_bytes: int, fidelity: tuple[float, float] | None) -> Row:
     rate = images / timing.median
-    seconds = {name: count / rate for name, count in PAPER_GALLERIES.items()}
-    return Row(stage=stage, engine=engine, images_per_s=rate, spread=timing.spread, gallery_seconds=seconds)
-
-
-def _photos(request: BenchRequest) -> list[Path]:
-    folder = request.work / f"photos-{request.images}-{request.size_px}px"
-    existing = sorted(folder.glob("*.jpg"))
-    if len(existing) == request.images:
-        return existing
-    return write_photos(folder, count=request.images, size_px=request.size_px, seed=1)
-
-
-def _model(request: BenchRequest) -> tuple[Bundle, TransAggUnion]:
-    """The bundle, exported on the first run, and its torch original with the same weights."""
-    wanted = ExportRequest(
-        recipe="transagg-union",
-        backbone=request.backbone,
-        pretrained="random",
-        head="random",
-        out=request.work / f"bundle-{request.backbone}",
+    cosine, agreeing = fidelity or (None, None)
+    return Row(
+        stage=way[0],
+        engine=way[1],
+        images_per_s=rate,
+        spread=timing.spread,
+        peak_bytes=peak_bytes,
+        gallery_seconds={name: count / rate for name, count in PAPER_GALLERIES.items()},
+        cosine_min=cosine,
+        top10_agreement=agreeing,
     )
-    recipe = build_recipe(wanted)
-    assert isinstance(recipe, TransAggUnion)
-    if (wanted.out / "bundle.json").is_file():
-        return Bundle.open(wanted.out), recipe
-    log.info("exporting %s for the bench", request.backbone)
-    return export(wanted, rendered_probe(queries=16, gallery=48)), recipe
 
 
-def _decode(photos: list[Path], bundle: Bundle) -> NDArray[np.float32]:
+def _fidelity(reference: NDArray[np.float32], embeddings: NDArray[np.float32]) -> tuple[float, float]:
+    """Smallest cosine, and how many of every image's ten nearest neighbours are the same."""
+    rankings = [_neighbours(vectors) for vectors in (reference, embeddings)]
+    return cosine_min(reference, embeddings), agreement(*rankings)
+
+
+def _neighbours(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = unit @ unit.T
+    np.fill_diagonal(scores, -np.inf)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :10]
+
+
+def _torch(function: Callable[[torch.Tensor], object]) -> Callable[[NDArray[np.float32]], object]:
+    def run(batch: NDArray[np.float32]) -> object:
+        with torch.no_grad():
+            return function(torch.from_numpy(batch))
+
+    return run
+
+
+def _run_graph(engine: Engine, given: str, wanted: str, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    answer: NDArray[np.float32] = engine({given: batch})[wanted]
+    return answer
+
+
+def _decode(photos: Sequence[Path], spec: PreprocessSpec, decoding: Decoding) -> NDArray[np.float32]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda path: preprocess(path.read_bytes(), bundle.spec.preprocess), photos)
-        return np.stack(list(decoded))
+        return np.stack(list(pool.map(lambda path: preprocess(path.read_bytes(), spec, decoding), photos)))
 
 
-def _batches(function: Callable[[NDArray[np.float32]], object], rows: NDArray[np.float32]) -> map[object]:
-    starts = range(0, len(rows), BATCH_SIZE)
-    return map(function, (rows[start : start + BATCH_SIZE] for start in starts))
+def _all(function: Callable[[NDArray[np.float32]], object], rows: NDArray[np.float32], size: int = BATCH_SIZE) -> None:
+    for _ in _batches(function, rows, size):
+        pass
+
+
+def _batches(
+    function: Callable[[NDArray[np.float32]], T], rows: NDArray[np.float32], size: int = BATCH_SIZE
+) -> Iterator[T]:
+    return (function(rows[start : start + size]) for start in range(0, len(rows), size))

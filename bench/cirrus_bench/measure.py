@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -16,13 +17,27 @@ from tqdm import tqdm
 from cirrus_client.bundle import Contract
 
 K = TypeVar("K")
-_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "open_clip_torch", "transformers", "pillow", "numpy")
+_PACKAGES = (
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "faiss-cpu",
+    "faiss-gpu",
+    "open_clip_torch",
+    "transformers",
+    "nvidia-pytriton",
+    "pillow",
+    "numpy",
+)
 
 
 class Timing(Contract):
-    """Seconds of each repeat of one row."""
+    """Seconds of each repeat of one row, and the most memory that a repeat took on top of what was there before it."""
 
     seconds: tuple[float, ...]
+    peak_bytes: int
 
     @property
     def median(self) -> float:
@@ -44,18 +59,28 @@ class Machine(Contract):
     python: str
     packages: dict[str, str]
 
+    def __str__(self) -> str:
+        packages = ", ".join(f"{name} {found}" for name, found in self.packages.items())
+        return (
+            f"Machine: {self.processor}, {self.cores} cores, GPU: {self.gpu}. Python {self.python}, {packages}. "
+            "Quote ratios: shared machines are noisy."
+        )
+
 
 def time_interleaved(ways: Mapping[K, Callable[[], object]], repeats: int) -> dict[K, Timing]:
     """Run every way once to warm up, then `repeats` rounds of all of them, and return their times."""
     for way in tqdm(ways.values(), desc="bench: warming up", unit="row"):
         way()
     seconds: dict[K, list[float]] = {name: [] for name in ways}
+    peaks: dict[K, int] = dict.fromkeys(ways, 0)
     for _ in tqdm(range(repeats), desc="bench: measuring", unit="round"):
         for name, way in ways.items():
+            before = _reset_peak()
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(seconds=tuple(of_way)) for name, of_way in seconds.items()}
+            peaks[name] = max(peaks[name], _status_bytes("VmHWM") - before)
+    return {name: Timing(seconds=tuple(of_way), peak_bytes=peaks[name]) for name, of_way in seconds.items()}
 
 
 def this_machine() -> Machine:
@@ -69,6 +94,18 @@ def this_machine() -> Machine:
         python=platform.python_version(),
         packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
     )
+
+
+def _reset_peak() -> int:
+    """Set the process's record of its peak memory to what it has now, and return that."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None, f"/proc/self/status has no {field}"
+    return int(found[1]) * 1024
 
 
 def _processor() -> str:

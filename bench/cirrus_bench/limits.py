@@ -1,0 +1,95 @@
+"""What the machine could do at most: its rate of multiplications, and what an image costs of them."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from cirrus_client.bundle import Contract, Precision
+from cirrus_client.engines import candidates, open_engine
+from cirrus_export.backbones.backbone import ImageTextBackbone
+from cirrus_export.precision import lower_precision
+
+_SIDE = 2048
+_PRODUCTS = 6
+_ROUNDS = 5
+
+
+class GemmRate(Contract):
+    """Operations a second in products of square matrices, on the fastest engine for a precision."""
+
+    precision: Precision
+    engine: str
+    operations_per_s: float
+
+
+def gemm_rates(precisions: list[Precision]) -> list[GemmRate]:
+    """Measure this machine on a chain of products of 2,048 x 2,048 matrices, for each precision that runs here."""
+    return [_gemm_rate(precision) for precision in precisions if candidates(precision)]
+
+
+def operations_per_image(backbone: ImageTextBackbone) -> int:
+    """Return the floating-point operations of one image through the encoder, two for each multiply-add.
+
+    torch's fused attention is not counted, so it is left aside for the count.
+    """
+    pixels = torch.zeros(1, 3, backbone.image_size_px, backbone.image_size_px)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            backbone.encode_image(pixels)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return int(counter.get_total_flops())
+
+
+def _gemm_rate(precision: Precision) -> GemmRate:
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((_SIDE, _SIDE), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "gemm.onnx"
+        onnx.save(_chain(generator), path)
+        if precision is not Precision.FP32:
+            lower_precision(path, precision, {"rows": rows[:64]})
+        engine = open_engine(path, precision)
+    engine({"rows": rows})
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        engine({"rows": rows})
+        seconds.append(time.perf_counter() - start)
+    operations = 2 * _SIDE**3 * _PRODUCTS
+    return GemmRate(precision=precision, engine=engine.device, operations_per_s=operations / float(np.median(seconds)))
+
+
+def _chain(generator: np.random.Generator) -> onnx.ModelProto:
+    """Products in a row, and a narrow last one, since the layer that makes an output is not quantised."""
+    widths = [_SIDE] * (_PRODUCTS + 1) + [8]
+    weights = [
+        numpy_helper.from_array(
+            generator.standard_normal((left, right), dtype=np.float32) / np.float32(np.sqrt(left)), f"weight_{layer}"
+        )
+        for layer, (left, right) in enumerate(pairwise(widths))
+    ]
+    names = ["rows", *(f"product_{layer}" for layer in range(len(weights)))]
+    nodes = [
+        helper.make_node("MatMul", [names[layer], f"weight_{layer}"], [names[layer + 1]], name=f"matmul_{layer}")
+        for layer in range(len(weights))
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "gemm",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", _SIDE])],
+        [helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, ["batch", 8])],
+        initializer=weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -1,0 +1,63 @@
+"""What the gallery bench measures: one torch model with random weights, and its exports at several precisions."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.engines import candidates
+from cirrus_client.errors import FidelityError
+from cirrus_export.demo.catalogue import write_photos
+from cirrus_export.demo.probe import rendered_probe
+from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.recipes.transagg_union import TransAggUnion
+
+PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The torch original, and its bundles at the precisions that an engine here runs, with the same weights."""
+
+    recipe: TransAggUnion
+    bundles: dict[Precision, Bundle]
+
+
+def bench_models(backbone: str, work: Path) -> Models:
+    """Return the models of a bench; bundles are exported on the first run and kept below `work`."""
+    precisions = [precision for precision in PRECISIONS if candidates(precision)]
+    requests = {
+        precision: ExportRequest(
+            recipe="transagg-union",
+            backbone=backbone,
+            pretrained="random",
+            head="random",
+            out=work / f"bundle-{backbone}-{precision}",
+            precision=precision,
+        )
+        for precision in precisions
+    }
+    recipe = build_recipe(requests[Precision.FP32])
+    assert isinstance(recipe, TransAggUnion)
+    return Models(recipe, {precision: _bundle(request) for precision, request in requests.items()})
+
+
+def bench_photos(work: Path, *, count: int, size_px: int) -> list[Path]:
+    """Return rendered JPEG photos; they are written on the first run and kept below `work`."""
+    folder = work / f"photos-{count}-{size_px}px"
+    existing = sorted(folder.glob("*.jpg"))
+    return existing if len(existing) == count else write_photos(folder, count=count, size_px=size_px, seed=1)
+
+
+def _bundle(request: ExportRequest) -> Bundle:
+    """A random model may miss the gate of its precision: the bench reports its fidelity itself."""
+    if not (request.out / "bundle.json").is_file():
+        log.info("exporting %s at %s for the bench", request.backbone, request.precision)
+        try:
+            return export(request, rendered_probe(queries=16, gallery=48))
+        except FidelityError as error:
+            log.warning("%s", error)
+    return Bundle.open(request.out, allow_failed=True)

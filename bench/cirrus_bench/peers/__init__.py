@@ -1,0 +1,6 @@
+"""The tools that people embed galleries with today, each in an environment of its own."""
+
+from cirrus_bench.peers.install import PEERS, Peer
+from cirrus_bench.peers.process import PeerProcess, start_peers
+
+__all__ = ["PEERS", "Peer", "PeerProcess", "start_peers"]

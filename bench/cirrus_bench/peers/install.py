@@ -1,0 +1,73 @@
+"""Which tools, and their installation from the package registry."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cirrus_bench.errors import PeerError
+
+_TORCH = ("torch==2.13.0",)
+_NO_DEPENDENCIES = ("torchvision==0.28.0", "timm==1.0.31")
+_STAMP = "requirements.sha256"
+_LIMIT_S = 900
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool: what it needs, and the driver beside this file that embeds a folder with it.
+
+    No requirements: it runs in this environment.
+    """
+
+    name: str
+    requirements: tuple[str, ...] = ()
+
+    @property
+    def driver(self) -> Path:
+        """The script that its own Python runs."""
+        return Path(__file__).parent / "drivers" / f"{self.name.replace('-', '_')}_driver.py"
+
+
+PEERS = (
+    Peer("open_clip"),
+    Peer("clip-retrieval", ("clip-retrieval==2.45.0", "setuptools<81")),
+    Peer("infinity", ("infinity-emb[server,torch,vision]==0.0.78", "aiohttp")),
+    Peer("clip-as-service", ("clip-server==0.8.3", "jina<3.24", "setuptools<81")),
+)
+
+
+def install(peer: Peer, folder: Path) -> Path:
+    """Return the Python that runs a peer, in a virtual environment below `folder` that is made on the first call.
+
+    torch comes first and torchvision without its dependencies, so that a CPU machine gets no CUDA packages. Raises
+    PeerError with pip's own reason.
+    """
+    if not peer.requirements:
+        return Path(sys.executable)
+    environment = folder / peer.name
+    python = environment / "bin" / "python"
+    stamp = environment / _STAMP
+    wanted = hashlib.sha256(repr((_TORCH, _NO_DEPENDENCIES, peer.requirements)).encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    _run([sys.executable, "-m", "venv", "--clear", str(environment)], peer)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for arguments in (_TORCH, ("--no-deps", *_NO_DEPENDENCIES), (*_TORCH, *peer.requirements)):
+        _run([*pip, *arguments], peer)
+    stamp.write_text(wanted)
+    return python
+
+
+def _run(command: list[str], peer: Peer) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise PeerError(f"{peer.name} does not install: pip found no set of versions in {_LIMIT_S} s") from None
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
+        reason = errors[-1] if errors else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise PeerError(f"{peer.name} does not install: {reason}")
