@@ -13,10 +13,10 @@ EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
 BUNDLE ?= $(DEMO)/bundle
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-retrieval test lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-full bench-retrieval gpu-check test lint demo-train clean
 
 help:  ## show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## install everything into .venv (with the gpu extra where there is an NVIDIA GPU)
 
@@ -59,8 +59,14 @@ demo: $(DEMO)/index/index.json  ## a few searches with contact sheets under buil
 search: $(DEMO)/index/index.json  ## search the demo gallery: make search IMAGE=photo.jpg TEXT="make it blue"
 	$(BIN)/cirrus search "$(IMAGE)" "$(TEXT)" --bundle $(BUNDLE) --index $(DEMO)/index --sheet $(DEMO)/search.png
 
-bench: $(DEMO)/bundle/bundle.json  ## gallery embedding, side by side with the papers' way; report under bench/reports
+bench: $(READY)  ## gallery embedding, side by side with the papers' way; report under bench/reports
 	$(BIN)/cirrus bench gallery --out bench/reports
+
+bench-full: $(READY)  ## the same over 2,000 photos, five rounds: hours on a CPU
+	$(BIN)/cirrus bench gallery --images 2000 --repeats 5 --out bench/reports/full
+
+gpu-check: $(DEMO)/bundle/bundle.json  ## verify the whole GPU side on this machine; report under bench/reports
+	$(BIN)/cirrus bench gpu-check $(BUNDLE) --out bench/reports
 
 DEMO_EXPORT = $(BIN)/cirrus export --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors
 DEMO_RECIPES := transagg-union sprc searle clip-sum clip-image clip-text

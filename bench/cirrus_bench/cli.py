@@ -19,15 +19,16 @@ def gallery(
     images: Annotated[int, typer.Option(min=8, help="Photos in the gallery.")] = 128,
     size_px: Annotated[int, typer.Option(min=64, help="Longer side of a photo.")] = 1024,
     repeats: Annotated[int, typer.Option(min=1, help="How often every row is measured; medians are reported.")] = 3,
-    work: Annotated[Path, typer.Option(help="Where the photos and the bundle are kept for the next run.")] = Path(
+    work: Annotated[Path, typer.Option(help="Where photos, bundles and other tools are kept for the next run.")] = Path(
         "build/bench"
     ),
+    peers: Annotated[bool, typer.Option(help="Install other tools and measure them as well.")] = True,
 ) -> None:
     """Measure what it costs to embed a gallery, side by side with the papers' way."""
     from cirrus_bench.gallery import BenchRequest, measure_gallery
     from cirrus_bench.report import markdown, write_report
 
-    request = BenchRequest(backbone=backbone, images=images, size_px=size_px, repeats=repeats, work=work)
+    request = BenchRequest(backbone=backbone, images=images, size_px=size_px, repeats=repeats, work=work, peers=peers)
     report = measure_gallery(request)
     write_report(report, out)
     typer.echo(markdown(report))
@@ -68,6 +69,63 @@ def retrieval(
         write_report(report, out)
         typer.echo(markdown(report))
         typer.echo(f"written: {out / 'retrieval.md'}, retrieval.json")
+
+
+@bench.command()
+def precision(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for precision.json and precision.md.")],
+    work: Annotated[Path, typer.Option(help="Where the bundles are written.")] = Path("build/bench/precision"),
+) -> None:
+    """Export the demo model at every precision that runs here: what each keeps, and how fast it is."""
+    from cirrus_bench.precisions import markdown, measure_precisions, write_report
+
+    report = measure_precisions(work)
+    write_report(report, out)
+    typer.echo(markdown(report))
+
+
+@bench.command()
+def search(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for search.json and search.md.")],
+    single: Annotated[int, typer.Option(min=1000, help="Images of one vector.")] = 100_000,
+    multi: Annotated[int, typer.Option(min=100, help="Images of 32 vectors.")] = 10_000,
+) -> None:
+    """Measure search against bare FAISS: exact and approximate, one vector an image and several."""
+    from cirrus_bench.search import markdown, measure_search, write_report
+
+    report = measure_search(single=single, multi=multi)
+    write_report(report, out)
+    typer.echo(markdown(report))
+
+
+@bench.command()
+def queries(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that passed its gate.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for queries.json, queries.md and queries.png.")],
+) -> None:
+    """Measure query latency through a real Triton against concurrency, and against the bare engine."""
+    from cirrus_bench.queries import markdown, measure_queries, write_report
+    from cirrus_client.bundle import Bundle
+
+    report = measure_queries(Bundle.open(bundle))
+    write_report(report, out)
+    typer.echo(markdown(report))
+
+
+@bench.command()
+def gpu_check(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; its graphs are compiled to TensorRT plans as well.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
+) -> None:
+    """Verify the whole GPU side on this machine: ONNX Runtime, TensorRT and FAISS, against the CPU."""
+    from cirrus_bench.gpu_check import check_gpu, markdown, write_report
+    from cirrus_client.bundle import Bundle
+
+    report = check_gpu(Bundle.open(bundle))
+    write_report(report, out)
+    typer.echo(markdown(report))
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 @bench.command()

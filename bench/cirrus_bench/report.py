@@ -33,7 +33,7 @@ def markdown(report: GalleryReport) -> str:
         "",
         f"`{PAPERS_WAY}` is `extract_index_features` of baohl00/UNION_for_IGROT: a DataLoader of batch 32 with 8 "
         "workers; for each batch the image encoder twice and the text encoder on the empty string. Memory is what a "
-        "way takes on top of the process (without the papers' loader processes); a peer's is that of its whole process. "
+        "way takes on top of the process (without the papers' loader processes), a peer's that of its whole process. "
         "Fidelity is that of the gallery's embeddings to the papers' way's: the smallest cosine, and how many of each "
         "image's ten nearest neighbours are the same. Peers embed with plain CLIP, no UNION, and are held to the plain "
         "encoder. Photos that look alike under random weights make neighbours a hard test; the demo model's own table "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+
+from cirrus_client.errors import EngineError
+from cirrus_client.gpu import query_gpu
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ def examine() -> list[Finding]:
     return [
         Finding("Python", True, platform.python_version(), required=True),
         _onnxruntime(),
+        _openvino(),
         _faiss(),
         _package("tritonclient", "pip install 'cirrus-cir'", required=True),
         _package("nvidia-pytriton", "pip install 'cirrus-cir[serve]' for `cirrus serve`; NGC's container needs none"),
@@ -60,6 +62,16 @@ def _onnxruntime() -> Finding:
     return _imported("ONNX Runtime", look, "pip install 'cirrus-cir[cpu]' or 'cirrus-cir[gpu]'", required=True)
 
 
+def _openvino() -> Finding:
+    def look() -> str:
+        import openvino
+
+        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return f"{openvino.__version__.split('-')[0]}: {', '.join(capabilities)}"
+
+    return _imported("OpenVINO", look, "pip install openvino: faster on most CPUs; a GPU needs none")
+
+
 def _faiss() -> Finding:
     def look() -> str:
         import faiss
@@ -80,11 +92,9 @@ def _tensorrt() -> Finding:
 
 
 def _gpu() -> Finding:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return Finding("NVIDIA GPU", False, "no nvidia-smi", "everything runs on the CPU")
-    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    if answer.returncode != 0:
-        return Finding("NVIDIA GPU", False, (answer.stderr or answer.stdout).strip(), "check the NVIDIA driver")
-    return Finding("NVIDIA GPU", True, "; ".join(answer.stdout.strip().splitlines()))
+    try:
+        return Finding(
+            "NVIDIA GPU", True, ", ".join(query_gpu("name", "driver_version", "memory.total", "compute_cap"))
+        )
+    except EngineError as error:
+        return Finding("NVIDIA GPU", False, str(error), "everything runs on the CPU")

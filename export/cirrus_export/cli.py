@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cirrus_client.bundle import Precision
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_export.repository import Flavour
 
 
@@ -32,12 +32,17 @@ def export_command(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries of the probe.")] = 64,
     gallery: Annotated[int, typer.Option(min=11, help="Gallery images of the probe.")] = 128,
+    for_triton: Annotated[
+        str | None, typer.Option(help="Also compile TensorRT plans, for the container of this release, like 26.07.")
+    ] = None,
 ) -> None:
     """Export a checkpoint to a bundle, and hold it to its original."""
     from cirrus_export.demo.probe import rendered_probe
     from cirrus_export.pipeline import ExportRequest, export
     from cirrus_export.probe import read_probe
 
+    if for_triton is not None:
+        _check_triton(for_triton, version_compatible=False)
     request = ExportRequest(
         recipe=recipe,
         backbone=backbone,
@@ -52,9 +57,31 @@ def export_command(
     else:
         chosen = rendered_probe(queries=queries, gallery=gallery)
     bundle = export(request, chosen)
+    if for_triton is not None:
+        _compile(bundle, version_compatible=False, hardware_compatible=False)
     typer.echo(
         f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}"
     )
+
+
+def compile_command(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that passed its gate.")],
+    for_triton: Annotated[
+        str | None,
+        typer.Option(help="The Triton release that is to load them, like 26.07; a mismatch is refused."),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans for later TensorRTs of the same major version as well.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Plans for every GPU since Ampere, not for this one alone.")
+    ] = False,
+) -> None:
+    """Compile a bundle's graphs to TensorRT plans, on the machine that serves them."""
+
+    if for_triton is not None:
+        _check_triton(for_triton, version_compatible=version_compatible)
+    _compile(Bundle.open(bundle), version_compatible=version_compatible, hardware_compatible=hardware_compatible)
 
 
 def repository_command(
@@ -64,7 +91,6 @@ def repository_command(
     suggester: Annotated[Path | None, typer.Option(help="A suggester to serve beside them.")] = None,
 ) -> None:
     """Write one Triton model repository of several bundles, in which a shared encoder is there once."""
-    from cirrus_client.bundle import Bundle
     from cirrus_client.errors import ExportError
     from cirrus_export.repository import write_shared_repository
 
@@ -106,6 +132,23 @@ def recipes_command() -> None:
         options = ", ".join(recipe.options_type.model_fields) or "-"
         table.add_row(name, summary, "needed" if recipe.needs_head else "none", options)
     Console().print(table)
+
+
+def _check_triton(release: str, *, version_compatible: bool) -> None:
+    from cirrus_export.ngc import check_release
+    from cirrus_export.tensorrt_engine import installed_tensorrt
+
+    check_release(release, installed_tensorrt(), version_compatible=version_compatible)
+
+
+def _compile(bundle: Bundle, *, version_compatible: bool, hardware_compatible: bool) -> None:
+    from cirrus_export.tensorrt_engine import CompileOptions, compile_plans
+
+    compiled = compile_plans(bundle, CompileOptions(version_compatible, hardware_compatible))
+    for name, plan in compiled.plans.items():
+        attention = {True: ", attention fused", False: ", attention not fused", None: ""}[plan.attention_fused]
+        typer.echo(f"{name}: {plan.layers} layers, batch {plan.batch[0]} to {plan.batch[2]}{attention}")
+    typer.echo(f"{bundle.root / 'triton' / 'tensorrt'}: TensorRT {compiled.tensorrt} on {compiled.gpu}")
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

@@ -327,7 +327,7 @@ def _plan(bundle_root: Path, graph: str) -> Path:
     if not plan.is_file():
         raise ExportError(
             f"the tensorrt flavour needs {plan}, which is not there: compile the bundle's graphs on the machine that "
-            "serves them, for example with `trtexec --onnx=... --saveEngine=... --stronglyTyped`"
+            f"serves them with `cirrus compile {bundle_root}`"
         )
     return plan
 

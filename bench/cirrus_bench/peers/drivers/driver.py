@@ -40,4 +40,5 @@ def let_torchvision_import():
 
 
 def _say(**answer):
-    print(f"cirrus:{json.dumps(answer)}", flush=True)
+    """On a line of its own: tools leave lines of progress unfinished."""
+    print(f"\ncirrus:{json.dumps(answer)}", flush=True)

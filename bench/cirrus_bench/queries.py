@@ -1,0 +1,210 @@
+"""Queries through a real Triton: latency against concurrency, where the time goes, and what it adds to the engine."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+
+from cirrus_bench.measure import Machine, this_machine
+from cirrus_client.bundle import Bundle, Contract
+from cirrus_client.encoders import Encoder, LocalEncoder, TritonEncoder
+from cirrus_client.files import atomic_path, write_atomically, write_model
+from cirrus_client.triton_server import TritonServer
+from cirrus_export.demo.probe import rendered_probe
+from cirrus_export.probe import ProbeQuery
+
+_CONCURRENCY = (1, 2, 4, 8, 16)
+_QUERIES = 300
+_COLOURS = {"p50": "#1f6feb", "p95": "#e09f3e", "p99": "#d1495b"}
+
+
+class Latency(Contract):
+    """Milliseconds of single queries, each with an image and a text, and how many were answered a second."""
+
+    concurrency: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    queries_per_s: float
+
+
+class Stage(Contract):
+    """A served model's mean milliseconds a request, from Triton's statistics: waiting for its turn, and at work."""
+
+    model: str
+    queue_ms: float
+    compute_ms: float
+    mean_batch: float
+
+
+class QueryReport(Contract):
+    """bare: the same queries by `LocalEncoder` in one process. stages: at concurrency 1 and at the highest."""
+
+    bundle: str
+    queries: int
+    bare: Latency
+    served: tuple[Latency, ...]
+    stages: dict[int, tuple[Stage, ...]]
+    machine: Machine
+
+    @property
+    def overhead_ms(self) -> float:
+        """What Triton adds to the median of one query at a time."""
+        return self.served[0].p50_ms - self.bare.p50_ms
+
+
+def measure_queries(bundle: Bundle) -> QueryReport:
+    """Serve a bundle with the pip-installed Triton, answer cache off, and query it. Every query is another one."""
+    queries = rendered_probe(queries=_QUERIES, gallery=2 * _QUERIES).queries
+    bare = _latency(LocalEncoder(bundle), queries, 1)
+    served: list[Latency] = []
+    stages: dict[int, tuple[Stage, ...]] = {}
+    http, grpc, metrics = _free_ports(3)
+    repository = bundle.root / "triton" / "python"
+    with TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics, cache_bytes=0) as server:
+        encoder = TritonEncoder(server.grpc_url)
+        for concurrency in _CONCURRENCY:
+            before = _statistics(server.grpc_url)
+            served.append(_latency(encoder, queries, concurrency))
+            if concurrency in (_CONCURRENCY[0], _CONCURRENCY[-1]):
+                stages[concurrency] = _stages(before, _statistics(server.grpc_url))
+    return QueryReport(
+        bundle=f"{bundle.spec.recipe} on {bundle.spec.backbone}, {bundle.spec.precision}",
+        queries=len(queries),
+        bare=bare,
+        served=tuple(served),
+        stages=stages,
+        machine=this_machine(),
+    )
+
+
+def write_report(report: QueryReport, out: Path) -> None:
+    """Write `queries.json`, `queries.md` and `queries.png`."""
+    write_model(out / "queries.json", report)
+    write_atomically(out / "queries.md", markdown(report).encode())
+    with atomic_path(out / "queries.png") as path:
+        _plot(report, path)
+
+
+def markdown(report: QueryReport) -> str:
+    """Return the report as Markdown."""
+    share = report.overhead_ms / report.bare.p50_ms
+    lines = [
+        f"# Queries: {report.bundle}",
+        "",
+        f"{report.queries} single queries of an image and a text, over gRPC on the same machine, answer cache off. "
+        f"Triton adds **{report.overhead_ms:.1f} ms** ({share:.0%}) to the median of one query at a time.",
+        "",
+        "| way | in flight | p50, ms | p95, ms | p99, ms | queries/s |",
+        "|---|--:|--:|--:|--:|--:|",
+        _row("bare engine, in process", report.bare),
+        *(_row("Triton", latency) for latency in report.served),
+    ]
+    for concurrency, stages in report.stages.items():
+        lines += [
+            "",
+            f"## Where the time goes, {concurrency} in flight",
+            "",
+            "| model | waiting, ms | at work, ms | requests a batch |",
+            "|---|--:|--:|--:|",
+            *(f"| {s.model} | {s.queue_ms:.2f} | {s.compute_ms:.2f} | {s.mean_batch:.1f} |" for s in stages),
+        ]
+    return "\n".join([*lines, "", str(report.machine)]) + "\n"
+
+
+def _row(way: str, latency: Latency) -> str:
+    return (
+        f"| {way} | {latency.concurrency} | {latency.p50_ms:.1f} | {latency.p95_ms:.1f} | {latency.p99_ms:.1f} "
+        f"| {latency.queries_per_s:.1f} |"
+    )
+
+
+def _latency(encoder: Encoder, queries: Sequence[ProbeQuery], concurrency: int) -> Latency:
+    def ask(query: ProbeQuery) -> float:
+        start = time.perf_counter()
+        encoder.encode_queries([query.image], [query.text])
+        return time.perf_counter() - start
+
+    for query in queries[: 2 * concurrency]:
+        ask(query)
+    with ThreadPoolExecutor(concurrency) as pool:
+        start = time.perf_counter()
+        seconds = list(pool.map(ask, queries))
+        whole = time.perf_counter() - start
+    p50, p95, p99 = (float(value) for value in 1e3 * np.percentile(seconds, [50, 95, 99]))
+    return Latency(concurrency=concurrency, p50_ms=p50, p95_ms=p95, p99_ms=p99, queries_per_s=len(queries) / whole)
+
+
+def _statistics(url: str) -> dict[str, Any]:
+    with grpcclient.InferenceServerClient(url) as client:
+        answer = client.get_inference_statistics(as_json=True)
+    return {model["name"]: model for model in answer["model_stats"]}
+
+
+def _stages(before: dict[str, Any], after: dict[str, Any]) -> tuple[Stage, ...]:
+    stages = []
+    for name, now in after.items():
+        then = before[name]
+        requests = _count(now, then, "inference_count")
+        executions = _count(now, then, "execution_count")
+        if requests and executions:
+            work_ns = sum(_ns(now, then, part) for part in ("compute_input", "compute_infer", "compute_output"))
+            stages.append(
+                Stage(
+                    model=name,
+                    queue_ms=_ns(now, then, "queue") / requests / 1e6,
+                    compute_ms=work_ns / requests / 1e6,
+                    mean_batch=requests / executions,
+                )
+            )
+    return tuple(sorted(stages, key=lambda stage: -stage.compute_ms))
+
+
+def _count(now: dict[str, Any], then: dict[str, Any], field: str) -> int:
+    return int(now.get(field, 0)) - int(then.get(field, 0))
+
+
+def _ns(now: dict[str, Any], then: dict[str, Any], part: str) -> int:
+    def total(model: dict[str, Any]) -> int:
+        return int(model["inference_stats"].get(part, {}).get("ns", 0))
+
+    return total(now) - total(then)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _plot(report: QueryReport, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), constrained_layout=True)
+    at = [latency.concurrency for latency in report.served]
+    for name, colour in _COLOURS.items():
+        values = [getattr(latency, f"{name}_ms") for latency in report.served]
+        axes.plot(at, values, marker="o", color=colour, label=name)
+    axes.axhline(report.bare.p50_ms, color="#9aa4b2", linestyle="--", label="bare engine, p50")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(at, [str(value) for value in at])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("queries in flight")
+    axes.set_ylabel("milliseconds")
+    axes.set_title(f"Query latency through Triton: {report.bundle}", loc="left", fontsize=11)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png", dpi=140)
+    pyplot.close(figure)
