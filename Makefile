@@ -13,7 +13,7 @@ EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
 BUNDLE ?= $(DEMO)/bundle
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-full bench-retrieval gpu-check test lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test lint demo-train clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -64,6 +64,11 @@ bench: $(READY)  ## gallery embedding, side by side with the papers' way; report
 
 bench-full: $(READY)  ## the same over 2,000 photos, five rounds: hours on a CPU
 	$(BIN)/cirrus bench gallery --images 2000 --repeats 5 --out bench/reports/full
+
+bench-queries: $(DEMO)/bundle/bundle.json  ## query latency through Triton, search against bare FAISS, every precision
+	$(BIN)/cirrus bench queries $(BUNDLE) --out bench/reports
+	$(BIN)/cirrus bench search --out bench/reports
+	$(BIN)/cirrus bench precision --out bench/reports
 
 gpu-check: $(DEMO)/bundle/bundle.json  ## verify the whole GPU side on this machine; report under bench/reports
 	$(BIN)/cirrus bench gpu-check $(BUNDLE) --out bench/reports

@@ -102,12 +102,13 @@ def search(
 def queries(
     bundle: Annotated[Path, typer.Argument(help="A bundle that passed its gate.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for queries.json, queries.md and queries.png.")],
+    work: Annotated[Path, typer.Option(help="Where photos are kept for the next run.")] = Path("build/bench"),
 ) -> None:
-    """Measure query latency through a real Triton against concurrency, and against the bare engine."""
+    """Measure a real Triton against the bare engine: query latency by concurrency, and bulk embedding."""
     from cirrus_bench.queries import markdown, measure_queries, write_report
     from cirrus_client.bundle import Bundle
 
-    report = measure_queries(Bundle.open(bundle))
+    report = measure_queries(Bundle.open(bundle), work)
     write_report(report, out)
     typer.echo(markdown(report))
 

@@ -96,9 +96,9 @@ def markdown(report: PrecisionReport) -> str:
     lines = [
         "# The demo model at every precision",
         "",
-        f"Against the torch original on {report.queries} labelled queries over {report.gallery} images, whose Recall@10 "
-        f"is {report.recall_at_10_original:.2%}. Speed is that of the gallery graph (encoder and UNION head) at batch "
-        f"{_BATCH}, on the engine that `auto` takes; a CPU emulates float8, and mostly float16.",
+        f"Against the torch original on {report.queries} labelled queries over {report.gallery} images, whose "
+        f"Recall@10 is {report.recall_at_10_original:.2%}. Speed is that of the gallery graph (encoder and UNION head) "
+        f"at batch {_BATCH}, on the engine that `auto` takes; a CPU emulates float8, and mostly float16.",
         "",
         "| precision | engine | cosine (min) | top-10 agreement | Recall@10 | images/s | times fp32 |",
         "|---|---|--:|--:|--:|--:|--:|",

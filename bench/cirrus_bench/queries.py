@@ -1,27 +1,32 @@
-"""Queries through a real Triton: latency against concurrency, where the time goes, and what it adds to the engine."""
+"""A real Triton against the bare engine: query latency by concurrency, where the time goes, and bulk embedding."""
 
 from __future__ import annotations
 
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpcclient
 
-from cirrus_bench.measure import Machine, this_machine
+from cirrus_bench.measure import Machine, this_machine, time_interleaved
+from cirrus_bench.models import bench_photos
 from cirrus_client.bundle import Bundle, Contract
 from cirrus_client.encoders import Encoder, LocalEncoder, TritonEncoder
 from cirrus_client.files import atomic_path, write_atomically, write_model
+from cirrus_client.gallery import embed_gallery
 from cirrus_client.triton_server import TritonServer
 from cirrus_export.demo.probe import rendered_probe
 from cirrus_export.probe import ProbeQuery
 
 _CONCURRENCY = (1, 2, 4, 8, 16)
 _QUERIES = 300
+_PHOTOS, _PHOTO_PX, _ROUNDS = 256, 512, 3
 _COLOURS = {"p50": "#1f6feb", "p95": "#e09f3e", "p99": "#d1495b"}
 
 
@@ -45,13 +50,17 @@ class Stage(Contract):
 
 
 class QueryReport(Contract):
-    """bare: the same queries by `LocalEncoder` in one process. stages: at concurrency 1 and at the highest."""
+    """bare: the same queries by `LocalEncoder` in one process. stages: at concurrency 1 and at the highest.
+
+    bulk: images a second of `embed_gallery` from JPEG photos, in process and through the server.
+    """
 
     bundle: str
     queries: int
     bare: Latency
     served: tuple[Latency, ...]
     stages: dict[int, tuple[Stage, ...]]
+    bulk: tuple[float, float]
     machine: Machine
 
     @property
@@ -60,10 +69,12 @@ class QueryReport(Contract):
         return self.served[0].p50_ms - self.bare.p50_ms
 
 
-def measure_queries(bundle: Bundle) -> QueryReport:
+def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
     """Serve a bundle with the pip-installed Triton, answer cache off, and query it. Every query is another one."""
     queries = rendered_probe(queries=_QUERIES, gallery=2 * _QUERIES).queries
-    bare = _latency(LocalEncoder(bundle), queries, 1)
+    photos = bench_photos(work, count=_PHOTOS, size_px=_PHOTO_PX)[0].parent
+    local = LocalEncoder(bundle)
+    bare = _latency(local, queries, 1)
     served: list[Latency] = []
     stages: dict[int, tuple[Stage, ...]] = {}
     http, grpc, metrics = _free_ports(3)
@@ -75,12 +86,15 @@ def measure_queries(bundle: Bundle) -> QueryReport:
             served.append(_latency(encoder, queries, concurrency))
             if concurrency in (_CONCURRENCY[0], _CONCURRENCY[-1]):
                 stages[concurrency] = _stages(before, _statistics(server.grpc_url))
+        ways: dict[str, Encoder] = {"local": local, "served": encoder}
+        timings = time_interleaved({way: partial(_embed, photos, ways[way]) for way in ways}, _ROUNDS)
     return QueryReport(
         bundle=f"{bundle.spec.recipe} on {bundle.spec.backbone}, {bundle.spec.precision}",
         queries=len(queries),
         bare=bare,
         served=tuple(served),
         stages=stages,
+        bulk=(_PHOTOS / timings["local"].median, _PHOTOS / timings["served"].median),
         machine=this_machine(),
     )
 
@@ -116,6 +130,14 @@ def markdown(report: QueryReport) -> str:
             "|---|--:|--:|--:|",
             *(f"| {s.model} | {s.queue_ms:.2f} | {s.compute_ms:.2f} | {s.mean_batch:.1f} |" for s in stages),
         ]
+    local, served = report.bulk
+    lines += [
+        "",
+        "## Bulk embedding",
+        "",
+        f"{_PHOTOS} JPEG photos of {_PHOTO_PX} px: {local:,.1f} images/s in process, {served:,.1f} through the server "
+        f"({served / local:.0%}).",
+    ]
     return "\n".join([*lines, "", str(report.machine)]) + "\n"
 
 
@@ -124,6 +146,11 @@ def _row(way: str, latency: Latency) -> str:
         f"| {way} | {latency.concurrency} | {latency.p50_ms:.1f} | {latency.p95_ms:.1f} | {latency.p99_ms:.1f} "
         f"| {latency.queries_per_s:.1f} |"
     )
+
+
+def _embed(photos: Path, encoder: Encoder) -> None:
+    with tempfile.TemporaryDirectory() as out:
+        embed_gallery(photos, Path(out), encoder, show_progress=False)
 
 
 def _latency(encoder: Encoder, queries: Sequence[ProbeQuery], concurrency: int) -> Latency:

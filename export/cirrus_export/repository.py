@@ -211,8 +211,10 @@ def _write_graph(names: _Names, name: str, flavour: Flavour, root: Path) -> None
             sources = [_plan(names.bundle.root, name)]
         else:
             config.platform = "onnxruntime_onnx"
+            # In a container without a GPU; OpenVINO computes in the graph's own precision there.
+            config.optimization.execution_accelerators.cpu_execution_accelerator.add(name="openvino")
         config.default_model_filename = sources[0].name
-        config.instance_group.add(count=LIMITS.instances, kind=pb.ModelInstanceGroup.KIND_GPU)
+        config.instance_group.add(count=LIMITS.instances, kind=pb.ModelInstanceGroup.KIND_AUTO)
     _add_tensors(config, graph)
     folder = _write_model(root, config)
     if flavour is Flavour.PYTHON:
