@@ -116,7 +116,9 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
     """Measure all rows, interleaved, on the same files and weights."""
     photos = bench_photos(request.work, count=request.images, size_px=request.size_px)
     models = bench_models(request.backbone, request.work)
+    gemm = gemm_rates(list(models.bundles))
     stages, ends = _Stages(models, photos), _Ends(models, photos, request.work)
+    sweep = tuple(_sweep(models, stages.pixels))
     peers, missing = start_peers(request.work / "peers", models.recipe, photos) if request.peers else ([], {})
     with ExitStack() as running:
         for peer in peers:
@@ -138,8 +140,8 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
             _row(way, timing, request.images, peaks.get(way, timing.peak_bytes), fidelity.get(way))
             for way, timing in timings.items()
         ),
-        sweep=tuple(_sweep(models, stages.pixels)),
-        gemm=tuple(gemm_rates(list(models.bundles))),
+        sweep=sweep,
+        gemm=tuple(gemm),
         operations_per_image=operations_per_image(models.recipe.backbone),
         head_swap=timings[ends.exact].median / timings[ends.swap].median,
         union_cost=timings[stages.head].median / timings[stages.encoder].median,

@@ -53,6 +53,11 @@ def replace_directory(path: Path) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
+def is_foreign(path: Path, mark: str) -> bool:
+    """Return whether a path holds something that must not be replaced: not empty, and without a file like `mark`."""
+    return path.exists() and not any(path.glob(mark)) and (not path.is_dir() or any(path.iterdir()))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees either the old content or the new."""
     with atomic_path(path) as temporary:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from cirrus_client.encoders.protocol import Encoder, ImageInput
 from cirrus_client.errors import SearchIndexError, SpaceMismatch
-from cirrus_client.files import replace_directory
+from cirrus_client.files import is_foreign, replace_directory
 from cirrus_client.gallery import Gallery
 from cirrus_client.index import FaissIndex, Index, SearchKind
 from cirrus_client.index.faiss_index import MANIFEST
@@ -82,7 +82,7 @@ def build_index(gallery: Gallery, out: Path, *, kind: SearchKind = SearchKind.EX
     An older index at `out` is replaced only when the new one is complete. Raises SearchIndexError if `out` is
     something else.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if is_foreign(out, MANIFEST):
         raise SearchIndexError(f"{out} exists and is not an index; name another path or remove it")
     index = FaissIndex(gallery.space, gallery.embeddings, kind=kind)
     paths = [str(gallery.images / path) for path in gallery.paths]

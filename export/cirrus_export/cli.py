@@ -92,9 +92,10 @@ def repository_command(
 ) -> None:
     """Write one Triton model repository of several bundles, in which a shared encoder is there once."""
     from cirrus_client.errors import ExportError
+    from cirrus_client.files import is_foreign
     from cirrus_export.repository import write_shared_repository
 
-    if out.exists() and not any(out.glob("*/config.pbtxt")) and (not out.is_dir() or any(out.iterdir())):
+    if is_foreign(out, "*/config.pbtxt"):
         raise ExportError(f"--out {out}: exists and is not a model repository; name another path or remove it")
     opened = [Bundle.open(path) for path in bundles]
     write_shared_repository(opened, flavour, out, suggester=suggester)

@@ -21,7 +21,7 @@ from cirrus_client.bundle import (
     write_contract,
 )
 from cirrus_client.errors import CheckpointError, ExportError, FidelityError
-from cirrus_client.files import replace_directory, sha256_of_file
+from cirrus_client.files import is_foreign, replace_directory, sha256_of_file
 from cirrus_export.backbones.registry import RANDOM, load_backbone
 from cirrus_export.checkpoints.state import StateDict, fingerprint, one_error_for_all_keys
 from cirrus_export.fidelity import FidelityReport, ProbeTensors, measure
@@ -66,7 +66,8 @@ def export(request: ExportRequest, probe: Probe) -> Bundle:
     model repository.
     """
     check_precision(request.precision)
-    _check_destination(request.out)
+    if is_foreign(request.out, CONTRACT):
+        raise ExportError(f"--out {request.out}: exists and is not a bundle; name another path or remove it")
     with replace_directory(request.out) as root:
         log.info("building %s on %s", request.recipe, request.backbone)
         recipe = build_recipe(request)
@@ -87,12 +88,6 @@ def export(request: ExportRequest, probe: Probe) -> Bundle:
             f"see {request.out / 'report.md'}"
         )
     return bundle
-
-
-def _check_destination(out: Path) -> None:
-    """An export replaces an older bundle, and nothing else."""
-    if out.exists() and not (out / CONTRACT).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"--out {out}: exists and is not a bundle; name another path or remove it")
 
 
 def build_recipe(request: ExportRequest) -> Recipe:

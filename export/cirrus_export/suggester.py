@@ -23,7 +23,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cirrus_client.bundle import Contract, DType, FidelityStatus, TensorSpec
 from cirrus_client.errors import CheckpointError, ExportError, FidelityError
-from cirrus_client.files import replace_directory, sha256_of_file, write_model
+from cirrus_client.files import is_foreign, replace_directory, sha256_of_file, write_model
 from cirrus_client.preprocess import Pad, PreprocessSpec, preprocess
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
 from cirrus_export.graph import Graph, pixels, token_ids, vectors
@@ -51,7 +51,7 @@ def export_suggester(checkpoint: Path, out: Path, pairs: Sequence[tuple[bytes, b
     Raises CheckpointError for a folder that is no InstructBLIP with a decoder-only language model, ExportError if `out`
     is something else, and FidelityError if under 99% of the texts agree token by token.
     """
-    if out.exists() and not (out / CONTRACT).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if is_foreign(out, CONTRACT):
         raise ExportError(f"--out {out}: exists and is not a suggester; name another path or remove it")
     model = _load(checkpoint)
     prompt = _prompt(checkpoint, model)
