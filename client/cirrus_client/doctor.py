@@ -9,6 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from cirrus_client.bundle import Bundle
+from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
+from cirrus_client.errors import BundleError, EngineError
+from cirrus_client.plans import plan_file, read_plans, refusal
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -21,8 +26,9 @@ class Finding:
     required: bool = False
 
 
-def examine() -> list[Finding]:
-    """Look at this machine, without changing anything."""
+def examine(bundle: Bundle | None = None) -> list[Finding]:
+    """Look at this machine, and whether it can run a bundle's TensorRT plans, without changing anything."""
+    plans = [] if bundle is None else [_plans(bundle)]
     return [
         Finding("Python", True, platform.python_version(), required=True),
         _onnxruntime(),
@@ -33,6 +39,7 @@ def examine() -> list[Finding]:
         _package("open_clip_torch", "pip install 'cirrus-cir[export]' for `cirrus export`"),
         _tensorrt(),
         _gpu(),
+        *plans,
     ]
 
 
@@ -46,7 +53,7 @@ def _package(name: str, way_out: str, *, required: bool = False) -> Finding:
 def _imported(what: str, look: Callable[[], str], way_out: str, *, required: bool = False) -> Finding:
     try:
         return Finding(what, True, look(), required=required)
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, EngineError) as error:
         return Finding(what, False, str(error).splitlines()[0], way_out, required)
 
 
@@ -72,11 +79,23 @@ def _faiss() -> Finding:
 
 def _tensorrt() -> Finding:
     def look() -> str:
-        import tensorrt
-
-        return str(tensorrt.__version__)
+        return str(load_tensorrt().__version__)
 
     return _imported("TensorRT", look, "pip install 'cirrus-cir[gpu]' on a machine with an NVIDIA GPU")
+
+
+def _plans(bundle: Bundle) -> Finding:
+    what, again = f"plans of {bundle.spec.name}", f"on this machine: cirrus compile {bundle.root}"
+    try:
+        record = read_plans(bundle)
+        for graph in bundle.spec.graphs:
+            plan_file(bundle, record, graph)
+        reason = refusal(record, load_tensorrt().__version__, this_gpu())
+    except (BundleError, EngineError) as error:
+        return Finding(what, False, str(error), again)
+    if reason is not None:
+        return Finding(what, False, reason, again)
+    return Finding(what, True, f"TensorRT {record.tensorrt}, {record.gpu}: they run here")
 
 
 def _gpu() -> Finding:
