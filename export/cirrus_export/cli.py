@@ -1,4 +1,4 @@
-"""`cirrus export`."""
+"""`cirrus export` and its companions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from cirrus_client.bundle import Precision
+from cirrus_client.errors import ExportError
+from cirrus_export.probe import Probe
 from cirrus_export.repository import Flavour
 
 
@@ -32,11 +34,12 @@ def export_command(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries of the probe.")] = 64,
     gallery: Annotated[int, typer.Option(min=11, help="Gallery images of the probe.")] = 128,
+    for_triton: Annotated[
+        str | None, typer.Option(help="Also compile TensorRT plans here, for this NGC release of Triton, like 26.07.")
+    ] = None,
 ) -> None:
     """Export a checkpoint to a bundle, and hold it to its original."""
-    from cirrus_export.demo.probe import rendered_probe
     from cirrus_export.pipeline import ExportRequest, export
-    from cirrus_export.probe import read_probe
 
     request = ExportRequest(
         recipe=recipe,
@@ -46,14 +49,45 @@ def export_command(
         out=out,
         precision=precision,
         options=_options(option or []),
+        for_triton=for_triton,
     )
-    if probe is not None:
-        chosen = read_probe(probe, queries=queries, gallery=gallery)
-    else:
-        chosen = rendered_probe(queries=queries, gallery=gallery)
-    bundle = export(request, chosen)
+    bundle = export(request, _probe(probe, queries=queries, gallery=gallery))
     typer.echo(
         f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}"
+    )
+
+
+def compile_command(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that passed its gate.")],
+    for_triton: Annotated[
+        str | None, typer.Option(help="Refuse to compile what this NGC release of Triton can't load, like 26.07.")
+    ] = None,
+    hardware_compatible: Annotated[bool, typer.Option(help="Plans for every GPU from Ampere on; slower.")] = False,
+    version_compatible: Annotated[
+        bool, typer.Option(help="Plans for newer TensorRTs of the same major as well; slower.")
+    ] = False,
+    probe: Annotated[
+        Path | None,
+        typer.Option(help="Images and texts to verify with, in FashionIQ's layout; without it, rendered ones."),
+    ] = None,
+) -> None:
+    """Compile a bundle's graphs to TensorRT plans, on the machine that serves them."""
+    from cirrus_client.bundle import Bundle
+    from cirrus_export.tensorrt_engine import CompileOptions, check_machine, compile_plans
+
+    options = CompileOptions(
+        for_triton=for_triton, hardware_compatible=hardware_compatible, version_compatible=version_compatible
+    )
+    check_machine(options)
+    record = compile_plans(Bundle.open(bundle), _probe(probe, queries=8, gallery=16), options)
+    for name, plan in record.plans.items():
+        attention = plan.attention
+        typer.echo(
+            f"{plan.file}: cosine {plan.cosine_min:.6f} to {name}, attention {attention.fusion} "
+            f"({attention.fused_layers} kernels for {attention.attentions})"
+        )
+    typer.echo(
+        f"{bundle}: TensorRT {record.tensorrt}, {record.gpu}; repository: {bundle / 'triton' / Flavour.TENSORRT}"
     )
 
 
@@ -65,7 +99,6 @@ def repository_command(
 ) -> None:
     """Write one Triton model repository of several bundles, in which a shared encoder is there once."""
     from cirrus_client.bundle import Bundle
-    from cirrus_client.errors import ExportError
     from cirrus_export.repository import write_shared_repository
 
     if out.exists() and not any(out.glob("*/config.pbtxt")) and (not out.is_dir() or any(out.iterdir())):
@@ -106,6 +139,20 @@ def recipes_command() -> None:
         options = ", ".join(recipe.options_type.model_fields) or "-"
         table.add_row(name, summary, "needed" if recipe.needs_head else "none", options)
     Console().print(table)
+
+
+def _probe(folder: Path | None, *, queries: int, gallery: int) -> Probe:
+    from cirrus_export.probe import read_probe
+
+    if folder is not None:
+        return read_probe(folder, queries=queries, gallery=gallery)
+    try:
+        from cirrus_export.demo.probe import rendered_probe
+    except ImportError as error:
+        raise ExportError(
+            f"images can't be rendered here ({error}): pip install skia-python, or give --probe"
+        ) from None
+    return rendered_probe(queries=queries, gallery=gallery)
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

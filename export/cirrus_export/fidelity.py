@@ -23,26 +23,12 @@ from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.graph import Graph
 from cirrus_export.probe import Probe
 from cirrus_export.recipes.recipe import Recipe
+from cirrus_export.thresholds import THRESHOLDS, Thresholds, cosine_min
 
 Vectors = NDArray[np.float32]
 _STAGE_ITEMS = 8
 _BATCH = 16
 _TOP = 10
-
-
-class Thresholds(Contract):
-    """What an export of one precision must reach."""
-
-    cosine_min: float
-    top10_agreement: float
-    recall_at_10_delta: float
-
-
-THRESHOLDS = {
-    Precision.FP32: Thresholds(cosine_min=0.99999, top10_agreement=0.995, recall_at_10_delta=0.005),
-    Precision.FP16: Thresholds(cosine_min=0.999, top10_agreement=0.97, recall_at_10_delta=0.01),
-    Precision.BF16: Thresholds(cosine_min=0.99, top10_agreement=0.90, recall_at_10_delta=0.02),
-}
 
 
 class StageFidelity(Contract):
@@ -152,9 +138,9 @@ def _stage(graph: Graph, engine: OnnxRuntimeEngine, inputs: Arrays) -> list[Stag
             graph=graph.name,
             output=spec.name,
             items=items,
-            cosine_min=_cosine_min(original[spec.name], exported[spec.name]),
+            cosine_min=cosine_min(original[spec.name], exported[spec.name]),
             max_abs=float(np.abs(original[spec.name] - exported[spec.name]).max()),
-            batch_cosine_min=_cosine_min(np.concatenate([single[spec.name] for single in singly]), exported[spec.name]),
+            batch_cosine_min=cosine_min(np.concatenate([single[spec.name] for single in singly]), exported[spec.name]),
         )
         for spec in graph.outputs
     ]
@@ -208,8 +194,8 @@ def _compare_rankings(
         ensemble=ensemble,
         queries=len(labels),
         gallery=len(original_targets),
-        query_cosine_min=_cosine_min(original_queries, exported_queries),
-        target_cosine_min=_cosine_min(original_targets, exported_targets),
+        query_cosine_min=cosine_min(original_queries, exported_queries),
+        target_cosine_min=cosine_min(original_targets, exported_targets),
         top10_agreement=float(np.mean(shared)) / original_top.shape[1],
         recall_at_10_original=float((original_top == labels[:, None]).any(axis=1).mean()),
         recall_at_10_exported=float((exported_top == labels[:, None]).any(axis=1).mean()),
@@ -261,14 +247,6 @@ def _in_batches(label: str, function: Callable[..., torch.Tensor], *arrays: NDAr
             batch = [torch.from_numpy(array[start : start + _BATCH]) for array in arrays]
             rows.append(function(*batch).numpy())
     return np.concatenate(rows)
-
-
-def _cosine_min(left: NDArray[np.generic], right: NDArray[np.generic]) -> float:
-    """The smallest cosine between corresponding vectors (last dimension), computed in float64."""
-    a = left.reshape(-1, left.shape[-1]).astype(np.float64)
-    b = right.reshape(-1, right.shape[-1]).astype(np.float64)
-    cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-    return float(cosines.min())
 
 
 def _top(queries: Vectors, targets: Vectors) -> NDArray[np.int64]:
