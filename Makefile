@@ -13,7 +13,7 @@ EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
 BUNDLE ?= $(DEMO)/bundle
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-retrieval test lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-retrieval test gpu-check lint demo-train clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
+
+gpu-check: $(READY)  ## verify everything that uses a GPU, and write a report (FULL=1: a ViT-L/14 as well)
+	$(BIN)/cirrus gpu-check --out build/gpu-check $(if $(FULL),--full-size)
 
 export-full: $(READY)  ## export and verify the published architectures at full size (random weights); 40 minutes, 20 GiB of memory
 	$(BIN)/cirrus bench full-size --out bench/reports
