@@ -73,6 +73,7 @@ USED: dict[str, tuple[str, ...] | None] = {
     "ICudaEngine.get_tensor_shape": ("name",),
     "ICudaEngine.num_io_tensors": None,
     "IExecutionContext.execute_async_v3": ("stream_handle",),
+    "IExecutionContext.get_tensor_shape": ("name",),
     "IExecutionContext.set_input_shape": ("name", "shape"),
     "IExecutionContext.set_tensor_address": ("name", "memory"),
     "ILogger": None,

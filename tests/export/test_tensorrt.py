@@ -31,6 +31,7 @@ from cirrus_export.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.repository import Flavour, write_repository
 from cirrus_export.tensorrt_engine import CompileOptions, batch_profile, compile_plans
 from tests.export.tensorrt_names import BINDINGS, CUDA, USED, USED_OF_CUDA, ask, bindings, names_in_the_code, unpack
+from tests.test_boundaries import BLOCK_TORCH
 
 H100 = Gpu(name="NVIDIA H100", compute_capability="9.0")
 
@@ -341,7 +342,7 @@ class Damaged(OnnxRuntimeEngine):
         generator = np.random.default_rng(0)
         return {
             name: (value + self.noise * generator.standard_normal(value.shape)).astype(value.dtype)
-            for name, value in super().run(inputs).items()
+            for name, value in OnnxRuntimeEngine.run(self, inputs).items()
         }
 
 
@@ -360,3 +361,67 @@ def test_the_profile_reaches_from_one_query_to_the_bundles_limit(bundle) -> None
     profile = batch_profile(bundle.spec.max_batch)
     assert (profile.smallest, profile.tuned, profile.largest) == (1, 32, 64)
     assert batch_profile(1).tuned == 1
+
+
+class InPlaceOfAPlan(OnnxRuntimeEngine):
+    """ONNX Runtime where a plan's engine would be: for what happens around TensorRT, and nothing of TensorRT itself."""
+
+    bundle: Bundle
+
+    def __init__(self, path, *, version_compatible):
+        super().__init__(self.bundle.graph_file(path.stem))
+
+    def layers(self):
+        return json.dumps({"Layers": [GEMM, MHA]})
+
+
+@pytest.fixture
+def around_tensorrt(bundle, tmp_path, monkeypatch) -> Bundle:
+    """A copy of a bundle, on a machine where TensorRT's own part is left out."""
+    root = tmp_path / "compiled"
+    shutil.copytree(bundle.root, root)
+    copied = Bundle.open(root)
+    here(monkeypatch, version="11.1.0.106", gpu=H100)
+    monkeypatch.setattr(InPlaceOfAPlan, "bundle", copied, raising=False)
+    monkeypatch.setattr(tensorrt_engine, "TensorRtEngine", InPlaceOfAPlan)
+    monkeypatch.setattr(tensorrt_engine, "_build", lambda path, *rest: (path.stem.encode(), rest[-1] + b"timed "))
+    return copied
+
+
+def test_compiling_writes_plans_record_timing_cache_and_repository(around_tensorrt, probe) -> None:
+    bundle = around_tensorrt
+    written = compile_plans(bundle, probe, CompileOptions(for_triton="26.07", hardware_compatible=True))
+    assert read_plans(bundle) == written
+    assert (written.tensorrt, written.gpu, written.compute_capability) == ("11.1.0.106", "NVIDIA H100", "9.0")
+    assert (written.hardware_compatible, written.version_compatible) == (True, False)
+    for graph in bundle.spec.graphs:
+        assert plan_file(bundle, written, graph).read_bytes() == graph.encode()
+        assert (written.plans[graph].cosine_min, written.plans[graph].batch.largest) == (pytest.approx(1), 64)
+    assert written.plans["vision_encoder"].attention.fusion is Fusion.PARTLY
+    assert (bundle.root / "engines" / "timing.cache").read_bytes() == b"timed " * len(bundle.spec.graphs)
+    assert (bundle.root / "triton" / "tensorrt" / "gallery" / "1" / "gallery.plan").is_file()
+    compile_plans(bundle, probe, CompileOptions())
+    assert (bundle.root / "engines" / "timing.cache").read_bytes() == b"timed " * 2 * len(bundle.spec.graphs)
+
+
+def test_plans_that_miss_are_not_kept_and_older_ones_stay(around_tensorrt, probe, monkeypatch) -> None:
+    bundle = around_tensorrt
+    written = compile_plans(bundle, probe, CompileOptions())
+    monkeypatch.setattr(InPlaceOfAPlan, "run", lambda self, inputs: Damaged.run(self, inputs))
+    monkeypatch.setattr(InPlaceOfAPlan, "noise", 0.1, raising=False)
+    with pytest.raises(FidelityError, match="No plan was kept"):
+        compile_plans(bundle, probe, CompileOptions(version_compatible=True))
+    assert read_plans(bundle) == written
+
+
+def test_a_serving_machine_compiles_without_torch(bundle) -> None:
+    script = BLOCK_TORCH.replace(', "cirrus_export", "cirrus_bench"', "") + (
+        "from cirrus_client.bundle import Bundle\n"
+        "from cirrus_export import cli, tensorrt_engine\n"
+        "from cirrus_export.plan_fidelity import GraphValues\n"
+        f"values = GraphValues(Bundle.open({str(bundle.root)!r}), cli._probe(None, queries=8, gallery=16))\n"
+        "print(values.outputs('gallery')['target_embedding'].shape)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "(8, 64)", done.stderr

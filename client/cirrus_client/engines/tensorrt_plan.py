@@ -83,17 +83,25 @@ class TensorRtEngine(Engine):
     def _run(self, inputs: Arrays, rows: int) -> dict[str, NDArray[Any]]:
         to_device = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         to_host = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._set_batch(rows)
         for spec in self.inputs:
-            if not self._context.set_input_shape(spec.name, (rows, *spec.shape)):
-                raise EngineError(f"TensorRT refuses input {spec.name} {[rows, *spec.shape]}: {self._reason()}")
             self._copy(self._memory[spec.name], inputs[spec.name].ctypes.data, inputs[spec.name].nbytes, to_device)
         if not self._context.execute_async_v3(int(self._stream)):
             raise EngineError(f"TensorRT could not run the graph: {self._reason()}")
-        outputs = {spec.name: np.empty((rows, *spec.shape), dtype=spec.dtype.value) for spec in self.outputs}
+        outputs = {spec.name: np.empty(self._shape(spec), dtype=spec.dtype.value) for spec in self.outputs}
         for name, array in outputs.items():
             self._copy(array.ctypes.data, self._memory[name], array.nbytes, to_host)
         cuda_result(self._cuda.cudaStreamSynchronize(self._stream))
         return outputs
+
+    def _set_batch(self, rows: int) -> None:
+        for spec in self.inputs:
+            if not self._context.set_input_shape(spec.name, (rows, *spec.shape)):
+                raise EngineError(f"TensorRT refuses input {spec.name} {[rows, *spec.shape]}: {self._reason()}")
+
+    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """As the batch that was set makes it; an output's declared shape may leave more than the batch open."""
+        return tuple(self._context.get_tensor_shape(spec.name))
 
     def _copy(self, destination: int, source: int, size: int, kind: Any) -> None:
         cuda_result(self._cuda.cudaMemcpyAsync(destination, source, size, kind, self._stream))
@@ -103,8 +111,9 @@ class TensorRtEngine(Engine):
         self._memory: dict[str, int] = {}
         self._stream = cuda_result(self._cuda.cudaStreamCreate())
         weakref.finalize(self, _release, self._cuda, self._memory, self._stream)
+        self._set_batch(self.largest_batch)
         for spec in (*self.inputs, *self.outputs):
-            size = self.largest_batch * prod(spec.shape) * np.dtype(spec.dtype.value).itemsize
+            size = prod(self._shape(spec)) * np.dtype(spec.dtype.value).itemsize
             self._memory[spec.name] = int(cuda_result(self._cuda.cudaMalloc(size)))
             if not self._context.set_tensor_address(spec.name, self._memory[spec.name]):
                 raise EngineError(f"TensorRT refuses memory for {spec.name}: {self._reason()}")
