@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cirrus_client.bundle import Bundle, GraphSpec
-from cirrus_client.engines.nvidia import load_tensorrt, tensorrt_log, this_gpu
+from cirrus_client.engines.nvidia import load_tensorrt, tensorrt_log, tensorrt_reason, this_gpu
 from cirrus_client.engines.tensorrt_plan import TensorRtEngine
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory, sha256_of_file, write_model
@@ -90,10 +90,9 @@ def _build(
 ) -> tuple[Any, bytes]:
     """The plan, a bytes-like object, and the grown timing cache."""
     tensorrt = load_tensorrt()
-    messages = tensorrt_log(tensorrt)
-    builder = tensorrt.Builder(messages)
+    builder = tensorrt.Builder(tensorrt_log(tensorrt))
     network = builder.create_network(flags=1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = tensorrt.OnnxParser(network, messages)
+    parser = tensorrt.OnnxParser(network, tensorrt_log(tensorrt))
     if not parser.parse_from_file(str(onnx_file)):
         reasons = "; ".join(parser.get_error(position).desc() for position in range(parser.num_errors))
         raise ExportError(f"TensorRT {tensorrt.__version__} can't read {onnx_file}: {reasons}")
@@ -110,8 +109,8 @@ def _build(
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reasons = "; ".join(messages.errors) or "it gives no reason"
-        raise ExportError(f"TensorRT {tensorrt.__version__} can't compile {onnx_file}: {reasons}")
+        reason = tensorrt_reason(tensorrt)
+        raise ExportError(f"TensorRT {tensorrt.__version__} can't compile {onnx_file}: {reason}")
     return plan, bytes(memoryview(config.get_timing_cache().serialize()))
 
 

@@ -108,6 +108,25 @@ def accepts(docstring: str, arguments: tuple[str, ...]) -> bool:
     return False
 
 
+@pytest.mark.parametrize("version", BINDINGS)
+def test_what_needs_no_gpu_runs_on_the_real_bindings(version, wheels, tmp_path) -> None:
+    script = """
+import numpy, tensorrt_bindings as tensorrt
+from cirrus_client.engines.nvidia import tensorrt_log, tensorrt_reason
+severity = tensorrt.ILogger.Severity
+tensorrt_log(tensorrt).log(severity.WARNING, "slow")
+tensorrt_log(tensorrt).log(severity.ERROR, "wrong")
+print(tensorrt_reason(tensorrt), "|", tensorrt_reason(tensorrt))
+print(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED), tuple(tensorrt.Dims([-1, 3])))
+print(*(numpy.dtype(tensorrt.nptype(kind)).name for kind in (tensorrt.float32, tensorrt.int64)))
+"""
+    folder = bindings(BINDINGS[version], wheels, tmp_path / "bindings")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    flag = "1" if version == "11" else "2"
+    assert done.stdout.splitlines() == ["wrong | it gives no reason", f"{flag} (-1, 3)", "float32 int64"], done.stderr
+
+
 def test_a_signature_that_differs_is_noticed() -> None:
     docstring = "f(self: tensorrt.X, name: str, shape: tuple[int, ...], more: int = 0) -> bool"
     assert accepts(docstring, ("name", "shape"))

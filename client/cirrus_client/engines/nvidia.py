@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from functools import cache
 from typing import Any
 
 from cirrus_client.errors import EngineError
 from cirrus_client.plans import Gpu, version_numbers
 
 _OLDEST_TENSORRT = (10, 0)
+_ERRORS = 8
 _INSTALL = "on a machine with an NVIDIA GPU: pip install 'cirrus-cir[gpu]'"
 log = logging.getLogger(__name__)
 
@@ -52,13 +55,17 @@ def this_gpu() -> Gpu:
     return Gpu(name=properties.name.decode(), compute_capability=f"{properties.major}.{properties.minor}")
 
 
+@cache
 def tensorrt_log(tensorrt: Any) -> Any:
-    """Return a logger for TensorRT that keeps its errors in `errors`; TensorRT reports reasons nowhere else."""
+    """Return this process's logger for TensorRT, which keeps the last errors: TensorRT gives reasons nowhere else.
+
+    There is one, since TensorRT goes on using the first that it is given for as long as anything of it lives.
+    """
 
     class Log(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
-            self.errors: list[str] = []
+            self.errors: deque[str] = deque(maxlen=_ERRORS)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (tensorrt.ILogger.Severity.INTERNAL_ERROR, tensorrt.ILogger.Severity.ERROR):
@@ -66,3 +73,11 @@ def tensorrt_log(tensorrt: Any) -> Any:
             log.debug("TensorRT: %s", message)
 
     return Log()
+
+
+def tensorrt_reason(tensorrt: Any) -> str:
+    """Return what TensorRT complained of since this was last asked."""
+    errors = tensorrt_log(tensorrt).errors
+    reason = "; ".join(errors) or "it gives no reason"
+    errors.clear()
+    return reason

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
-from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_tensorrt, tensorrt_log, this_gpu
+from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_tensorrt, tensorrt_log, tensorrt_reason, this_gpu
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 from cirrus_client.plans import plan_file, read_plans, refusal
@@ -33,8 +33,7 @@ class TensorRtEngine(Engine):
         tensorrt = load_tensorrt()
         self._cuda = load_cuda()
         gpu = this_gpu()
-        self._log = tensorrt_log(tensorrt)
-        self._runtime = tensorrt.Runtime(self._log)
+        self._runtime = tensorrt.Runtime(tensorrt_log(tensorrt))
         self._runtime.engine_host_code_allowed = version_compatible
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
@@ -123,7 +122,7 @@ class TensorRtEngine(Engine):
         return tensor_spec(name, kind, tuple(self._engine.get_tensor_shape(name)))
 
     def _reason(self) -> str:
-        return "; ".join(self._log.errors) or "it gives no reason"
+        return tensorrt_reason(load_tensorrt())
 
 
 def _release(cuda: Any, memory: dict[str, int], stream: Any) -> None:
