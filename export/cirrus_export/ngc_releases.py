@@ -58,12 +58,14 @@ def check_release(name: str, tensorrt: str, *, version_compatible: bool) -> None
     rule = "that version or an older one of its major" if version_compatible else "exactly that version"
     raise ExportError(
         f"--for-triton {name}: its container has TensorRT {release.tensorrt}, whose plans must be built with {rule}; "
-        f"here is TensorRT {tensorrt}. Mend it: pip install '{_package(release)}=={release.tensorrt}.*'"
+        f"here is TensorRT {tensorrt}. Mend it: pip install '{_requirement(release)}'"
     )
 
 
-def _package(release: NgcRelease) -> str:
-    return "tensorrt" if release.cuda is None else f"tensorrt-cu{release.cuda.split('.')[0]}"
+def _requirement(release: NgcRelease) -> str:
+    """As PyPI names it, where a version may lack the build number or have a post release instead."""
+    package = "tensorrt" if release.cuda is None else f"tensorrt-cu{release.cuda.split('.')[0]}"
+    return f"{package}=={'.'.join(release.tensorrt.split('.')[:3])}.*"
 
 
 def _month(name: str) -> int:

@@ -164,7 +164,7 @@ def test_a_mismatch_says_what_is_here_what_is_wanted_and_how_to_mend_it() -> Non
         ExportError, match=r"26\.07.*has TensorRT 11\.1\.0\.106.*here is TensorRT 11\.4\.0\.106"
     ) as error:
         check_release("26.07", "11.4.0.106", version_compatible=False)
-    assert "pip install 'tensorrt-cu13==11.1.0.106.*'" in str(error.value)
+    assert "pip install 'tensorrt-cu13==11.1.0.*'" in str(error.value)
     check_release("26.07", "11.1.0.106.post1", version_compatible=False)
 
 
@@ -174,6 +174,7 @@ def test_a_mismatch_says_what_is_here_what_is_wanted_and_how_to_mend_it() -> Non
         ("10.16.1.11", "10.16.1.11", True, True),
         ("10.14.1.48.post1", "10.14.1.48", True, True),
         ("11.0.0.114", "11.0", True, True),
+        ("10.6.0", "10.6.0.26", True, True),
         ("10.13.2.6", "10.13.3.9", False, True),
         ("10.13.3.9", "10.13.2.6", False, False),
         ("10.16.1.11", "11.1.0.106", False, True),
