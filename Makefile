@@ -70,9 +70,6 @@ bench-queries: $(DEMO)/bundle/bundle.json  ## query latency through Triton, sear
 	$(BIN)/cirrus bench search --out bench/reports
 	$(BIN)/cirrus bench precision --out bench/reports
 
-gpu-check: $(DEMO)/bundle/bundle.json  ## verify the whole GPU side on this machine; report under bench/reports
-	$(BIN)/cirrus bench gpu-check $(BUNDLE) --out bench/reports
-
 DEMO_EXPORT = $(BIN)/cirrus export --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors
 DEMO_RECIPES := transagg-union sprc searle clip-sum clip-image clip-text
 
@@ -89,6 +86,9 @@ bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
+
+gpu-check: $(READY)  ## verify everything that uses a GPU, and write a report (FULL=1: a ViT-L/14 as well)
+	$(BIN)/cirrus gpu-check --out build/gpu-check $(if $(FULL),--full-size)
 
 export-full: $(READY)  ## export and verify the published architectures at full size (random weights); 40 minutes, 20 GiB of memory
 	$(BIN)/cirrus bench full-size --out bench/reports

@@ -1,4 +1,4 @@
-"""`cirrus bench`."""
+"""`cirrus bench` and `cirrus gpu-check`."""
 
 from __future__ import annotations
 
@@ -114,22 +114,6 @@ def queries(
 
 
 @bench.command()
-def gpu_check(
-    bundle: Annotated[Path, typer.Argument(help="A bundle; its graphs are compiled to TensorRT plans as well.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
-) -> None:
-    """Verify the whole GPU side on this machine: ONNX Runtime, TensorRT and FAISS, against the CPU."""
-    from cirrus_bench.gpu_check import check_gpu, markdown, write_report
-    from cirrus_client.bundle import Bundle
-
-    report = check_gpu(Bundle.open(bundle))
-    write_report(report, out)
-    typer.echo(markdown(report))
-    if not report.passed:
-        raise typer.Exit(1)
-
-
-@bench.command()
 def full_size(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for full_size.json and full_size.md.")],
     work: Annotated[Path, typer.Option(help="Where bundles are written and removed again.")] = Path("build/full-size"),
@@ -140,3 +124,19 @@ def full_size(
     report = export_full_sizes(work)
     write_report(report, out)
     typer.echo(markdown(report))
+
+
+def gpu_check_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
+    full_size: Annotated[bool, typer.Option(help="Also on a random ViT-L-14 in fp16; needs 8 GiB of memory.")] = False,
+    work: Annotated[Path, typer.Option(help="Where the checked bundles are written.")] = Path("build/gpu-check"),
+) -> None:
+    """Verify everything that uses a GPU, on this machine, and write a report. Exits 1 if something fails."""
+    from cirrus_bench.gpu_check import check_gpu, markdown, write_report
+
+    report = check_gpu(work, full_size=full_size)
+    write_report(report, out)
+    typer.echo(markdown(report))
+    typer.echo(f"written: {out / 'gpu_check.md'}, gpu_check.json")
+    if not report.passed:
+        raise typer.Exit(1)

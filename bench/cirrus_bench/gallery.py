@@ -27,7 +27,8 @@ from cirrus_client.engines import Engine, candidates, open_engine
 from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.preprocess import Decoding, PreprocessSpec, preprocess
-from cirrus_export.fidelity import agreement, cosine_min
+from cirrus_export.fidelity import agreement
+from cirrus_export.thresholds import cosine_min
 
 BATCH_SIZE = 32
 SWAP_BATCH_SIZE = 512

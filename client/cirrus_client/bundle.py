@@ -2,7 +2,7 @@
 
 bundle.json          this contract: recipe, space, preprocessing, graphs, ensembles, checksums
 graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
-engines/*.plan       the same graphs compiled by TensorRT, where that was asked for
+engines/*.plan       the same graphs compiled by TensorRT, where that was asked for; `plans.json` says where and how
 tokenizer.json       the text tokenizer
 triton/<flavour>/    the same bundle as a Triton model repository
 report.json, .md     the fidelity report; `bundle.json` says whether its gate was passed

@@ -185,14 +185,18 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Also say whether this bundle's TensorRT plans run here.")
+    ] = None,
+) -> None:
     """Print what is installed, which engines and GPUs work, and what is missing."""
     from cirrus_client.doctor import examine
 
     table = Table(title="cirrus doctor", title_justify="left")
     for heading in ("", "what", "found", "way out"):
         table.add_column(heading)
-    findings = examine()
+    findings = examine(None if bundle is None else Bundle.open(bundle))
     for finding in findings:
         table.add_row("ok" if finding.ok else "--", finding.what, escape(finding.found), escape(finding.way_out))
     _out.print(table)

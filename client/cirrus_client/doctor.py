@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import platform
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from cirrus_client.errors import EngineError
-from cirrus_client.gpu import query_gpu
+from cirrus_client.bundle import Bundle
+from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
+from cirrus_client.errors import BundleError, EngineError
+from cirrus_client.plans import plan_file, read_plans, refusal
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,9 @@ class Finding:
     required: bool = False
 
 
-def examine() -> list[Finding]:
-    """Look at this machine, without changing anything."""
+def examine(bundle: Bundle | None = None) -> list[Finding]:
+    """Look at this machine, and whether it can run a bundle's TensorRT plans, without changing anything."""
+    plans = [] if bundle is None else [_plans(bundle)]
     return [
         Finding("Python", True, platform.python_version(), required=True),
         _onnxruntime(),
@@ -35,6 +40,7 @@ def examine() -> list[Finding]:
         _package("open_clip_torch", "pip install 'cirrus-cir[export]' for `cirrus export`"),
         _tensorrt(),
         _gpu(),
+        *plans,
     ]
 
 
@@ -48,7 +54,7 @@ def _package(name: str, way_out: str, *, required: bool = False) -> Finding:
 def _imported(what: str, look: Callable[[], str], way_out: str, *, required: bool = False) -> Finding:
     try:
         return Finding(what, True, look(), required=required)
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, EngineError) as error:
         return Finding(what, False, str(error).splitlines()[0], way_out, required)
 
 
@@ -84,17 +90,31 @@ def _faiss() -> Finding:
 
 def _tensorrt() -> Finding:
     def look() -> str:
-        import tensorrt
-
-        return str(tensorrt.__version__)
+        return str(load_tensorrt().__version__)
 
     return _imported("TensorRT", look, "pip install 'cirrus-cir[gpu]' on a machine with an NVIDIA GPU")
 
 
-def _gpu() -> Finding:
+def _plans(bundle: Bundle) -> Finding:
+    what, again = f"plans of {bundle.spec.name}", f"on this machine: cirrus compile {bundle.root}"
     try:
-        return Finding(
-            "NVIDIA GPU", True, ", ".join(query_gpu("name", "driver_version", "memory.total", "compute_cap"))
-        )
-    except EngineError as error:
-        return Finding("NVIDIA GPU", False, str(error), "everything runs on the CPU")
+        record = read_plans(bundle)
+        for graph in bundle.spec.graphs:
+            plan_file(bundle, record, graph)
+        reason = refusal(record, load_tensorrt().__version__, this_gpu())
+    except (BundleError, EngineError) as error:
+        return Finding(what, False, str(error), again)
+    if reason is not None:
+        return Finding(what, False, reason, again)
+    return Finding(what, True, f"TensorRT {record.tensorrt}, {record.gpu}: they run here")
+
+
+def _gpu() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Finding("NVIDIA GPU", False, "no nvidia-smi", "everything runs on the CPU")
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    if answer.returncode != 0:
+        return Finding("NVIDIA GPU", False, (answer.stderr or answer.stdout).strip(), "check the NVIDIA driver")
+    return Finding("NVIDIA GPU", True, "; ".join(answer.stdout.strip().splitlines()))

@@ -1,4 +1,4 @@
-"""`cirrus export`."""
+"""`cirrus export` and its companions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.bundle import Precision
+from cirrus_client.errors import ExportError
+from cirrus_export.probe import Probe
 from cirrus_export.repository import Flavour
 
 
@@ -33,16 +35,12 @@ def export_command(
     queries: Annotated[int, typer.Option(min=1, help="Queries of the probe.")] = 64,
     gallery: Annotated[int, typer.Option(min=11, help="Gallery images of the probe.")] = 128,
     for_triton: Annotated[
-        str | None, typer.Option(help="Also compile TensorRT plans, for the container of this release, like 26.07.")
+        str | None, typer.Option(help="Also compile TensorRT plans here, for this NGC release of Triton, like 26.07.")
     ] = None,
 ) -> None:
     """Export a checkpoint to a bundle, and hold it to its original."""
-    from cirrus_export.demo.probe import rendered_probe
     from cirrus_export.pipeline import ExportRequest, export
-    from cirrus_export.probe import read_probe
 
-    if for_triton is not None:
-        _check_triton(for_triton, version_compatible=False)
     request = ExportRequest(
         recipe=recipe,
         backbone=backbone,
@@ -51,14 +49,9 @@ def export_command(
         out=out,
         precision=precision,
         options=_options(option or []),
+        for_triton=for_triton,
     )
-    if probe is not None:
-        chosen = read_probe(probe, queries=queries, gallery=gallery)
-    else:
-        chosen = rendered_probe(queries=queries, gallery=gallery)
-    bundle = export(request, chosen)
-    if for_triton is not None:
-        _compile(bundle, version_compatible=False, hardware_compatible=False)
+    bundle = export(request, _probe(probe, queries=queries, gallery=gallery))
     typer.echo(
         f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}"
     )
@@ -67,21 +60,35 @@ def export_command(
 def compile_command(
     bundle: Annotated[Path, typer.Argument(help="A bundle that passed its gate.")],
     for_triton: Annotated[
-        str | None,
-        typer.Option(help="The Triton release that is to load them, like 26.07; a mismatch is refused."),
+        str | None, typer.Option(help="Refuse to compile what this NGC release of Triton can't load, like 26.07.")
     ] = None,
+    hardware_compatible: Annotated[bool, typer.Option(help="Plans for every GPU from Ampere on; slower.")] = False,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Plans for later TensorRTs of the same major version as well.")
+        bool, typer.Option(help="Plans for newer TensorRTs of the same major as well; slower.")
     ] = False,
-    hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Plans for every GPU since Ampere, not for this one alone.")
-    ] = False,
+    probe: Annotated[
+        Path | None,
+        typer.Option(help="Images and texts to verify with, in FashionIQ's layout; without it, rendered ones."),
+    ] = None,
 ) -> None:
     """Compile a bundle's graphs to TensorRT plans, on the machine that serves them."""
+    from cirrus_client.bundle import Bundle
+    from cirrus_export.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
-    if for_triton is not None:
-        _check_triton(for_triton, version_compatible=version_compatible)
-    _compile(Bundle.open(bundle), version_compatible=version_compatible, hardware_compatible=hardware_compatible)
+    options = CompileOptions(
+        for_triton=for_triton, hardware_compatible=hardware_compatible, version_compatible=version_compatible
+    )
+    check_machine(options)
+    record = compile_plans(Bundle.open(bundle), _probe(probe, queries=8, gallery=16), options)
+    for name, plan in record.plans.items():
+        attention = plan.attention
+        typer.echo(
+            f"{plan.file}: cosine {plan.cosine_min:.6f} to {name}, attention {attention.fusion} "
+            f"({attention.fused_layers} kernels for {attention.attentions})"
+        )
+    typer.echo(
+        f"{bundle}: TensorRT {record.tensorrt}, {record.gpu}; repository: {bundle / 'triton' / Flavour.TENSORRT}"
+    )
 
 
 def repository_command(
@@ -91,7 +98,7 @@ def repository_command(
     suggester: Annotated[Path | None, typer.Option(help="A suggester to serve beside them.")] = None,
 ) -> None:
     """Write one Triton model repository of several bundles, in which a shared encoder is there once."""
-    from cirrus_client.errors import ExportError
+    from cirrus_client.bundle import Bundle
     from cirrus_client.files import is_foreign
     from cirrus_export.repository import write_shared_repository
 
@@ -135,21 +142,18 @@ def recipes_command() -> None:
     Console().print(table)
 
 
-def _check_triton(release: str, *, version_compatible: bool) -> None:
-    from cirrus_export.ngc import check_release
-    from cirrus_export.tensorrt_engine import installed_tensorrt
+def _probe(folder: Path | None, *, queries: int, gallery: int) -> Probe:
+    from cirrus_export.probe import read_probe
 
-    check_release(release, installed_tensorrt(), version_compatible=version_compatible)
-
-
-def _compile(bundle: Bundle, *, version_compatible: bool, hardware_compatible: bool) -> None:
-    from cirrus_export.tensorrt_engine import CompileOptions, compile_plans
-
-    compiled = compile_plans(bundle, CompileOptions(version_compatible, hardware_compatible))
-    for name, plan in compiled.plans.items():
-        attention = {True: ", attention fused", False: ", attention not fused", None: ""}[plan.attention_fused]
-        typer.echo(f"{name}: {plan.layers} layers, batch {plan.batch[0]} to {plan.batch[2]}{attention}")
-    typer.echo(f"{bundle.root / 'triton' / 'tensorrt'}: TensorRT {compiled.tensorrt} on {compiled.gpu}")
+    if folder is not None:
+        return read_probe(folder, queries=queries, gallery=gallery)
+    try:
+        from cirrus_export.demo.probe import rendered_probe
+    except ImportError as error:
+        raise ExportError(
+            f"images can't be rendered here ({error}): pip install skia-python, or give --probe"
+        ) from None
+    return rendered_probe(queries=queries, gallery=gallery)
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

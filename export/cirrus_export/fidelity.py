@@ -23,28 +23,12 @@ from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.graph import Graph
 from cirrus_export.probe import Probe
 from cirrus_export.recipes.recipe import Recipe
+from cirrus_export.thresholds import THRESHOLDS, Thresholds, cosine_min
 
 Vectors = NDArray[np.float32]
 _STAGE_ITEMS = 8
 _BATCH = 16
 _TOP = 10
-
-
-class Thresholds(Contract):
-    """What an export of one precision must reach."""
-
-    cosine_min: float
-    top10_agreement: float
-    recall_at_10_delta: float
-
-
-THRESHOLDS = {
-    Precision.FP32: Thresholds(cosine_min=0.99999, top10_agreement=0.995, recall_at_10_delta=0.005),
-    Precision.FP16: Thresholds(cosine_min=0.999, top10_agreement=0.97, recall_at_10_delta=0.01),
-    Precision.BF16: Thresholds(cosine_min=0.99, top10_agreement=0.90, recall_at_10_delta=0.02),
-    Precision.INT8: Thresholds(cosine_min=0.99, top10_agreement=0.90, recall_at_10_delta=0.02),
-    Precision.FP8: Thresholds(cosine_min=0.98, top10_agreement=0.85, recall_at_10_delta=0.02),
-}
 
 
 class StageFidelity(Contract):
@@ -304,14 +288,6 @@ def agreement(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
     """Return the mean share of the rows that two rankings [N, K] have in common."""
     shared = [len(set(a) & set(b)) for a, b in zip(left, right, strict=True)]
     return float(np.mean(shared)) / left.shape[1]
-
-
-def cosine_min(left: NDArray[np.generic], right: NDArray[np.generic]) -> float:
-    """Return the smallest cosine between corresponding vectors (last dimension), computed in float64."""
-    a = left.reshape(-1, left.shape[-1]).astype(np.float64)
-    b = right.reshape(-1, right.shape[-1]).astype(np.float64)
-    cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-    return float(cosines.min())
 
 
 def top(queries: Vectors, targets: Vectors) -> NDArray[np.int64]:

@@ -33,6 +33,7 @@ from cirrus_export.probe import Probe
 from cirrus_export.recipes import Recipe, recipe_named
 from cirrus_export.recipes.recipe import Parts, parse_options
 from cirrus_export.repository import Flavour, write_repository
+from cirrus_export.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
 MAX_BATCH = 64
 _CALIBRATION_ITEMS = 64
@@ -47,6 +48,7 @@ class ExportRequest:
 
     pretrained: an open_clip tag, a file, or "random"; None where the head's checkpoint carries its backbone.
     head: the head's checkpoint, "random", or None where the recipe has no head.
+    for_triton: an NGC release of Triton for which TensorRT plans are compiled as well, or None.
     """
 
     recipe: str
@@ -56,15 +58,19 @@ class ExportRequest:
     out: Path
     precision: Precision = Precision.FP32
     options: Mapping[str, str] = field(default_factory=dict)
+    for_triton: str | None = None
 
 
 def export(request: ExportRequest, probe: Probe) -> Bundle:
     """Export a model, hold it to its original, and write the bundle.
 
-    Raises ExportError (CheckpointError) before anything is written if the request can't be met. Raises FidelityError
-    if the exported graphs miss the gate: the bundle is then there, with its report, marked as failed and without a
-    model repository.
+    Raises ExportError (CheckpointError) before anything is written if the request can't be met: also if this machine's
+    TensorRT is not the one of `for_triton`. Raises FidelityError if the exported graphs miss the gate: the bundle is
+    then there, with its report, marked as failed and without a model repository.
     """
+    plans = CompileOptions(for_triton=request.for_triton)
+    if request.for_triton is not None:
+        check_machine(plans)
     check_precision(request.precision)
     if is_foreign(request.out, CONTRACT):
         raise ExportError(f"--out {request.out}: exists and is not a bundle; name another path or remove it")
@@ -87,6 +93,8 @@ def export(request: ExportRequest, probe: Probe) -> Bundle:
             f"{request.out} failed its fidelity gate and is marked so: {'; '.join(report.failures)}; "
             f"see {request.out / 'report.md'}"
         )
+    if request.for_triton is not None:
+        compile_plans(bundle, probe, plans)
     return bundle
 
 

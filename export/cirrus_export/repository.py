@@ -32,6 +32,7 @@ from cirrus_client.bundle import Bundle, BundleSpec, DType, EnsembleName, GraphS
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory
+from cirrus_client.plans import graph_sha256
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
 from cirrus_client.triton_protocol import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER, served_name
 
@@ -92,8 +93,7 @@ class _Names:
         if name == TOKENIZE:
             content = spec.tokenizer.model_dump_json() + spec.files[spec.tokenizer.file]
             return hashlib.sha256(content.encode()).hexdigest()
-        file = spec.graphs[name].file
-        return hashlib.sha256((spec.files[file] + spec.files.get(f"{file}.data", "")).encode()).hexdigest()
+        return graph_sha256(spec, name)
 
 
 def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, destination: Path) -> None:
@@ -328,8 +328,8 @@ def _plan(bundle_root: Path, graph: str) -> Path:
     plan = bundle_root / "engines" / f"{graph}.plan"
     if not plan.is_file():
         raise ExportError(
-            f"the tensorrt flavour needs {plan}, which is not there: compile the bundle's graphs on the machine that "
-            f"serves them with `cirrus compile {bundle_root}`"
+            f"the tensorrt flavour needs {plan}, which is not there; on the machine that serves the bundle: "
+            f"cirrus compile {bundle_root}"
         )
     return plan
 

@@ -1,0 +1,284 @@
+"""The whole GPU side on this machine, check by check: what runs, whether it is right, and how fast.
+
+A check PASSes, FAILs, or is NOT_HERE with the reason: the part is not installed. Nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cirrus_bench.measure import Machine, this_machine
+from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision, Similarity, SpaceSpec
+from cirrus_client.engines.engine import Engine
+from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine, available_providers
+from cirrus_client.engines.tensorrt_plan import TensorRtEngine
+from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
+from cirrus_client.errors import CirrusError, EngineError
+from cirrus_client.files import write_atomically, write_model
+from cirrus_client.index import FaissIndex
+from cirrus_client.plans import Fusion, read_plans
+from cirrus_export.demo.probe import rendered_probe
+from cirrus_export.demo.weights import materialise
+from cirrus_export.pipeline import ExportRequest, export
+from cirrus_export.plan_fidelity import GraphValues, hold_to_graphs
+from cirrus_export.probe import Probe
+from cirrus_export.tensorrt_engine import CompileOptions, compile_plans
+
+_CUDA = "CUDAExecutionProvider"
+_FULL_SIZE = "ViT-L-14"
+_REPEATS = 10
+_LEVELS = 2.0
+log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """What came of a check."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    NOT_HERE = "not here"
+
+
+class Check(Contract):
+    """One thing that was tried. images_per_s: of the gallery's graphs, host arrays to host arrays."""
+
+    part: str
+    bundle: str
+    outcome: Outcome
+    found: str
+    images_per_s: float | None = None
+
+
+class GpuReport(Contract):
+    """Everything that was tried."""
+
+    gpu: str
+    compute_capability: str
+    machine: Machine
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.outcome is not Outcome.FAIL for check in self.checks)
+
+
+class _NotHere(Exception):
+    """A part that is not installed."""
+
+
+@dataclass
+class _Found:
+    text: str
+    images_per_s: float | None = None
+
+
+@dataclass
+class _Checks:
+    """Runs checks; one that fails does not stop the next."""
+
+    done: list[Check] = field(default_factory=list)
+
+    def try_out(self, part: str, bundle: str, check: Callable[[], _Found]) -> None:
+        log.info("%s: %s", part, bundle)
+        try:
+            found = check()
+        except _NotHere as reason:
+            self._add(part, bundle, Outcome.NOT_HERE, _Found(str(reason)))
+        except CirrusError as error:
+            self._add(part, bundle, Outcome.FAIL, _Found(str(error)))
+        except Exception as error:  # a part's own error is what this report is for
+            self._add(part, bundle, Outcome.FAIL, _Found(f"{type(error).__name__}: {error}"))
+        else:
+            self._add(part, bundle, Outcome.PASS, found)
+
+    def _add(self, part: str, bundle: str, outcome: Outcome, found: _Found) -> None:
+        line = " ".join(found.text.split())
+        self.done.append(Check(part=part, bundle=bundle, outcome=outcome, found=line, images_per_s=found.images_per_s))
+
+
+def check_gpu(work: Path, *, full_size: bool) -> GpuReport:
+    """Try everything that a GPU is used for, on demo bundles of every precision.
+
+    full_size: also on a random model of a published size. work: where the bundles are written. Raises EngineError if
+    there is no GPU, or CUDA's runtime is not installed.
+    """
+    try:
+        gpu = this_gpu()
+    except EngineError as error:
+        raise EngineError(f"gpu-check needs a machine with an NVIDIA GPU: {error}") from None
+    checks = _Checks()
+    probe = rendered_probe(queries=24, gallery=64)
+    for request in _requests(work, full_size=full_size):
+        _check_bundle(checks, request, probe)
+    checks.try_out("FAISS on the GPU", "-", _faiss)
+    checks.try_out("nvJPEG decode", "-", lambda: _nvjpeg(probe.gallery[0]))
+    return GpuReport(
+        gpu=gpu.name, compute_capability=gpu.compute_capability, machine=this_machine(), checks=tuple(checks.done)
+    )
+
+
+def write_report(report: GpuReport, out: Path) -> None:
+    """Write `gpu_check.json` and `gpu_check.md`."""
+    write_model(out / "gpu_check.json", report)
+    write_atomically(out / "gpu_check.md", markdown(report).encode())
+
+
+def markdown(report: GpuReport) -> str:
+    """Return the report as Markdown."""
+    machine = report.machine
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    verdict = "Nothing failed." if report.passed else "**Something failed.**"
+    lines = [
+        f"# GPU check: {report.gpu}",
+        "",
+        f"{verdict} Compute capability {report.compute_capability}; {machine.processor}, {machine.cores} cores; Python "
+        f"{machine.python}, {packages}.",
+        "",
+        "| check | bundle | outcome | found | images/s |",
+        "|---|---|---|---|--:|",
+        *(
+            f"| {check.part} | {check.bundle} | {check.outcome} | {check.found.replace('|', '/')} | "
+            f"{'' if check.images_per_s is None else f'{check.images_per_s:,.0f}'} |"
+            for check in report.checks
+        ),
+        "",
+        "Images/s: the graphs that embed a gallery image, from pixels to embeddings, both in host memory, without "
+        "decoding.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _requests(work: Path, *, full_size: bool) -> Iterable[ExportRequest]:
+    weights = materialise(work / "weights")
+    for precision in (Precision.FP32, Precision.FP16, Precision.BF16):
+        yield ExportRequest(
+            recipe="transagg-union",
+            backbone="cirrus-demo",
+            pretrained=str(weights.clip),
+            head=str(weights.head),
+            out=work / f"demo-{precision}",
+            precision=precision,
+        )
+    if full_size:
+        yield ExportRequest(
+            recipe="transagg-union",
+            backbone=_FULL_SIZE,
+            pretrained="random",
+            head="random",
+            out=work / f"{_FULL_SIZE}-fp16",
+            precision=Precision.FP16,
+        )
+
+
+def _check_bundle(checks: _Checks, request: ExportRequest, probe: Probe) -> None:
+    name = request.out.name
+    checks.try_out("export", name, lambda: _export(request, probe))
+    if checks.done[-1].outcome is Outcome.PASS:
+        bundle = Bundle.open(request.out)
+        checks.try_out("ONNX Runtime on CUDA", name, lambda: _onnx_runtime(bundle, probe))
+        checks.try_out("TensorRT compile", name, lambda: _compile(bundle, probe))
+        if checks.done[-1].outcome is Outcome.PASS:
+            checks.try_out("TensorRT attention", name, lambda: _attention(bundle))
+            checks.try_out("TensorRT run", name, lambda: _tensorrt(bundle))
+
+
+def _export(request: ExportRequest, probe: Probe) -> _Found:
+    export(request, probe)
+    return _Found("the fidelity gate was passed")
+
+
+def _onnx_runtime(bundle: Bundle, probe: Probe) -> _Found:
+    if _CUDA not in available_providers():
+        raise _NotHere("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
+
+    def load(graph: str) -> Engine:
+        engine = OnnxRuntimeEngine(bundle.graph_file(graph), bundle.spec.precision, providers=[_CUDA])
+        if not engine.device.endswith("CUDA"):
+            raise EngineError(f"{graph} was put on {engine.device}: the CUDA provider could not start")
+        return engine
+
+    cosines = hold_to_graphs(bundle, GraphValues(bundle, probe), load)
+    return _Found(f"smallest cosine to the CPU {min(cosines.values()):.6f}", _images_per_s(bundle, load))
+
+
+def _compile(bundle: Bundle, probe: Probe) -> _Found:
+    start = time.perf_counter()
+    record = compile_plans(bundle, probe, CompileOptions())
+    seconds = time.perf_counter() - start
+    cosine = min(plan.cosine_min for plan in record.plans.values())
+    return _Found(f"TensorRT {record.tensorrt}, {seconds:.0f} s, smallest cosine to the graphs {cosine:.6f}")
+
+
+def _attention(bundle: Bundle) -> _Found:
+    """A plan without fused attention is slow, not wrong: what fails is a plan that does not say."""
+    found = {graph: plan.attention for graph, plan in read_plans(bundle).plans.items()}
+    listed = ", ".join(
+        f"{graph} {attention.fusion} ({attention.fused_layers} of {attention.attentions})"
+        for graph, attention in found.items()
+    )
+    if any(attention.fusion is Fusion.UNKNOWN for attention in found.values()):
+        raise EngineError(f"the engine inspector lists no layers: {listed}")
+    return _Found(listed)
+
+
+def _tensorrt(bundle: Bundle) -> _Found:
+    rate = _images_per_s(bundle, lambda graph: TensorRtEngine.of(bundle, graph))
+    return _Found(f"TensorRT {load_tensorrt().__version__}", rate)
+
+
+def _images_per_s(bundle: Bundle, load: Callable[[str], Engine]) -> float:
+    ensemble = bundle.spec.ensembles[EnsembleName.ENCODE_TARGET]
+    models: dict[str, Model] = {
+        step.model: load(step.model) for step in ensemble.steps if step.model != IMAGE_PREPROCESS
+    }
+    size_px = bundle.spec.preprocess.size_px
+    rows = bundle.spec.max_batch
+    pixels = np.random.default_rng(0).standard_normal((rows, 3, size_px, size_px), dtype=np.float32)
+    run(ensemble, models, {}, given={"pixels": pixels})
+    start = time.perf_counter()
+    for _ in range(_REPEATS):
+        run(ensemble, models, {}, given={"pixels": pixels})
+    return _REPEATS * rows / (time.perf_counter() - start)
+
+
+def _faiss() -> _Found:
+    generator = np.random.default_rng(0)
+    vectors, queries = (generator.standard_normal((count, 256), dtype=np.float32) for count in (50_000, 200))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    index = FaissIndex(SpaceSpec.of({}, dim=256, vectors=1, similarity=Similarity.COSINE), vectors)
+    if not index.on_gpu:
+        raise _NotHere("this FAISS has no GPU support: pip install faiss-gpu")
+    scores = np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :10]
+    difference = float(np.abs(index.search(queries, 10).scores - scores).max())
+    if not difference < 1e-4:
+        raise EngineError(f"the ten best scores differ from the CPU's by up to {difference:.1e}")
+    return _Found(f"exact search, 50,000 vectors: scores within {difference:.1e} of the CPU's")
+
+
+def _nvjpeg(image: bytes) -> _Found:
+    try:
+        from nvidia import nvimgcodec
+    except ImportError as error:
+        raise _NotHere(f"{error}: pip install nvidia-nvimgcodec-cu13") from None
+    kinds = nvimgcodec.BackendKind
+    backends = [nvimgcodec.Backend(kind) for kind in (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)]
+    decoded = nvimgcodec.Decoder(backends=backends).decode(nvimgcodec.CodeStream(image))
+    if decoded is None:
+        raise EngineError("no GPU decoder took a JPEG: pip install nvidia-nvjpeg-cu13")
+    reference = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(np.float32)
+    difference = float(np.abs(np.asarray(decoded.cpu()).astype(np.float32) - reference).mean())
+    if not difference < _LEVELS:
+        raise EngineError(f"pixels differ from Pillow's by {difference:.2f} of 255 levels on average")
+    return _Found(f"pixels within {difference:.2f} of 255 levels of Pillow's on average")

@@ -1,0 +1,83 @@
+"""TensorRT and CUDA as this machine has them, loaded when something asks for them."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from functools import cache
+from typing import Any
+
+from cirrus_client.errors import EngineError
+from cirrus_client.plans import Gpu, version_numbers
+
+_OLDEST_TENSORRT = (10, 0)
+_ERRORS = 8
+_INSTALL = "on a machine with an NVIDIA GPU: pip install 'cirrus-cir[gpu]'"
+log = logging.getLogger(__name__)
+
+
+def load_tensorrt() -> Any:
+    """Return the module `tensorrt`. Raises EngineError if it is missing, can't be loaded, or is older than 10."""
+    try:
+        import tensorrt
+    except (ImportError, OSError) as error:
+        raise EngineError(f"TensorRT can't be loaded ({error}); {_INSTALL}") from None
+    if version_numbers(tensorrt.__version__) < _OLDEST_TENSORRT:
+        raise EngineError(f"TensorRT {tensorrt.__version__} is installed; Cirrus needs 10 or newer; {_INSTALL}")
+    return tensorrt
+
+
+def load_cuda() -> Any:
+    """Return CUDA's runtime, `cuda.bindings.runtime`. Raises EngineError if it is missing."""
+    try:
+        from cuda.bindings import runtime
+    except (ImportError, OSError) as error:
+        raise EngineError(f"the CUDA runtime can't be loaded ({error}); {_INSTALL}") from None
+    return runtime
+
+
+def cuda_result(answer: tuple[Any, ...]) -> Any:
+    """Return what a call of CUDA's runtime gave. Raises EngineError with CUDA's own name of the error."""
+    error, *values = answer
+    if int(error) != 0:
+        raise EngineError(f"CUDA answered {error.name}; `nvidia-smi` shows whether the driver sees a GPU")
+    return values[0] if values else None
+
+
+def this_gpu() -> Gpu:
+    """Return the GPU that this process uses. Raises EngineError if there is none."""
+    cuda = load_cuda()
+    try:
+        device = cuda_result(cuda.cudaGetDevice())
+        properties = cuda_result(cuda.cudaGetDeviceProperties(device))
+    except EngineError as error:
+        raise EngineError(f"no NVIDIA GPU can be used here: {error}") from None
+    return Gpu(name=properties.name.decode(), compute_capability=f"{properties.major}.{properties.minor}")
+
+
+@cache
+def tensorrt_log(tensorrt: Any) -> Any:
+    """Return this process's logger for TensorRT, which keeps the last errors: TensorRT gives reasons nowhere else.
+
+    There is one, since TensorRT goes on using the first that it is given for as long as anything of it lives.
+    """
+
+    class Log(tensorrt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=_ERRORS)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (tensorrt.ILogger.Severity.INTERNAL_ERROR, tensorrt.ILogger.Severity.ERROR):
+                self.errors.append(message)
+            log.debug("TensorRT: %s", message)
+
+    return Log()
+
+
+def tensorrt_reason(tensorrt: Any) -> str:
+    """Return what TensorRT complained of since this was last asked."""
+    errors = tensorrt_log(tensorrt).errors
+    reason = "; ".join(errors) or "it gives no reason"
+    errors.clear()
+    return reason

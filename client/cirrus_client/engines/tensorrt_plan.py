@@ -1,0 +1,131 @@
+"""Graphs compiled by TensorRT, run on the GPU without torch."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus_client.bundle import Bundle, TensorSpec
+from cirrus_client.engines.engine import Engine, tensor_spec
+from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_tensorrt, tensorrt_log, tensorrt_reason, this_gpu
+from cirrus_client.ensemble import Arrays
+from cirrus_client.errors import EngineError
+from cirrus_client.plans import plan_file, read_plans, refusal
+
+_PROFILE = 0
+
+
+class TensorRtEngine(Engine):
+    """Runs a plan. Device memory for the largest batch is taken when the plan is loaded; calls take turns."""
+
+    def __init__(self, path: Path, *, version_compatible: bool = False) -> None:
+        """Load a plan.
+
+        version_compatible: the plan carries a runtime of its own, which is code that this process then runs.
+        Raises EngineError if TensorRT, CUDA or a GPU is missing, or TensorRT refuses the plan.
+        """
+        tensorrt = load_tensorrt()
+        self._cuda = load_cuda()
+        gpu = this_gpu()
+        self._runtime = tensorrt.Runtime(tensorrt_log(tensorrt))
+        self._runtime.engine_host_code_allowed = version_compatible
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineError(f"TensorRT {tensorrt.__version__} can't load {path}: {self._reason()}")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"TensorRT can't run {path} on {gpu.name}: {self._reason()}")
+        names = [self._engine.get_tensor_name(position) for position in range(self._engine.num_io_tensors)]
+        taken = {name for name in names if self._engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT}
+        self.inputs = tuple(self._spec(tensorrt, name) for name in names if name in taken)
+        self.outputs = tuple(self._spec(tensorrt, name) for name in names if name not in taken)
+        self.largest_batch = min(
+            int(self._engine.get_tensor_profile_shape(spec.name, _PROFILE)[-1][0]) for spec in self.inputs
+        )
+        self.device = f"TensorRT {tensorrt.__version__}, {gpu.name}"
+        self._turns = threading.Lock()
+        self._take_memory()
+
+    @staticmethod
+    def of(bundle: Bundle, graph: str) -> TensorRtEngine:
+        """Load a graph's plan from a bundle.
+
+        Raises BundleError if the bundle has no such plan or a damaged one, EngineError if it was built for another
+        TensorRT or GPU.
+        """
+        record = read_plans(bundle)
+        path = plan_file(bundle, record, graph)
+        reason = refusal(record, load_tensorrt().__version__, this_gpu())
+        if reason is not None:
+            raise EngineError(f"plans of {bundle.root}: {reason}; compile them here: cirrus compile {bundle.root}")
+        return TensorRtEngine(path, version_compatible=record.version_compatible)
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See `Engine.run`."""
+        rows = len(inputs[self.inputs[0].name])
+        if not 0 < rows <= self.largest_batch:
+            raise EngineError(f"a batch of {rows}; the plan takes 1 to {self.largest_batch}")
+        with self._turns:
+            return self._run(inputs, rows)
+
+    def layers(self) -> str:
+        """Return the engine inspector's JSON of the plan's layers."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(load_tensorrt().LayerInformationFormat.JSON))
+
+    def _run(self, inputs: Arrays, rows: int) -> dict[str, NDArray[Any]]:
+        to_device = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        to_host = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._set_batch(rows)
+        for spec in self.inputs:
+            self._copy(self._memory[spec.name], inputs[spec.name].ctypes.data, inputs[spec.name].nbytes, to_device)
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise EngineError(f"TensorRT could not run the graph: {self._reason()}")
+        outputs = {spec.name: np.empty(self._shape(spec), dtype=spec.dtype.value) for spec in self.outputs}
+        for name, array in outputs.items():
+            self._copy(array.ctypes.data, self._memory[name], array.nbytes, to_host)
+        cuda_result(self._cuda.cudaStreamSynchronize(self._stream))
+        return outputs
+
+    def _set_batch(self, rows: int) -> None:
+        for spec in self.inputs:
+            if not self._context.set_input_shape(spec.name, (rows, *spec.shape)):
+                raise EngineError(f"TensorRT refuses input {spec.name} {[rows, *spec.shape]}: {self._reason()}")
+
+    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """As the batch that was set makes it; an output's declared shape may leave more than the batch open."""
+        return tuple(self._context.get_tensor_shape(spec.name))
+
+    def _copy(self, destination: int, source: int, size: int, kind: Any) -> None:
+        cuda_result(self._cuda.cudaMemcpyAsync(destination, source, size, kind, self._stream))
+
+    def _take_memory(self) -> None:
+        """Inputs and outputs keep their addresses, so that a call only sets the batch."""
+        self._memory: dict[str, int] = {}
+        self._stream = cuda_result(self._cuda.cudaStreamCreate())
+        weakref.finalize(self, _release, self._cuda, self._memory, self._stream)
+        self._set_batch(self.largest_batch)
+        for spec in (*self.inputs, *self.outputs):
+            size = prod(self._shape(spec)) * np.dtype(spec.dtype.value).itemsize
+            self._memory[spec.name] = int(cuda_result(self._cuda.cudaMalloc(size)))
+            if not self._context.set_tensor_address(spec.name, self._memory[spec.name]):
+                raise EngineError(f"TensorRT refuses memory for {spec.name}: {self._reason()}")
+
+    def _spec(self, tensorrt: Any, name: str) -> TensorSpec:
+        kind = np.dtype(tensorrt.nptype(self._engine.get_tensor_dtype(name))).name
+        return tensor_spec(name, kind, tuple(self._engine.get_tensor_shape(name)))
+
+    def _reason(self) -> str:
+        return tensorrt_reason(load_tensorrt())
+
+
+def _release(cuda: Any, memory: dict[str, int], stream: Any) -> None:
+    for address in memory.values():
+        cuda.cudaFree(address)
+    cuda.cudaStreamDestroy(stream)

@@ -1,0 +1,158 @@
+"""TensorRT plans of a bundle: what was compiled where, and where that can run.
+
+`engines/plans.json` is written by `cirrus compile` and read before a plan is loaded: TensorRT itself answers a plan of
+another version or GPU with a serialisation error that names neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from cirrus_client.bundle import Bundle, BundleSpec, Contract
+from cirrus_client.errors import BundleError
+from cirrus_client.files import sha256_of_file
+
+ENGINES = "engines"
+PLANS = "plans.json"
+_AMPERE = (8, 0)
+_ACROSS_MAJORS = {(10, 11)}
+
+
+class Fusion(StrEnum):
+    """Whether a plan's attention runs in fused kernels. NONE: the graph has none. UNKNOWN: the plan does not say."""
+
+    FUSED = "fused"
+    PARTLY = "partly"
+    UNFUSED = "unfused"
+    NONE = "none"
+    UNKNOWN = "unknown"
+
+
+class AttentionSpec(Contract):
+    """Attentions of a graph, fused kernels in its plan, and the layers by which the engine inspector shows it."""
+
+    fusion: Fusion
+    attentions: int
+    fused_layers: int
+    evidence: tuple[str, ...]
+
+
+class BatchProfile(Contract):
+    """Batch sizes that a plan takes, and the one that it is tuned for."""
+
+    smallest: int = Field(gt=0)
+    tuned: int = Field(gt=0)
+    largest: int = Field(gt=0)
+
+
+class PlanSpec(Contract):
+    """One compiled graph. cosine_min: the worst of its outputs against the ONNX graph, on real inputs."""
+
+    file: str
+    sha256: str
+    graph_sha256: str
+    batch: BatchProfile
+    attention: AttentionSpec
+    cosine_min: float
+
+
+class PlansSpec(Contract):
+    """The contents of `engines/plans.json`."""
+
+    format: Literal[1] = 1
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    version_compatible: bool
+    hardware_compatible: bool
+    plans: dict[str, PlanSpec]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that this process uses."""
+
+    name: str
+    compute_capability: str
+
+
+def read_plans(bundle: Bundle) -> PlansSpec:
+    """Return the record of a bundle's plans. Raises BundleError if there is none, or it is invalid."""
+    path = bundle.root / ENGINES / PLANS
+    try:
+        return PlansSpec.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(
+            f"bundle {bundle.root} has no TensorRT plans; on the machine that serves: cirrus compile {bundle.root}"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleError(f"{path}: {where}: {first['msg']}; compile again: cirrus compile {bundle.root}") from None
+
+
+def plan_file(bundle: Bundle, record: PlansSpec, graph: str) -> Path:
+    """Return a graph's plan. Raises BundleError if it is missing, damaged, or compiled from another graph."""
+    again = f"compile again: cirrus compile {bundle.root}"
+    plan = record.plans.get(graph)
+    if plan is None:
+        raise BundleError(f"bundle {bundle.root} has no plan of graph {graph}, only {', '.join(record.plans)}; {again}")
+    path = bundle.root / plan.file
+    if not path.is_file():
+        raise BundleError(f"bundle {bundle.root}: {plan.file} is missing; {again}")
+    if sha256_of_file(path) != plan.sha256:
+        raise BundleError(f"bundle {bundle.root}: {plan.file} is not the file that {PLANS} describes; {again}")
+    if graph_sha256(bundle.spec, graph) != plan.graph_sha256:
+        raise BundleError(f"bundle {bundle.root}: {plan.file} was compiled from another graph {graph}; {again}")
+    return path
+
+
+def graph_sha256(spec: BundleSpec, graph: str) -> str:
+    """Return the hash of a graph's ONNX file and of the weights beside it."""
+    file = spec.graphs[graph].file
+    return hashlib.sha256((spec.files[file] + spec.files.get(f"{file}.data", "")).encode()).hexdigest()
+
+
+def refusal(record: PlansSpec, tensorrt: str, gpu: Gpu) -> str | None:
+    """Return why plans can't run on this TensorRT and GPU: what was built where, and what is here. None if they can."""
+    built = f"built with TensorRT {record.tensorrt} on {record.gpu} (compute capability {record.compute_capability})"
+    if not runs_on(record.tensorrt, tensorrt, version_compatible=record.version_compatible):
+        allowed = "that version or a newer one of its major" if record.version_compatible else "exactly that version"
+        return f"{built}; here is TensorRT {tensorrt}, and the plans need {allowed}"
+    same_gpu = record.compute_capability == gpu.compute_capability
+    ampere_or_newer = record.hardware_compatible and version_numbers(gpu.compute_capability) >= _AMPERE
+    if not same_gpu and not ampere_or_newer:
+        allowed = "8.0 or newer" if record.hardware_compatible else "the same"
+        return f"{built}; here is {gpu.name} ({gpu.compute_capability}), and the plans need {allowed}"
+    return None
+
+
+def runs_on(built: str, here: str, *, version_compatible: bool) -> bool:
+    """Whether a plan of one TensorRT version runs on another.
+
+    A plan needs the same version to the build number. A version-compatible one runs on newer versions of its major, and
+    one of TensorRT 10 on TensorRT 11 as well (TensorRT 11.4 documentation: "Support Policies", "Support Matrix").
+    Versions of different length are compared as far as both go.
+    """
+    built_numbers, here_numbers = version_numbers(built), version_numbers(here)
+    length = min(len(built_numbers), len(here_numbers))
+    left, right = built_numbers[:length], here_numbers[:length]
+    if not version_compatible:
+        return left == right
+    return left <= right and (left[0] == right[0] or (left[0], right[0]) in _ACROSS_MAJORS)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: "10.14.1.48.post1" is (10, 14, 1, 48)."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)

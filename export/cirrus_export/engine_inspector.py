@@ -1,0 +1,70 @@
+"""Did TensorRT fuse the attention? Asked of the engine inspector's layers.
+
+A fused attention is one kernel whose name has `mha` in it, like `_gemm_mha_v2_myl0_17`: so say TensorRT's maintainers
+(TensorRT#3243), and such a layer's JSON is in TensorRT#4397. Layers are objects where the plan was built with detailed
+verbosity, and bare names else ("Engine Inspector" in TensorRT's documentation); 10 and 11 differ only beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from cirrus_client.plans import AttentionSpec, Fusion
+
+_FUSED = "mha"
+_SHOWN = 8
+_ATTENTION = "Attention"
+_SOFTMAX = "Softmax"
+_BETWEEN = ("Cast", "Identity", "Reshape", "Transpose", "Where", "IsNaN", "Squeeze", "Unsqueeze")
+
+
+def attention_of(layers: str, attentions: int) -> AttentionSpec:
+    """Return what the engine inspector's JSON says of a graph's attentions."""
+    found = _layers(layers)
+    fused = [name for name, tactic in found if _FUSED in f"{name} {tactic}".lower()]
+    if attentions == 0:
+        fusion = Fusion.NONE
+    elif not found:
+        fusion = Fusion.UNKNOWN
+    elif not fused:
+        fusion = Fusion.UNFUSED
+    else:
+        fusion = Fusion.FUSED if len(fused) >= attentions else Fusion.PARTLY
+    evidence = fused or [name for name, _ in found]
+    return AttentionSpec(
+        fusion=fusion, attentions=attentions, fused_layers=len(fused), evidence=tuple(evidence[:_SHOWN])
+    )
+
+
+def count_attentions(graph: Path) -> int:
+    """Return how many attentions an ONNX graph has: softmaxes whose result is multiplied, and Attention operators."""
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return sum(
+        node.op_type == _ATTENTION or (node.op_type == _SOFTMAX and _is_multiplied(node, readers)) for node in nodes
+    )
+
+
+def _is_multiplied(node: onnx.NodeProto, readers: Mapping[str, Iterable[onnx.NodeProto]]) -> bool:
+    following = [reader for name in node.output for reader in readers.get(name, ())]
+    return any(
+        reader.op_type == "MatMul" or (reader.op_type in _BETWEEN and _is_multiplied(reader, readers))
+        for reader in following
+    )
+
+
+def _layers(text: str) -> list[tuple[str, str]]:
+    """Names and tactics."""
+    content: Any = json.loads(text)
+    return [
+        (layer, "") if isinstance(layer, str) else (layer["Name"], layer.get("TacticName", ""))
+        for layer in content["Layers"]
+    ]
