@@ -88,4 +88,9 @@ def test_parts_that_are_not_installed_say_what_to_install(bundle, probe, monkeyp
 
 def test_images_per_second_are_measured_on_any_engine(bundle, monkeypatch) -> None:
     monkeypatch.setattr(gpu_check, "_REPEATS", 1)
-    assert gpu_check._images_per_s(bundle, lambda graph: OnnxRuntimeEngine(bundle.graph_file(graph))) > 1
+    assert (
+        gpu_check._images_per_s(
+            bundle, lambda graph: OnnxRuntimeEngine(bundle.graph_file(graph), bundle.spec.precision)
+        )
+        > 1
+    )

@@ -347,7 +347,9 @@ def test_attentions_are_counted_in_the_onnx_graph(bundle, tmp_path) -> None:
 
 def test_an_engine_that_reproduces_its_graphs_is_kept(bundle, probe) -> None:
     cosines = hold_to_graphs(
-        bundle, GraphValues(bundle, probe), lambda graph: OnnxRuntimeEngine(bundle.graph_file(graph))
+        bundle,
+        GraphValues(bundle, probe),
+        lambda graph: OnnxRuntimeEngine(bundle.graph_file(graph), bundle.spec.precision),
     )
     assert set(cosines) == set(bundle.spec.graphs)
     assert min(cosines.values()) > 0.99999
@@ -371,7 +373,7 @@ def test_an_engine_that_misses_is_named_with_its_cosine(bundle, probe, noise, mo
     monkeypatch.setattr(Damaged, "noise", noise)
 
     def load(graph):
-        return (Damaged if graph == "gallery" else OnnxRuntimeEngine)(bundle.graph_file(graph))
+        return (Damaged if graph == "gallery" else OnnxRuntimeEngine)(bundle.graph_file(graph), bundle.spec.precision)
 
     with pytest.raises(FidelityError, match=r"cosine gallery (0\.|nan).*No plan was kept"):
         hold_to_graphs(bundle, GraphValues(bundle, probe), load)
@@ -389,7 +391,7 @@ class InPlaceOfAPlan(OnnxRuntimeEngine):
     bundle: Bundle
 
     def __init__(self, path, *, version_compatible):
-        super().__init__(self.bundle.graph_file(path.stem))
+        super().__init__(self.bundle.graph_file(path.stem), self.bundle.spec.precision)
 
     def layers(self):
         return json.dumps({"Layers": [GEMM, MHA]})

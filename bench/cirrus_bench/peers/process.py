@@ -68,7 +68,7 @@ class PeerProcess:
     def close(self) -> None:
         """Stop the driver."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
         self._log.close()
         self._scratch.cleanup()
 
