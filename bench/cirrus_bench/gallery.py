@@ -45,14 +45,14 @@ Way = tuple[str, str]
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure, and where photos, bundles and peers are kept between runs; no peers: leave them out."""
+    """What to measure, and where photos, bundles and peers are kept between runs. peers: install and measure them too."""
 
     backbone: str
     images: int
     size_px: int
     repeats: int
     work: Path
-    peers: bool = True
+    peers: bool = False
 
 
 class Row(Contract):

@@ -18,9 +18,7 @@ from cirrus_export.backbones.registry import load_backbone
 
 @pytest.mark.timeout(300)
 def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path) -> None:
-    request = BenchRequest(
-        backbone="cirrus-demo", images=40, size_px=200, repeats=1, work=tmp_path / "work", peers=False
-    )
+    request = BenchRequest(backbone="cirrus-demo", images=40, size_px=200, repeats=1, work=tmp_path / "work")
     report = measure_gallery(request)
     stages = {row.stage for row in report.rows}
     assert stages == {"decode + preprocess", "encoder", "target head", "encoder + UNION, fused", END_TO_END}
