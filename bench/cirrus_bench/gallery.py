@@ -45,7 +45,7 @@ Way = tuple[str, str]
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to measure, and where photos, bundles and peers are kept between runs. peers: install and measure them too."""
+    """What to measure, and where photos, bundles and peers are kept. peers: install and measure them too."""
 
     backbone: str
     images: int

@@ -46,7 +46,7 @@ class TritonServer:
         cache_bytes: int = _CACHE_BYTES,
         start_timeout_s: float = 300.0,
     ) -> None:
-        """cache_bytes: memory for answers to repeated requests, taken at the start."""
+        """cache_bytes: memory for answers to repeated requests, taken at the start; 0 keeps none."""
         self.repository = repository
         self.host = host
         self.http_port = http_port
@@ -151,7 +151,7 @@ class TritonServer:
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
             f"--cache-directory={installed / 'caches'}",
-            f"--cache-config=local,size={self._cache_bytes}",
+            *([f"--cache-config=local,size={self._cache_bytes}"] if self._cache_bytes else []),
             f"--http-address={self.host}",
             f"--http-port={self.http_port}",
             f"--grpc-address={self.host}",
