@@ -206,7 +206,8 @@ def doctor(
 
 def main() -> None:
     """Run the command line; an error of Cirrus prints its message and exits 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    to_stderr = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[to_stderr])
     logging.getLogger("cirrus_client").setLevel(logging.INFO)
     logging.getLogger("cirrus_export").setLevel(logging.INFO)
     for plugin in entry_points(group="cirrus.commands"):
