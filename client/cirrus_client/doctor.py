@@ -72,8 +72,9 @@ def _openvino() -> Finding:
     def look() -> str:
         import openvino
 
-        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return f"{openvino.__version__.split('-')[0]}: {', '.join(capabilities)}"
+        from cirrus_client.engines.openvino_runtime import capabilities
+
+        return f"{openvino.__version__.split('-')[0]}: {', '.join(capabilities())}"
 
     return _imported("OpenVINO", look, "pip install openvino: faster on most CPUs; a GPU needs none")
 

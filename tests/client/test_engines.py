@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,28 @@ def test_openvino_computes_float32_unless_the_bundle_says_otherwise(gallery_grap
     reference = open_engine(gallery_graph, Precision.FP32, engine=EngineName.ONNXRUNTIME)
     drift = 1 - cosines(exact(pixels)["target_embedding"], reference(pixels)["target_embedding"])
     assert drift.max() < 1e-6
+
+
+_OPENED_AND_CLOSED = """
+import signal, subprocess, sys
+from pathlib import Path
+from cirrus_client.bundle import Precision
+from cirrus_client.engines import EngineName, open_engine
+
+first, second = (open_engine(Path(sys.argv[1]), Precision.FP32, engine=EngineName.OPENVINO) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGCHLD, lambda *_: print("heard"))
+subprocess.run(["true"], check=True)
+"""
+
+
+def test_signals_are_handled_after_engines_have_closed(gallery_graph: Path) -> None:
+    """Two OpenVINO cores would leave a freed signal stack behind."""
+    done = subprocess.run(
+        [sys.executable, "-c", _OPENED_AND_CLOSED, str(gallery_graph)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 def test_an_answer_stays_when_the_engine_runs_again(gallery_graph: Path, pixels) -> None:
@@ -126,7 +150,7 @@ def test_a_choice_that_cannot_be_kept_is_still_made(gallery_graph: Path, tmp_pat
 
 
 def test_no_engine_for_a_precision_is_an_error_with_a_way_out(gallery_graph: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cirrus_client.engines.openvino_runtime._capabilities", lambda: ["FP32", "INT8"])
+    monkeypatch.setattr("cirrus_client.engines.openvino_runtime.capabilities", lambda: ["FP32", "INT8"])
     with pytest.raises(EngineError, match="no engine here runs bf16 graphs"):
         open_engine(gallery_graph, Precision.BF16)
     with pytest.raises(EngineError, match="OpenVINO has no bf16 arithmetic on this CPU"):

@@ -104,7 +104,7 @@ def test_half_precision_passes_its_own_gate_and_keeps_the_space(bundle, weights,
 
 
 def test_a_precision_that_no_engine_could_verify_is_refused(weights, probe, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cirrus_client.engines.openvino_runtime._capabilities", lambda: ["FP32"])
+    monkeypatch.setattr("cirrus_client.engines.openvino_runtime.capabilities", lambda: ["FP32"])
     with pytest.raises(EngineError, match="--precision bf16: no engine here runs it"):
         export(demo_request(weights, tmp_path / "b", precision=Precision.BF16), probe)
     assert not (tmp_path / "b").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class OpenVinoEngine(Engine):
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model = openvino.Core().compile_model(str(path), _DEVICE, options)
+            self._model = _core().compile_model(str(path), _DEVICE, options)
         except Exception as error:  # the runtime raises plain RuntimeError for everything
             raise EngineError(f"OpenVINO can't load {path}: {error}") from error
         self.inputs = tuple(_spec(port) for port in self._model.inputs)
@@ -55,18 +56,29 @@ class OpenVinoEngine(Engine):
 
 def supports(precision: Precision) -> bool:
     """Whether this CPU has the arithmetic of a precision in hardware."""
-    return precision is not Precision.FP8 and precision.name in _capabilities()
+    return precision is not Precision.FP8 and precision.name in capabilities()
 
 
 def _arithmetic(precision: Precision) -> str:
     """What is computed in outside of quantised layers, which carry their own precision."""
     if precision is Precision.INT8:
-        return "bf16" if Precision.BF16.name in _capabilities() else "f32"
+        return "bf16" if Precision.BF16.name in capabilities() else "f32"
     return _ARITHMETIC[precision]
 
 
-def _capabilities() -> list[str]:
-    return list(openvino.Core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+def capabilities() -> list[str]:
+    """OpenVINO's names of the arithmetic that this CPU has in hardware."""
+    return list(_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
+
+
+@cache
+def _core() -> openvino.Core:
+    """One for the life of the process.
+
+    A core's CPU plugin installs a signal stack of its own, and puts back the one it found when it goes. Where two have
+    lived, the thread is left with a freed one, and the next signal that Python handles is a segmentation fault.
+    """
+    return openvino.Core()
 
 
 def _spec(port: Any) -> TensorSpec:
