@@ -22,7 +22,7 @@ def gallery(
     work: Annotated[Path, typer.Option(help="Where photos, bundles and other tools are kept for the next run.")] = Path(
         "build/bench"
     ),
-    peers: Annotated[bool, typer.Option("--peers", help="Install other tools and measure them as well.")] = False,
+    peers: Annotated[bool, typer.Option(help="Install other tools, 6 GB of them, and measure them as well.")] = True,
 ) -> None:
     """Measure what it costs to embed a gallery, side by side with the papers' way."""
     from cirrus_bench.gallery import BenchRequest, measure_gallery

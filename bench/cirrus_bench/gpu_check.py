@@ -5,7 +5,6 @@ A check PASSes, FAILs, or is NOT_HERE with the reason: the part is not installed
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cirrus_bench.measure import Machine, this_machine
 from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision, Similarity, SpaceSpec
@@ -26,7 +24,9 @@ from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
 from cirrus_client.errors import CirrusError, EngineError
 from cirrus_client.files import write_atomically, write_model
 from cirrus_client.index import FaissIndex
+from cirrus_client.nvjpeg import NvJpegDecoder
 from cirrus_client.plans import Fusion, read_plans
+from cirrus_client.preprocess import decode
 from cirrus_export.demo.probe import rendered_probe
 from cirrus_export.demo.weights import materialise
 from cirrus_export.pipeline import ExportRequest, export
@@ -269,16 +269,14 @@ def _faiss() -> _Found:
 
 def _nvjpeg(image: bytes) -> _Found:
     try:
-        from nvidia import nvimgcodec
-    except ImportError as error:
-        raise _NotHere(f"{error}: pip install nvidia-nvimgcodec-cu13") from None
-    kinds = nvimgcodec.BackendKind
-    backends = [nvimgcodec.Backend(kind) for kind in (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)]
-    decoded = nvimgcodec.Decoder(backends=backends).decode(nvimgcodec.CodeStream(image))
+        decoder = NvJpegDecoder()
+    except EngineError as error:
+        raise _NotHere(str(error)) from None
+    decoded = decoder(image)
     if decoded is None:
-        raise EngineError("no GPU decoder took a JPEG: pip install nvidia-nvjpeg-cu13")
-    reference = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(np.float32)
-    difference = float(np.abs(np.asarray(decoded.cpu()).astype(np.float32) - reference).mean())
+        raise EngineError("no GPU decoder took a JPEG: pip install nvidia-nvjpeg-cu13, or -cu12 for CUDA 12")
+    reference = np.asarray(decode(image).convert("RGB")).astype(np.float32)
+    difference = float(np.abs(decoded.astype(np.float32) - reference).mean())
     if not difference < _LEVELS:
         raise EngineError(f"pixels differ from Pillow's by {difference:.2f} of 255 levels on average")
     return _Found(f"pixels within {difference:.2f} of 255 levels of Pillow's on average")

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import socket
 import tempfile
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tritonclient.grpc as grpcclient
 
+from cirrus_bench.errors import PeerError
+from cirrus_bench.latency import Latency, measure_latency
 from cirrus_bench.measure import Machine, this_machine, time_interleaved
 from cirrus_bench.models import bench_photos
+from cirrus_bench.perf_analyzer import PerfAnalyzer
 from cirrus_client.bundle import Bundle, Contract
 from cirrus_client.encoders import Encoder, LocalEncoder, TritonEncoder
 from cirrus_client.files import atomic_path, write_atomically, write_model
 from cirrus_client.gallery import embed_gallery
 from cirrus_client.triton_server import TritonServer
 from cirrus_export.demo.probe import rendered_probe
-from cirrus_export.probe import ProbeQuery
 
 _CONCURRENCY = (1, 2, 4, 8, 16)
 _QUERIES = 300
 _PHOTOS, _PHOTO_PX, _ROUNDS = 256, 512, 3
 _COLOURS = {"p50": "#1f6feb", "p95": "#e09f3e", "p99": "#d1495b"}
-
-
-class Latency(Contract):
-    """Milliseconds of single queries, each with an image and a text, and how many were answered a second."""
-
-    concurrency: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    queries_per_s: float
 
 
 class Stage(Contract):
@@ -52,7 +40,8 @@ class Stage(Contract):
 class QueryReport(Contract):
     """bare: the same queries by `LocalEncoder` in one process. stages: at concurrency 1 and at the highest.
 
-    bulk: images a second of `embed_gallery` from JPEG photos, in process and through the server.
+    analyzer: what perf_analyzer measures, and its version; or why it is missing. bulk: images a second of
+    `embed_gallery` from JPEG photos, in process and through the server.
     """
 
     bundle: str
@@ -60,6 +49,8 @@ class QueryReport(Contract):
     bare: Latency
     served: tuple[Latency, ...]
     stages: dict[int, tuple[Stage, ...]]
+    analyzed: tuple[Latency, ...]
+    analyzer: str
     bulk: tuple[float, float]
     machine: Machine
 
@@ -74,7 +65,7 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
     queries = rendered_probe(queries=_QUERIES, gallery=2 * _QUERIES).queries
     photos = bench_photos(work, count=_PHOTOS, size_px=_PHOTO_PX)[0].parent
     local = LocalEncoder(bundle)
-    bare = _latency(local, queries, 1)
+    bare = measure_latency(local, queries, 1)
     served: list[Latency] = []
     stages: dict[int, tuple[Stage, ...]] = {}
     http, grpc, metrics = _free_ports(3)
@@ -83,9 +74,16 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
         encoder = TritonEncoder(server.grpc_url)
         for concurrency in _CONCURRENCY:
             before = _statistics(server.grpc_url)
-            served.append(_latency(encoder, queries, concurrency))
+            served.append(measure_latency(encoder, queries, concurrency))
             if concurrency in (_CONCURRENCY[0], _CONCURRENCY[-1]):
                 stages[concurrency] = _stages(before, _statistics(server.grpc_url))
+        analyzed: list[Latency] = []
+        try:
+            analyzer = PerfAnalyzer(work / "peers")
+            analyzed += [analyzer.measure(server.grpc_url, queries, concurrency) for concurrency in _CONCURRENCY]
+            version = f"perf_analyzer {analyzer.version}"
+        except PeerError as error:
+            version = str(error)
         ways: dict[str, Encoder] = {"local": local, "served": encoder}
         timings = time_interleaved({way: partial(_embed, photos, ways[way]) for way in ways}, _ROUNDS)
     return QueryReport(
@@ -94,6 +92,8 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
         bare=bare,
         served=tuple(served),
         stages=stages,
+        analyzed=tuple(analyzed),
+        analyzer=version,
         bulk=(_PHOTOS / timings["local"].median, _PHOTOS / timings["served"].median),
         machine=this_machine(),
     )
@@ -119,8 +119,11 @@ def markdown(report: QueryReport) -> str:
         "| way | in flight | p50, ms | p95, ms | p99, ms | queries/s |",
         "|---|--:|--:|--:|--:|--:|",
         _row("bare engine, in process", report.bare),
-        *(_row("Triton", latency) for latency in report.served),
+        *(_row("Triton, by Cirrus's client", latency) for latency in report.served),
+        *(_row(f"Triton, by {report.analyzer}", latency) for latency in report.analyzed),
     ]
+    if not report.analyzed:
+        lines += ["", f"Not measured: {report.analyzer}"]
     for concurrency, stages in report.stages.items():
         lines += [
             "",
@@ -151,22 +154,6 @@ def _row(way: str, latency: Latency) -> str:
 def _embed(photos: Path, encoder: Encoder) -> None:
     with tempfile.TemporaryDirectory() as out:
         embed_gallery(photos, Path(out), encoder, show_progress=False)
-
-
-def _latency(encoder: Encoder, queries: Sequence[ProbeQuery], concurrency: int) -> Latency:
-    def ask(query: ProbeQuery) -> float:
-        start = time.perf_counter()
-        encoder.encode_queries([query.image], [query.text])
-        return time.perf_counter() - start
-
-    for query in queries[: 2 * concurrency]:
-        ask(query)
-    with ThreadPoolExecutor(concurrency) as pool:
-        start = time.perf_counter()
-        seconds = list(pool.map(ask, queries))
-        whole = time.perf_counter() - start
-    p50, p95, p99 = (float(value) for value in 1e3 * np.percentile(seconds, [50, 95, 99]))
-    return Latency(concurrency=concurrency, p50_ms=p50, p95_ms=p95, p99_ms=p99, queries_per_s=len(queries) / whole)
 
 
 def _statistics(url: str) -> dict[str, Any]:

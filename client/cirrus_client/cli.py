@@ -59,7 +59,8 @@ def embed(
         EngineName | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
     ] = None,
     decode: Annotated[
-        Decoding, typer.Option(help="scaled decodes large JPEGs smaller in this process; report.md has its drift.")
+        Decoding,
+        typer.Option(help="scaled decodes large JPEGs smaller, and report.md has its drift; nvjpeg decodes on a GPU."),
     ] = Decoding.EXACT,
 ) -> None:
     """Embed a gallery. Broken files are listed and skipped; a killed job resumes where it was."""

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from cirrus_client.errors import InvalidImage
+from cirrus_client.nvjpeg import decode_on_gpu
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
@@ -38,14 +39,16 @@ class Pad(StrEnum):
 
 
 class Decoding(StrEnum):
-    """How much of a photo is decoded: all of it, or a JPEG at half, a quarter or an eighth of its size.
+    """How a photo is decoded: exactly as the reference does, or, for a gallery, faster and a little differently.
 
-    SCALED keeps at least twice the model's size, and is for galleries: it is faster, and its embeddings differ a little
-    from those of EXACT. The fidelity report of a bundle says by how much.
+    SCALED decodes a JPEG at half, a quarter or an eighth of its size, no smaller than twice the model's; the fidelity
+    report of a bundle says how its embeddings differ. NVJPEG decodes JPEGs on an NVIDIA GPU, whose arithmetic rounds
+    otherwise; `cirrus gpu-check` says by how much.
     """
 
     EXACT = "exact"
     SCALED = "scaled"
+    NVJPEG = "nvjpeg"
 
 
 class PreprocessSpec(BaseModel):
@@ -65,10 +68,14 @@ def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding = Decoding
     """Return normalised pixels, float32 [3, size_px, size_px], of an encoded image.
 
     The EXIF orientation is applied first: cameras store upright photos sideways, and encoders only know upright.
-    Raises InvalidImage with the reason if the bytes are not an acceptable image.
+    Raises InvalidImage with the reason if the bytes are not an acceptable image, EngineError if NVJPEG is asked for and
+    there is no such decoder.
     """
-    shorter_px = None if decoding is Decoding.EXACT else _SCALED_MARGIN * spec.size_px
-    return normalise(fit(decode(image, shorter_px), spec), spec)
+    if decoding is Decoding.NVJPEG:
+        decoded = _nvjpeg(image) or decode(image)
+    else:
+        decoded = decode(image, _SCALED_MARGIN * spec.size_px if decoding is Decoding.SCALED else None)
+    return normalise(fit(decoded, spec), spec)
 
 
 def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
@@ -137,6 +144,15 @@ def normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
     levels = np.asarray(image)
     table = _normalised_levels(spec.mean, spec.std)
     return np.stack([table[channel].take(levels[..., channel]) for channel in range(3)])
+
+
+def _nvjpeg(image: bytes) -> Image.Image | None:
+    """The image, upright, if nvJPEG takes it: other formats, CMYK and broken files are left to Pillow."""
+    header = check_header(image)
+    if header.format != "JPEG" or header.mode not in ("L", "RGB"):
+        return None
+    pixels = decode_on_gpu(image)
+    return None if pixels is None else Image.fromarray(pixels)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

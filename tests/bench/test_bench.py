@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cirrus_bench import queries, search
-from cirrus_bench.gallery import END_TO_END, PAPER_GALLERIES, PAPERS_WAY, BenchRequest, measure_gallery
+from cirrus_bench.gallery import END_TO_END, HEAD_SWAP, PAPER_GALLERIES, PAPERS_WAY, BenchRequest, measure_gallery
 from cirrus_bench.limits import gemm_rates, operations_per_image
 from cirrus_bench.report import write_report
 from cirrus_client.bundle import Precision
@@ -18,7 +18,9 @@ from cirrus_export.backbones.registry import load_backbone
 
 @pytest.mark.timeout(300)
 def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path) -> None:
-    request = BenchRequest(backbone="cirrus-demo", images=40, size_px=200, repeats=1, work=tmp_path / "work")
+    request = BenchRequest(
+        backbone="cirrus-demo", images=40, size_px=200, repeats=1, work=tmp_path / "work", peers=False
+    )
     report = measure_gallery(request)
     stages = {row.stage for row in report.rows}
     assert stages == {"decode + preprocess", "encoder", "target head", "encoder + UNION, fused", END_TO_END}
@@ -26,11 +28,12 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path) -> None:
     precisions = [precision for precision in (Precision.FP32, Precision.BF16, Precision.INT8) if candidates(precision)]
     assert set(ends) == {
         PAPERS_WAY,
-        "Cirrus, new head on cached features",
+        HEAD_SWAP,
         *(f"Cirrus, {precision}{way}" for precision in precisions for way in ("", ", scaled JPEG")),
     }
     assert ends["Cirrus, fp32"].cosine_min > 0.9999
     assert ends["Cirrus, fp32"].top10_agreement > 0.99
+    assert ends[HEAD_SWAP].cosine_min > 0.9999
     assert ends["Cirrus, int8"].cosine_min > 0.99
     for row in report.rows:
         assert row.images_per_s > 0
@@ -81,7 +84,12 @@ def test_queries_are_measured_on_a_real_triton(bundle, tmp_path, monkeypatch) ->
     monkeypatch.setattr(queries, "_ROUNDS", 1)
     report = queries.measure_queries(bundle, tmp_path / "work")
     assert [latency.concurrency for latency in report.served] == [1, 4]
-    for latency in (report.bare, *report.served):
+    if report.analyzed:
+        assert report.analyzer.startswith("perf_analyzer 2.")
+        assert [latency.concurrency for latency in report.analyzed] == [1, 4]
+    else:
+        assert "apt-get install libb64-0d" in report.analyzer
+    for latency in (report.bare, *report.served, *report.analyzed):
         assert 0 < latency.p50_ms <= latency.p95_ms <= latency.p99_ms
     assert set(report.stages) == {1, 4}
     assert min(report.bulk) > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import numpy as np
@@ -13,7 +15,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as TF
 
-from cirrus_client.errors import InvalidImage
+from cirrus_client.errors import EngineError, InvalidImage
+from cirrus_client.nvjpeg import NvJpegDecoder
 from cirrus_client.preprocess import Decoding, Pad, PreprocessSpec, decode, preprocess
 from tests.conftest import BAD_IMAGES
 
@@ -118,9 +121,63 @@ def test_scaled_decoding_keeps_twice_the_models_size(size, decoded) -> None:
 
 def test_scaled_decoding_moves_pixels_little_and_png_not_at_all() -> None:
     spec = PreprocessSpec(size_px=96, pad=Pad.TARGET)
-    exact, scaled = (preprocess(jpeg(1000, 700), spec, decoding) for decoding in Decoding)
+    exact, scaled = (preprocess(jpeg(1000, 700), spec, decoding) for decoding in (Decoding.EXACT, Decoding.SCALED))
     assert 0 < np.abs(exact - scaled).mean() < 0.05
     content = io.BytesIO()
     Image.open(io.BytesIO(jpeg(1000, 700))).save(content, "PNG")
-    exact, scaled = (preprocess(content.getvalue(), spec, decoding) for decoding in Decoding)
+    exact, scaled = (preprocess(content.getvalue(), spec, decoding) for decoding in (Decoding.EXACT, Decoding.SCALED))
     np.testing.assert_array_equal(exact, scaled)
+
+
+@pytest.fixture
+def nvimagecodec(monkeypatch) -> list[int]:
+    """nvImageCodec's own decoder for CPUs in place of the GPU's; the sizes of what it was given."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec has no wheel for this machine")
+    decoder, given = NvJpegDecoder(gpu=False), []
+
+    def decode_here(image: bytes) -> np.ndarray | None:
+        given.append(len(image))
+        return decoder(image)
+
+    monkeypatch.setattr("cirrus_client.preprocess.decode_on_gpu", decode_here)
+    return given
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_nvimagecodec_gives_the_same_upright_pixels(orientation: int, mode: str, nvimagecodec) -> None:
+    picture = Image.open(io.BytesIO(jpeg(300, 200))).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=95, exif=exif)
+    spec = PreprocessSpec(size_px=96, pad=Pad.TARGET)
+    exact, other = (preprocess(content.getvalue(), spec, how) for how in (Decoding.EXACT, Decoding.NVJPEG))
+    assert len(nvimagecodec) == 1
+    np.testing.assert_allclose(other, exact, atol=0.05)
+
+
+def test_what_nvimagecodec_does_not_take_is_left_to_pillow(nvimagecodec) -> None:
+    spec = PreprocessSpec(size_px=96)
+    picture = Image.open(io.BytesIO(jpeg(300, 200)))
+    for kind, mode in (("PNG", "RGB"), ("JPEG", "CMYK")):
+        content = io.BytesIO()
+        picture.convert(mode).save(content, kind)
+        exact, other = (preprocess(content.getvalue(), spec, how) for how in (Decoding.EXACT, Decoding.NVJPEG))
+        np.testing.assert_array_equal(exact, other)
+    assert nvimagecodec == []
+    with pytest.raises(InvalidImage, match="the JPEG image of 300 x 200 pixels is broken"):
+        preprocess(jpeg(300, 200)[:-1000], spec, Decoding.NVJPEG)
+
+
+def test_nvjpeg_that_is_not_installed_says_so(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    with pytest.raises(EngineError, match=r"nvImageCodec can't be loaded .* pip install nvidia-nvimgcodec"):
+        NvJpegDecoder()
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has an NVIDIA GPU")
+def test_nvjpeg_without_a_gpu_says_so() -> None:
+    pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec has no wheel for this machine")
+    with pytest.raises(EngineError, match="nvImageCodec finds no GPU"):
+        preprocess(jpeg(300, 200), PreprocessSpec(size_px=96), Decoding.NVJPEG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,26 +49,32 @@ def install(peer: Peer, folder: Path) -> Path:
     """
     if not peer.requirements:
         return Path(sys.executable)
-    environment = folder / peer.name
-    python = environment / "bin" / "python"
-    stamp = environment / _STAMP
-    wanted = hashlib.sha256(repr((_TORCH, _NO_DEPENDENCIES, peer.requirements)).encode()).hexdigest()
+    return environment(folder / peer.name, [_TORCH, ("--no-deps", *_NO_DEPENDENCIES), (*_TORCH, *peer.requirements)])
+
+
+def environment(path: Path, steps: Sequence[Sequence[str]]) -> Path:
+    """Return the Python of a virtual environment at `path`, in which `pip install` has run with each step's arguments.
+
+    It is made on the first call, and again when the steps change. Raises PeerError with pip's own reason.
+    """
+    python = path / "bin" / "python"
+    stamp = path / _STAMP
+    wanted = hashlib.sha256(repr(steps).encode()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
-    _run([sys.executable, "-m", "venv", "--clear", str(environment)], peer)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for arguments in (_TORCH, ("--no-deps", *_NO_DEPENDENCIES), (*_TORCH, *peer.requirements)):
-        _run([*pip, *arguments], peer)
+    _run([sys.executable, "-m", "venv", "--clear", str(path)], path.name)
+    for arguments in steps:
+        _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], path.name)
     stamp.write_text(wanted)
     return python
 
 
-def _run(command: list[str], peer: Peer) -> None:
+def _run(command: list[str], name: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT_S)
     except subprocess.TimeoutExpired:
-        raise PeerError(f"{peer.name} does not install: pip found no set of versions in {_LIMIT_S} s") from None
+        raise PeerError(f"{name} does not install: pip found no set of versions in {_LIMIT_S} s") from None
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.lower().startswith("error")]
         reason = errors[-1] if errors else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PeerError(f"{peer.name} does not install: {reason}")
+        raise PeerError(f"{name} does not install: {reason}")
