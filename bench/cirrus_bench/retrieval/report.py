@@ -37,8 +37,7 @@ def markdown(report: RetrievalReport) -> str:
         "|---|---|" + "--:|" * (len(names) + 4),
         *(_row(evaluation, names) for evaluation in report.evaluations),
         "",
-        f"Machine: {report.machine.processor}, {report.machine.cores} cores, GPU: {report.machine.gpu}. Times are "
-        "means of one run, decoding included; quote ratios.",
+        f"Times are means of one run, decoding included. {report.machine}",
     ]
     return "\n".join(lines) + "\n"
 
