@@ -26,7 +26,8 @@ from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.engines import Engine, candidates, open_engine
 from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import embed_gallery, read_gallery
-from cirrus_client.preprocess import Decoding, PreprocessSpec, preprocess
+from cirrus_client.memory import keep_freed_memory
+from cirrus_client.preprocess import Decoding, Pad, PreprocessSpec, preprocess
 from cirrus_export.fidelity import agreement
 from cirrus_export.thresholds import cosine_min
 
@@ -114,7 +115,8 @@ class GalleryReport(Contract):
 
 
 def measure_gallery(request: BenchRequest) -> GalleryReport:
-    """Measure all rows, interleaved, on the same files and weights."""
+    """Measure all rows, interleaved, on the same files and weights, with memory kept as `cirrus embed` keeps it."""
+    keep_freed_memory()
     photos = bench_photos(request.work, count=request.images, size_px=request.size_px)
     models = bench_models(request.backbone, request.work)
     gemm = gemm_rates(list(models.bundles))
@@ -127,7 +129,7 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
         timings = time_interleaved(
             stages.ways() | ends.ways() | {(END_TO_END, peer.title): peer.run for peer in peers}, request.repeats
         )
-        plain = np.concatenate(list(_batches(stages.encode, stages.pixels)))
+        plain = stages.plain_clip()
         fidelity = {way: _fidelity(ends.reference, embeddings) for way, embeddings in ends.embeddings().items()}
         fidelity |= {(END_TO_END, peer.title): _fidelity(plain, peer.embeddings()) for peer in peers}
     peaks = {(END_TO_END, peer.title): peer.peak_bytes for peer in peers}
@@ -170,6 +172,11 @@ class _Stages:
         self.head = ("target head", f"fp32: {encoder.graph('target_head').device}")
         self._head = partial(_run_graph, encoder.graph("target_head"), FEATURES, EMBEDDING)
         self._fused = partial(_run_graph, encoder.graph("gallery"), PIXELS, EMBEDDING)
+
+    def plain_clip(self) -> NDArray[np.float32]:
+        """The photos' embeddings without UNION and its padding: what peers are to give."""
+        pixels = _decode(self._photos, self._spec.model_copy(update={"pad": Pad.NONE}), Decoding.EXACT)
+        return np.concatenate(list(_batches(self.encode, pixels)))
 
     def ways(self) -> dict[Way, Callable[[], object]]:
         backbone = self._models.recipe.backbone

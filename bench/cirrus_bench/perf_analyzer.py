@@ -63,7 +63,7 @@ class PerfAnalyzer:
             raise PeerError(
                 f"{_NAME} does not run here: {said[-1]}; on Debian and Ubuntu it needs `apt-get install libb64-0d`"
             )
-        return done.stdout
+        return done.stdout + done.stderr
 
 
 def _tensors(query: ProbeQuery) -> dict[str, object]:

@@ -21,6 +21,7 @@ from cirrus_client.engines import EngineName
 from cirrus_client.errors import CirrusError
 from cirrus_client.gallery import GallerySummary, embed_gallery, read_gallery
 from cirrus_client.index import SearchKind
+from cirrus_client.memory import keep_freed_memory
 from cirrus_client.preprocess import Decoding
 from cirrus_client.retriever import Match, build_index, open_retriever
 
@@ -66,6 +67,7 @@ def embed(
     """Embed a gallery. Broken files are listed and skipped; a killed job resumes where it was."""
     if server is not None and (engine is not None or decode is not Decoding.EXACT):
         raise typer.BadParameter("--engine and --decode are of this process, and --server encodes elsewhere")
+    keep_freed_memory()
     if cache is None:
         encoder = _encoder(bundle, server, name, protocol, engine, decode)
         summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)

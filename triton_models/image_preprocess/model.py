@@ -11,6 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cirrus_client.errors import InvalidInput
+from cirrus_client.memory import keep_freed_memory
 from cirrus_client.preprocess import PreprocessSpec, preprocess
 from cirrus_client.triton_protocol import error_message
 
@@ -19,6 +20,7 @@ class TritonPythonModel:
     """Every image of every request is decoded on its own, so that a broken one fails its request alone."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        keep_freed_memory()
         parameters = json.loads(args["model_config"])["parameters"]
         self._spec = PreprocessSpec.model_validate_json(parameters["preprocess"]["string_value"])
         # Pillow releases the interpreter's lock; one instance with threads beats several instances (server#5969).
