@@ -41,6 +41,7 @@ _WARMUP_IMAGE = "image"
 _WARMUP_TEXT = "text"
 _DONE = "done"
 _AFTER = "after"
+_PIXELS = "pixels"
 
 
 class Flavour(StrEnum):
@@ -56,15 +57,17 @@ class Limits:
     """Queueing, stated once.
 
     instances: of each model; the Python models use threads inside one instance, which beats several (server#5969), and
-    a graph uses the whole device. queue_delay_us: how long a request waits for company; short against one encoder run.
-    No preferred batch: what has gathered by then is run. queue_size: requests that may wait before the server refuses
+    a graph uses the whole device. queue_delay_us: how long a request waits for those that leave the step before together
+    with it. gather_us: the same before an image encoder, where images come from decoding one by one; short against its
+    run. No preferred batch: what has gathered by then is run. queue_size: requests that may wait before the server refuses
     more, instead of answering ever later. timeout_us: a request that waited this long is refused; its client has given
     up. inflight: requests at each step of an ensemble, so that decoded pixels do not pile up in front of the encoder;
     two full batches of single images, one that runs and one that gathers. Servers before 25.11 do not know it.
     """
 
     instances: int = 1
-    queue_delay_us: int = 2_000
+    queue_delay_us: int = 200
+    gather_us: int = 2_000
     queue_size: int = 1_024
     timeout_us: int = 30_000_000
     inflight: int = 128
@@ -155,7 +158,7 @@ def _unfused_target(spec: BundleSpec) -> EnsembleSpec:
             image_step(),
             StepSpec(
                 model="vision_encoder",
-                inputs={"pixels": "pixels"},
+                inputs={_PIXELS: _PIXELS},
                 outputs={tensor.name: tensor.name for tensor in encoder.outputs if tensor.name in taken},
             ),
             StepSpec(
@@ -172,7 +175,7 @@ def _write_image_preprocess(names: _Names, root: Path) -> None:
     size = spec.preprocess.size_px
     config = _python_model(names.model(IMAGE_PREPROCESS), spec.max_batch)
     config.input.add(name="image", data_type=pb.TYPE_STRING, dims=[1])
-    config.output.add(name="pixels", data_type=pb.TYPE_FP32, dims=[3, size, size])
+    config.output.add(name=_PIXELS, data_type=pb.TYPE_FP32, dims=[3, size, size])
     config.parameters["preprocess"].string_value = spec.preprocess.model_dump_json()
     _add_file_warmup(config, "image", _WARMUP_IMAGE)
     folder = _write_model(root, config)
@@ -216,6 +219,8 @@ def _write_graph(names: _Names, name: str, flavour: Flavour, root: Path) -> None
         config.default_model_filename = sources[0].name
         config.instance_group.add(count=LIMITS.instances, kind=pb.ModelInstanceGroup.KIND_AUTO)
     _add_tensors(config, graph)
+    if any(tensor.name == _PIXELS for tensor in graph.inputs):
+        config.dynamic_batching.max_queue_delay_microseconds = LIMITS.gather_us
     folder = _write_model(root, config)
     if flavour is Flavour.PYTHON:
         _copy_code("graph_runner", folder)
