@@ -57,9 +57,9 @@ class Limits:
     """Queueing, stated once.
 
     instances: of each model; the Python models use threads inside one instance, which beats several (server#5969), and
-    a graph uses the whole device. queue_delay_us: how long a request waits for those that leave the step before together
-    with it. gather_us: the same before an image encoder, where images come from decoding one by one; short against its
-    run. No preferred batch: what has gathered by then is run. queue_size: requests that may wait before the server refuses
+    a graph uses the whole device. queue_delay_us: how long a request waits for those that left the step before with it.
+    gather_us: the same before an image encoder, where images come from decoding one by one; short against its run. No
+    preferred batch: what has gathered by then is run. queue_size: requests that may wait before the server refuses
     more, instead of answering ever later. timeout_us: a request that waited this long is refused; its client has given
     up. inflight: requests at each step of an ensemble, so that decoded pixels do not pile up in front of the encoder;
     two full batches of single images, one that runs and one that gathers. Servers before 25.11 do not know it.
