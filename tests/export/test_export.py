@@ -193,5 +193,7 @@ def test_every_flavour_is_a_valid_repository(bundle, tmp_path, flavour, platform
         assert configs[name].max_batch_size == bundle.spec.max_batch
         assert configs[name].dynamic_batching.default_queue_policy.max_queue_size > 0
         assert configs[name].model_warmup
+    delays = {name: config.dynamic_batching.max_queue_delay_microseconds for name, config in configs.items()}
+    assert {name for name, delay in delays.items() if delay == max(delays.values())} == {"vision_encoder", "gallery"}
     inflight = configs["encode_query"].ensemble_scheduling.max_inflight_requests
     assert (inflight > 0) == (flavour is not Flavour.PYTHON)
