@@ -16,9 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cirrus_bench.measure import Machine, this_machine
+from cirrus_bench.report_files import write_report_files
 from cirrus_client.bundle import Contract
 from cirrus_client.errors import ExportError
-from cirrus_client.files import write_atomically, write_model
+from cirrus_client.files import write_atomically
 from cirrus_export.backbones.lvlm import LvlmConfig, footprint
 
 FULL_SIZES = (
@@ -77,14 +78,12 @@ def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES)
 
 def write_report(report: FullSizeReport, out: Path) -> None:
     """Write `full_size.json` and `full_size.md`."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_model(out / "full_size.json", report)
-    write_atomically(out / "full_size.md", markdown(report).encode())
+    write_report_files(report, markdown(report), out, "full_size")
 
 
 def markdown(report: FullSizeReport) -> str:
     """Return the table."""
-    packages = ", ".join(f"{name} {version}" for name, version in report.machine.packages.items())
+    machine = report.machine
     lines = [
         "# Published sizes, exported and verified",
         "",
@@ -101,7 +100,7 @@ def markdown(report: FullSizeReport) -> str:
         "",
         _lvlm_line(report.lvlm),
         "",
-        f"Machine: {report.machine.processor}, {report.machine.cores} cores, GPU: {report.machine.gpu}. {packages}.",
+        f"Machine: {machine.processor}, {machine.cores} cores, GPU: {machine.gpu}. {machine.package_list}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cirrus_bench.measure import Machine, this_machine
+from cirrus_bench.models import demo_request
+from cirrus_bench.report_files import write_report_files
 from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision, Similarity, SpaceSpec
 from cirrus_client.engines.engine import Engine
 from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
@@ -22,7 +24,6 @@ from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine, available_prov
 from cirrus_client.engines.tensorrt_plan import TensorRtEngine
 from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
 from cirrus_client.errors import CirrusError, EngineError
-from cirrus_client.files import write_atomically, write_model
 from cirrus_client.index import FaissIndex
 from cirrus_client.nvjpeg import NvJpegDecoder
 from cirrus_client.plans import Fusion, read_plans
@@ -130,20 +131,18 @@ def check_gpu(work: Path, *, full_size: bool) -> GpuReport:
 
 def write_report(report: GpuReport, out: Path) -> None:
     """Write `gpu_check.json` and `gpu_check.md`."""
-    write_model(out / "gpu_check.json", report)
-    write_atomically(out / "gpu_check.md", markdown(report).encode())
+    write_report_files(report, markdown(report), out, "gpu_check")
 
 
 def markdown(report: GpuReport) -> str:
     """Return the report as Markdown."""
     machine = report.machine
-    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     verdict = "Nothing failed." if report.passed else "**Something failed.**"
     lines = [
         f"# GPU check: {report.gpu}",
         "",
         f"{verdict} Compute capability {report.compute_capability}; {machine.processor}, {machine.cores} cores; Python "
-        f"{machine.python}, {packages}.",
+        f"{machine.python}, {machine.package_list}.",
         "",
         "| check | bundle | outcome | found | images/s |",
         "|---|---|---|---|--:|",
@@ -162,14 +161,7 @@ def markdown(report: GpuReport) -> str:
 def _requests(work: Path, *, full_size: bool) -> Iterable[ExportRequest]:
     weights = materialise(work / "weights")
     for precision in (Precision.FP32, Precision.FP16, Precision.BF16):
-        yield ExportRequest(
-            recipe="transagg-union",
-            backbone="cirrus-demo",
-            pretrained=str(weights.clip),
-            head=str(weights.head),
-            out=work / f"demo-{precision}",
-            precision=precision,
-        )
+        yield demo_request(weights, work / f"demo-{precision}", precision)
     if full_size:
         yield ExportRequest(
             recipe="transagg-union",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
+from cirrus_bench.measure import time_interleaved
 from cirrus_client.bundle import Contract, Precision
-from cirrus_client.engines import Engine, candidates, open_engine
+from cirrus_client.engines import candidates, open_engine
 from cirrus_export.backbones.backbone import ImageTextBackbone
 from cirrus_export.precision import lower_precision
 
@@ -62,20 +62,10 @@ def _gemm_rate(precision: Precision) -> GemmRate:
         if precision is not Precision.FP32:
             lower_precision(path, precision, {"rows": rows[:64]})
         engines = [open_engine(path, precision, engine=name) for name in candidates(precision)]
-    seconds = {engine.device: _seconds(engine, rows) for engine in engines}
-    fastest = min(seconds, key=lambda device: seconds[device])
+    timings = time_interleaved({engine.device: partial(engine, {"rows": rows}) for engine in engines}, _ROUNDS)
+    fastest = min(timings, key=lambda device: timings[device].median)
     operations = 2 * _SIDE**3 * _PRODUCTS
-    return GemmRate(precision=precision, engine=fastest, operations_per_s=operations / seconds[fastest])
-
-
-def _seconds(engine: Engine, rows: NDArray[np.float32]) -> float:
-    engine({"rows": rows})
-    seconds = []
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        engine({"rows": rows})
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+    return GemmRate(precision=precision, engine=fastest, operations_per_s=operations / timings[fastest].median)
 
 
 def _chain(generator: np.random.Generator) -> onnx.ModelProto:

@@ -59,11 +59,15 @@ class Machine(Contract):
     python: str
     packages: dict[str, str]
 
+    @property
+    def package_list(self) -> str:
+        """Names and versions in a line."""
+        return ", ".join(f"{name} {found}" for name, found in self.packages.items())
+
     def __str__(self) -> str:
-        packages = ", ".join(f"{name} {found}" for name, found in self.packages.items())
         return (
-            f"Machine: {self.processor}, {self.cores} cores, GPU: {self.gpu}. Python {self.python}, {packages}. "
-            "Quote ratios: shared machines are noisy."
+            f"Machine: {self.processor}, {self.cores} cores, GPU: {self.gpu}. Python {self.python}, "
+            f"{self.package_list}. Quote ratios: shared machines are noisy."
         )
 
 

@@ -11,6 +11,7 @@ from cirrus_client.engines import candidates
 from cirrus_client.errors import FidelityError
 from cirrus_export.demo.catalogue import write_photos
 from cirrus_export.demo.probe import rendered_probe
+from cirrus_export.demo.weights import DemoWeights
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes.transagg_union import TransAggUnion
 
@@ -43,6 +44,18 @@ def bench_models(backbone: str, work: Path) -> Models:
     recipe = build_recipe(requests[Precision.FP32])
     assert isinstance(recipe, TransAggUnion)
     return Models(recipe, {precision: _bundle(request) for precision, request in requests.items()})
+
+
+def demo_request(weights: DemoWeights, out: Path, precision: Precision) -> ExportRequest:
+    """Return the export of the demo's trained model at a precision."""
+    return ExportRequest(
+        recipe="transagg-union",
+        backbone="cirrus-demo",
+        pretrained=str(weights.clip),
+        head=str(weights.head),
+        out=out,
+        precision=precision,
+    )
 
 
 def bench_photos(work: Path, *, count: int, size_px: int) -> list[Path]:

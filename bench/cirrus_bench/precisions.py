@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from cirrus_bench.measure import Machine, this_machine, time_interleaved
+from cirrus_bench.models import demo_request
+from cirrus_bench.report_files import write_report_files
 from cirrus_client.bundle import Bundle, Contract, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
-from cirrus_client.files import write_atomically, write_model
 from cirrus_export.demo.probe import rendered_probe
 from cirrus_export.demo.weights import materialise
 from cirrus_export.fidelity import FidelityReport
-from cirrus_export.pipeline import ExportRequest, export
+from cirrus_export.pipeline import export
 
 _QUERIES, _GALLERY = 240, 480
 _BATCH, _BATCHES, _ROUNDS = 32, 8, 5
@@ -47,17 +48,7 @@ def measure_precisions(work: Path) -> PrecisionReport:
     weights = materialise(work / "weights")
     probe = rendered_probe(queries=_QUERIES, gallery=_GALLERY)
     bundles = {
-        precision: export(
-            ExportRequest(
-                recipe="transagg-union",
-                backbone="cirrus-demo",
-                pretrained=str(weights.clip),
-                head=str(weights.head),
-                out=work / str(precision),
-                precision=precision,
-            ),
-            probe,
-        )
+        precision: export(demo_request(weights, work / str(precision), precision), probe)
         for precision in Precision
         if candidates(precision)
     }
@@ -86,8 +77,7 @@ def measure_precisions(work: Path) -> PrecisionReport:
 
 def write_report(report: PrecisionReport, out: Path) -> None:
     """Write `precision.json` and `precision.md`."""
-    write_model(out / "precision.json", report)
-    write_atomically(out / "precision.md", markdown(report).encode())
+    write_report_files(report, markdown(report), out, "precision")
 
 
 def markdown(report: PrecisionReport) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,11 @@ from cirrus_bench.latency import Latency, measure_latency
 from cirrus_bench.measure import Machine, this_machine, time_interleaved
 from cirrus_bench.models import bench_photos
 from cirrus_bench.perf_analyzer import PerfAnalyzer
+from cirrus_bench.report_files import plot, write_report_files
 from cirrus_client.bundle import Bundle, Contract
 from cirrus_client.encoders import Encoder, LocalEncoder, TritonEncoder
-from cirrus_client.files import atomic_path, write_atomically, write_model
 from cirrus_client.gallery import embed_gallery
-from cirrus_client.triton_server import TritonServer
+from cirrus_client.triton_server import TritonServer, free_ports
 from cirrus_export.demo.probe import rendered_probe
 
 _CONCURRENCY = (1, 2, 4, 8, 16)
@@ -68,7 +67,7 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
     bare = measure_latency(local, queries, 1)
     served: list[Latency] = []
     stages: dict[int, tuple[Stage, ...]] = {}
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     repository = bundle.root / "triton" / "python"
     with TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics, cache_bytes=0) as server:
         encoder = TritonEncoder(server.grpc_url)
@@ -101,10 +100,8 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
 
 def write_report(report: QueryReport, out: Path) -> None:
     """Write `queries.json`, `queries.md` and `queries.png`."""
-    write_model(out / "queries.json", report)
-    write_atomically(out / "queries.md", markdown(report).encode())
-    with atomic_path(out / "queries.png") as path:
-        _plot(report, path)
+    write_report_files(report, markdown(report), out, "queries")
+    _plot(report, out / "queries.png")
 
 
 def markdown(report: QueryReport) -> str:
@@ -192,33 +189,16 @@ def _ns(now: dict[str, Any], then: dict[str, Any], part: str) -> int:
     return total(now) - total(then)
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def _plot(report: QueryReport, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4), constrained_layout=True)
+def _plot(report: QueryReport, file: Path) -> None:
     at = [latency.concurrency for latency in report.served]
-    for name, colour in _COLOURS.items():
-        values = [getattr(latency, f"{name}_ms") for latency in report.served]
-        axes.plot(at, values, marker="o", color=colour, label=name)
-    axes.axhline(report.bare.p50_ms, color="#9aa4b2", linestyle="--", label="bare engine, p50")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(at, [str(value) for value in at])
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("queries in flight")
-    axes.set_ylabel("milliseconds")
-    axes.set_title(f"Query latency through Triton: {report.bundle}", loc="left", fontsize=11)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", dpi=140)
-    pyplot.close(figure)
+    with plot(file, f"Query latency through Triton: {report.bundle}", (8, 4)) as axes:
+        for name, colour in _COLOURS.items():
+            values = [getattr(latency, f"{name}_ms") for latency in report.served]
+            axes.plot(at, values, marker="o", color=colour, label=name)
+        axes.axhline(report.bare.p50_ms, color="#9aa4b2", linestyle="--", label="bare engine, p50")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(at, [str(value) for value in at])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("queries in flight")
+        axes.set_ylabel("milliseconds")
+        axes.legend(frameon=False)

@@ -14,18 +14,16 @@ from cirrus_bench.gallery import (
     GalleryReport,
     Row,
 )
+from cirrus_bench.report_files import plot, write_report_files
 from cirrus_client.bundle import Precision
-from cirrus_client.files import atomic_path, write_atomically, write_model
 
 _OURS, _PAPERS, _PEERS = "#1f6feb", "#d1495b", "#9aa4b2"
 
 
 def write_report(report: GalleryReport, out: Path) -> None:
     """Write `report.json`, `report.md` and `report.png`."""
-    write_model(out / "report.json", report)
-    write_atomically(out / "report.md", markdown(report).encode())
-    with atomic_path(out / "report.png") as path:
-        _plot(report, path)
+    write_report_files(report, markdown(report), out, "report")
+    _plot(report, out / "report.png")
 
 
 def markdown(report: GalleryReport) -> str:
@@ -163,31 +161,22 @@ def _best_encoder(report: GalleryReport, precision: Precision) -> Row:
     return max(own, key=lambda row: row.images_per_s)
 
 
-def _plot(report: GalleryReport, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def _plot(report: GalleryReport, file: Path) -> None:
     rows = [row for row in report.of_stage(END_TO_END) if "cached" not in row.engine]
     rows.sort(key=lambda row: row.images_per_s)
-    figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(rows) + 1.4), constrained_layout=True)
-    bars = axes.barh(
-        [row.engine for row in rows],
-        [row.images_per_s for row in rows],
-        color=[_colour(row) for row in rows],
-        height=0.62,
-    )
-    labels = [
-        f"{row.images_per_s:.1f}  ({row.images_per_s / report.end(PAPERS_WAY).images_per_s:.1f}x)" for row in rows
-    ]
-    axes.bar_label(bars, labels=labels, padding=4, fontsize=9)
-    axes.set_xlim(right=1.18 * rows[-1].images_per_s)
-    axes.set_xlabel("images per second, from JPEG files to embeddings on disk")
-    axes.set_title(f"{report.backbone} + UNION on {report.machine.cores} cores", loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", dpi=140)
-    pyplot.close(figure)
+    papers = report.end(PAPERS_WAY).images_per_s
+    title = f"{report.backbone} + UNION on {report.machine.cores} cores"
+    with plot(file, title, (9, 0.42 * len(rows) + 1.4)) as axes:
+        bars = axes.barh(
+            [row.engine for row in rows],
+            [row.images_per_s for row in rows],
+            color=[_colour(row) for row in rows],
+            height=0.62,
+        )
+        labels = [f"{row.images_per_s:.1f}  ({row.images_per_s / papers:.1f}x)" for row in rows]
+        axes.bar_label(bars, labels=labels, padding=4, fontsize=9)
+        axes.set_xlim(right=1.18 * rows[-1].images_per_s)
+        axes.set_xlabel("images per second, from JPEG files to embeddings on disk")
 
 
 def _colour(row: Row) -> str:

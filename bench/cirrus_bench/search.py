@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_bench.measure import Machine, this_machine, time_interleaved
+from cirrus_bench.report_files import write_report_files
 from cirrus_client.bundle import Contract, Similarity, SpaceSpec
-from cirrus_client.files import write_atomically, write_model
 from cirrus_client.index import FaissIndex, SearchKind
-from cirrus_export.fidelity import agreement
+from cirrus_export.fidelity import agreement, top
 
 _DIM, _VECTORS = 256, 32
 _QUERIES, _K, _ROUNDS = 64, 50, 5
@@ -50,8 +50,7 @@ def measure_search(*, single: int, multi: int) -> SearchReport:
 
 def write_report(report: SearchReport, out: Path) -> None:
     """Write `search.json` and `search.md`."""
-    write_model(out / "search.json", report)
-    write_atomically(out / "search.md", markdown(report).encode())
+    write_report_files(report, markdown(report), out, "search")
 
 
 def markdown(report: SearchReport) -> str:
@@ -89,7 +88,7 @@ def _measure(images: int, vectors: int) -> list[SearchRow]:
     }
     many = time_interleaved({way: partial(search, queries) for way, search in ways.items()}, _ROUNDS)
     one = time_interleaved({way: partial(search, queries[:1]) for way, search in ways.items()}, _ROUNDS)
-    truth = _exact(embeddings, queries)
+    truth = top(queries, embeddings)
     return [
         SearchRow(
             way=way,
@@ -117,13 +116,6 @@ def _bare(embeddings: NDArray[np.float32]) -> Search:
 
 def _ours(index: FaissIndex) -> Search:
     return lambda queries: index.search(queries, _K).rows
-
-
-def _exact(embeddings: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The best ten images by numpy."""
-    scores = queries @ embeddings.reshape(-1, _DIM).T
-    best = scores.reshape(len(queries), len(embeddings), -1).max(axis=2)
-    return np.argsort(-best, axis=1, kind="stable")[:, :_TOP]
 
 
 def _clustered(images: int, vectors: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

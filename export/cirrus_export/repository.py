@@ -32,7 +32,7 @@ from cirrus_client.bundle import Bundle, BundleSpec, DType, EnsembleName, GraphS
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory
-from cirrus_client.plans import graph_sha256
+from cirrus_client.plans import ENGINES, graph_sha256
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
 from cirrus_client.triton_protocol import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER, served_name
 
@@ -330,7 +330,7 @@ def _copy_code(model: str, folder: Path) -> None:
 
 
 def _plan(bundle_root: Path, graph: str) -> Path:
-    plan = bundle_root / "engines" / f"{graph}.plan"
+    plan = bundle_root / ENGINES / f"{graph}.plan"
     if not plan.is_file():
         raise ExportError(
             f"the tensorrt flavour needs {plan}, which is not there; on the machine that serves the bundle: "

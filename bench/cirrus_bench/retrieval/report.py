@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cirrus_bench.measure import Machine
+from cirrus_bench.report_files import write_report_files
 from cirrus_bench.retrieval.evaluate import Evaluation
 from cirrus_client.bundle import Contract
-from cirrus_client.files import write_atomically, write_model
 
 
 class RetrievalReport(Contract):
@@ -20,9 +20,7 @@ class RetrievalReport(Contract):
 
 def write_report(report: RetrievalReport, out: Path) -> None:
     """Write `retrieval.json` and `retrieval.md`."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_model(out / "retrieval.json", report)
-    write_atomically(out / "retrieval.md", markdown(report).encode())
+    write_report_files(report, markdown(report), out, "retrieval")
 
 
 def markdown(report: RetrievalReport) -> str:
