@@ -11,7 +11,11 @@ import time
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.gallery import read_gallery
 from cirrus_client.triton_server import free_ports
 
 CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
@@ -47,6 +51,56 @@ def test_an_error_is_one_line_that_names_the_input(bundle, index_root, tmp_path)
     )
     assert "InvalidImage: query 0: the bytes are not an image" in message
     assert "Traceback" not in message
+
+
+@pytest.fixture(scope="module")
+def new_head(weights, tmp_path_factory):
+    """The demo's head with another balance of image and text in its UNION."""
+    state = load_file(weights.head)
+    changed = {key: -tensor if key.startswith("union_weighted_layer") else tensor for key, tensor in state.items()}
+    path = tmp_path_factory.mktemp("heads") / "new.safetensors"
+    save_file(changed, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def swapped(bundle, photos, new_head, tmp_path_factory):
+    """A folder with a gallery of the demo's head, `old`, and one of the new head from its cached features, `new`."""
+    root = tmp_path_factory.mktemp("swap")
+    embed = ("embed", photos, "--bundle", bundle.root, "--cache", root / "features", "--out")
+    cirrus(*embed, root / "old")
+    assert "search it with --bundle" in cirrus(*embed, root / "new", "--head", new_head)
+    return root
+
+
+def test_a_new_head_over_cached_features_in_one_command(bundle, photos, swapped, tmp_path) -> None:
+    made = Bundle.open(swapped / "new" / "bundle")
+    old, new = (read_gallery(swapped / name) for name in ("old", "new"))
+    assert new.space == made.spec.space != old.space
+    direct = LocalEncoder(made).encode_targets([photos / path for path in new.paths])
+    assert (new.embeddings * direct).sum(axis=1).min() > 0.99999
+    assert (new.embeddings * old.embeddings).sum(axis=1).max() < 0.9999
+    cirrus("index", swapped / "new", "--out", tmp_path / "index")
+    search = ("search", photos / new.paths[0], "in blue", "--index", tmp_path / "index")
+    cirrus(*search, "--bundle", made.root)
+    assert "SpaceMismatch" in cirrus(*search, "--bundle", bundle.root, fails=True)
+
+
+def test_a_job_with_a_new_head_resumes_and_takes_no_other_head(bundle, photos, swapped, new_head, weights) -> None:
+    embed = ("embed", photos, "--bundle", bundle.root, "--out", swapped / "new", "--head")
+    contract = swapped / "new" / "bundle" / "bundle.json"
+    exported = contract.stat()
+    assert "0 files dealt with" in cirrus(*embed, new_head).replace("\n", " ")
+    assert contract.stat() == exported
+    assert "is not of" in cirrus(*embed, weights.head, fails=True)
+    assert "there is no such file" in cirrus(*embed, "gone.pt", fails=True)
+
+
+def test_a_new_head_spares_a_gallery_that_has_none(bundle, photos, new_head, index_root) -> None:
+    gallery = index_root.parent / "gallery"
+    embed = ("embed", photos, "--bundle", bundle.root, "--out", gallery, "--head", new_head)
+    assert "was embedded without --head" in cirrus(*embed, fails=True)
+    assert not (gallery / "bundle").exists()
 
 
 def test_verify_and_doctor(bundle) -> None:

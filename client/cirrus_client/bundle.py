@@ -143,6 +143,8 @@ class BundleSpec(Contract):
     name: str
     recipe: str
     backbone: str
+    pretrained: str | None = Field(description="where the backbone's weights were: a tag, 'random', or a path")
+    head: str | None = Field(description="sha256 of the head's checkpoint, or 'random'; null where there is none")
     options: dict[str, str | float | bool]
     precision: Precision
     space: SpaceSpec

@@ -18,8 +18,8 @@ from rich.table import Table
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders import Encoder, LocalEncoder, Protocol, TritonEncoder
 from cirrus_client.engines import EngineName
-from cirrus_client.errors import CirrusError
-from cirrus_client.gallery import GallerySummary, embed_gallery, read_gallery
+from cirrus_client.errors import CirrusError, GalleryError
+from cirrus_client.gallery import BUNDLE, MANIFEST, GallerySummary, check_free, embed_gallery, read_gallery
 from cirrus_client.index import SearchKind
 from cirrus_client.memory import keep_freed_memory
 from cirrus_client.preprocess import Decoding
@@ -56,6 +56,10 @@ def embed(
     cache: Annotated[
         Path | None, typer.Option(help="Keep the backbone's outputs here: a new head then opens no image.")
     ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(help="A newly trained head for the bundle's backbone; exported to OUT/bundle, to search with."),
+    ] = None,
     engine: Annotated[
         EngineName | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
     ] = None,
@@ -68,6 +72,8 @@ def embed(
     if server is not None and (engine is not None or decode is not Decoding.EXACT):
         raise typer.BadParameter("--engine and --decode are of this process, and --server encodes elsewhere")
     keep_freed_memory()
+    if head is not None:
+        bundle = _with_head(bundle, head, out)
     if cache is None:
         encoder = _encoder(bundle, server, name, protocol, engine, decode)
         summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
@@ -83,6 +89,8 @@ def embed(
                 images, out, cached, prepare=cached.prepare_file, batch_size=batch_size, shard_size=shard_size
             )
     _report_gallery(summary, out)
+    if head is not None:
+        _out.print(f"search it with --bundle {bundle}")
 
 
 @app.command()
@@ -240,6 +248,17 @@ def _encoder(
         return LocalEncoder(Bundle.open(bundle), engine=engine, decoding=decoding)
     assert server is not None
     return TritonEncoder(server, bundle=name, protocol=protocol)
+
+
+def _with_head(base: Path | None, head: Path, out: Path) -> Path:
+    from cirrus_client.new_head import bundle_with_head
+
+    if base is None:
+        raise typer.BadParameter("--head goes on the backbone of a bundle: give --bundle")
+    check_free(out)
+    if (out / MANIFEST).exists() and not (out / BUNDLE).exists():
+        raise GalleryError(f"gallery {out} was embedded without --head; embed into another folder")
+    return bundle_with_head(Bundle.open(base), head, out / BUNDLE).root
 
 
 def _repository(path: Path) -> Path:

@@ -6,6 +6,7 @@
       metadata/metadata_0000.parquet      image_path, size, mtime_ns: one row an embedding, in the same order
       rejected/rejected_0000.parquet      image_path, size, mtime_ns, reason
       gallery.json                        the space, written first; another space is refused
+      bundle/                             that of a new head, where it was exported for this gallery
 
 A shard is a slice of the sorted file list. Its metadata file is written last and is its commit mark, so a job that is
 killed at any moment resumes with the first shard that lacks one: nothing is lost or doubled. When the folder has
@@ -35,6 +36,7 @@ from cirrus_client.files import atomic_path, write_atomically, write_model
 from cirrus_client.image_files import ImageFile, Rejected, image_file, list_images
 
 MANIFEST = "gallery.json"
+BUNDLE = "bundle"
 log = logging.getLogger(__name__)
 
 
@@ -202,9 +204,15 @@ def _claim(out: Path, manifest: GalleryManifest) -> None:
             raise GalleryError(
                 f"gallery {out} is of {found.images}, not of {manifest.images}; embed into another folder"
             )
-    elif out.exists() and any(out.iterdir()):
-        raise GalleryError(f"{out} is not empty and not a gallery; embed into another folder")
+    check_free(out)
     write_model(out / MANIFEST, manifest)
+
+
+def check_free(out: Path) -> None:
+    """Raise GalleryError if a folder holds something that is no gallery; a bundle and hidden files may be there."""
+    strangers = [path for path in out.glob("[!.]*") if path.name != BUNDLE]
+    if out.is_file() or (strangers and not (out / MANIFEST).exists()):
+        raise GalleryError(f"{out} is not empty and not a gallery; embed into another folder")
 
 
 def _read_manifest(root: Path) -> GalleryManifest:

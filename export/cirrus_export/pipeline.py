@@ -57,7 +57,7 @@ class ExportRequest:
     head: str | None
     out: Path
     precision: Precision = Precision.FP32
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str | float | bool] = field(default_factory=dict)
     for_triton: str | None = None
 
 
@@ -126,6 +126,8 @@ def _draft(request: ExportRequest, recipe: Recipe, root: Path) -> BundleSpec:
         name=request.out.name,
         recipe=recipe.name,
         backbone=request.backbone,
+        pretrained=_located(request.pretrained),
+        head=request.head if request.head in (None, RANDOM) else sha256_of_file(Path(request.head)),
         options=recipe.options.model_dump(mode="json"),
         precision=request.precision,
         space=SpaceSpec.of(components, dim=recipe.dim, vectors=recipe.vectors, similarity=recipe.similarity),
@@ -139,6 +141,11 @@ def _draft(request: ExportRequest, recipe: Recipe, root: Path) -> BundleSpec:
         versions={package: version(package) for package in _RECORDED_PACKAGES},
         files={},
     )
+
+
+def _located(pretrained: str | None) -> str | None:
+    """A path so that it holds from any folder; a tag as it is."""
+    return str(Path(pretrained).resolve()) if pretrained is not None and Path(pretrained).exists() else pretrained
 
 
 def _read_head(request: ExportRequest, recipe: type[Recipe]) -> StateDict | None:

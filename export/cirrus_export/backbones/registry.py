@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -89,9 +90,23 @@ def _from_state(name: str, state: StateDict, *, openai: bool) -> Backbone:
     if name == FROM_CHECKPOINT:
         clip = OpenClipBackbone(_clip_shaped_as(weights))
     else:
-        clip = _supported(name, open_clip.create_model(name, force_quick_gelu=openai or archive))
+        clip = _unfilled(name, quick_gelu=openai or archive)
     load_strictly(clip.clip, weights)
     return clip
+
+
+def _unfilled(name: str, *, quick_gelu: bool) -> OpenClipBackbone:
+    """The architecture, for a file's weights: open_clip would warn that they are random."""
+    root = logging.getLogger()
+    root.addFilter(_says_nothing_of_random_weights)
+    try:
+        return _supported(name, open_clip.create_model(name, force_quick_gelu=quick_gelu))
+    finally:
+        root.removeFilter(_says_nothing_of_random_weights)
+
+
+def _says_nothing_of_random_weights(record: logging.LogRecord) -> bool:
+    return "initialized randomly" not in record.getMessage()
 
 
 def _check_kind(name: str, state: StateDict) -> None:

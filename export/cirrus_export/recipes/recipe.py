@@ -140,8 +140,11 @@ def recipe_named(name: str) -> type[Recipe]:
         raise ExportError(f"there is no recipe '{name}'; there are: {', '.join(sorted(RECIPES))}") from None
 
 
-def parse_options(recipe: type[Recipe], options: Mapping[str, str]) -> Options:
-    """Return the recipe's options from their text form. Raises ExportError for an unknown or invalid one."""
+def parse_options(recipe: type[Recipe], options: Mapping[str, str | float | bool]) -> Options:
+    """Return the recipe's options, texts read as what they stand for.
+
+    Raises ExportError for an unknown or invalid one.
+    """
     try:
         return recipe.options_type.model_validate(options)
     except ValidationError as error:
