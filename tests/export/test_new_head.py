@@ -22,6 +22,6 @@ def test_recipe_backbone_options_and_precision_are_the_base_bundles(bundle, weig
 
 def test_weights_that_are_gone_are_named_before_anything_is_written(bundle, weights, tmp_path) -> None:
     gone = with_spec(bundle, pretrained=str(tmp_path / "gone.safetensors"))
-    with pytest.raises(ExportError, match="its backbone's weights were .*gone.safetensors, which is gone"):
+    with pytest.raises(ExportError, match=r"its backbone's weights were .*gone\.safetensors, which is gone"):
         export_head(gone, weights.head, tmp_path / "out")
     assert not (tmp_path / "out").exists()
