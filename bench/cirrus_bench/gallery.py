@@ -166,7 +166,7 @@ class _Stages:
         self._spec = models.bundles[Precision.FP32].spec.preprocess
         self.pixels = _decode(photos, self._spec, Decoding.EXACT)
         encoder = LocalEncoder(models.bundles[Precision.FP32])
-        self.encode = partial(_run_graph, encoder.graph("vision_encoder"), PIXELS, FEATURES)
+        self.encode = partial(_run_graph, encoder.graph("vision_encoder", bulk=True), PIXELS, FEATURES)
         self._features = np.concatenate(list(_batches(self.encode, self.pixels)))
         self.encoder = ("encoder", f"fp32: {encoder.graph('vision_encoder').device}")
         self.head = ("target head", f"fp32: {encoder.graph('target_head').device}")
@@ -199,7 +199,7 @@ class _Stages:
         ways: dict[Way, Callable[[], object]] = {}
         for precision, bundle in self._models.bundles.items():
             for name in candidates(precision):
-                engine = open_engine(bundle.graph_file("vision_encoder"), precision, engine=name)
+                engine = open_engine(bundle.graph_file("vision_encoder"), precision, engine=name, bulk=True)
                 run = partial(_run_graph, engine, PIXELS, FEATURES)
                 ways["encoder", f"{precision}: {engine.device}"] = partial(_all, run, self.pixels)
         return ways
@@ -263,7 +263,7 @@ def _linked(photos: Sequence[Path], folder: Path) -> Path:
 def _sweep(models: Models, pixels: NDArray[np.float32]) -> Iterator[SweepRow]:
     """The encoder by batch size, each on the engine that `auto` takes."""
     for precision, bundle in models.bundles.items():
-        engine = LocalEncoder(bundle).graph("vision_encoder")
+        engine = LocalEncoder(bundle).graph("vision_encoder", bulk=True)
         run = partial(_run_graph, engine, PIXELS, FEATURES)
         ways = {size: partial(_all, run, pixels[: max(SWEEP)], size) for size in SWEEP}
         for size, timing in time_interleaved(ways, 3).items():

@@ -158,6 +158,11 @@ class BundleSpec(Contract):
     versions: dict[str, str]
     files: dict[str, str] = Field(description="sha256 of every file that the graphs and the tokenizer consist of")
 
+    def is_for_bulk(self, graph: str) -> bool:
+        """Whether a graph has a part in galleries alone, and none in a query that somebody waits for."""
+        queries = (ensemble for name, ensemble in self.ensembles.items() if name is not EnsembleName.ENCODE_TARGET)
+        return all(step.model != graph for ensemble in queries for step in ensemble.steps)
+
 
 class Bundle:
     """A bundle on disk, opened for reading."""

@@ -240,14 +240,16 @@ class CachedEncoder:
         tensor = self._cache.manifest.tensor.name
         new = {item.digest: item.pixels for item in prepared if item.pixels is not None}
         if new:
-            encoded = self._local.graph(_ENCODER)({"pixels": np.stack(list(new.values()))})[tensor].astype(np.float16)
+            encoded = self._local.graph(_ENCODER, bulk=True)({"pixels": np.stack(list(new.values()))})[tensor].astype(
+                np.float16
+            )
             for digest, row in zip(new, encoded, strict=True):
                 self._cache.put(digest, row)
         rows: list[Any] = [
             item.features if item.features is not None else self._cache.get(item.digest) for item in prepared
         ]
         features = {tensor: np.stack(rows).astype(np.float32)}
-        answer: Embeddings = next(iter(self._local.graph(_HEAD)(features).values()))
+        answer: Embeddings = next(iter(self._local.graph(_HEAD, bulk=True)(features).values()))
         return answer
 
 

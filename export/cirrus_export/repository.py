@@ -207,6 +207,7 @@ def _write_graph(names: _Names, name: str, flavour: Flavour, root: Path) -> None
         config = _python_model(names.model(name), spec.max_batch)
         config.parameters["graph_file"].string_value = source.name
         config.parameters["precision"].string_value = spec.precision
+        config.parameters["bulk"].string_value = json.dumps(spec.is_for_bulk(name))
     else:
         config = _model(names.model(name), spec.max_batch)
         if flavour is Flavour.TENSORRT:

@@ -21,7 +21,8 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
         path = folder / parameters["graph_file"]["string_value"]
-        self._engine = open_engine(path, Precision(parameters["precision"]["string_value"]))
+        precision = Precision(parameters["precision"]["string_value"])
+        self._engine = open_engine(path, precision, bulk=json.loads(parameters["bulk"]["string_value"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         names = [spec.name for spec in self._engine.inputs]

@@ -92,11 +92,18 @@ class LocalEncoder:
             return np.empty((0, *self.space.item_shape), dtype=np.float32)
         return self._encode(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
 
-    def graph(self, name: str) -> Engine:
-        """Return the engine of one of the bundle's graphs. Raises EngineError if none here can run it."""
+    def graph(self, name: str, *, bulk: bool | None = None) -> Engine:
+        """Return the engine of one of the bundle's graphs. Raises EngineError if none here can run it.
+
+        bulk: see `open_engine`; None means it for a graph that only galleries need.
+        """
         if name not in self._graphs:
             self._graphs[name] = open_engine(
-                self.bundle.graph_file(name), self.bundle.spec.precision, engine=self._engine, threads=self._threads
+                self.bundle.graph_file(name),
+                self.bundle.spec.precision,
+                engine=self._engine,
+                threads=self._threads,
+                bulk=self.bundle.spec.is_for_bulk(name) if bulk is None else bulk,
             )
         return self._graphs[name]
 

@@ -39,23 +39,29 @@ class Choice(Contract):
 
 
 def open_engine(
-    path: Path, precision: Precision, *, engine: EngineName | None = None, threads: int | None = None
+    path: Path,
+    precision: Precision,
+    *,
+    engine: EngineName | None = None,
+    threads: int | None = None,
+    bulk: bool = False,
 ) -> Engine:
     """Load an ONNX graph on the named engine, or, with None, on the one that `choose` finds.
 
-    precision: that of the graph's bundle. threads: CPU threads of one run; None leaves it to the engine. Raises
-    EngineError if the engine is not installed, or can't run the graph.
+    precision: that of the graph's bundle. threads: CPU threads of one run; None leaves it to the engine. bulk: for as
+    many items a second as possible, where else one batch is to be answered soon. Raises EngineError if the engine is
+    not installed, or can't run the graph.
     """
-    name = engine or choose(path, precision, threads=threads).engine
-    return _loader(name, precision)(path, threads)
+    name = engine or choose(path, precision, threads=threads, bulk=bulk).engine
+    return _loader(name, precision, threads, bulk)(path)
 
 
-def choose(path: Path, precision: Precision, *, threads: int | None = None) -> Choice:
+def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> Choice:
     """Return the engine to run a graph on here.
 
     Where several can, each runs the graph a few times on a batch of noise. One that disagrees with ONNX Runtime is out,
     the fastest of the rest is chosen. The choice is kept in the user's cache folder until the graph, the versions or
-    the number of threads change. Raises EngineError if no installed engine runs this precision.
+    the way of running it change. Raises EngineError if no installed engine runs this precision.
     """
     names = candidates(precision)
     if not names:
@@ -65,11 +71,11 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None) -> C
         )
     if len(names) == 1:
         return Choice(engine=names[0], why=f"the only engine here that runs {precision}")
-    kept = _kept_choice(path, precision, threads)
+    kept = _kept_choice(path, precision, threads, bulk)
     try:
         return Choice.model_validate_json(kept.read_bytes())
     except (OSError, ValidationError):
-        choice = _measure(path, precision, names, threads)
+        choice = _measure(precision, {name: _loader(name, precision, threads, bulk)(path) for name in names})
     log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
     try:
         write_model(kept, choice)
@@ -94,23 +100,22 @@ def candidates(precision: Precision) -> list[EngineName]:
     return names
 
 
-def _loader(name: EngineName, precision: Precision) -> Callable[[Path, int | None], Engine]:
+def _loader(name: EngineName, precision: Precision, threads: int | None, bulk: bool) -> Callable[[Path], Engine]:
     if name is EngineName.ONNXRUNTIME:
-        return lambda path, threads: OnnxRuntimeEngine(path, precision, threads=threads)
+        return lambda path: OnnxRuntimeEngine(path, precision, threads=threads)
     if importlib.util.find_spec("openvino") is None:
         raise EngineError("OpenVINO is not installed: pip install openvino")
     from cirrus_client.engines.openvino_runtime import OpenVinoEngine
 
-    return lambda path, threads: OpenVinoEngine(path, precision, threads=threads)
+    return lambda path: OpenVinoEngine(path, precision, threads=threads, bulk=bulk)
 
 
-def _measure(path: Path, precision: Precision, names: list[EngineName], threads: int | None) -> Choice:
-    engines = {name: _loader(name, precision)(path, threads) for name in names}
-    noise = _noise(engines[names[0]])
+def _measure(precision: Precision, engines: dict[EngineName, Engine]) -> Choice:
+    reference = next(iter(engines))
+    noise = _noise(engines[reference])
     answers = {name: engine(noise) for name, engine in engines.items()}
-    reference = names[0]
-    agreement = {name: _cosine_min(answers[reference], answers[name]) for name in names}
-    fitting = [name for name in names if agreement[name] >= _AGREEMENT[precision]]
+    agreement = {name: _cosine_min(answers[reference], answers[name]) for name in engines}
+    fitting = [name for name in engines if agreement[name] >= _AGREEMENT[precision]]
     best_s = dict.fromkeys(fitting, np.inf)
     for _ in range(_ROUNDS):
         for name in fitting:
@@ -122,7 +127,7 @@ def _measure(path: Path, precision: Precision, names: list[EngineName], threads:
         f"{best_s[name] / best_s[chosen]:.2f} times as fast as {engines[name].device}"
         if name in fitting
         else f"{engines[name].device} is out, its cosine to {engines[reference].device} is {agreement[name]:.4f}"
-        for name in names
+        for name in engines
         if name != chosen
     ]
     cosine = f"; cosine to {reference} {agreement[chosen]:.6f}" if chosen != reference else ""
@@ -147,10 +152,10 @@ def _row_cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]
     return cosines
 
 
-def _kept_choice(path: Path, precision: Precision, threads: int | None) -> Path:
+def _kept_choice(path: Path, precision: Precision, threads: int | None, bulk: bool) -> Path:
     status = path.stat()
     facts = [
-        str(path.resolve()), status.st_size, status.st_mtime_ns, precision, threads,
+        str(path.resolve()), status.st_size, status.st_mtime_ns, precision, threads, bulk,
         platform.node(), platform.processor(), os.cpu_count(), *(_version(package) for package in _PACKAGES),
     ]  # fmt: skip
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
