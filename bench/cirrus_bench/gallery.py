@@ -183,7 +183,9 @@ class _Stages:
         compiled = torch.compile(backbone.encode_image)
         return {
             ("decode + preprocess", "Pillow"): partial(_decode, self._photos, self._spec, Decoding.EXACT),
-            ("decode + preprocess", "Pillow, scaled JPEG"): partial(_decode, self._photos, self._spec, Decoding.SCALED),
+            ("decode + preprocess", "fast: scaled JPEG, SIMD"): partial(
+                _decode, self._photos, self._spec, Decoding.FAST
+            ),
             ("encoder", "fp32: PyTorch eager"): partial(_all, _torch(backbone.encode_image), self.pixels),
             ("encoder", "fp32: PyTorch compiled"): partial(_all, _torch(compiled), self.pixels),
             **self._engines(),
@@ -223,8 +225,8 @@ class _Ends:
         for precision, bundle in self._models.bundles.items():
             ways[END_TO_END, f"Cirrus, {precision}"] = self._embed(f"Cirrus, {precision}", LocalEncoder(bundle))
         for precision, bundle in self._models.bundles.items():
-            title = f"Cirrus, {precision}, scaled JPEG"
-            ways[END_TO_END, title] = self._embed(title, LocalEncoder(bundle, decoding=Decoding.SCALED))
+            title = f"Cirrus, {precision}, fast decoding"
+            ways[END_TO_END, title] = self._embed(title, LocalEncoder(bundle, decoding=Decoding.FAST))
         ways[self.swap] = self._head_swap
         return ways
 

@@ -65,7 +65,7 @@ def embed(
     ] = None,
     decode: Annotated[
         Decoding,
-        typer.Option(help="scaled decodes large JPEGs smaller, and report.md has its drift; nvjpeg decodes on a GPU."),
+        typer.Option(help="fast scales large JPEGs as it decodes; report.md has its drift. nvjpeg decodes on a GPU."),
     ] = Decoding.EXACT,
 ) -> None:
     """Embed a gallery. Broken files are listed and skipped; a killed job resumes where it was."""

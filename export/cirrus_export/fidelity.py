@@ -56,14 +56,14 @@ class RetrievalFidelity(Contract):
 
 
 class DecodingFidelity(Contract):
-    """Gallery images decoded at a smaller scale against whole ones, both through the export.
+    """Gallery images under `Decoding.FAST` against exact ones, both through the export.
 
-    scaled: images that are large enough for a smaller scale. top10_agreement: rankings of the probe's gallery, asked
-    with each of its images. No part of the gate: nobody gets scaled decoding without asking for it.
+    changed: images whose pixels differ. top10_agreement: rankings of the probe's gallery, asked with each of its
+    images. No part of the gate: nobody gets fast decoding without asking for it.
     """
 
     images: int
-    scaled: int
+    changed: int
     target_cosine_min: float
     top10_agreement: float
 
@@ -167,22 +167,22 @@ def _stage(graph: Graph, engine: Engine, inputs: Arrays) -> list[StageFidelity]:
 
 
 def _decoding(encoder: LocalEncoder, probe: ProbeTensors, targets: Vectors) -> DecodingFidelity | None:
-    """None where no image has a smaller scale."""
+    """None where nothing changes."""
     spec = encoder.bundle.spec.preprocess
-    pixels = [preprocess(image, spec, Decoding.SCALED) for image in probe.probe.gallery]
-    changed = [row for row, scaled in enumerate(pixels) if not np.array_equal(scaled, probe.gallery_pixels[row])]
+    pixels = [preprocess(image, spec, Decoding.FAST) for image in probe.probe.gallery]
+    changed = [row for row, fast in enumerate(pixels) if not np.array_equal(fast, probe.gallery_pixels[row])]
     if not changed:
         return None
-    scaled_targets = targets.copy()
+    fast_targets = targets.copy()
     for start in range(0, len(changed), _BATCH):
         rows = changed[start : start + _BATCH]
-        scaled_targets[rows] = encoder.encode_prepared([pixels[row] for row in rows])
+        fast_targets[rows] = encoder.encode_prepared([pixels[row] for row in rows])
     asked = targets.reshape(len(targets), -1, targets.shape[-1])[:, 0]
     return DecodingFidelity(
         images=len(targets),
-        scaled=len(changed),
-        target_cosine_min=cosine_min(targets, scaled_targets),
-        top10_agreement=agreement(top(asked, targets), top(asked, scaled_targets)),
+        changed=len(changed),
+        target_cosine_min=cosine_min(targets, fast_targets),
+        top10_agreement=agreement(top(asked, targets), top(asked, fast_targets)),
     )
 
 

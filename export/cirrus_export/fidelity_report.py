@@ -61,10 +61,10 @@ def markdown(report: FidelityReport) -> str:
         drift = report.decoding
         lines += [
             "",
-            "## Scaled JPEG decoding",
+            "## Fast decoding",
             "",
-            f"`cirrus embed --decode scaled` decodes {drift.scaled} of the probe's {drift.images} images at a smaller "
-            f"scale: cosine to whole decoding {drift.target_cosine_min:.6f} (min), top-10 agreement "
+            f"`cirrus embed --decode fast` changes the pixels of {drift.changed} of the probe's {drift.images} images: "
+            f"cosine to exact decoding {drift.target_cosine_min:.6f} (min), top-10 agreement "
             f"{drift.top10_agreement:.2%}.",
         ]
     return "\n".join(lines) + "\n"

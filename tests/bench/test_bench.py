@@ -29,7 +29,7 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path) -> None:
     assert set(ends) == {
         PAPERS_WAY,
         HEAD_SWAP,
-        *(f"Cirrus, {precision}{way}" for precision in precisions for way in ("", ", scaled JPEG")),
+        *(f"Cirrus, {precision}{way}" for precision in precisions for way in ("", ", fast decoding")),
     }
     assert ends["Cirrus, fp32"].cosine_min > 0.9999
     assert ends["Cirrus, fp32"].top10_agreement > 0.99

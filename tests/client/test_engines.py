@@ -52,6 +52,22 @@ def test_engines_agree_with_the_contract_and_each_other(bundle: Bundle, graph: s
         np.testing.assert_allclose(left[tensor.name], right[tensor.name], atol=2e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 33])
+def test_a_batch_that_is_split_among_streams_comes_back_whole_and_in_order(gallery_graph: Path, rows: int) -> None:
+    pixels = {"pixels": np.random.default_rng(rows).standard_normal((rows, 3, 96, 96), dtype=np.float32)}
+    one, streams = (
+        open_engine(gallery_graph, Precision.FP32, engine=EngineName.OPENVINO, bulk=bulk) for bulk in (False, True)
+    )
+    expected = one(pixels)["target_embedding"]
+    for _ in range(2):
+        np.testing.assert_allclose(streams(pixels)["target_embedding"], expected, atol=1e-5)
+
+
+def test_only_graphs_that_no_query_needs_are_for_bulk(bundle: Bundle) -> None:
+    bulk = {graph for graph in bundle.spec.graphs if bundle.spec.is_for_bulk(graph)}
+    assert bulk == {"gallery", "target_head"}
+
+
 def test_openvino_computes_float32_unless_the_bundle_says_otherwise(gallery_graph: Path, pixels) -> None:
     exact = open_engine(gallery_graph, Precision.FP32, engine=EngineName.OPENVINO)
     assert exact.device.endswith("CPU, f32")

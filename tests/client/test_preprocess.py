@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as TF
 
 from cirrus_client.errors import EngineError, InvalidImage
+from cirrus_client.fast_resize import resize_fast
 from cirrus_client.nvjpeg import NvJpegDecoder
 from cirrus_client.preprocess import Decoding, Pad, PreprocessSpec, decode, preprocess
 from tests.conftest import BAD_IMAGES
@@ -119,14 +120,29 @@ def test_scaled_decoding_keeps_twice_the_models_size(size, decoded) -> None:
     assert decode(jpeg(*size)).size == size
 
 
-def test_scaled_decoding_moves_pixels_little_and_png_not_at_all() -> None:
+@pytest.mark.parametrize("shape", [(1000, 700), (500, 400), (90, 300)])
+def test_fast_decoding_moves_pixels_little(shape) -> None:
     spec = PreprocessSpec(size_px=96, pad=Pad.TARGET)
-    exact, scaled = (preprocess(jpeg(1000, 700), spec, decoding) for decoding in (Decoding.EXACT, Decoding.SCALED))
-    assert 0 < np.abs(exact - scaled).mean() < 0.05
-    content = io.BytesIO()
-    Image.open(io.BytesIO(jpeg(1000, 700))).save(content, "PNG")
-    exact, scaled = (preprocess(content.getvalue(), spec, decoding) for decoding in (Decoding.EXACT, Decoding.SCALED))
-    np.testing.assert_array_equal(exact, scaled)
+    exact, fast = (preprocess(jpeg(*shape), spec, decoding) for decoding in (Decoding.EXACT, Decoding.FAST))
+    assert 0 < np.abs(exact - fast).mean() < 0.05
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_fast_resize_is_pillows_but_for_a_level(mode) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode).filter(ImageFilter.GaussianBlur(2))
+    for size in ((100, 80), (224, 168), (96, 200)):
+        exact = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).astype(int)
+        fast = np.asarray(resize_fast(image, size)).astype(int)
+        assert np.abs(exact - fast).max() <= 1
+        assert (exact != fast).mean() < 0.3
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK", "LA"])
+def test_other_kinds_of_images_are_resized_by_pillow_itself(mode) -> None:
+    image = Image.open(io.BytesIO(jpeg(300, 200))).convert("RGB").convert(mode)
+    expected = image.resize((64, 48), Image.Resampling.BICUBIC)
+    assert resize_fast(image, (64, 48)).tobytes() == expected.tobytes()
 
 
 @pytest.fixture
@@ -164,7 +180,7 @@ def test_what_nvimagecodec_does_not_take_is_left_to_pillow(nvimagecodec) -> None
         content = io.BytesIO()
         picture.convert(mode).save(content, kind)
         exact, other = (preprocess(content.getvalue(), spec, how) for how in (Decoding.EXACT, Decoding.NVJPEG))
-        np.testing.assert_array_equal(exact, other)
+        np.testing.assert_allclose(exact, other, atol=0.05)
     assert nvimagecodec == []
     with pytest.raises(InvalidImage, match="the JPEG image of 300 x 200 pixels is broken"):
         preprocess(jpeg(300, 200)[:-1000], spec, Decoding.NVJPEG)
