@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from cirrus_bench import queries, search
 from cirrus_bench.gallery import END_TO_END, HEAD_SWAP, PAPER_GALLERIES, PAPERS_WAY, BenchRequest, measure_gallery
-from cirrus_bench.limits import gemm_rates, operations_per_image
+from cirrus_bench.limits import gemm_rates, operations_per_image, product_chain
 from cirrus_bench.report import write_report
 from cirrus_client.bundle import Precision
 from cirrus_client.engines import candidates
 from cirrus_export.backbones.registry import load_backbone
+from cirrus_export.precision import quantised_layers
 
 
 @pytest.mark.timeout(300)
@@ -60,6 +63,14 @@ def test_the_gemm_rate_is_of_each_precision_that_runs() -> None:
     rates = gemm_rates([Precision.FP32, Precision.INT8])
     assert [rate.precision for rate in rates] == [Precision.FP32, Precision.INT8]
     assert all(rate.operations_per_s > 1e9 for rate in rates)
+
+
+def test_the_products_of_the_int8_rate_are_quantised(tmp_path) -> None:
+    generator = np.random.default_rng(0)
+    onnx.save(product_chain(generator), tmp_path / "chain.onnx")
+    rows = generator.standard_normal((2, 32, 2048), dtype=np.float32)
+    layers = quantised_layers(tmp_path / "chain.onnx", Precision.INT8, {"rows": rows})
+    assert layers == [f"matmul_{layer}" for layer in range(6)]
 
 
 def test_search_rows_agree_with_numpy(tmp_path) -> None:
