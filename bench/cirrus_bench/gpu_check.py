@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from cirrus_bench.measure import Machine, this_machine
 from cirrus_bench.models import demo_request
@@ -20,7 +21,7 @@ from cirrus_bench.report_files import write_report_files
 from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision, Similarity, SpaceSpec
 from cirrus_client.engines.engine import Engine
 from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine, available_providers
+from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine
 from cirrus_client.engines.tensorrt_plan import TensorRtEngine
 from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
 from cirrus_client.errors import CirrusError, EngineError
@@ -35,7 +36,6 @@ from cirrus_export.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.probe import Probe
 from cirrus_export.tensorrt_engine import CompileOptions, compile_plans
 
-_CUDA = "CUDAExecutionProvider"
 _FULL_SIZE = "ViT-L-14"
 _REPEATS = 10
 _LEVELS = 2.0
@@ -178,7 +178,8 @@ def _check_bundle(checks: _Checks, request: ExportRequest, probe: Probe) -> None
     checks.try_out("export", name, lambda: _export(request, probe))
     if checks.done[-1].outcome is Outcome.PASS:
         bundle = Bundle.open(request.out)
-        checks.try_out("ONNX Runtime on CUDA", name, lambda: _onnx_runtime(bundle, probe))
+        checks.try_out("ONNX Runtime on CUDA", name, lambda: _onnx_runtime(bundle, probe, TENSORRT_PROVIDERS[1:]))
+        checks.try_out("ONNX Runtime on TensorRT", name, lambda: _onnx_runtime(bundle, probe, TENSORRT_PROVIDERS))
         checks.try_out("TensorRT compile", name, lambda: _compile(bundle, probe))
         if checks.done[-1].outcome is Outcome.PASS:
             checks.try_out("TensorRT attention", name, lambda: _attention(bundle))
@@ -190,15 +191,12 @@ def _export(request: ExportRequest, probe: Probe) -> _Found:
     return _Found("the fidelity gate was passed")
 
 
-def _onnx_runtime(bundle: Bundle, probe: Probe) -> _Found:
-    if _CUDA not in available_providers():
-        raise _NotHere("this ONNX Runtime has no CUDA provider: pip install onnxruntime-gpu")
+def _onnx_runtime(bundle: Bundle, probe: Probe, providers: Sequence[str]) -> _Found:
+    if providers[0] not in onnxruntime.get_available_providers():
+        raise _NotHere(f"this ONNX Runtime has no {providers[0]}: pip install onnxruntime-gpu")
 
     def load(graph: str) -> Engine:
-        engine = OnnxRuntimeEngine(bundle.graph_file(graph), bundle.spec.precision, providers=[_CUDA])
-        if not engine.device.endswith("CUDA"):
-            raise EngineError(f"{graph} was put on {engine.device}: the CUDA provider could not start")
-        return engine
+        return OnnxRuntimeEngine(bundle.graph_file(graph), bundle.spec.precision, providers=providers)
 
     cosines = hold_to_graphs(bundle, GraphValues(bundle, probe), load)
     return _Found(f"smallest cosine to the CPU {min(cosines.values()):.6f}", _images_per_s(bundle, load))

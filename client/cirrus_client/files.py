@@ -69,6 +69,11 @@ def write_model(path: Path, model: BaseModel) -> None:
     write_atomically(path, model.model_dump_json(indent=2).encode() + b"\n")
 
 
+def user_cache() -> Path:
+    """Return the folder for what is only kept to save time; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cirrus"
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal sha256 of a file's content."""
     with path.open("rb") as file:

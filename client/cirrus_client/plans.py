@@ -82,6 +82,11 @@ class Gpu:
     compute_capability: str
 
 
+def has_plans(bundle: Bundle) -> bool:
+    """Whether TensorRT plans were compiled for a bundle, here or elsewhere."""
+    return (bundle.root / ENGINES / PLANS).exists()
+
+
 def read_plans(bundle: Bundle) -> PlansSpec:
     """Return the record of a bundle's plans. Raises BundleError if there is none, or it is invalid."""
     path = bundle.root / ENGINES / PLANS

@@ -12,7 +12,7 @@ import pytest
 from cirrus_bench import gpu_check
 from cirrus_bench.gpu_check import Check, GpuReport, Outcome, markdown, write_report
 from cirrus_bench.measure import this_machine
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
+from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine
 from cirrus_client.errors import EngineError
 
 
@@ -73,11 +73,12 @@ def test_a_check_that_fails_does_not_stop_the_next() -> None:
 
 
 def test_parts_that_are_not_installed_say_what_to_install(bundle, probe, monkeypatch) -> None:
-    monkeypatch.setattr(gpu_check, "available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
     monkeypatch.setattr("cirrus_client.index.faiss_index._gpu_present", lambda: False)
     parts = (
-        (lambda: gpu_check._onnx_runtime(bundle, probe), "onnxruntime-gpu"),
+        (lambda: gpu_check._onnx_runtime(bundle, probe, TENSORRT_PROVIDERS), "no TensorrtExecutionProvider"),
+        (lambda: gpu_check._onnx_runtime(bundle, probe, TENSORRT_PROVIDERS[1:]), "onnxruntime-gpu"),
         (gpu_check._faiss, "faiss-gpu"),
         (lambda: gpu_check._nvjpeg(probe.gallery[0]), "nvidia-nvimgcodec"),
     )

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import EngineName, candidates, choose, open_engine
-from cirrus_client.errors import EngineError
+from cirrus_client.engines.onnx_runtime import available_providers
+from cirrus_client.errors import BundleError, EngineError
 
 
 @pytest.fixture
@@ -120,6 +122,16 @@ def test_a_wrong_input_is_named(gallery_graph: Path, inputs, message: str) -> No
     for name in (EngineName.ONNXRUNTIME, EngineName.OPENVINO):
         with pytest.raises(EngineError, match=message):
             open_engine(gallery_graph, Precision.FP32, engine=name)(inputs)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in available_providers(), reason="ONNX Runtime has GPU providers here")
+def test_engines_that_are_not_here_say_so(bundle: Bundle, gallery_graph: Path) -> None:
+    with pytest.raises(EngineError, match="this ONNX Runtime has no TensorrtExecutionProvider"):
+        open_engine(gallery_graph, Precision.FP32, engine=EngineName.ONNXRUNTIME_TENSORRT)
+    with pytest.raises(EngineError, match="TensorRT runs the plans of a bundle, not ONNX files"):
+        open_engine(gallery_graph, Precision.FP32, engine=EngineName.TENSORRT)
+    with pytest.raises(BundleError, match="has no TensorRT plans; on the machine that serves: cirrus compile"):
+        LocalEncoder(bundle, engine=EngineName.TENSORRT).graph("gallery")
 
 
 def test_a_broken_graph_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from cirrus_client import doctor
 from cirrus_client.bundle import Bundle
-from cirrus_client.engines import nvidia, tensorrt_plan
+from cirrus_client.engines import EngineName, nvidia, open_graph, tensorrt_plan
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.engines.tensorrt_plan import TensorRtEngine
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
@@ -288,6 +288,21 @@ def test_a_plan_of_another_version_is_refused_before_it_is_loaded(planned, monke
         TensorRtEngine.of(planned, "gallery")
     for part in ("built with TensorRT 11.1.0.106 on NVIDIA H100 (compute capability 9.0)", "TensorRT 10.16.1.11"):
         assert part in str(error.value)
+
+
+def test_a_graph_runs_on_its_plan_where_that_can_run_and_else_says_why_not(planned, monkeypatch, caplog) -> None:
+    here(monkeypatch, version="11.1.0.106", gpu=Gpu(name="NVIDIA L4", compute_capability="8.9"))
+    with caplog.at_level("INFO", logger="cirrus_client"):
+        assert not isinstance(open_graph(planned, "target_head"), TensorRtEngine)
+        assert "does not run on its TensorRT plan" in caplog.text
+        assert "here is NVIDIA L4 (8.9), and the plans need the same" in caplog.text
+        loaded = []
+        monkeypatch.setattr(TensorRtEngine, "__init__", lambda self, path, **options: loaded.append(path))
+        here(monkeypatch, version="11.1.0.106", gpu=H100)
+        assert isinstance(open_graph(planned, "target_head"), TensorRtEngine)
+    assert loaded == [planned.root / "engines" / "target_head.plan"]
+    assert "target_head runs on tensorrt: a plan was compiled for this GPU" in caplog.text
+    assert not isinstance(open_graph(planned, "target_head", engine=EngineName.ONNXRUNTIME), TensorRtEngine)
 
 
 def test_the_doctor_says_whether_plans_run_here(planned, bundle, monkeypatch) -> None:

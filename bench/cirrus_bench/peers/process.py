@@ -37,8 +37,11 @@ class PeerProcess:
         self._scratch = tempfile.TemporaryDirectory(prefix="cirrus-peer-")
         self._embeddings = Path(self._scratch.name) / "embeddings.npy"
         self._log = (Path(self._scratch.name) / "stderr.log").open("w+b")
+        paths = (python, peer.driver, photos, weights, self._embeddings)
         self._process = subprocess.Popen(
-            [str(python), str(peer.driver), str(photos), str(weights), str(self._embeddings)],
+            [str(path.absolute()) for path in paths],
+            # Some tools write beside where they are started.
+            cwd=self._scratch.name,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, EnsembleName, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes, prepare_all
-from cirrus_client.engines import Engine, EngineName, open_engine
+from cirrus_client.engines import Engine, EngineName, open_graph
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
 from cirrus_client.preprocess import Decoding, preprocess
@@ -31,7 +31,7 @@ class LocalEncoder:
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:
-        """engine: what runs the graphs; None takes the fastest one here, see `cirrus_client.engines.choose`.
+        """engine: what runs the graphs; None takes the fastest one here, see `cirrus_client.engines.open_graph`.
 
         decoding: of gallery images; queries are always decoded whole. threads: CPU threads of one run; None leaves it
         to the engine.
@@ -98,9 +98,9 @@ class LocalEncoder:
         bulk: see `open_engine`; None means it for a graph that only galleries need.
         """
         if name not in self._graphs:
-            self._graphs[name] = open_engine(
-                self.bundle.graph_file(name),
-                self.bundle.spec.precision,
+            self._graphs[name] = open_graph(
+                self.bundle,
+                name,
                 engine=self._engine,
                 threads=self._threads,
                 bulk=self.bundle.spec.is_for_bulk(name) if bulk is None else bulk,

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cirrus_client.bundle import Contract, Precision
+from cirrus_client.bundle import Bundle, Contract, Precision
 from cirrus_client.engines.engine import Engine, EngineName, sample
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine, available_providers
+from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine, available_providers
+from cirrus_client.engines.tensorrt_plan import TensorRtEngine
 from cirrus_client.ensemble import Arrays
-from cirrus_client.errors import EngineError
-from cirrus_client.files import write_model
+from cirrus_client.errors import BundleError, EngineError
+from cirrus_client.files import user_cache, write_model
+from cirrus_client.plans import has_plans
 
 _BATCH_SIZE = 4
 _ROUNDS = 3
@@ -36,6 +38,28 @@ class Choice(Contract):
 
     engine: EngineName
     why: str
+
+
+def open_graph(
+    bundle: Bundle, graph: str, *, engine: EngineName | None = None, threads: int | None = None, bulk: bool = False
+) -> Engine:
+    """Load a graph of a bundle on the named engine, or on the fastest here.
+
+    That is its TensorRT plan, where one was compiled that runs on this GPU, and else what `choose` finds. threads,
+    bulk: see `open_engine`. Raises EngineError as `open_engine` does, BundleError if TENSORRT is asked for and the
+    bundle has no such plan.
+    """
+    if engine is EngineName.TENSORRT:
+        return TensorRtEngine.of(bundle, graph)
+    if engine is None and has_plans(bundle):
+        try:
+            plan = TensorRtEngine.of(bundle, graph)
+        except (BundleError, EngineError) as error:
+            log.warning("%s does not run on its TensorRT plan: %s", graph, error)
+        else:
+            log.info("%s runs on tensorrt: a plan was compiled for this GPU", graph)
+            return plan
+    return open_engine(bundle.graph_file(graph), bundle.spec.precision, engine=engine, threads=threads, bulk=bulk)
 
 
 def open_engine(
@@ -101,8 +125,11 @@ def candidates(precision: Precision) -> list[EngineName]:
 
 
 def _loader(name: EngineName, precision: Precision, threads: int | None, bulk: bool) -> Callable[[Path], Engine]:
-    if name is EngineName.ONNXRUNTIME:
-        return lambda path: OnnxRuntimeEngine(path, precision, threads=threads)
+    if name is EngineName.TENSORRT:
+        raise EngineError("TensorRT runs the plans of a bundle, not ONNX files: see `cirrus compile`")
+    if name is not EngineName.OPENVINO:
+        providers = TENSORRT_PROVIDERS if name is EngineName.ONNXRUNTIME_TENSORRT else None
+        return lambda path: OnnxRuntimeEngine(path, precision, providers=providers, threads=threads)
     if importlib.util.find_spec("openvino") is None:
         raise EngineError("OpenVINO is not installed: pip install openvino")
     from cirrus_client.engines.openvino_runtime import OpenVinoEngine
@@ -159,8 +186,7 @@ def _kept_choice(path: Path, precision: Precision, threads: int | None, bulk: bo
         platform.node(), platform.processor(), os.cpu_count(), *(_version(package) for package in _PACKAGES),
     ]  # fmt: skip
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "cirrus" / "engines" / f"{key}.json"
+    return user_cache() / "engines" / f"{key}.json"
 
 
 def _version(package: str) -> str | None:

@@ -18,9 +18,13 @@ DYNAMIC = -1
 
 
 class EngineName(StrEnum):
-    """What can run a graph."""
+    """What can run a graph.
+
+    ONNXRUNTIME_TENSORRT has TensorRT build engines as it loads; TENSORRT runs the plans that a bundle has already.
+    """
 
     ONNXRUNTIME = "onnxruntime"
+    ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
 

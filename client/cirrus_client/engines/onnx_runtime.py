@@ -13,9 +13,11 @@ from cirrus_client.bundle import Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
+from cirrus_client.files import user_cache
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider",)
 _CPU_PROVIDER = "CPUExecutionProvider"
+TENSORRT_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", _CPU_PROVIDER)
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -27,9 +29,15 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         """Load the graph.
 
-        precision: that of its bundle. threads: CPU threads of one run; None leaves it to ONNX Runtime.
-        Raises EngineError if the file can't be loaded, or uses operators that the provider does not have.
+        precision: that of its bundle. threads: CPU threads of one run; None leaves it to ONNX Runtime. TensorRT's
+        provider builds its engines here, which takes minutes, and keeps them in the user's cache folder.
+        Raises EngineError if the file can't be loaded, uses operators that the provider does not have, or if the first
+        of the given providers is not installed or can't start.
         """
+        if providers and providers[0] not in onnxruntime.get_available_providers():
+            raise EngineError(
+                f"this ONNX Runtime has no {providers[0]}: pip install 'cirrus-cir[gpu]' on an NVIDIA GPU"
+            )
         options = onnxruntime.SessionOptions()
         # The CPU provider's layout optimisations crash on float16 graphs (ONNX Runtime 1.31).
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -44,14 +52,18 @@ class OnnxRuntimeEngine(Engine):
             options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(
-                path, sess_options=options, providers=list(providers or available_providers())
+                path,
+                sess_options=options,
+                providers=[_with_options(name) for name in providers or available_providers()],
             )
         except Exception as error:  # the runtime's exception classes share no public base
             raise EngineError(f"ONNX Runtime can't load {path}: {error}") from error
+        started = self._session.get_providers()[0]
+        if providers and started != providers[0]:
+            raise EngineError(f"{providers[0]} could not start for {path}, ONNX Runtime fell back to {started}")
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
-        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
-        self.device = f"ONNX Runtime {onnxruntime.__version__}, {provider}"
+        self.device = f"ONNX Runtime {onnxruntime.__version__}, {started.removesuffix('ExecutionProvider')}"
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See `Engine.run`."""
@@ -66,6 +78,15 @@ def available_providers() -> list[str]:
     """Return the execution providers to use here, best first."""
     installed = onnxruntime.get_available_providers()
     return [name for name in _GPU_PROVIDERS if name in installed] + [_CPU_PROVIDER]
+
+
+def _with_options(provider: str) -> str | tuple[str, dict[str, str]]:
+    """Have TensorRT's engines kept: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html."""
+    if provider != TENSORRT_PROVIDERS[0]:
+        return provider
+    kept = user_cache() / "tensorrt"
+    kept.mkdir(parents=True, exist_ok=True)
+    return provider, {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept)}
 
 
 def _spec(node: Any) -> TensorSpec:
