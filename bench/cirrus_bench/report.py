@@ -120,8 +120,8 @@ def _limits(report: GalleryReport) -> list[str]:
     lines = [
         f"One image is {operations / 1e9:.1f} G operations in the encoder. The rate is that of products of 2,048 x "
         "2,048 matrices on the engine named. An encoder at that rate, with decoding on the same cores and nothing "
-        "else, would be the times the papers' way in the last column. It is measured before the rounds: a share over 100% "
-        "is of a machine that was faster, or less shared, during them.",
+        "else, would be the times the papers' way in the last column. It is measured before the rounds: a share over "
+        "100% is of a machine that was faster, or less shared, during them.",
         "",
         "| precision | engine | products, G operations/s | images/s at that rate | encoder, images/s | share "
         "| end to end at most, times the papers' way |",
