@@ -23,10 +23,11 @@ from cirrus_bench.models import Models, bench_models, bench_photos
 from cirrus_bench.peers import start_peers
 from cirrus_client.bundle import Contract, Precision
 from cirrus_client.encoders import Encoder, LocalEncoder
-from cirrus_client.engines import Engine, candidates, open_engine
+from cirrus_client.engines import Engine, EngineName, candidates, open_graph
 from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.memory import keep_freed_memory
+from cirrus_client.plans import has_plans
 from cirrus_client.preprocess import Decoding, Pad, PreprocessSpec, preprocess
 from cirrus_export.fidelity import agreement
 from cirrus_export.thresholds import cosine_min
@@ -200,8 +201,9 @@ class _Stages:
         """The encoder on every engine that runs it, at every precision."""
         ways: dict[Way, Callable[[], object]] = {}
         for precision, bundle in self._models.bundles.items():
-            for name in candidates(precision):
-                engine = open_engine(bundle.graph_file("vision_encoder"), precision, engine=name, bulk=True)
+            names = [*candidates(precision), *([EngineName.TENSORRT] if has_plans(bundle) else [])]
+            for name in names:
+                engine = open_graph(bundle, "vision_encoder", engine=name, bulk=True)
                 run = partial(_run_graph, engine, PIXELS, FEATURES)
                 ways["encoder", f"{precision}: {engine.device}"] = partial(_all, run, self.pixels)
         return ways

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines import candidates
-from cirrus_client.errors import FidelityError
+from cirrus_client.errors import EngineError, ExportError, FidelityError
+from cirrus_client.plans import has_plans
 from cirrus_export.demo.catalogue import write_photos
 from cirrus_export.demo.probe import rendered_probe
 from cirrus_export.demo.weights import DemoWeights
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes.transagg_union import TransAggUnion
+from cirrus_export.tensorrt_engine import CompileOptions, compile_plans
 
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
 log = logging.getLogger(__name__)
@@ -66,11 +68,20 @@ def bench_photos(work: Path, *, count: int, size_px: int) -> list[Path]:
 
 
 def _bundle(request: ExportRequest) -> Bundle:
-    """A random model may miss the gate of its precision: the bench reports its fidelity itself."""
+    """A random model may miss the gate of its precision: the bench reports its fidelity itself.
+
+    Where TensorRT and a GPU are, plans are compiled as well, and whatever opens the bundle's graphs runs on them.
+    """
     if not (request.out / "bundle.json").is_file():
         log.info("exporting %s at %s for the bench", request.backbone, request.precision)
         try:
             return export(request, rendered_probe(queries=16, gallery=48))
         except FidelityError as error:
             log.warning("%s", error)
-    return Bundle.open(request.out, allow_failed=True)
+    bundle = Bundle.open(request.out, allow_failed=True)
+    if not has_plans(bundle):
+        try:
+            compile_plans(bundle, rendered_probe(queries=8, gallery=16), CompileOptions())
+        except (EngineError, ExportError) as error:
+            log.info("no TensorRT plans of %s: %s", request.out, error)
+    return bundle
