@@ -15,7 +15,7 @@ from cirrus_export.demo.probe import rendered_probe
 from cirrus_export.demo.weights import DemoWeights
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes.transagg_union import TransAggUnion
-from cirrus_export.tensorrt_engine import CompileOptions, compile_plans
+from cirrus_export.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
 log = logging.getLogger(__name__)
@@ -75,13 +75,15 @@ def _bundle(request: ExportRequest) -> Bundle:
     if not (request.out / "bundle.json").is_file():
         log.info("exporting %s at %s for the bench", request.backbone, request.precision)
         try:
-            return export(request, rendered_probe(queries=16, gallery=48))
+            export(request, rendered_probe(queries=16, gallery=48))
         except FidelityError as error:
             log.warning("%s", error)
     bundle = Bundle.open(request.out, allow_failed=True)
     if not has_plans(bundle):
+        options = CompileOptions()
         try:
-            compile_plans(bundle, rendered_probe(queries=8, gallery=16), CompileOptions())
+            check_machine(options)
+            compile_plans(bundle, rendered_probe(queries=8, gallery=16), options)
         except (EngineError, ExportError) as error:
             log.info("no TensorRT plans of %s: %s", request.out, error)
     return bundle

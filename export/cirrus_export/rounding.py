@@ -41,15 +41,17 @@ def measure_rounding(
     the first 16 items are taken.
     """
     largest = dict.fromkeys(tensors, 0.0)
-    for values in _activations(path, tensors, calibration):
-        for name, value in values.items():
-            largest[name] = max(largest[name], float(np.abs(value).max()))
     errors: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
-    for values in _activations(path, tensors, calibration):
-        for name, value in values.items():
-            rows = value.reshape(-1, value.shape[-1])
-            lost = rows - _rounded(rows, largest[name] / _LARGEST[precision], precision)
-            errors[name].append(np.linalg.norm(lost, axis=1) / np.maximum(np.linalg.norm(rows, axis=1), 1e-12))
+    with tempfile.TemporaryDirectory() as scratch:
+        session = _opened(path, tensors, Path(scratch))
+        for values in _activations(session, tensors, calibration):
+            for name, value in values.items():
+                largest[name] = max(largest[name], float(np.abs(value).max()))
+        for values in _activations(session, tensors, calibration):
+            for name, value in values.items():
+                rows = value.reshape(-1, value.shape[-1])
+                lost = rows - _rounded(rows, largest[name] / _LARGEST[precision], precision)
+                errors[name].append(np.linalg.norm(lost, axis=1) / np.maximum(np.linalg.norm(rows, axis=1), 1e-12))
     return {name: Rounding(len(items[0]), float(np.mean(items))) for name, items in errors.items()}
 
 
@@ -61,19 +63,23 @@ def _rounded(values: NDArray[np.float32], scale: float, precision: Precision) ->
     return rounded * np.float32(scale)
 
 
-def _activations(path: Path, tensors: Sequence[str], calibration: Arrays) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """The tensors' values, an item at a time: those of a whole batch would fill the memory."""
+def _opened(path: Path, tensors: Sequence[str], scratch: Path) -> onnxruntime.InferenceSession:
+    """The graph with the tensors among its outputs."""
     model = onnx.load(path)
-    inputs = {spec.name for spec in model.graph.input}
+    known = {spec.name for spec in (*model.graph.input, *model.graph.output)}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in known)
+    opened = scratch / "opened.onnx"
+    onnx.save(model, opened, save_as_external_data=True, location="opened.onnx.data")
+    return onnxruntime.InferenceSession(str(opened), providers=["CPUExecutionProvider"])
+
+
+def _activations(
+    session: onnxruntime.InferenceSession, tensors: Sequence[str], calibration: Arrays
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """The tensors' values, an item at a time: those of a whole batch would fill the memory."""
+    inputs = {spec.name for spec in session.get_inputs()}
     inner = [name for name in tensors if name not in inputs]
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner if name not in known)
-    with tempfile.TemporaryDirectory() as scratch:
-        opened = Path(scratch) / "opened.onnx"
-        onnx.save(model, opened, save_as_external_data=True, location="opened.onnx.data")
-        del model
-        session = onnxruntime.InferenceSession(str(opened), providers=["CPUExecutionProvider"])
-        for row in range(min(_ITEMS, len(next(iter(calibration.values()))))):
-            item = {name: values[row : row + 1] for name, values in calibration.items()}
-            outer = {name: item[name] for name in tensors if name in inputs}
-            yield outer | dict(zip(inner, session.run(inner, item), strict=True)) if inner else outer
+    for row in range(min(_ITEMS, len(next(iter(calibration.values()))))):
+        item = {name: values[row : row + 1] for name, values in calibration.items()}
+        outer = {name: item[name] for name in tensors if name in inputs}
+        yield outer | dict(zip(inner, session.run(inner, item), strict=True)) if inner else outer
