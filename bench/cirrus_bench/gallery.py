@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cirrus_bench import papers
-from cirrus_bench.limits import GemmRate, gemm_rates, operations_per_image
+from cirrus_bench.limits import GemmRate, gemm_rates, operations_per_image, products
 from cirrus_bench.measure import Machine, Timing, this_machine, time_interleaved
 from cirrus_bench.models import Models, bench_models, bench_photos
 from cirrus_bench.peers import start_peers
@@ -37,6 +37,7 @@ SWAP_BATCH_SIZE = 512
 SWAP_IMAGES = 4096
 SWEEP = (1, 4, 16, 64)
 PAPER_GALLERIES = {"CIRCO": 123_403, "FashionIQ": 74_381}
+GALLERY_GRAPH = "gallery graph"
 END_TO_END = "end to end"
 PAPERS_WAY = "papers' way (PyTorch)"
 EXACT = "Cirrus, fp32"
@@ -46,6 +47,7 @@ PIXELS, FEATURES, EMBEDDING = "pixels", "image_embedding", "target_embedding"
 T = TypeVar("T")
 Way = tuple[str, str]
 """A row's stage, and what runs it."""
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Row(Contract):
 
 
 class SweepRow(Contract):
-    """The encoder alone, at one precision and batch size, on the fastest engine."""
+    """The gallery graph alone, at one precision and batch size, on the fastest engine."""
 
     precision: Precision
     engine: str
@@ -90,8 +92,8 @@ class SweepRow(Contract):
 class GalleryReport(Contract):
     """Every row of one run, and what ties the ends together.
 
-    union_cost: the target head's time as a share of the encoder's. missing: peers that are not in the rows, and
-    why. operations_per_image: of the encoder.
+    union_cost: the target head's time as a share of the rest of the gallery graph's. missing: peers that are not in the
+    rows, and why. operations_per_image: of the gallery graph.
     """
 
     backbone: str
@@ -120,16 +122,15 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
     keep_freed_memory()
     photos = bench_photos(request.work, count=request.images, size_px=request.size_px)
     models = bench_models(request.backbone, request.work)
-    gemm = gemm_rates(list(models.bundles))
     stages, ends = _Stages(models, photos), _Ends(models, photos, request.work)
     sweep = tuple(_sweep(models, stages.pixels))
     peers, missing = start_peers(request.work / "peers", models.recipe, photos) if request.peers else ([], {})
     with ExitStack() as running:
         for peer in peers:
             running.enter_context(peer)
-        timings = time_interleaved(
-            stages.ways() | ends.ways() | {(END_TO_END, peer.title): peer.run for peer in peers}, request.repeats
-        )
+        multiply = products(list(models.bundles))
+        ways = stages.ways() | ends.ways() | {(END_TO_END, peer.title): peer.run for peer in peers}
+        timings = time_interleaved({**multiply, **ways}, request.repeats)
         plain = stages.plain_clip()
         fidelity = {way: _fidelity(ends.reference, embeddings) for way, embeddings in ends.embeddings().items()}
         fidelity |= {(END_TO_END, peer.title): _fidelity(plain, peer.embeddings()) for peer in peers}
@@ -143,17 +144,17 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
         rows=tuple(
             _row(
                 way,
-                timing,
+                timings[way],
                 SWAP_IMAGES if way == ends.swap else request.images,
-                peaks.get(way, timing.peak_bytes),
+                peaks.get(way, timings[way].peak_bytes),
                 fidelity.get(way),
             )
-            for way, timing in timings.items()
+            for way in ways
         ),
         sweep=sweep,
-        gemm=tuple(gemm),
-        operations_per_image=operations_per_image(models.recipe.backbone),
-        union_cost=timings[stages.head].median / timings[stages.encoder].median,
+        gemm=tuple(gemm_rates({product: timings[product] for product in multiply})),
+        operations_per_image=operations_per_image(models.recipe.gallery_graph()),
+        union_cost=timings[stages.head].median / (timings[stages.gallery].median - timings[stages.head].median),
         missing=missing,
     )
 
@@ -166,20 +167,20 @@ class _Stages:
         self._photos = photos
         self._spec = models.bundles[Precision.FP32].spec.preprocess
         self.pixels = _decode(photos, self._spec, Decoding.EXACT)
-        encoder = LocalEncoder(models.bundles[Precision.FP32])
-        self.encode = partial(_run_graph, encoder.graph("vision_encoder", bulk=True), PIXELS, FEATURES)
+        self._encoders = {precision: LocalEncoder(bundle) for precision, bundle in models.bundles.items()}
+        exact = self._encoders[Precision.FP32]
+        self.encode = partial(_run_graph, exact.graph("vision_encoder", bulk=True), PIXELS, FEATURES)
         self._features = np.concatenate(list(_batches(self.encode, self.pixels)))
-        self.encoder = ("encoder", f"fp32: {encoder.graph('vision_encoder').device}")
-        self.head = ("target head", f"fp32: {encoder.graph('target_head').device}")
-        self._head = partial(_run_graph, encoder.graph("target_head"), FEATURES, EMBEDDING)
-        self._fused = partial(_run_graph, encoder.graph("gallery"), PIXELS, EMBEDDING)
+        self.head = ("target head", f"fp32: {exact.graph('target_head').device}")
+        self._head = partial(_run_graph, exact.graph("target_head"), FEATURES, EMBEDDING)
+        self.gallery = (GALLERY_GRAPH, f"fp32: {exact.graph('gallery').device}")
 
     def plain_clip(self) -> NDArray[np.float32]:
         """The photos' embeddings without UNION and its padding: what peers are to give."""
         pixels = _decode(self._photos, self._spec.model_copy(update={"pad": Pad.NONE}), Decoding.EXACT)
         return np.concatenate(list(_batches(self.encode, pixels)))
 
-    def ways(self) -> dict[Way, Callable[[], object]]:
+    def ways(self) -> dict[Way, Work]:
         backbone = self._models.recipe.backbone
         compiled = torch.compile(backbone.encode_image)
         return {
@@ -194,12 +195,12 @@ class _Stages:
                 _all, _torch(self._models.recipe.target_head), self._features
             ),
             self.head: partial(_all, self._head, self._features),
-            ("encoder + UNION, fused", self.encoder[1]): partial(_all, self._fused, self.pixels),
+            **self._galleries(),
         }
 
-    def _engines(self) -> dict[Way, Callable[[], object]]:
+    def _engines(self) -> dict[Way, Work]:
         """The encoder on every engine that runs it, at every precision."""
-        ways: dict[Way, Callable[[], object]] = {}
+        ways: dict[Way, Work] = {}
         for precision, bundle in self._models.bundles.items():
             names = [*candidates(precision), *([EngineName.TENSORRT] if has_plans(bundle) else [])]
             for name in names:
@@ -207,6 +208,16 @@ class _Stages:
                 run = partial(_run_graph, engine, PIXELS, FEATURES)
                 ways["encoder", f"{precision}: {engine.device}"] = partial(_all, run, self.pixels)
         return ways
+
+    def _galleries(self) -> dict[Way, Work]:
+        """Encoder and UNION in one graph, which is what a gallery takes, on the engine that `auto` takes."""
+        graphs = {precision: encoder.graph("gallery") for precision, encoder in self._encoders.items()}
+        return {
+            (GALLERY_GRAPH, f"{precision}: {graph.device}"): partial(
+                _all, partial(_run_graph, graph, PIXELS, EMBEDDING), self.pixels
+            )
+            for precision, graph in graphs.items()
+        }
 
 
 class _Ends:
@@ -222,8 +233,8 @@ class _Ends:
         self._cache = FeatureCache(work / "features", models.bundles[Precision.FP32])
         self._many = _linked(photos, work / f"photos-linked-{SWAP_IMAGES}")
 
-    def ways(self) -> dict[Way, Callable[[], object]]:
-        ways: dict[Way, Callable[[], object]] = {(END_TO_END, PAPERS_WAY): self._papers_way}
+    def ways(self) -> dict[Way, Work]:
+        ways: dict[Way, Work] = {(END_TO_END, PAPERS_WAY): self._papers_way}
         for precision, bundle in self._models.bundles.items():
             ways[END_TO_END, f"Cirrus, {precision}"] = self._embed(f"Cirrus, {precision}", LocalEncoder(bundle))
         for precision, bundle in self._models.bundles.items():
@@ -241,7 +252,7 @@ class _Ends:
         spec = self._models.bundles[Precision.FP32].spec.preprocess
         self.reference = papers.embed(self._models.recipe, self._photos, spec).numpy()
 
-    def _embed(self, title: str, encoder: LocalEncoder) -> Callable[[], object]:
+    def _embed(self, title: str, encoder: LocalEncoder) -> Work:
         return lambda: self._fresh(title, self._photos[0].parent, encoder, batch_size=BATCH_SIZE)
 
     def _head_swap(self) -> None:
@@ -265,10 +276,10 @@ def _linked(photos: Sequence[Path], folder: Path) -> Path:
 
 
 def _sweep(models: Models, pixels: NDArray[np.float32]) -> Iterator[SweepRow]:
-    """The encoder by batch size, each on the engine that `auto` takes."""
+    """The gallery graph by batch size, each on the engine that `auto` takes."""
     for precision, bundle in models.bundles.items():
-        engine = LocalEncoder(bundle).graph("vision_encoder", bulk=True)
-        run = partial(_run_graph, engine, PIXELS, FEATURES)
+        engine = LocalEncoder(bundle).graph("gallery")
+        run = partial(_run_graph, engine, PIXELS, EMBEDDING)
         ways = {size: partial(_all, run, pixels[: max(SWEEP)], size) for size in SWEEP}
         for size, timing in time_interleaved(ways, 3).items():
             rate = min(max(SWEEP), len(pixels)) / timing.median

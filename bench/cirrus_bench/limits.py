@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -10,19 +11,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from cirrus_bench.measure import time_interleaved
+from cirrus_bench.measure import Timing
 from cirrus_client.bundle import Contract, Precision
-from cirrus_client.engines import candidates, open_engine
-from cirrus_export.backbones.backbone import ImageTextBackbone
+from cirrus_client.engines import Engine, candidates, open_engine
+from cirrus_export.graph import Graph
 from cirrus_export.precision import lower_precision
 
 _SIDE = 2048
 _ROWS = 32
 _PRODUCTS = 6
-_ROUNDS = 5
+Product = tuple[Precision, str]
+"""A precision, and the engine that multiplies in it."""
 
 
 class GemmRate(Contract):
@@ -33,40 +36,51 @@ class GemmRate(Contract):
     operations_per_s: float
 
 
-def gemm_rates(precisions: list[Precision]) -> list[GemmRate]:
-    """Measure this machine on a chain of products of 2,048 x 2,048 matrices, for each precision that runs here."""
-    return [_gemm_rate(precision) for precision in precisions if candidates(precision)]
-
-
-def operations_per_image(backbone: ImageTextBackbone) -> int:
-    """Return the floating-point operations of one image through the encoder, two for each multiply-add.
+def operations_per_image(graph: Graph) -> int:
+    """Return the floating-point operations of one image through a graph of pixels, two for each multiply-add.
 
     torch's fused attention is not counted, so it is left aside for the count.
     """
-    pixels = torch.zeros(1, 3, backbone.image_size_px, backbone.image_size_px)
+    pixels = torch.zeros(1, *graph.inputs[0].shape)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            backbone.encode_image(pixels)
+            graph.module(pixels)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())
 
 
-def _gemm_rate(precision: Precision) -> GemmRate:
+def products(precisions: Sequence[Precision]) -> dict[Product, Callable[[], object]]:
+    """Return chains of products of 2,048 x 2,048 matrices, for each precision and engine that runs it here."""
     generator = np.random.default_rng(0)
     rows = generator.standard_normal((_SIDE // _ROWS, _ROWS, _SIDE), dtype=np.float32)
+    return {
+        (precision, engine.device): partial(engine, {"rows": rows})
+        for precision in precisions
+        for engine in _engines(precision, rows)
+    }
+
+
+def gemm_rates(timings: Mapping[Product, Timing]) -> list[GemmRate]:
+    """Return the fastest engine's rate at each precision, of what was measured of `products`."""
+    fastest: dict[Precision, GemmRate] = {}
+    for (precision, engine), timing in timings.items():
+        rate = 2 * _SIDE**3 * _PRODUCTS / timing.median
+        if precision not in fastest or rate > fastest[precision].operations_per_s:
+            fastest[precision] = GemmRate(precision=precision, engine=engine, operations_per_s=rate)
+    return list(fastest.values())
+
+
+def _engines(precision: Precision, rows: NDArray[np.float32]) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "gemm.onnx"
-        onnx.save(product_chain(generator), path)
+        onnx.save(product_chain(np.random.default_rng(0)), path)
         if precision is not Precision.FP32:
             lower_precision(path, precision, {"rows": rows[:16]})
-        engines = [open_engine(path, precision, engine=name, bulk=True) for name in candidates(precision)]
-    timings = time_interleaved({engine.device: partial(engine, {"rows": rows}) for engine in engines}, _ROUNDS)
-    fastest = min(timings, key=lambda device: timings[device].median)
-    operations = 2 * _SIDE**3 * _PRODUCTS
-    return GemmRate(precision=precision, engine=fastest, operations_per_s=operations / timings[fastest].median)
+        for name in candidates(precision):
+            yield open_engine(path, precision, engine=name, bulk=True)
 
 
 def product_chain(generator: np.random.Generator) -> onnx.ModelProto:

@@ -19,12 +19,17 @@ _of_thread = threading.local()
 def resize_fast(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Return the image in another size, [width, height].
 
-    The two directions are resized in the other order, so that levels round otherwise: of photos made smaller, one in
-    eight differs from Pillow's, nearly always by one; more where bicubic overshoots black or white, as between pixels
-    of noise. Images other than 8-bit grey and RGB are left to Pillow itself.
+    Width before height, as Pillow does it, since levels are rounded in between. Weights have 16 bits where Pillow's
+    have 32: of photos made smaller, one level in 270 differs from Pillow's, by one. Images other than 8-bit grey and
+    RGB are left to Pillow itself.
     """
     if image.mode not in _MODES:
         return image.resize(size, Image.Resampling.BICUBIC)
+    width, height = size
+    return _resized(_resized(image, (width, image.height)), (width, height))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if not hasattr(_of_thread, "resizer"):
         _of_thread.resizer = Resizer()
     resized = Image.new(image.mode, size)

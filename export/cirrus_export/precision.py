@@ -1,4 +1,4 @@
-"""Precision lives in the graph: float32 ONNX to half precision, or to Q/DQ nodes around its linear layers.
+"""Precision lives in the graph: float32 ONNX to half precision, or to Q/DQ nodes around its layers.
 
 Half precision is NVIDIA ModelOpt's AutoCast, eight bits are ONNX Runtime's static quantiser (int8) and ModelOpt's
 (fp8). Inputs and outputs stay float32, and every engine compiles the same file.
@@ -18,23 +18,12 @@ from cirrus_client.bundle import Precision
 from cirrus_client.engines import candidates
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
+from cirrus_export.restored import restored
 from cirrus_export.rounding import measure_rounding
 
-# Reductions, normalisations and softmax stay in float32: their sums overflow or lose the small differences between
-# embeddings (SigLIP2 in fp16 drops to a cosine of 0.65, TensorRT#4373).
-_KEPT_IN_FP32 = [
-    "LayerNormalization",
-    "RMSNormalization",
-    "Softmax",
-    "ReduceMean",
-    "ReduceL2",
-    "ReduceSum",
-    "Pow",
-    "Sqrt",
-    "Reciprocal",
-    "Div",
-]
 _LINEAR = ("MatMul", "Gemm")
+_PRODUCTS = (*_LINEAR, "Conv")
+_QUANTISED = {Precision.INT8: _PRODUCTS, Precision.FP8: _LINEAR}
 _LARGEST_ERROR, _FEWEST_ROWS = 0.03, 8
 _CALIBRATION_BATCH = 16
 
@@ -75,15 +64,21 @@ def lower_precision(path: Path, precision: Precision, calibration: Arrays) -> No
 
 
 def _half(path: Path, precision: Precision, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
+    """Products alone, which are nearly all of the work.
+
+    Sums, normalisations and activation functions stay in float32, and so do their constants: biases and position
+    embeddings in half precision cost four times as much of an embedding as products do.
+    """
     from modelopt.onnx.autocast import convert_to_mixed_precision  # heavy, and only needed below fp32
 
     logging.getLogger("modelopt").setLevel(logging.ERROR)
+    kinds = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     inputs = scratch / "calibration.npz"
     np.savez(inputs, **calibration)
     return convert_to_mixed_precision(
         str(path),
         low_precision_type=precision.value,
-        op_types_to_exclude=_KEPT_IN_FP32,
+        op_types_to_exclude=sorted(kinds - set(_PRODUCTS)),
         keep_io_types=True,
         calibration_data=str(inputs),
     )
@@ -115,6 +110,7 @@ def _int8(path: Path, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
 
 def _fp8(path: Path, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
     from modelopt.onnx.quantization import quantize  # heavy, and only needed for fp8
+    from onnxruntime.quantization import base_quantizer, calibrate, qdq_quantizer
 
     layers = quantised_layers(path, Precision.FP8, calibration)
     if not layers:
@@ -122,25 +118,35 @@ def _fp8(path: Path, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
     # ModelOpt rewrites the file that it reads.
     copy, quantised = scratch / path.name, scratch / "fp8.onnx"
     onnx.save(onnx.load(path), copy, save_as_external_data=True, location=f"{path.name}.data")
-    quantize(
-        str(copy),
-        quantize_mode="fp8",
-        calibration_data=dict(calibration),
-        output_path=str(quantised),
-        nodes_to_quantize=layers,
-        high_precision_dtype="fp32",
-        log_level="ERROR",
-    )
+    # It also replaces parts of ONNX Runtime's quantiser, for the life of the process and of every later int8 export.
+    with restored(
+        calibrate,
+        calibrate.CalibraterBase,
+        calibrate.MinMaxCalibrater,
+        calibrate.HistogramCalibrater,
+        calibrate.HistogramCollector,
+        qdq_quantizer.QDQQuantizer,
+        base_quantizer.BaseQuantizer,
+    ):
+        quantize(
+            str(copy),
+            quantize_mode="fp8",
+            calibration_data=dict(calibration),
+            output_path=str(quantised),
+            nodes_to_quantize=layers,
+            high_precision_dtype="fp32",
+            log_level="ERROR",
+        )
     return onnx.load(quantised)
 
 
 def quantised_layers(path: Path, precision: Precision, calibration: Arrays) -> list[str]:
-    """Return the names of the linear layers that eight bits keep well.
+    """Return the names of the layers that eight bits keep well.
 
-    Those are the products with a constant, but for three kinds. The ones that make an output: a rounding goes straight
-    into the embedding. Those of a head over a few vectors an item: as near to the embedding, and no work to speak of.
-    And those whose input eight bits change by over 3%: a few outliers, as behind some activation functions, then take
-    the range that all others share. The patch embedding is a convolution and stays as it is.
+    Those are the products with a constant, in int8 the patch embedding among them, but for three kinds. The ones that
+    make an output: a rounding goes straight into the embedding. Those of a head over a few vectors an item: as near to
+    the embedding, and no work to speak of. And those whose input eight bits change by over 3%: a few outliers, as
+    behind some activation functions, then take the range that all others share.
     """
     model = onnx.load(path, load_external_data=False)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -149,7 +155,9 @@ def quantised_layers(path: Path, precision: Precision, calibration: Arrays) -> l
     layers = [
         node
         for node in model.graph.node
-        if node.op_type in _LINEAR and any(name in constants for name in node.input) and node.name not in finals
+        if node.op_type in _QUANTISED[precision]
+        and any(name in constants for name in node.input)
+        and node.name not in finals
     ]
     found = measure_rounding(path, sorted({node.input[0] for node in layers}), precision, calibration)
     kept = {name for name, of in found.items() if of.rows >= _FEWEST_ROWS and of.error <= _LARGEST_ERROR}

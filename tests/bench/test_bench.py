@@ -11,12 +11,15 @@ from PIL import Image
 
 from cirrus_bench import queries, search
 from cirrus_bench.gallery import END_TO_END, HEAD_SWAP, PAPER_GALLERIES, PAPERS_WAY, BenchRequest, measure_gallery
-from cirrus_bench.limits import gemm_rates, operations_per_image, product_chain
+from cirrus_bench.limits import gemm_rates, operations_per_image, product_chain, products
+from cirrus_bench.measure import time_interleaved
 from cirrus_bench.report import write_report
 from cirrus_client.bundle import Precision
 from cirrus_client.engines import candidates
 from cirrus_export.backbones.registry import load_backbone
 from cirrus_export.precision import quantised_layers
+from cirrus_export.recipes.clip import Clip
+from cirrus_export.recipes.recipe import Parts
 
 
 @pytest.mark.timeout(300)
@@ -26,7 +29,7 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path) -> None:
     )
     report = measure_gallery(request)
     stages = {row.stage for row in report.rows}
-    assert stages == {"decode + preprocess", "encoder", "target head", "encoder + UNION, fused", END_TO_END}
+    assert stages == {"decode + preprocess", "encoder", "target head", "gallery graph", END_TO_END}
     ends = {row.engine: row for row in report.of_stage(END_TO_END)}
     precisions = [precision for precision in (Precision.FP32, Precision.BF16, Precision.INT8) if candidates(precision)]
     assert set(ends) == {
@@ -52,15 +55,18 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path) -> None:
 
 
 def test_operations_are_those_of_the_layers() -> None:
-    backbone = load_backbone("cirrus-demo", "random", None)
-    visual = backbone.clip.visual
+    recipe = Clip(Parts(load_backbone("cirrus-demo", "random", None), None), Clip.options_type())
+    visual = recipe.backbone.clip.visual
     tokens, width = visual.positional_embedding.shape
-    blocks = len(visual.transformer.resblocks) * tokens * 12 * width * width
-    assert blocks < operations_per_image(backbone) / 2 < 1.5 * blocks
+    block, layers = tokens * 12 * width * width, len(visual.transformer.resblocks)
+    # The last block: keys and values of all tokens, the rest of the CLS token alone.
+    blocks = (layers - 1) * block + 2 * tokens * width * width + 10 * width * width
+    assert blocks < operations_per_image(recipe.gallery_graph()) / 2 < 1.3 * blocks
+    assert operations_per_image(recipe.gallery_graph()) < operations_per_image(recipe.vision_graph()) - block
 
 
 def test_the_gemm_rate_is_of_each_precision_that_runs() -> None:
-    rates = gemm_rates([Precision.FP32, Precision.INT8])
+    rates = gemm_rates(time_interleaved(products([Precision.FP32, Precision.INT8]), 1))
     assert [rate.precision for rate in rates] == [Precision.FP32, Precision.INT8]
     assert all(rate.operations_per_s > 1e9 for rate in rates)
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
@@ -76,6 +78,31 @@ def test_openvino_computes_float32_unless_the_bundle_says_otherwise(gallery_grap
     reference = open_engine(gallery_graph, Precision.FP32, engine=EngineName.ONNXRUNTIME)
     drift = 1 - cosines(exact(pixels)["target_embedding"], reference(pixels)["target_embedding"])
     assert drift.max() < 1e-6
+
+
+@pytest.mark.skipif(not candidates(Precision.BF16), reason="this CPU has no bfloat16")
+def test_openvino_adds_up_in_float32_what_a_bfloat16_graph_adds_up_so(tmp_path: Path) -> None:
+    """256 + 1 + 0 - 256, as a transformer's blocks add: bfloat16 has no 257."""
+    steps = [
+        ("MatMul", "ones", "large", "256"),
+        ("MatMul", "ones", "small", "1"),
+        ("Add", "large", "257", "small"),
+        ("MatMul", "257", "nothing", "0"),
+        ("Add", "257", "still 257", "nothing"),
+        ("MatMul", "ones", "negative", "-256"),
+        ("Add", "still 257", "one", "negative"),
+        ("MatMul", "one", "out", "1"),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(kind, [left, right], [out]) for kind, left, out, right in steps],
+        "sums",
+        [helper.make_tensor_value_info("ones", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(int(name) * np.eye(8, dtype=np.float32), name) for name in ("256", "1", "0", "-256")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "sums")
+    engine = open_engine(tmp_path / "sums", Precision.BF16, engine=EngineName.OPENVINO)
+    assert (engine({"ones": np.ones((2, 8), np.float32)})["out"] == 1).all()
 
 
 _OPENED_AND_CLOSED = """

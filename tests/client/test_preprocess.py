@@ -120,7 +120,7 @@ def test_scaled_decoding_keeps_twice_the_models_size(size, decoded) -> None:
     assert decode(jpeg(*size)).size == size
 
 
-@pytest.mark.parametrize("shape", [(1000, 700), (500, 400), (90, 300)])
+@pytest.mark.parametrize("shape", [(1000, 700), (500, 400)])
 def test_fast_decoding_moves_pixels_little(shape) -> None:
     spec = PreprocessSpec(size_px=96, pad=Pad.TARGET)
     exact, fast = (preprocess(jpeg(*shape), spec, decoding) for decoding in (Decoding.EXACT, Decoding.FAST))
@@ -135,7 +135,7 @@ def test_the_fast_resize_is_pillows_but_for_a_level(mode) -> None:
         exact = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).astype(int)
         fast = np.asarray(resize_fast(image, size)).astype(int)
         assert np.abs(exact - fast).max() <= 1
-        assert (exact != fast).mean() < 0.3
+        assert (exact != fast).mean() < 0.01
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "CMYK", "LA"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 from onnx import numpy_helper
+from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 from tritonclient.grpc import model_config_pb2
 
 from cirrus_client.bundle import Bundle, Precision
@@ -19,6 +20,7 @@ from cirrus_client.engines import candidates
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
 from cirrus_client.preprocess import preprocess
 from cirrus_export import pipeline
+from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.precision import quantised_layers
 from cirrus_export.repository import Flavour, write_repository
@@ -72,6 +74,17 @@ def test_local_targets_are_the_originals(bundle, encoder, weights, photos, tmp_p
     np.testing.assert_allclose(encoder.encode_targets(images), original, atol=5e-6)
 
 
+@pytest.mark.parametrize("plain_blocks", [True, False])
+def test_the_embedding_alone_is_the_one_that_comes_with_the_tokens(weights, tmp_path, plain_blocks) -> None:
+    backbone = build_recipe(demo_request(weights, tmp_path / "unused")).backbone
+    if not plain_blocks:
+        vision = CLIPVisionCfg(layers=2, width=64, head_width=32, image_size=96, patch_size=32, scale_attn=True)
+        backbone = OpenClipBackbone(CLIP(64, vision, CLIPTextCfg(width=64, heads=2, layers=1)))
+    pixels = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.embed_image(pixels), backbone.encode_image(pixels)[0], atol=2e-6, rtol=1e-5)
+
+
 def test_a_graph_broken_on_purpose_is_caught_named_and_not_served(weights, probe, tmp_path, monkeypatch) -> None:
     def write_then_break(graph, path):
         spec = pipeline_write_onnx(graph, path)
@@ -114,8 +127,12 @@ def test_a_precision_that_no_engine_could_verify_is_refused(weights, probe, tmp_
 @pytest.mark.skipif(not candidates(Precision.BF16), reason="no engine on this machine has bfloat16")
 def test_bfloat16_passes_its_own_gate(weights, probe, tmp_path) -> None:
     half = export(demo_request(weights, tmp_path / "bf16", precision=Precision.BF16), probe)
-    elements = {tensor.data_type for tensor in onnx.load(half.graph_file("gallery")).graph.initializer}
-    assert onnx.TensorProto.BFLOAT16 in elements
+    graph = onnx.load(half.graph_file("gallery")).graph
+    elements = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    read = {kind: {elements.get(name) for node in graph.node if node.op_type in kinds for name in node.input}
+            for kind, kinds in {"products": ("MatMul", "Gemm", "Conv"), "sums": ("Add",)}.items()}  # fmt: skip
+    assert onnx.TensorProto.BFLOAT16 in read["products"]
+    assert read["sums"] == {None, onnx.TensorProto.FLOAT}
 
 
 @pytest.mark.parametrize(
@@ -128,9 +145,9 @@ def test_eight_bits_keep_their_layers_and_pass_their_own_gate(bundle, weights, p
     pixels = np.stack([preprocess(query.image, bundle.spec.preprocess) for query in probe.queries])
     layers = quantised_layers(bundle.graph_file("vision_encoder"), precision, {"pixels": pixels})
     quantised = onnx.load(eight.graph_file("vision_encoder"))
-    linear = [node for node in quantised.graph.node if node.op_type in ("MatMul", "Gemm")]
-    makers = {output: node for node in quantised.graph.node for output in node.output}
-    fed = {node.name for node in linear if makers[node.input[0]].op_type == "DequantizeLinear"}
+    linear = [node for node in quantised.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    eight_bit = {node.output[0] for node in quantised.graph.node if node.op_type == "DequantizeLinear"}
+    fed = {node.name for node in linear if node.input[0] in eight_bit}
     assert len(fed) == len(layers)
     assert len(fed) >= 12
     assert "node_matmul" in {node.name for node in linear} - fed

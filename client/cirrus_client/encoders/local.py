@@ -40,7 +40,7 @@ class LocalEncoder:
         self._engine = engine
         self._decoding = decoding
         self._threads = threads
-        self._graphs: dict[str, Engine] = {}
+        self._graphs: dict[tuple[str, bool], Engine] = {}
 
     @property
     def space(self) -> SpaceSpec:
@@ -97,15 +97,13 @@ class LocalEncoder:
 
         bulk: see `open_engine`; None means it for a graph that only galleries need.
         """
-        if name not in self._graphs:
-            self._graphs[name] = open_graph(
-                self.bundle,
-                name,
-                engine=self._engine,
-                threads=self._threads,
-                bulk=self.bundle.spec.is_for_bulk(name) if bulk is None else bulk,
+        if bulk is None:
+            bulk = self.bundle.spec.is_for_bulk(name)
+        if (name, bulk) not in self._graphs:
+            self._graphs[name, bulk] = open_graph(
+                self.bundle, name, engine=self._engine, threads=self._threads, bulk=bulk
             )
-        return self._graphs[name]
+        return self._graphs[name, bulk]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

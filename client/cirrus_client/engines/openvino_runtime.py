@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
+from cirrus_client.engines.openvino_sums import keep_sums
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 
@@ -42,7 +43,10 @@ class OpenVinoEngine(Engine):
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            model = _core().compile_model(str(path), _DEVICE, options)
+            graph = _core().read_model(str(path))
+            if precision is Precision.BF16:
+                keep_sums(_core(), graph)
+            model = _core().compile_model(graph, _DEVICE, options)
         except Exception as error:  # the runtime raises plain RuntimeError for everything
             raise EngineError(f"OpenVINO can't load {path}: {error}") from error
         self.inputs = tuple(_spec(port) for port in model.inputs)

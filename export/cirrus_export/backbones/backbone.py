@@ -100,6 +100,10 @@ class ImageTextBackbone(Backbone):
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return (image_embedding [B, D], image_tokens [B, N, D]) of normalised pixels float32 [B, 3, H, W]."""
 
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Return `encode_image`'s embedding [B, D] alone, for galleries, without computing what only tokens need."""
+        return self.encode_image(pixels)[0]
+
     @abstractmethod
     def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return (text_embedding [B, D], text_tokens [B, T, D]) of int64 [B, T] token ids."""

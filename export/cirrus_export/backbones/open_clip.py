@@ -13,6 +13,7 @@ from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import ResidualAttentionBlock
 
 
 class OpenClipBackbone(ImageTextBackbone):
@@ -73,6 +74,21 @@ class OpenClipBackbone(ImageTextBackbone):
         visual = self.clip.visual
         tokens = visual.ln_post(visual.transformer(visual._embeds(pixels))) @ visual.proj
         return tokens[:, 0], tokens
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """See `ImageTextBackbone.embed_image`: the last block is computed for the CLS token, which alone is read."""
+        visual = self.clip.visual
+        *blocks, last = visual.transformer.resblocks
+        if type(last) is not ResidualAttentionBlock:
+            return super().embed_image(pixels)
+        tokens = visual._embeds(pixels)
+        for block in blocks:
+            tokens = block(tokens)
+        normalised = last.ln_1(tokens)
+        cls = tokens[:, :1] + last.ls_1(last.attention(normalised[:, :1], normalised, normalised))
+        cls = cls + last.ls_2(last.mlp(last.ln_2(cls)))
+        embedding: Tensor = visual.ln_post(cls[:, 0]) @ visual.proj
+        return embedding
 
     def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return (text_embedding [B, D], text_tokens [B, T, D]) of int64 [B, T] token ids."""

@@ -161,6 +161,7 @@ def _from_tag(name: str, tag: str) -> OpenClipBackbone:
         raise ExportError(
             f"--pretrained {tag}: neither a file nor a tag of {name}; its tags: {known}; 'random' draws weights"
         )
+    _check_preprocessing(name, tag)
     try:
         return _supported(name, open_clip.create_model(name, pretrained=tag))
     except (OSError, RuntimeError) as error:
@@ -174,7 +175,30 @@ def _supported(name: str, model: torch.nn.Module) -> OpenClipBackbone:
     visual = getattr(model, "visual", None)
     if not isinstance(model, open_clip.CLIP) or not isinstance(visual, open_clip.transformer.VisionTransformer):
         raise ExportError(f"backbone {name}: only CLIP models with a vision transformer are supported")
+    pools = (visual.pool_type, model.text_pool_type)
+    if pools != ("tok", "argmax") or visual.attn_pool is not None:
+        raise ExportError(
+            f"backbone {name}: an image must be read off the CLS token and a text off its end, and this model pools "
+            f"them otherwise (image: {pools[0]}, text: {pools[1]})"
+        )
     return OpenClipBackbone(model)
+
+
+def _check_preprocessing(name: str, tag: str) -> None:
+    """Recipes prepare images as OpenAI's CLIP does; weights trained otherwise would give silently wrong embeddings."""
+    config = open_clip.get_pretrained_cfg(name, tag)
+    expected = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    differing = [f"{key} {config[key]}" for key, value in expected.items() if config.get(key, value) != value]
+    if differing:
+        raise ExportError(
+            f"--pretrained {tag}: these weights of {name} were trained on images with {', '.join(differing)}; recipes "
+            "prepare images as OpenAI's CLIP does, so their embeddings would be wrong: name another tag"
+        )
 
 
 def _register_demo() -> None:

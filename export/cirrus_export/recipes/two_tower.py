@@ -163,10 +163,10 @@ class _Call(nn.Module):
 class _Gallery(nn.Module):
     def __init__(self, backbone: ImageTextBackbone, target_head: nn.Module) -> None:
         super().__init__()
-        self.encode_image = backbone.encode_image
+        self.embed_image = backbone.embed_image
         self.vision = backbone.vision
         self.target_head = target_head
 
     def forward(self, pixels: Tensor) -> Tensor:
-        target: Tensor = self.target_head(self.encode_image(pixels)[0])
+        target: Tensor = self.target_head(self.embed_image(pixels))
         return target
