@@ -11,7 +11,6 @@ import pytest
 import torch
 from google.protobuf import text_format
 from onnx import numpy_helper
-from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 from tritonclient.grpc import model_config_pb2
 
 from cirrus_client.bundle import Bundle, Precision
@@ -20,7 +19,7 @@ from cirrus_client.engines import candidates
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
 from cirrus_client.preprocess import preprocess
 from cirrus_export import pipeline
-from cirrus_export.backbones.open_clip import OpenClipBackbone
+from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.precision import quantised_layers
 from cirrus_export.repository import Flavour, write_repository
@@ -78,8 +77,10 @@ def test_local_targets_are_the_originals(bundle, encoder, weights, photos, tmp_p
 def test_the_embedding_alone_is_the_one_that_comes_with_the_tokens(weights, tmp_path, plain_blocks) -> None:
     backbone = build_recipe(demo_request(weights, tmp_path / "unused")).backbone
     if not plain_blocks:
-        vision = CLIPVisionCfg(layers=2, width=64, head_width=32, image_size=96, patch_size=32, scale_attn=True)
-        backbone = OpenClipBackbone(CLIP(64, vision, CLIPTextCfg(width=64, heads=2, layers=1)))
+        vision = open_clip.CLIPVisionCfg(
+            layers=2, width=64, head_width=32, image_size=96, patch_size=32, scale_attn=True
+        )
+        backbone = OpenClipBackbone(open_clip.CLIP(64, vision, open_clip.CLIPTextCfg(width=64, heads=2, layers=1)))
     pixels = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(backbone.embed_image(pixels), backbone.encode_image(pixels)[0], atol=2e-6, rtol=1e-5)
