@@ -33,10 +33,12 @@ from cirrus_export.fidelity import agreement
 from cirrus_export.thresholds import cosine_min
 
 BATCH_SIZE = 32
+HEAD_ROWS = 2048
 SWAP_BATCH_SIZE = 512
 SWAP_IMAGES = 4096
 SWEEP = (1, 4, 16, 64)
 PAPER_GALLERIES = {"CIRCO": 123_403, "FashionIQ": 74_381}
+TARGET_HEAD = "target head"
 GALLERY_GRAPH = "gallery graph"
 END_TO_END = "end to end"
 PAPERS_WAY = "papers' way (PyTorch)"
@@ -130,10 +132,12 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
             running.enter_context(peer)
         multiply = products(list(models.bundles))
         ways = stages.ways() | ends.ways() | {(END_TO_END, peer.title): peer.run for peer in peers}
+        counts = {way: HEAD_ROWS for way in ways if way[0] == TARGET_HEAD} | {ends.swap: SWAP_IMAGES}
         timings = time_interleaved({**multiply, **ways}, request.repeats)
         plain = stages.plain_clip()
         fidelity = {way: _fidelity(ends.reference, embeddings) for way, embeddings in ends.embeddings().items()}
         fidelity |= {(END_TO_END, peer.title): _fidelity(plain, peer.embeddings()) for peer in peers}
+    head = timings[stages.head].median / HEAD_ROWS
     peaks = {(END_TO_END, peer.title): peer.peak_bytes for peer in peers}
     return GalleryReport(
         backbone=request.backbone,
@@ -145,7 +149,7 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
             _row(
                 way,
                 timings[way],
-                SWAP_IMAGES if way == ends.swap else request.images,
+                counts.get(way, request.images),
                 peaks.get(way, timings[way].peak_bytes),
                 fidelity.get(way),
             )
@@ -154,7 +158,7 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
         sweep=sweep,
         gemm=tuple(gemm_rates({product: timings[product] for product in multiply})),
         operations_per_image=operations_per_image(models.recipe.gallery_graph()),
-        union_cost=timings[stages.head].median / (timings[stages.gallery].median - timings[stages.head].median),
+        union_cost=head / (timings[stages.gallery].median / request.images - head),
         missing=missing,
     )
 
@@ -170,8 +174,9 @@ class _Stages:
         self._encoders = {precision: LocalEncoder(bundle) for precision, bundle in models.bundles.items()}
         exact = self._encoders[Precision.FP32]
         self.encode = partial(_run_graph, exact.graph("vision_encoder", bulk=True), PIXELS, FEATURES)
-        self._features = np.concatenate(list(_batches(self.encode, self.pixels)))
-        self.head = ("target head", f"fp32: {exact.graph('target_head').device}")
+        features = np.concatenate(list(_batches(self.encode, self.pixels)))
+        self._features = np.resize(features, (HEAD_ROWS, features.shape[1]))
+        self.head = (TARGET_HEAD, f"fp32: {exact.graph('target_head').device}")
         self._head = partial(_run_graph, exact.graph("target_head"), FEATURES, EMBEDDING)
         self.gallery = (GALLERY_GRAPH, f"fp32: {exact.graph('gallery').device}")
 
@@ -191,7 +196,7 @@ class _Stages:
             ("encoder", "fp32: PyTorch eager"): partial(_all, _torch(backbone.encode_image), self.pixels),
             ("encoder", "fp32: PyTorch compiled"): partial(_all, _torch(compiled), self.pixels),
             **self._engines(),
-            ("target head", "fp32: PyTorch eager"): partial(
+            (TARGET_HEAD, "fp32: PyTorch eager"): partial(
                 _all, _torch(self._models.recipe.target_head), self._features
             ),
             self.head: partial(_all, self._head, self._features),

@@ -8,6 +8,7 @@ from cirrus_bench.gallery import (
     END_TO_END,
     EXACT,
     GALLERY_GRAPH,
+    HEAD_ROWS,
     HEAD_SWAP,
     PAPER_GALLERIES,
     PAPERS_WAY,
@@ -60,8 +61,9 @@ def markdown(report: GalleryReport) -> str:
             if row.stage != END_TO_END
         ),
         "",
-        "The encoder's rows give the image's embedding and all its tokens, as queries need them. The gallery graph "
-        "gives the embedding alone, with UNION: its last block is computed for the CLS token.",
+        "The encoder's rows give the image's embedding and all its tokens, as queries need them; the target head's are "
+        f"of {HEAD_ROWS:,} embeddings. The gallery graph gives UNION's embedding alone: its last block is computed for "
+        "the CLS token.",
         "",
         *_conclusions(report),
         "",
