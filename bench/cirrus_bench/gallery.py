@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -125,12 +125,12 @@ def measure_gallery(request: BenchRequest) -> GalleryReport:
     photos = bench_photos(request.work, count=request.images, size_px=request.size_px)
     models = bench_models(request.backbone, request.work)
     stages, ends = _Stages(models, photos), _Ends(models, photos, request.work)
-    sweep = tuple(_sweep(models, stages.pixels))
+    multiply = products(list(models.bundles))
+    sweep = tuple(_sweep(stages.encoders, stages.pixels))
     peers, missing = start_peers(request.work / "peers", models.recipe, photos) if request.peers else ([], {})
     with ExitStack() as running:
         for peer in peers:
             running.enter_context(peer)
-        multiply = products(list(models.bundles))
         ways = stages.ways() | ends.ways() | {(END_TO_END, peer.title): peer.run for peer in peers}
         counts = {way: HEAD_ROWS for way in ways if way[0] == TARGET_HEAD} | {ends.swap: SWAP_IMAGES}
         timings = time_interleaved({**multiply, **ways}, request.repeats)
@@ -171,8 +171,8 @@ class _Stages:
         self._photos = photos
         self._spec = models.bundles[Precision.FP32].spec.preprocess
         self.pixels = _decode(photos, self._spec, Decoding.EXACT)
-        self._encoders = {precision: LocalEncoder(bundle) for precision, bundle in models.bundles.items()}
-        exact = self._encoders[Precision.FP32]
+        self.encoders = {precision: LocalEncoder(bundle) for precision, bundle in models.bundles.items()}
+        exact = self.encoders[Precision.FP32]
         self.encode = partial(_run_graph, exact.graph("vision_encoder", bulk=True), PIXELS, FEATURES)
         features = np.concatenate(list(_batches(self.encode, self.pixels)))
         self._features = np.resize(features, (HEAD_ROWS, features.shape[1]))
@@ -216,7 +216,7 @@ class _Stages:
 
     def _galleries(self) -> dict[Way, Work]:
         """Encoder and UNION in one graph, which is what a gallery takes, on the engine that `auto` takes."""
-        graphs = {precision: encoder.graph("gallery") for precision, encoder in self._encoders.items()}
+        graphs = {precision: encoder.graph("gallery") for precision, encoder in self.encoders.items()}
         return {
             (GALLERY_GRAPH, f"{precision}: {graph.device}"): partial(
                 _all, partial(_run_graph, graph, PIXELS, EMBEDDING), self.pixels
@@ -280,10 +280,10 @@ def _linked(photos: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
-def _sweep(models: Models, pixels: NDArray[np.float32]) -> Iterator[SweepRow]:
+def _sweep(encoders: Mapping[Precision, LocalEncoder], pixels: NDArray[np.float32]) -> Iterator[SweepRow]:
     """The gallery graph by batch size, each on the engine that `auto` takes."""
-    for precision, bundle in models.bundles.items():
-        engine = LocalEncoder(bundle).graph("gallery")
+    for precision, encoder in encoders.items():
+        engine = encoder.graph("gallery")
         run = partial(_run_graph, engine, PIXELS, EMBEDDING)
         ways = {size: partial(_all, run, pixels[: max(SWEEP)], size) for size in SWEEP}
         for size, timing in time_interleaved(ways, 3).items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cirrus_client.errors import CheckpointError, ExportError
+from cirrus_client.preprocess import PreprocessSpec
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.backbones.blip import BLIP_KEYS, BlipBackbone, blip_state
 from cirrus_export.backbones.blip2 import Blip2Backbone, blip2_keys, blip2_state
@@ -187,12 +188,8 @@ def _supported(name: str, model: torch.nn.Module) -> OpenClipBackbone:
 def _check_preprocessing(name: str, tag: str) -> None:
     """Recipes prepare images as OpenAI's CLIP does; weights trained otherwise would give silently wrong embeddings."""
     config = open_clip.get_pretrained_cfg(name, tag)
-    expected = {
-        "mean": open_clip.OPENAI_DATASET_MEAN,
-        "std": open_clip.OPENAI_DATASET_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
+    ours = PreprocessSpec(size_px=1)
+    expected = {"mean": ours.mean, "std": ours.std, "interpolation": "bicubic", "resize_mode": "shortest"}
     differing = [f"{key} {config[key]}" for key, value in expected.items() if config.get(key, value) != value]
     if differing:
         raise ExportError(
