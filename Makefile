@@ -34,14 +34,14 @@ export: $(DEMO)/index/index.json  ## export the demo model, verify it, embed and
 	@echo "fidelity report: $(BUNDLE)/report.md"
 
 $(DEMO)/weights/clip.safetensors: $(READY)
-	$(BIN)/python -m cirrus_export.demo weights $(DEMO)/weights
+	$(BIN)/python -m cirrus_demo weights $(DEMO)/weights
 
 $(DEMO)/bundle/bundle.json: $(DEMO)/weights/clip.safetensors
 	$(BIN)/cirrus export --recipe transagg-union --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors \
 		--head $(DEMO)/weights/transagg_union.safetensors --queries 240 --gallery 480 --out $(DEMO)/bundle
 
 $(DEMO)/index/index.json: $(DEMO)/bundle/bundle.json
-	test -d $(DEMO)/photos || $(BIN)/python -m cirrus_export.demo photos $(DEMO)/photos --count 600 --size-px 512
+	test -d $(DEMO)/photos || $(BIN)/python -m cirrus_demo photos $(DEMO)/photos --count 600 --size-px 512
 	$(BIN)/cirrus embed $(DEMO)/photos --bundle $(BUNDLE) --out $(DEMO)/gallery
 	$(BIN)/cirrus index $(DEMO)/gallery --out $(DEMO)/index
 
@@ -49,7 +49,7 @@ serve: $(DEMO)/bundle/bundle.json  ## serve BUNDLE (the demo) with a real Triton
 	$(BIN)/cirrus serve $(BUNDLE)
 
 demo: $(DEMO)/index/index.json  ## a few searches with contact sheets under build/demo/sheets
-	$(BIN)/python -m cirrus_export.demo catalogue $(DEMO)/catalogue
+	$(BIN)/python -m cirrus_demo catalogue $(DEMO)/catalogue
 	for query in "0|is red and has long sleeves" "1|the same but dotted" "2|make it longer, in green"; do \
 		$(BIN)/cirrus search $(DEMO)/photos/00000$${query%%|*}.jpg "$${query#*|}" --bundle $(BUNDLE) \
 			--index $(DEMO)/index -k 11 --sheet $(DEMO)/sheets/photo-$${query%%|*}.png; done
@@ -79,7 +79,7 @@ DEMO_EXPORT = $(BIN)/cirrus export --backbone cirrus-demo --pretrained $(DEMO)/w
 DEMO_RECIPES := transagg-union sprc searle clip-sum clip-image clip-text
 
 bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by side on its held-out catalogue
-	$(BIN)/python -m cirrus_export.demo catalogue $(DEMO)/catalogue
+	$(BIN)/python -m cirrus_demo catalogue $(DEMO)/catalogue
 	$(DEMO_EXPORT) --recipe transagg-union --head $(DEMO)/weights/transagg_union.safetensors --out $(DEMO)/transagg-union
 	$(DEMO_EXPORT) --recipe sprc --head $(DEMO)/weights/sprc.safetensors --out $(DEMO)/sprc
 	$(DEMO_EXPORT) --recipe searle --head $(DEMO)/weights/phi.safetensors --out $(DEMO)/searle
@@ -105,9 +105,9 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy --strict --package cirrus_client
 
 demo-train: $(READY)  ## train the demo model again from its seed (about an hour on two cores)
-	$(BIN)/python -m cirrus_export.demo.train
-	$(BIN)/python -m cirrus_export.demo.train_phi
-	$(BIN)/python -m cirrus_export.demo.train_qformer
+	$(BIN)/python -m cirrus_demo.train
+	$(BIN)/python -m cirrus_demo.train_phi
+	$(BIN)/python -m cirrus_demo.train_qformer
 
 clean:  ## remove build output; the virtual environment stays
 	rm -rf build dist *.egg-info

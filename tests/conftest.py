@@ -20,14 +20,14 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cirrus-tests-")
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory):
-    from cirrus_export.demo.weights import materialise
+    from cirrus_demo.weights import materialise
 
     return materialise(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
 def probe():
-    from cirrus_export.demo.probe import rendered_probe
+    from cirrus_demo.probe import rendered_probe
 
     return rendered_probe(queries=24, gallery=64)
 
@@ -85,7 +85,7 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty rendered photos of held-out garments."""
-    from cirrus_export.demo.catalogue import write_photos
+    from cirrus_demo.catalogue import write_photos
 
     folder = tmp_path_factory.mktemp("photos")
     write_photos(folder, count=60, size_px=256, seed=5, show_progress=False)

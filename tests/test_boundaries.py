@@ -33,7 +33,7 @@ def imports_of(folder: Path) -> set[str]:
 def test_the_client_runs_without_torch(bundle, photos) -> None:
     photo = sorted(photos.iterdir())[0]
     script = BLOCK_TORCH + (
-        "import cirrus_client.cli, cirrus_client.doctor, cirrus_client.triton_server\n"
+        "import cirrus_client.cli, cirrus_client.doctor, cirrus_client.triton.server\n"
         "from cirrus_client.bundle import Bundle\n"
         "from cirrus_client.encoders import LocalEncoder\n"
         f"encoder = LocalEncoder(Bundle.open({str(bundle.root)!r}))\n"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.gallery import read_gallery
-from cirrus_client.triton_server import free_ports
+from cirrus_client.triton.server import free_ports
 
 CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from cirrus_bench.measure import Machine, this_machine
 from cirrus_bench.report_files import write_report_files
-from cirrus_client.bundle import Contract
 from cirrus_client.errors import ExportError
 from cirrus_client.files import write_atomically
+from cirrus_client.records import Record
 from cirrus_export.backbones.lvlm import LvlmConfig, footprint
 
 FULL_SIZES = (
@@ -38,7 +38,7 @@ _QUERIES, _GALLERY = 8, 16
 log = logging.getLogger(__name__)
 
 
-class FullSizeRow(Contract):
+class FullSizeRow(Record):
     """One export. peak_bytes: resident memory of the exporting process; disk_bytes: of the bundle's graphs."""
 
     recipe: str
@@ -50,7 +50,7 @@ class FullSizeRow(Contract):
     top10_agreement: float
 
 
-class LvlmNeeds(Contract):
+class LvlmNeeds(Record):
     """What `cir-lvlm` needs at 7B, computed from its configuration without allocating a weight."""
 
     model: str
@@ -59,7 +59,7 @@ class LvlmNeeds(Contract):
     memory_bytes: int
 
 
-class FullSizeReport(Contract):
+class FullSizeReport(Record):
     """All exports of one run, and what the one that does not fit would need."""
 
     rows: tuple[FullSizeRow, ...]

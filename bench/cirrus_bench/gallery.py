@@ -21,16 +21,17 @@ from cirrus_bench.limits import GemmRate, gemm_rates, operations_per_image, prod
 from cirrus_bench.measure import Machine, Timing, this_machine, time_interleaved
 from cirrus_bench.models import Models, bench_models, bench_photos
 from cirrus_bench.peers import start_peers
-from cirrus_client.bundle import Contract, Precision
+from cirrus_client.bundle import Precision
 from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.engines import Engine, EngineName, candidates, open_graph
-from cirrus_client.feature_cache import CachedEncoder, FeatureCache
 from cirrus_client.gallery import embed_gallery, read_gallery
+from cirrus_client.gallery.feature_cache import CachedEncoder, FeatureCache
+from cirrus_client.image.preprocess import Decoding, Pad, PreprocessSpec, preprocess
 from cirrus_client.memory import keep_freed_memory
 from cirrus_client.plans import has_plans
-from cirrus_client.preprocess import Decoding, Pad, PreprocessSpec, preprocess
-from cirrus_export.fidelity import agreement
-from cirrus_export.thresholds import cosine_min
+from cirrus_client.records import Record
+from cirrus_export.gate.fidelity import agreement
+from cirrus_export.gate.thresholds import cosine_min
 
 BATCH_SIZE = 32
 HEAD_ROWS = 2048
@@ -64,7 +65,7 @@ class BenchRequest:
     peers: bool = True
 
 
-class Row(Contract):
+class Row(Record):
     """One stage on one engine.
 
     peak_bytes: memory taken on top of what the process held before; a peer's, of its whole process. Fidelity is that of
@@ -82,7 +83,7 @@ class Row(Contract):
     top10_agreement: float | None = None
 
 
-class SweepRow(Contract):
+class SweepRow(Record):
     """The gallery graph alone, at one precision and batch size, on the fastest engine."""
 
     precision: Precision
@@ -91,7 +92,7 @@ class SweepRow(Contract):
     images_per_s: float
 
 
-class GalleryReport(Contract):
+class GalleryReport(Record):
     """Every row of one run, and what ties the ends together.
 
     union_cost: the target head's time as a share of the rest of the gallery graph's. missing: peers that are not in the

@@ -18,23 +18,25 @@ import onnxruntime
 from cirrus_bench.measure import Machine, this_machine
 from cirrus_bench.models import demo_request
 from cirrus_bench.report_files import write_report_files
-from cirrus_client.bundle import Bundle, Contract, EnsembleName, Precision, Similarity, SpaceSpec
+from cirrus_client.bundle import Bundle, Precision, Similarity, SpaceSpec
 from cirrus_client.engines.engine import Engine
 from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
 from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine
-from cirrus_client.engines.tensorrt_plan import TensorRtEngine
+from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
 from cirrus_client.errors import CirrusError, EngineError
+from cirrus_client.image.nvjpeg import NvJpegDecoder
+from cirrus_client.image.preprocess import decode
 from cirrus_client.index import FaissIndex
-from cirrus_client.nvjpeg import NvJpegDecoder
+from cirrus_client.names import EnsembleName
 from cirrus_client.plans import Fusion, read_plans
-from cirrus_client.preprocess import decode
-from cirrus_export.demo.probe import rendered_probe
-from cirrus_export.demo.weights import materialise
+from cirrus_client.records import Record
+from cirrus_demo.probe import rendered_probe
+from cirrus_demo.weights import materialise
+from cirrus_export.compile.tensorrt_engine import CompileOptions, compile_plans
+from cirrus_export.gate.plan_fidelity import GraphValues, hold_to_graphs
+from cirrus_export.gate.probe import Probe
 from cirrus_export.pipeline import ExportRequest, export
-from cirrus_export.plan_fidelity import GraphValues, hold_to_graphs
-from cirrus_export.probe import Probe
-from cirrus_export.tensorrt_engine import CompileOptions, compile_plans
 
 _FULL_SIZE = "ViT-L-14"
 _REPEATS = 10
@@ -50,7 +52,7 @@ class Outcome(StrEnum):
     NOT_HERE = "not here"
 
 
-class Check(Contract):
+class Check(Record):
     """One thing that was tried. images_per_s: of the gallery's graphs, host arrays to host arrays."""
 
     part: str
@@ -60,7 +62,7 @@ class Check(Contract):
     images_per_s: float | None = None
 
 
-class GpuReport(Contract):
+class GpuReport(Record):
     """Everything that was tried."""
 
     gpu: str

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from cirrus_client.bundle import Contract
 from cirrus_client.encoders import Encoder
-from cirrus_export.probe import ProbeQuery
+from cirrus_client.records import Record
+from cirrus_export.gate.probe import ProbeQuery
 
 
-class Latency(Contract):
+class Latency(Record):
     """Milliseconds of single queries, each with an image and a text, and how many were answered a second."""
 
     concurrency: int

@@ -16,10 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from cirrus_bench.measure import Timing
-from cirrus_client.bundle import Contract, Precision
+from cirrus_client.bundle import Precision
 from cirrus_client.engines import Engine, candidates, open_engine
+from cirrus_client.records import Record
+from cirrus_export.compile.precision import lower_precision
 from cirrus_export.graph import Graph
-from cirrus_export.precision import lower_precision
 
 _SIDE = 2048
 _ROWS = 32
@@ -28,7 +29,7 @@ Product = tuple[Precision, str]
 """A precision, and the engine that multiplies in it."""
 
 
-class GemmRate(Contract):
+class GemmRate(Record):
     """Operations a second in products of square matrices, on the fastest engine for a precision."""
 
     precision: Precision

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from cirrus_client.bundle import Contract
+from cirrus_client.records import Record
 
 K = TypeVar("K")
 _PACKAGES = (
@@ -33,7 +33,7 @@ _PACKAGES = (
 )
 
 
-class Timing(Contract):
+class Timing(Record):
     """Seconds of each repeat of one row, and the most memory that a repeat took on top of what was there before it."""
 
     seconds: tuple[float, ...]
@@ -50,7 +50,7 @@ class Timing(Contract):
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
-class Machine(Contract):
+class Machine(Record):
     """Where and with what a report was made."""
 
     processor: str

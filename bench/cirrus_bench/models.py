@@ -10,12 +10,12 @@ from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines import candidates
 from cirrus_client.errors import EngineError, ExportError, FidelityError
 from cirrus_client.plans import has_plans
-from cirrus_export.demo.catalogue import write_photos
-from cirrus_export.demo.probe import rendered_probe
-from cirrus_export.demo.weights import DemoWeights
+from cirrus_demo.catalogue import write_photos
+from cirrus_demo.probe import rendered_probe
+from cirrus_demo.weights import DemoWeights
+from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes.transagg_union import TransAggUnion
-from cirrus_export.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cirrus_client.preprocess import PreprocessSpec, preprocess
+from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 from cirrus_export.recipes.transagg_union import TransAggUnion
 
 BATCH_SIZE = 32

@@ -20,7 +20,7 @@ from pathlib import Path
 from cirrus_bench.errors import PeerError
 from cirrus_bench.latency import Latency
 from cirrus_bench.peers.install import environment
-from cirrus_export.probe import ProbeQuery
+from cirrus_export.gate.probe import ProbeQuery
 
 _NAME = "perf_analyzer"
 _REQUIREMENTS = ("--no-deps", "tritonclient==2.51.0", "nvidia-cuda-runtime-cu12")

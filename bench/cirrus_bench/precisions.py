@@ -10,19 +10,20 @@ import numpy as np
 from cirrus_bench.measure import Machine, this_machine, time_interleaved
 from cirrus_bench.models import demo_request
 from cirrus_bench.report_files import write_report_files
-from cirrus_client.bundle import Bundle, Contract, Precision
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
-from cirrus_export.demo.probe import rendered_probe
-from cirrus_export.demo.weights import materialise
-from cirrus_export.fidelity import FidelityReport
+from cirrus_client.records import Record
+from cirrus_demo.probe import rendered_probe
+from cirrus_demo.weights import materialise
+from cirrus_export.gate.fidelity import FidelityReport
 from cirrus_export.pipeline import export
 
 _QUERIES, _GALLERY = 240, 480
 _BATCH, _BATCHES, _ROUNDS = 32, 8, 5
 
 
-class PrecisionRow(Contract):
+class PrecisionRow(Record):
     """A precision: the worst cosine of its embeddings to the torch original's, its retrieval, and its speed."""
 
     precision: Precision
@@ -33,7 +34,7 @@ class PrecisionRow(Contract):
     images_per_s: float
 
 
-class PrecisionReport(Contract):
+class PrecisionReport(Record):
     """All precisions that an engine here runs, on the same probe."""
 
     queries: int

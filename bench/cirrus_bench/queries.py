@@ -15,11 +15,13 @@ from cirrus_bench.measure import Machine, this_machine, time_interleaved
 from cirrus_bench.models import bench_photos
 from cirrus_bench.perf_analyzer import PerfAnalyzer
 from cirrus_bench.report_files import plot, write_report_files
-from cirrus_client.bundle import Bundle, Contract
-from cirrus_client.encoders import Encoder, LocalEncoder, TritonEncoder
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.gallery import embed_gallery
-from cirrus_client.triton_server import TritonServer, free_ports
-from cirrus_export.demo.probe import rendered_probe
+from cirrus_client.records import Record
+from cirrus_client.triton import TritonEncoder
+from cirrus_client.triton.server import TritonServer, free_ports
+from cirrus_demo.probe import rendered_probe
 
 _CONCURRENCY = (1, 2, 4, 8, 16)
 _QUERIES = 300
@@ -27,7 +29,7 @@ _PHOTOS, _PHOTO_PX, _ROUNDS = 256, 512, 3
 _COLOURS = {"p50": "#1f6feb", "p95": "#e09f3e", "p99": "#d1495b"}
 
 
-class Stage(Contract):
+class Stage(Record):
     """A served model's mean milliseconds a request, from Triton's statistics: waiting for its turn, and at work."""
 
     model: str
@@ -36,7 +38,7 @@ class Stage(Contract):
     mean_batch: float
 
 
-class QueryReport(Contract):
+class QueryReport(Record):
     """bare: the same queries by `LocalEncoder` in one process. stages: at concurrency 1 and at the highest.
 
     analyzer: what perf_analyzer measures, and its version; or why it is missing. bulk: images a second of

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cirrus_client.bundle import Contract
 from cirrus_client.files import atomic_path, write_atomically, write_model
+from cirrus_client.records import Record
 
 
-def write_report_files(report: Contract, markdown: str, out: Path, name: str) -> None:
+def write_report_files(report: Record, markdown: str, out: Path, name: str) -> None:
     """Write `<name>.json` and `<name>.md` below `out`, which is made if need be."""
     write_model(out / f"{name}.json", report)
     write_atomically(out / f"{name}.md", markdown.encode())

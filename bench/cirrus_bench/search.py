@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cirrus_bench.measure import Machine, this_machine, time_interleaved
 from cirrus_bench.report_files import write_report_files
-from cirrus_client.bundle import Contract, Similarity, SpaceSpec
+from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.index import FaissIndex, SearchKind
-from cirrus_export.fidelity import agreement, top
+from cirrus_client.records import Record
+from cirrus_export.gate.fidelity import agreement, top
 
 _DIM, _VECTORS = 256, 32
 _QUERIES, _K, _ROUNDS = 64, 50, 5
@@ -24,7 +25,7 @@ _TOP = 10
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
-class SearchRow(Contract):
+class SearchRow(Record):
     """One way to search. agreement: of its top ten with exact search's."""
 
     way: str
@@ -35,7 +36,7 @@ class SearchRow(Contract):
     agreement: float
 
 
-class SearchReport(Contract):
+class SearchReport(Record):
     """All ways, in one run."""
 
     rows: tuple[SearchRow, ...]

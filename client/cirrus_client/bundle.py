@@ -17,21 +17,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import BundleError
 from cirrus_client.files import sha256_of_file, write_model
-from cirrus_client.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import EnsembleName
+from cirrus_client.records import Record, read_record
 from cirrus_client.tokenizer import TokenizerSpec
 
 CONTRACT = "bundle.json"
-
-
-class Contract(BaseModel):
-    """Base of everything in `bundle.json`: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DType(StrEnum):
@@ -72,15 +68,7 @@ class CaptionJoin(StrEnum):
     EACH = "each"
 
 
-class EnsembleName(StrEnum):
-    """The ensembles a bundle can have. Every bundle has ENCODE_TARGET; queries depend on the recipe."""
-
-    ENCODE_QUERY = "encode_query"
-    ENCODE_TEXT_QUERY = "encode_text_query"
-    ENCODE_TARGET = "encode_target"
-
-
-class TensorSpec(Contract):
+class TensorSpec(Record):
     """A named input or output. Its shape is without the batch dimension, which always comes first."""
 
     name: str
@@ -88,7 +76,7 @@ class TensorSpec(Contract):
     shape: tuple[int, ...]
 
 
-class GraphSpec(Contract):
+class GraphSpec(Record):
     """An exported graph: its ONNX file within the bundle, and what it takes and gives."""
 
     file: str
@@ -96,7 +84,7 @@ class GraphSpec(Contract):
     outputs: tuple[TensorSpec, ...]
 
 
-class SpaceSpec(Contract):
+class SpaceSpec(Record):
     """The vector space that a query and a gallery must share.
 
     A query is one vector of width `dim`; a gallery item has `vectors` of them, and its embedding is [dim], or
@@ -129,14 +117,14 @@ class SpaceSpec(Contract):
         )
 
 
-class FidelityStatus(Contract):
+class FidelityStatus(Record):
     """The verdict of the fidelity gate."""
 
     passed: bool
     failures: tuple[str, ...] = ()
 
 
-class BundleSpec(Contract):
+class BundleSpec(Record):
     """The contents of `bundle.json`."""
 
     format: Literal[1] = 1
@@ -214,14 +202,10 @@ def write_contract(root: Path, spec: BundleSpec) -> None:
 
 
 def _read_contract(root: Path) -> BundleSpec:
-    path = root / CONTRACT
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(f"{root} is not a bundle: it has no {CONTRACT}; make one with `cirrus export`") from None
-    try:
-        return BundleSpec.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BundleError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems in all)") from None
+    return read_record(
+        root / CONTRACT,
+        BundleSpec,
+        raises=BundleError,
+        missing=f"{root} is not a bundle: it has no {CONTRACT}; make one with `cirrus export`",
+        way_out="export it again or copy it whole",
+    )

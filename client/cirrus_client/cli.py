@@ -16,14 +16,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from cirrus_client.bundle import Bundle, SpaceSpec
-from cirrus_client.encoders import Encoder, LocalEncoder, Protocol, TritonEncoder
+from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.engines import EngineName
 from cirrus_client.errors import CirrusError, GalleryError
 from cirrus_client.gallery import BUNDLE, MANIFEST, GallerySummary, check_free, embed_gallery, read_gallery
+from cirrus_client.image.preprocess import Decoding
 from cirrus_client.index import SearchKind
 from cirrus_client.memory import keep_freed_memory
-from cirrus_client.preprocess import Decoding
+from cirrus_client.names import Transport
 from cirrus_client.retriever import Match, build_index, open_retriever
+from cirrus_client.triton import TritonEncoder
 
 app = typer.Typer(
     help="Composed image retrieval: from a trained checkpoint to an answered query.",
@@ -40,7 +42,7 @@ ServerOption = Annotated[
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Which bundle, where the server has several.", show_default=False)
 ]
-ProtocolOption = Annotated[Protocol, typer.Option("--protocol", help="How to talk to the server.")]
+ProtocolOption = Annotated[Transport, typer.Option("--protocol", help="How to talk to the server.")]
 
 
 @app.command()
@@ -50,7 +52,7 @@ def embed(
     bundle: BundleOption = None,
     server: ServerOption = None,
     name: NameOption = None,
-    protocol: ProtocolOption = Protocol.GRPC,
+    protocol: ProtocolOption = Transport.GRPC,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     shard_size: Annotated[int, typer.Option(min=1, help="Images a shard; a killed job loses at most one.")] = 10_000,
     cache: Annotated[
@@ -78,7 +80,7 @@ def embed(
         encoder = _encoder(bundle, server, name, protocol, engine, decode)
         summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
     else:
-        from cirrus_client.feature_cache import CachedEncoder, FeatureCache
+        from cirrus_client.gallery.feature_cache import CachedEncoder, FeatureCache
 
         if bundle is None:
             raise typer.BadParameter("--cache encodes in this process: give --bundle")
@@ -117,7 +119,7 @@ def search(
     bundle: BundleOption = None,
     server: ServerOption = None,
     name: NameOption = None,
-    protocol: ProtocolOption = Protocol.GRPC,
+    protocol: ProtocolOption = Transport.GRPC,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of query and results here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -167,7 +169,7 @@ def serve(
     metrics_port: int = 8002,
 ) -> None:
     """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted."""
-    from cirrus_client.triton_server import TritonServer
+    from cirrus_client.triton.server import TritonServer
 
     server = TritonServer(
         _repository(bundle),
@@ -238,7 +240,7 @@ def _encoder(
     bundle: Path | None,
     server: str | None,
     name: str | None,
-    protocol: Protocol,
+    protocol: Transport,
     engine: EngineName | None = None,
     decoding: Decoding = Decoding.EXACT,
 ) -> Encoder:
@@ -247,11 +249,11 @@ def _encoder(
     if bundle is not None:
         return LocalEncoder(Bundle.open(bundle), engine=engine, decoding=decoding)
     assert server is not None
-    return TritonEncoder(server, bundle=name, protocol=protocol)
+    return TritonEncoder(server, bundle=name, transport=protocol)
 
 
 def _with_head(base: Path | None, head: Path, out: Path) -> Path:
-    from cirrus_client.new_head import bundle_with_head
+    from cirrus_client.gallery.new_head import bundle_with_head
 
     if base is None:
         raise typer.BadParameter("--head goes on the backbone of a bundle: give --bundle")

@@ -72,7 +72,7 @@ def _openvino() -> Finding:
     def look() -> str:
         import openvino
 
-        from cirrus_client.engines.openvino_runtime import capabilities
+        from cirrus_client.engines.openvino import capabilities
 
         return f"{openvino.__version__.split('-')[0]}: {', '.join(capabilities())}"
 

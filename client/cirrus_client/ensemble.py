@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from cirrus_client.records import Record
 
 Arrays = Mapping[str, NDArray[Any]]
 Model = Callable[[Arrays], Arrays]
@@ -20,23 +21,19 @@ IMAGE_PREPROCESS = "image_preprocess"
 TOKENIZE = "tokenize"
 
 
-class StepSpec(BaseModel):
+class StepSpec(Record):
     """One model of an ensemble: which tensors feed its inputs, and what its outputs are called."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     inputs: dict[str, str]
     outputs: dict[str, str]
 
 
-class EnsembleSpec(BaseModel):
+class EnsembleSpec(Record):
     """Steps in order. `inputs` are client inputs ("image", "text"); the result is the tensor "embedding".
 
     An input named in `optional` may be absent; an absent text is the empty string.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     inputs: tuple[str, ...]
     optional: tuple[str, ...] = ()

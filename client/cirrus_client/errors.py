@@ -1,14 +1,55 @@
-"""Every error that Cirrus raises on purpose, in one tree."""
+"""Every error that Cirrus raises on purpose, in one tree.
+
+A message is for a person: it names the thing, what was found, what was expected, and the way out. The attributes are
+for a program: which item, which file, which parts differ.
+
+    CirrusError
+    ├── InvalidInput            position, item, reason
+    │   ├── InvalidImage
+    │   ├── InvalidText
+    │   └── UnsupportedQuery
+    ├── SpaceMismatch           components
+    ├── StoredDataError         path, field
+    │   ├── BundleError
+    │   ├── GalleryError
+    │   └── SearchIndexError
+    ├── EngineError
+    ├── MissingPackage          package, extra
+    ├── PluginError             name
+    ├── ServerError             url
+    │   ├── ServerUnavailable
+    │   └── ServerTimeout
+    └── ExportError
+        ├── CheckpointError
+        └── FidelityError
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Self
+
 
 class CirrusError(Exception):
-    """Base of all errors of Cirrus. Its message names the thing, what was wrong and the way out."""
+    """Base of all errors of Cirrus."""
 
 
 class InvalidInput(CirrusError):
-    """A query or gallery item that can't be encoded; other items are unaffected."""
+    """A query or gallery item that can't be encoded; other items are unaffected.
+
+    reason: what is wrong with it. item, position: which item of a call it is, like "query" and 3; None where an item
+    was given alone.
+    """
+
+    def __init__(self, reason: str, *, item: str | None = None, position: int | None = None) -> None:
+        super().__init__(reason if position is None else f"{item} {position}: {reason}")
+        self.reason = reason
+        self.item = item
+        self.position = position
+
+    def at(self, item: str, position: int) -> Self:
+        """Return this error as that of one item of a call."""
+        return type(self)(self.reason, item=item, position=position)
 
 
 class InvalidImage(InvalidInput):
@@ -23,19 +64,38 @@ class UnsupportedQuery(InvalidInput):
     """A combination of image and text that the bundle's recipe does not define."""
 
 
-class BundleError(CirrusError):
+class SpaceMismatch(CirrusError):
+    """A query and a gallery that live in different vector spaces.
+
+    components: names of the parts in which the two spaces differ, like "backbone" or "preprocess".
+    """
+
+    def __init__(self, message: str, *, components: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.components = components
+
+
+class StoredDataError(CirrusError):
+    """A folder that Cirrus wrote, or should have written, and that can't be used.
+
+    path: the file or folder. field: the field of a record that is wrong, where it is one.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.field = field
+
+
+class BundleError(StoredDataError):
     """A bundle that is missing, incomplete, corrupted or failed its fidelity gate."""
 
 
-class SpaceMismatch(CirrusError):
-    """A query and a gallery that live in different vector spaces."""
-
-
-class GalleryError(CirrusError):
+class GalleryError(StoredDataError):
     """An embedded gallery that is missing, incomplete or inconsistent."""
 
 
-class SearchIndexError(CirrusError):
+class SearchIndexError(StoredDataError):
     """A search index that is missing, corrupted or asked for something it can't do."""
 
 
@@ -43,8 +103,35 @@ class EngineError(CirrusError):
     """A graph that no available engine can run as asked."""
 
 
+class MissingPackage(CirrusError):
+    """A package that this job needs and that is not installed.
+
+    package: what can't be imported. extra: the extra of cirrus-cir that brings it.
+    """
+
+    def __init__(self, message: str, *, package: str, extra: str) -> None:
+        super().__init__(message)
+        self.package = package
+        self.extra = extra
+
+
+class PluginError(CirrusError):
+    """A recipe, backbone, engine or index backend that can't be found or registered under its name.
+
+    name: that name, or `module:Class`.
+    """
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class ServerError(CirrusError):
-    """The inference server answered with an error."""
+    """The inference server answered with an error. url: its address, like "localhost:8001"."""
+
+    def __init__(self, message: str, *, url: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
 
 
 class ServerUnavailable(ServerError):

@@ -14,9 +14,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from cirrus_client.bundle import Bundle, BundleSpec, Contract
+from cirrus_client.bundle import Bundle, BundleSpec
 from cirrus_client.errors import BundleError
 from cirrus_client.files import sha256_of_file
+from cirrus_client.records import Record
 
 ENGINES = "engines"
 PLANS = "plans.json"
@@ -34,7 +35,7 @@ class Fusion(StrEnum):
     UNKNOWN = "unknown"
 
 
-class AttentionSpec(Contract):
+class AttentionSpec(Record):
     """Attentions of a graph, fused kernels in its plan, and the layers by which the engine inspector shows it."""
 
     fusion: Fusion
@@ -43,7 +44,7 @@ class AttentionSpec(Contract):
     evidence: tuple[str, ...]
 
 
-class BatchProfile(Contract):
+class BatchProfile(Record):
     """Batch sizes that a plan takes, and the one that it is tuned for."""
 
     smallest: int = Field(gt=0)
@@ -51,7 +52,7 @@ class BatchProfile(Contract):
     largest: int = Field(gt=0)
 
 
-class PlanSpec(Contract):
+class PlanSpec(Record):
     """One compiled graph. cosine_min: the worst of its outputs against the ONNX graph, on real inputs."""
 
     file: str
@@ -62,7 +63,7 @@ class PlanSpec(Contract):
     cosine_min: float
 
 
-class PlansSpec(Contract):
+class PlansSpec(Record):
     """The contents of `engines/plans.json`."""
 
     format: Literal[1] = 1

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
 from cirrus_client.errors import InvalidImage
-from cirrus_client.preprocess import decode
+from cirrus_client.image.preprocess import decode
 from cirrus_client.retriever import Match
 
 _TILE_PX = 220

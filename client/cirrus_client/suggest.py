@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.bundle import Contract, FidelityStatus, GraphSpec, Precision, check_files
+from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision, check_files
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
-from cirrus_client.encoders.triton_requests import typed_error
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
-from cirrus_client.preprocess import PreprocessSpec, preprocess
-from cirrus_client.triton_protocol import parse_error
+from cirrus_client.image.preprocess import PreprocessSpec, preprocess
+from cirrus_client.records import Record
+from cirrus_client.triton.requests import typed_error
+from cirrus_client.triton.wire import parse_error
 
 CONTRACT = "suggest.json"
 TOKENIZER = "tokenizer.json"
@@ -31,7 +32,7 @@ MODEL = "suggest"
 _SIDES = ("reference", "target")
 
 
-class SuggestSpec(Contract):
+class SuggestSpec(Record):
     """`suggest.json`: the graphs of a suggester, and how its text ends.
 
     READ_IMAGE turns `pixels` [B, 3, S, S] into `image_tokens` [B, Q, D]; NEXT_TOKENS turns `reference_tokens`,

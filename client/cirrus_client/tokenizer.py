@@ -12,9 +12,10 @@ import ftfy
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cirrus_client.errors import InvalidText
+from cirrus_client.records import Record
 
 MAX_TEXT_CHARACTERS = 4096
 
@@ -35,13 +36,11 @@ class TextCleaning(StrEnum):
     NONE = "none"
 
 
-class TokenizerSpec(BaseModel):
+class TokenizerSpec(Record):
     """How a text becomes token ids. `file` is a Hugging Face `tokenizer.json` inside the bundle.
 
     template: the prompt, in which `{text}` is the text. null_text: the prompt of an absent or blank text.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str = "tokenizer.json"
     context_length: int = Field(default=77, gt=2)

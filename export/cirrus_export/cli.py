@@ -9,7 +9,7 @@ import typer
 
 from cirrus_client.bundle import Precision
 from cirrus_client.errors import ExportError
-from cirrus_export.probe import Probe
+from cirrus_export.gate.probe import Probe
 from cirrus_export.repository import Flavour
 
 
@@ -73,7 +73,7 @@ def compile_command(
 ) -> None:
     """Compile a bundle's graphs to TensorRT plans, on the machine that serves them."""
     from cirrus_client.bundle import Bundle
-    from cirrus_export.tensorrt_engine import CompileOptions, check_machine, compile_plans
+    from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
     options = CompileOptions(
         for_triton=for_triton, hardware_compatible=hardware_compatible, version_compatible=version_compatible
@@ -116,8 +116,8 @@ def export_suggester_command(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of rendered images on which texts are compared.")] = 8,
 ) -> None:
     """Export MTST's edit writer: two images in, the edit text out. `cirrus suggest` uses it."""
-    from cirrus_export.demo.probe import rendered_probe
-    from cirrus_export.suggester import export_suggester
+    from cirrus_demo.probe import rendered_probe
+    from cirrus_export.suggester.export import export_suggester
 
     probe = rendered_probe(queries=pairs, gallery=2 * pairs)
     images = [(query.image, probe.gallery[query.target]) for query in probe.queries]
@@ -143,12 +143,12 @@ def recipes_command() -> None:
 
 
 def _probe(folder: Path | None, *, queries: int, gallery: int) -> Probe:
-    from cirrus_export.probe import read_probe
+    from cirrus_export.gate.probe import read_probe
 
     if folder is not None:
         return read_probe(folder, queries=queries, gallery=gallery)
     try:
-        from cirrus_export.demo.probe import rendered_probe
+        from cirrus_demo.probe import rendered_probe
     except ImportError as error:
         raise ExportError(
             f"images can't be rendered here ({error}): pip install skia-python, or give --probe"

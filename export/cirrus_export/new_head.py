@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.errors import ExportError
-from cirrus_export.demo.probe import rendered_probe
+from cirrus_demo.probe import rendered_probe
 from cirrus_export.pipeline import ExportRequest, export
 
 _QUERIES, _GALLERY = 64, 128

@@ -24,16 +24,16 @@ from cirrus_client.errors import CheckpointError, ExportError, FidelityError
 from cirrus_client.files import is_foreign, replace_directory, sha256_of_file
 from cirrus_export.backbones.registry import RANDOM, load_backbone
 from cirrus_export.checkpoints.state import StateDict, fingerprint, one_error_for_all_keys
-from cirrus_export.fidelity import FidelityReport, ProbeTensors, measure
-from cirrus_export.fidelity_report import write_report
+from cirrus_export.compile.onnx_graph import write_onnx
+from cirrus_export.compile.precision import check_precision, lower_precision
+from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
+from cirrus_export.gate.fidelity import FidelityReport, ProbeTensors, measure
+from cirrus_export.gate.probe import Probe
+from cirrus_export.gate.report import write_report
 from cirrus_export.graph import Graph
-from cirrus_export.onnx_graph import write_onnx
-from cirrus_export.precision import check_precision, lower_precision
-from cirrus_export.probe import Probe
 from cirrus_export.recipes import Recipe, recipe_named
 from cirrus_export.recipes.recipe import Parts, parse_options
 from cirrus_export.repository import Flavour, write_repository
-from cirrus_export.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
 MAX_BATCH = 64
 _CALIBRATION_ITEMS = 64

@@ -28,13 +28,14 @@ from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cirrus_client.bundle import Bundle, BundleSpec, DType, EnsembleName, GraphSpec, TensorSpec
+from cirrus_client.bundle import Bundle, BundleSpec, DType, GraphSpec, TensorSpec
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
 from cirrus_client.files import replace_directory
+from cirrus_client.names import EnsembleName
 from cirrus_client.plans import ENGINES, graph_sha256
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
-from cirrus_client.triton_protocol import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER, served_name
+from cirrus_client.triton.wire import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER, served_name
 
 _DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
 _WARMUP_IMAGE = "image"

@@ -17,7 +17,7 @@ from cirrus_bench.report import write_report
 from cirrus_client.bundle import Precision
 from cirrus_client.engines import candidates
 from cirrus_export.backbones.registry import load_backbone
-from cirrus_export.precision import quantised_layers
+from cirrus_export.compile.precision import quantised_layers
 from cirrus_export.recipes.clip import Clip
 from cirrus_export.recipes.recipe import Parts
 

@@ -17,7 +17,7 @@ from cirrus_bench.models import bench_photos
 from cirrus_bench.peers import PEERS, Peer, start_peers
 from cirrus_bench.peers.install import install
 from cirrus_bench.peers.process import PeerProcess
-from cirrus_client.preprocess import preprocess
+from cirrus_client.image.preprocess import preprocess
 from cirrus_export.pipeline import ExportRequest, build_recipe
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cirrus_client.embed_stream import EmbedStream
 from cirrus_client.errors import EngineError, InvalidImage
-from cirrus_client.image_files import ImageFile
+from cirrus_client.gallery.source import ImageFile
+from cirrus_client.gallery.stream import EmbedStream
 
 
 class Space:

@@ -205,7 +205,7 @@ def test_a_choice_that_cannot_be_kept_is_still_made(gallery_graph: Path, tmp_pat
 
 
 def test_no_engine_for_a_precision_is_an_error_with_a_way_out(gallery_graph: Path, monkeypatch) -> None:
-    monkeypatch.setattr("cirrus_client.engines.openvino_runtime.capabilities", lambda: ["FP32", "INT8"])
+    monkeypatch.setattr("cirrus_client.engines.openvino.capabilities", lambda: ["FP32", "INT8"])
     with pytest.raises(EngineError, match="no engine here runs bf16 graphs"):
         open_engine(gallery_graph, Precision.BF16)
     with pytest.raises(EngineError, match="OpenVINO has no bf16 arithmetic on this CPU"):

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cirrus_client import feature_cache
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder, local
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
-from cirrus_client.feature_cache import CachedEncoder, FeatureCache
-from cirrus_client.gallery import Gallery, embed_gallery, read_gallery
+from cirrus_client.gallery import Gallery, embed_gallery, feature_cache, read_gallery
+from cirrus_client.gallery.feature_cache import CachedEncoder, FeatureCache
 
 
 @pytest.fixture

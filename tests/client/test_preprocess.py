@@ -16,9 +16,9 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambd
 from torchvision.transforms import functional as TF
 
 from cirrus_client.errors import EngineError, InvalidImage
-from cirrus_client.fast_resize import resize_fast
-from cirrus_client.nvjpeg import NvJpegDecoder
-from cirrus_client.preprocess import Decoding, Pad, PreprocessSpec, decode, preprocess
+from cirrus_client.image.fast_resize import resize_fast
+from cirrus_client.image.nvjpeg import NvJpegDecoder
+from cirrus_client.image.preprocess import Decoding, Pad, PreprocessSpec, decode, preprocess
 from tests.conftest import BAD_IMAGES
 
 
@@ -157,7 +157,7 @@ def nvimagecodec(monkeypatch) -> list[int]:
         given.append(len(image))
         return decoder(image)
 
-    monkeypatch.setattr("cirrus_client.preprocess.decode_on_gpu", decode_here)
+    monkeypatch.setattr("cirrus_client.image.preprocess.decode_on_gpu", decode_here)
     return given
 
 

@@ -17,11 +17,11 @@ from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
-from cirrus_client.preprocess import preprocess
+from cirrus_client.image.preprocess import preprocess
 from cirrus_export import pipeline
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
+from cirrus_export.compile.precision import quantised_layers
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
-from cirrus_export.precision import quantised_layers
 from cirrus_export.repository import Flavour, write_repository
 
 
@@ -119,7 +119,7 @@ def test_half_precision_passes_its_own_gate_and_keeps_the_space(bundle, weights,
 
 
 def test_a_precision_that_no_engine_could_verify_is_refused(weights, probe, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cirrus_client.engines.openvino_runtime.capabilities", lambda: ["FP32"])
+    monkeypatch.setattr("cirrus_client.engines.openvino.capabilities", lambda: ["FP32"])
     with pytest.raises(EngineError, match="--precision bf16: no engine here runs it"):
         export(demo_request(weights, tmp_path / "b", precision=Precision.BF16), probe)
     assert not (tmp_path / "b").exists()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from cirrus_client.bundle import Bundle, EnsembleName, Similarity
+from cirrus_client.bundle import Bundle, Similarity
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
 from cirrus_client.gallery import embed_gallery, read_gallery
+from cirrus_client.names import EnsembleName
 from cirrus_client.retriever import build_index, open_retriever
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from tests.export.author_files import AUTHORS, authors_file, request

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from cirrus_client.bundle import Precision
-from cirrus_export.precision import quantised_layers
-from cirrus_export.rounding import measure_rounding
+from cirrus_export.compile.precision import quantised_layers
+from cirrus_export.compile.rounding import measure_rounding
 
 RNG = np.random.default_rng(0)
 WIDTH = 32

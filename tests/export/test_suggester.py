@@ -9,12 +9,12 @@ import torch
 
 from cirrus_client.errors import BundleError, CheckpointError, FidelityError, InvalidImage, ServerError
 from cirrus_client.suggest import LocalSuggester, TritonSuggester
-from cirrus_client.triton_server import TritonServer, free_ports
-from cirrus_export import suggester as module
+from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
-from cirrus_export.heads.edit_writer import InstructBlipForConditionalGeneration
-from cirrus_export.suggester import export_suggester
+from cirrus_export.suggester import export as module
+from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration
+from cirrus_export.suggester.export import export_suggester
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,17 @@ from cirrus_client import doctor
 from cirrus_client.bundle import Bundle
 from cirrus_client.engines import EngineName, nvidia, open_graph, tensorrt_plan
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
-from cirrus_client.engines.tensorrt_plan import TensorRtEngine
+from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
 from cirrus_client.files import sha256_of_file, write_model
 from cirrus_client.plans import Fusion, Gpu, PlanSpec, PlansSpec, graph_sha256, plan_file, read_plans, refusal, runs_on
-from cirrus_export import tensorrt_engine
-from cirrus_export.engine_inspector import attention_of, count_attentions
-from cirrus_export.ngc_releases import check_release, ngc_releases, release_named
+from cirrus_export.compile import tensorrt_engine
+from cirrus_export.compile.engine_inspector import attention_of, count_attentions
+from cirrus_export.compile.ngc_releases import check_release, ngc_releases, release_named
+from cirrus_export.compile.tensorrt_engine import CompileOptions, batch_profile, compile_plans
+from cirrus_export.gate.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.pipeline import ExportRequest, export
-from cirrus_export.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.repository import Flavour, write_repository
-from cirrus_export.tensorrt_engine import CompileOptions, batch_profile, compile_plans
 from tests.export.tensorrt_names import BINDINGS, CUDA, USED, USED_OF_CUDA, ask, bindings, names_in_the_code, unpack
 from tests.test_boundaries import BLOCK_TORCH
 
@@ -454,8 +454,9 @@ def test_plans_that_miss_are_not_kept_and_older_ones_stay(around_tensorrt, probe
 def test_a_serving_machine_compiles_without_torch(bundle) -> None:
     script = BLOCK_TORCH.replace(', "cirrus_export", "cirrus_bench"', "") + (
         "from cirrus_client.bundle import Bundle\n"
-        "from cirrus_export import cli, tensorrt_engine\n"
-        "from cirrus_export.plan_fidelity import GraphValues\n"
+        "from cirrus_export import cli\n"
+        "from cirrus_export.compile import tensorrt_engine\n"
+        "from cirrus_export.gate.plan_fidelity import GraphValues\n"
         f"values = GraphValues(Bundle.open({str(bundle.root)!r}), cli._probe(None, queries=8, gallery=16))\n"
         "print(values.outputs('gallery')['target_embedding'].shape)\n"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cirrus_client.triton_server import TritonServer, free_ports
+from cirrus_client.triton.server import TritonServer, free_ports
 
 
 @pytest.fixture(scope="session")

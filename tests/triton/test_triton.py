@@ -16,7 +16,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.encoders import AsyncTritonEncoder, LocalEncoder, Protocol, RetryPolicy, TritonEncoder
+from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import (
     BundleError,
     ExportError,
@@ -27,23 +27,25 @@ from cirrus_client.errors import (
     ServerUnavailable,
     UnsupportedQuery,
 )
-from cirrus_client.triton_server import TritonServer, free_ports
+from cirrus_client.names import Transport
+from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
+from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.pipeline import export
 from cirrus_export.repository import Flavour, write_shared_repository
 from tests.conftest import BAD_IMAGES, jpeg
 from tests.export.author_files import request
 
-PROTOCOLS = list(Protocol)
+PROTOCOLS = list(Transport)
 IMPATIENT = RetryPolicy(attempts=2, first_pause_s=0.05)
 
 
-def url(server: TritonServer, protocol: Protocol) -> str:
-    return server.grpc_url if protocol is Protocol.GRPC else server.http_url
+def url(server: TritonServer, protocol: Transport) -> str:
+    return server.grpc_url if protocol is Transport.GRPC else server.http_url
 
 
 @pytest.fixture(params=PROTOCOLS)
 def triton(request, server) -> TritonEncoder:
-    return TritonEncoder(url(server, request.param), protocol=request.param)
+    return TritonEncoder(url(server, request.param), transport=request.param)
 
 
 def test_the_server_gives_the_local_numbers(triton, encoder, photos) -> None:
@@ -64,7 +66,7 @@ def test_the_asyncio_twin_gives_the_same(server, encoder, photos, protocol) -> N
     images = sorted(photos.iterdir())[:3]
 
     async def run():
-        twin = AsyncTritonEncoder(url(server, protocol), protocol=protocol)
+        twin = AsyncTritonEncoder(url(server, protocol), transport=protocol)
         try:
             with pytest.raises(InvalidImage, match="query 1: the image is empty"):
                 await twin.encode_queries([images[0], b""], ["a", "b"])
@@ -162,7 +164,7 @@ def test_nobody_there_is_unavailable_and_too_slow_is_a_timeout(server) -> None:
     (port,) = free_ports(1)
     for protocol in PROTOCOLS:
         with pytest.raises(ServerUnavailable, match=f"127.0.0.1:{port}"):
-            TritonEncoder(f"127.0.0.1:{port}", protocol=protocol, retry=IMPATIENT).encode_targets([jpeg()])
+            TritonEncoder(f"127.0.0.1:{port}", transport=protocol, retry=IMPATIENT).encode_targets([jpeg()])
     hurried = TritonEncoder(server.grpc_url, timeout_s=0.001, retry=IMPATIENT)
     with pytest.raises(ServerTimeout):
         hurried.encode_targets([jpeg("blue", (900, 700))])
@@ -174,7 +176,7 @@ def test_a_server_that_hangs_up_is_unavailable() -> None:
         url = f"127.0.0.1:{listening.getsockname()[1]}"
         for protocol in PROTOCOLS:
             with pytest.raises(ServerUnavailable, match=url):
-                TritonEncoder(url, protocol=protocol, retry=IMPATIENT).encode_targets([jpeg()])
+                TritonEncoder(url, transport=protocol, retry=IMPATIENT).encode_targets([jpeg()])
 
 
 def _hang_up(listening: socket.socket) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cirrus_client.errors import InvalidInput
+from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 from cirrus_client.memory import keep_freed_memory
-from cirrus_client.preprocess import PreprocessSpec, preprocess
-from cirrus_client.triton_protocol import error_message
+from cirrus_client.triton.wire import error_message
 
 
 class TritonPythonModel:

@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 from cirrus_client.errors import InvalidInput
 from cirrus_client.suggest import LocalSuggester
-from cirrus_client.triton_protocol import error_message
+from cirrus_client.triton.wire import error_message
 
 
 class TritonPythonModel:

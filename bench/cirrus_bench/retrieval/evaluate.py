@@ -13,18 +13,20 @@ from tqdm import tqdm
 from cirrus_bench.retrieval import metrics
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Query, Task
 from cirrus_bench.retrieval.submission import write_circo, write_cirr_recall, write_cirr_recall_subset
-from cirrus_client.bundle import Bundle, CaptionJoin, Contract, EnsembleName
+from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, ImageInput
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import FaissIndex
-from cirrus_export.probe import fashioniq_text
+from cirrus_client.names import EnsembleName
+from cirrus_client.records import Record
+from cirrus_export.gate.probe import fashioniq_text
 
 _BATCH = 32
 _SBIR_QUERIES_AT_ONCE = 256
 
 
-class Score(Contract):
+class Score(Record):
     """One metric of one task, as a share of 1."""
 
     task: str
@@ -32,7 +34,7 @@ class Score(Contract):
     value: float
 
 
-class Evaluation(Contract):
+class Evaluation(Record):
     """What a bundle reaches on a benchmark, and what it costs.
 
     size_bytes: of every graph. query_ms, image_ms: mean time to encode one, on this machine, in batches; image_ms is

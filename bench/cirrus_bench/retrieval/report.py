@@ -8,10 +8,10 @@ from pathlib import Path
 from cirrus_bench.measure import Machine
 from cirrus_bench.report_files import write_report_files
 from cirrus_bench.retrieval.evaluate import Evaluation
-from cirrus_client.bundle import Contract
+from cirrus_client.records import Record
 
 
-class RetrievalReport(Contract):
+class RetrievalReport(Record):
     """Evaluations of one run, side by side."""
 
     evaluations: tuple[Evaluation, ...]

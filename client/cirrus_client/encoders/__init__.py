@@ -1,17 +1,6 @@
-"""Query and gallery encoders: in this process, or through a Triton server. Same protocol, same numbers."""
+"""Query and gallery encoders: what an encoder is, and the one that runs in this process."""
 
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, Encoder, ImageInput
-from cirrus_client.encoders.triton import AsyncTritonEncoder, TritonEncoder
-from cirrus_client.encoders.triton_requests import Protocol, RetryPolicy
 
-__all__ = [
-    "AsyncTritonEncoder",
-    "Embeddings",
-    "Encoder",
-    "ImageInput",
-    "LocalEncoder",
-    "Protocol",
-    "RetryPolicy",
-    "TritonEncoder",
-]
+__all__ = ["Embeddings", "Encoder", "ImageInput", "LocalEncoder"]

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus_client.bundle import Bundle, EnsembleName, SpaceSpec
+from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes, prepare_all
 from cirrus_client.engines import Engine, EngineName, open_graph
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
-from cirrus_client.preprocess import Decoding, preprocess
+from cirrus_client.image.preprocess import Decoding, preprocess
+from cirrus_client.names import EnsembleName
 from cirrus_client.tokenizer import Tokenizer
 
 Pixels = NDArray[np.float32]

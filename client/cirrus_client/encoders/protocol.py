@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cirrus_client.bundle import EnsembleName, SpaceSpec
+from cirrus_client.bundle import SpaceSpec
 from cirrus_client.errors import InvalidImage, InvalidInput, UnsupportedQuery
+from cirrus_client.names import EnsembleName
 
 T = TypeVar("T")
 

@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cirrus_client.bundle import Bundle, Contract, Precision
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines.engine import Engine, EngineName, sample
 from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine, available_providers
-from cirrus_client.engines.tensorrt_plan import TensorRtEngine
+from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import BundleError, EngineError
 from cirrus_client.files import user_cache, write_model
 from cirrus_client.plans import has_plans
+from cirrus_client.records import Record
 
 _BATCH_SIZE = 4
 _ROUNDS = 3
@@ -33,7 +34,7 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 log = logging.getLogger(__name__)
 
 
-class Choice(Contract):
+class Choice(Record):
     """The engine for one graph on this machine, and why."""
 
     engine: EngineName
@@ -117,7 +118,7 @@ def candidates(precision: Precision) -> list[EngineName]:
     on_gpu = "CUDAExecutionProvider" in available_providers()
     names = [] if precision is Precision.BF16 and not on_gpu else [EngineName.ONNXRUNTIME]
     if not on_gpu and importlib.util.find_spec("openvino") is not None:
-        from cirrus_client.engines.openvino_runtime import supports
+        from cirrus_client.engines.openvino import supports
 
         if supports(precision):
             names.append(EngineName.OPENVINO)
@@ -132,7 +133,7 @@ def _loader(name: EngineName, precision: Precision, threads: int | None, bulk: b
         return lambda path: OnnxRuntimeEngine(path, precision, providers=providers, threads=threads)
     if importlib.util.find_spec("openvino") is None:
         raise EngineError("OpenVINO is not installed: pip install openvino")
-    from cirrus_client.engines.openvino_runtime import OpenVinoEngine
+    from cirrus_client.engines.openvino import OpenVinoEngine
 
     return lambda path: OpenVinoEngine(path, precision, threads=threads, bulk=bulk)
 

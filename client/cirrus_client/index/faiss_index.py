@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from cirrus_client.bundle import Contract, SpaceSpec
+from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.files import atomic_path, sha256_of_file, write_model
 from cirrus_client.index.protocol import Hits
+from cirrus_client.records import Record
 
 MANIFEST = "index.json"
 _VECTORS = "vectors.faiss"
@@ -36,7 +37,7 @@ class SearchKind(StrEnum):
     APPROXIMATE = "approximate"
 
 
-class IndexManifest(Contract):
+class IndexManifest(Record):
     """`index.json`: the space, number of items and sha256 of the vectors in `vectors.faiss`.
 
     agreement: for an approximate index, the share of the exact ten nearest vectors that it found, over a sample of

@@ -20,8 +20,8 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from cirrus_client.bundle import Contract
 from cirrus_client.errors import CheckpointError
+from cirrus_client.records import Record
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.checkpoints.key_map import KeyMap
@@ -36,7 +36,7 @@ _FP32_BYTES = 4
 _KEYS = KeyMap(("vision.", "vision_tower."))
 
 
-class LvlmConfig(Contract):
+class LvlmConfig(Record):
     """`config.json` of a checkpoint folder.
 
     vision, language: keyword arguments of CLIPVisionConfig, and of AutoConfig with its `model_type` (llama, qwen2).

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cirrus_client.errors import CheckpointError, ExportError
-from cirrus_client.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.backbones.blip import BLIP_KEYS, BlipBackbone, blip_state
 from cirrus_export.backbones.blip2 import Blip2Backbone, blip2_keys, blip2_state
@@ -200,5 +200,5 @@ def _check_preprocessing(name: str, tag: str) -> None:
 
 def _register_demo() -> None:
     if DEMO_BACKBONE not in open_clip.list_models():
-        config = files("cirrus_export") / "demo" / f"{DEMO_BACKBONE}.json"
+        config = files("cirrus_demo") / f"{DEMO_BACKBONE}.json"
         open_clip.add_model_config(Path(str(config)))

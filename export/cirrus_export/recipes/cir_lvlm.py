@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirrus_client.bundle import EnsembleName, TensorSpec
+from cirrus_client.bundle import TensorSpec
 from cirrus_client.ensemble import EnsembleSpec
-from cirrus_client.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import EnsembleName
 from cirrus_export.backbones.lvlm import LvlmBackbone
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.recipes.recipe import Options, Parts, Recipe, register

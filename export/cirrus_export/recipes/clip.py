@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from cirrus_client.bundle import EnsembleName
 from cirrus_client.ensemble import EnsembleSpec
-from cirrus_client.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import EnsembleName
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.zero_shot import Normalise, WeightedSum
 from cirrus_export.recipes.recipe import Options, Parts, register

@@ -11,16 +11,18 @@ from typing import ClassVar
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from cirrus_client.bundle import CaptionJoin, Contract, EnsembleName, Similarity
+from cirrus_client.bundle import CaptionJoin, Similarity
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
-from cirrus_client.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import EnsembleName
+from cirrus_client.records import Record
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 from cirrus_export.graph import Graph
 
 
-class Options(Contract):
+class Options(Record):
     """A recipe's options; the base has none."""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirrus_client.bundle import CaptionJoin, EnsembleName
+from cirrus_client.bundle import CaptionJoin
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
-from cirrus_client.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import EnsembleName
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.checkpoints.state import load_strictly

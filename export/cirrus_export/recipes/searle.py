@@ -9,7 +9,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from cirrus_client.bundle import CaptionJoin
-from cirrus_client.preprocess import Pad, PreprocessSpec
+from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.checkpoints import inversion as checkpoint

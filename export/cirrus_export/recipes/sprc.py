@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cirrus_client.bundle import EnsembleName, Similarity
+from cirrus_client.bundle import Similarity
 from cirrus_client.ensemble import EnsembleSpec
-from cirrus_client.preprocess import Pad, PreprocessSpec
+from cirrus_client.image.preprocess import Pad, PreprocessSpec
+from cirrus_client.names import EnsembleName
 from cirrus_client.tokenizer import TextCleaning
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.blip2 import Blip2Backbone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cirrus_client.preprocess import Pad, PreprocessSpec
+from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_export.checkpoints import transagg_union as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector, vectors

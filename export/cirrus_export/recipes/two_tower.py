@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from cirrus_client.bundle import EnsembleName
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError
+from cirrus_client.names import EnsembleName
 from cirrus_export.backbones.backbone import Backbone, ImageTextBackbone
 from cirrus_export.backbones.blip import BlipBackbone
 from cirrus_export.backbones.open_clip import OpenClipBackbone

@@ -1,0 +1,126 @@
+"""Decode files in threads while batches are encoded, so that neither waits for the other.
+
+A batch is made of the files that are decoded first, in whatever order: one slow file holds up nobody. What is decoded
+or on its way is bounded, and results come back in the order of the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cirrus_client.encoders.protocol import Embeddings, Encoder, image_bytes
+from cirrus_client.errors import InvalidImage
+from cirrus_client.gallery.source import ImageFile, Rejected
+
+_BATCHES_AHEAD = 3
+_Row = Embeddings | InvalidImage
+"""What becomes of a file: its embedding, or why there is none."""
+
+
+class EmbedStream:
+    """Embeds files below a folder. Leave its `with` block to stop its threads."""
+
+    def __init__(
+        self,
+        root: Path,
+        encoder: Encoder,
+        *,
+        prepare: Callable[[Path], Any] | None = None,
+        batch_size: int = 32,
+        workers: int | None = None,
+    ) -> None:
+        """prepare: as of `embed_gallery`. workers: decoding threads; None takes the machine's cores."""
+        self._root = root
+        self._encoder = encoder
+        self._prepare = prepare or (lambda path: encoder.prepare(image_bytes(path)))
+        self._batch_size = batch_size
+        self._room = batch_size * (encoder.concurrency + _BATCHES_AHEAD)
+        self._decoders = ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="decode")
+        self._encoders = ThreadPoolExecutor(encoder.concurrency, thread_name_prefix="encode")
+
+    def __enter__(self) -> EmbedStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for pool in (self._decoders, self._encoders):
+            pool.shutdown(cancel_futures=True)
+
+    def embed(
+        self, files: Sequence[ImageFile], on_done: Callable[[int], object] = lambda count: None
+    ) -> tuple[Embeddings, list[ImageFile], list[Rejected]]:
+        """Return the embeddings of the good files, those files, and the broken ones, each in order.
+
+        on_done: called with the number of files that are done since the last call. Raises what the encoder raises,
+        except for InvalidImage: such a file is rejected.
+        """
+        rows: dict[int, _Row] = {}
+        for part in self._results(files):
+            rows |= part
+            on_done(len(part))
+        good = [position for position in range(len(files)) if not isinstance(rows[position], InvalidImage)]
+        embeddings = np.empty((len(good), *self._encoder.space.item_shape), dtype=np.float32)
+        for row, position in enumerate(good):
+            embeddings[row] = rows[position]
+        rejected = [Rejected(file, str(rows[n])) for n, file in enumerate(files) if isinstance(rows[n], InvalidImage)]
+        return embeddings, [files[position] for position in good], rejected
+
+    def _results(self, files: Sequence[ImageFile]) -> Iterator[dict[int, _Row]]:
+        """What became of the files, by position, as it becomes known."""
+        decoded: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        waiting = iter(enumerate(files))
+        ready: dict[int, Any] = {}
+        encoding: deque[Future[dict[int, _Row]]] = deque()
+        decoding = held = 0
+        while True:
+            while held < self._room and (entry := next(waiting, None)) is not None:
+                position, file = entry
+                future = self._decoders.submit(self._prepare, self._root / file.path)
+                future.add_done_callback(partial(_announce, decoded, position))
+                decoding, held = decoding + 1, held + 1
+            while encoding and encoding[0].done():
+                rows = encoding.popleft().result()
+                held -= len(rows)
+                yield rows
+            if decoding and len(ready) < self._batch_size:
+                position, future = decoded.get()
+                decoding -= 1
+                try:
+                    ready[position] = future.result()
+                except InvalidImage as error:
+                    held -= 1
+                    yield {position: error}
+            elif ready and len(encoding) <= self._encoder.concurrency:
+                batch = {position: ready.pop(position) for position in list(ready)[: self._batch_size]}
+                encoding.append(self._encoders.submit(self._encode, batch))
+            elif encoding:
+                wait([encoding[0]])
+            else:
+                return
+
+    def _encode(self, batch: dict[int, Any]) -> dict[int, _Row]:
+        """Encode a batch; if an image of it turns out to be broken only now, encode each alone."""
+        try:
+            return dict(zip(batch, self._encoder.encode_prepared(list(batch.values())), strict=True))
+        except InvalidImage as error:
+            if len(batch) == 1:
+                return dict.fromkeys(batch, error)
+        rows: dict[int, _Row] = {}
+        for position, prepared in batch.items():
+            rows |= self._encode({position: prepared})
+        return rows
+
+
+def _announce(decoded: SimpleQueue[tuple[int, Future[Any]]], position: int, future: Future[Any]) -> None:
+    decoded.put((position, future))

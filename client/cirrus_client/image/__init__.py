@@ -1,0 +1,1 @@
+"""From untrusted image bytes to model pixels."""

@@ -1,0 +1,64 @@
+"""Records: what Cirrus writes as JSON and reads back, and the one way in which it reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cirrus_client.errors import CirrusError, StoredDataError
+
+R = TypeVar("R", bound="Record")
+_LONGEST_VALUE = 60
+
+
+class Record(BaseModel):
+    """Base of every contract, manifest and report: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def read_record(path: Path, kind: type[R], *, raises: type[StoredDataError], missing: str, way_out: str) -> R:
+    """Read a record from a JSON file.
+
+    missing: the message if there is no such file. way_out: what to do about a file that is damaged.
+    Raises `raises`, with the path and the name of the first field that is wrong.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise raises(missing, path=path) from None
+    except OSError as error:
+        raise raises(f"{path} can't be read: {error.strerror}; {way_out}", path=path) from None
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise raises(f"{path}: {problem}; {way_out}", path=path, field=field) from None
+
+
+def parse_record(content: str | bytes, kind: type[R], *, source: str, raises: type[CirrusError], way_out: str) -> R:
+    """Read a record from JSON text. source: where the text came from, for the message of `raises`."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise raises(f"{source}: {first_problem(error)[1]}; {way_out}") from None
+
+
+def first_problem(error: ValidationError) -> tuple[str | None, str]:
+    """Return the first field that is wrong (None: the text is no JSON), and what is wrong with which value."""
+    first = error.errors(include_url=False)[0]
+    others = error.error_count() - 1
+    more = f" ({others} more {'problem' if others == 1 else 'problems'})" if others else ""
+    if first["type"] == "json_invalid":
+        return None, f"it is not JSON: {first['ctx']['error']}{more}"
+    field = ".".join(str(part) for part in first["loc"]) or None
+    where = "its content" if field is None else f"field '{field}'"
+    found = "" if first["type"] == "missing" else f", found {_shortened(first['input'])}"
+    return field, f"{where}: {first['msg']}{found}{more}"
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -1,0 +1,6 @@
+"""A Triton server: the clients of its ensembles, and a real server on this machine."""
+
+from cirrus_client.triton.encoder import AsyncTritonEncoder, TritonEncoder
+from cirrus_client.triton.requests import RetryPolicy
+
+__all__ = ["AsyncTritonEncoder", "RetryPolicy", "TritonEncoder"]

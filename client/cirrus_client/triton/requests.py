@@ -1,0 +1,182 @@
+"""Requests to and answers from a Triton server, the same for every kind of client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from types import ModuleType
+from typing import Any
+
+import aiohttp
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes
+from cirrus_client.ensemble import EMBEDDING, bytes_array
+from cirrus_client.errors import CirrusError, InvalidImage, ServerError, ServerTimeout, ServerUnavailable
+from cirrus_client.names import EnsembleName
+from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
+
+FAILURES = (InferenceServerException, OSError, EOFError, HTTPException, aiohttp.ClientError, asyncio.TimeoutError)
+"""What the four tritonclient clients raise when a request fails."""
+
+_UNAVAILABLE = ("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading")
+_TIMED_OUT = ("deadline exceeded", "timed out", "timeout")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how patiently an unavailable server is tried: pauses double, with jitter.
+
+    The default waits about 16 s in all, in which a server of small models restarts.
+    """
+
+    attempts: int = 7
+    first_pause_s: float = 0.25
+    longest_pause_s: float = 10.0
+
+    def pauses(self) -> Iterator[float | None]:
+        """Yield, for each attempt, the pause in seconds to make if it fails; None for the last."""
+        for attempt in range(self.attempts - 1):
+            pause_s = min(self.first_pause_s * 2**attempt, self.longest_pause_s)
+            yield pause_s * random.uniform(0.75, 1.25)
+        yield None
+
+
+DEFAULT_RETRY = RetryPolicy()
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What the server says of the bundle that it serves."""
+
+    space: SpaceSpec
+    max_batch: int
+    ensembles: frozenset[EnsembleName]
+    bundle: str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One inference request: its ensemble, what the server calls that, BYTES inputs, and the call's rows it answers."""
+
+    ensemble: EnsembleName
+    model: str
+    rows: list[int]
+    arrays: Mapping[str, list[bytes]]
+    item: str
+
+    def inputs(self, module: ModuleType) -> list[Any]:
+        """Return the inputs as objects of tritonclient.grpc or tritonclient.http."""
+        built = []
+        for name, items in self.arrays.items():
+            tensor = module.InferInput(name, [len(items), 1], "BYTES")
+            tensor.set_data_from_numpy(bytes_array(items).reshape(-1, 1))
+            built.append(tensor)
+        return built
+
+
+def query_requests(
+    images: Sequence[ImageInput | None], texts: Sequence[str | None], served: ServedModel
+) -> list[Request]:
+    """Split queries into requests: those with an image, those without, none larger than the server's batch."""
+    pairs = list(zip(images, texts, strict=True))
+    for position, (image, text) in enumerate(pairs):
+        check_query(image, text, position=position, ensembles=served.ensembles)
+    encoded = {row: _encoded(image, f"query {row}") for row, (image, _) in enumerate(pairs) if image is not None}
+    text_bytes = [(text or "").encode("utf-8", "surrogatepass") for text in texts]
+    with_image = [
+        Request(
+            EnsembleName.ENCODE_QUERY,
+            served_name(EnsembleName.ENCODE_QUERY, served.bundle),
+            rows,
+            {"image": [encoded[row] for row in rows], "text": [text_bytes[row] for row in rows]},
+            "query",
+        )
+        for rows in _split(list(encoded), served.max_batch)
+    ]
+    without_image = [
+        Request(
+            EnsembleName.ENCODE_TEXT_QUERY,
+            served_name(EnsembleName.ENCODE_TEXT_QUERY, served.bundle),
+            rows,
+            {"text": [text_bytes[row] for row in rows]},
+            "query",
+        )
+        for rows in _split([row for row in range(len(pairs)) if row not in encoded], served.max_batch)
+    ]
+    return with_image + without_image
+
+
+def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Request]:
+    """Split gallery images into requests no larger than the server's batch."""
+    return [
+        Request(
+            EnsembleName.ENCODE_TARGET,
+            served_name(EnsembleName.ENCODE_TARGET, served.bundle),
+            rows,
+            {"image": [images[row] for row in rows]},
+            "image",
+        )
+        for rows in _split(list(range(len(images))), served.max_batch)
+    ]
+
+
+def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
+    """Return what an ensemble's configuration says. Raises ServerError if it is not one of Cirrus's."""
+    config = answer.get("config", answer)
+    parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+    if SPACE_PARAMETER not in parameters:
+        raise ServerError(f"the server at {url} has an 'encode_target' that was not exported by Cirrus")
+    return ServedModel(
+        space=SpaceSpec.model_validate_json(parameters[SPACE_PARAMETER]),
+        max_batch=int(config["max_batch_size"]),
+        ensembles=frozenset(EnsembleName(name) for name in json.loads(parameters[QUERIES_PARAMETER])),
+        bundle=bundle,
+    )
+
+
+def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
+    """Return the embeddings of an answer. Raises ServerError if they are not what the space says."""
+    embeddings = answer.as_numpy(EMBEDDING)
+    shape = space.item_shape if request.ensemble is EnsembleName.ENCODE_TARGET else (space.dim,)
+    expected = (len(request.rows), *shape)
+    if embeddings is None or embeddings.shape != expected or not np.isfinite(embeddings).all():
+        found = None if embeddings is None else embeddings.shape
+        raise ServerError(f"{request.ensemble} answered with shape {found} or values not finite, expected {expected}")
+    result: Embeddings = embeddings
+    return result
+
+
+def typed_error(error: BaseException, url: str, request: Request | None) -> CirrusError:
+    """Return what a failed request means: bad input with its position in the call, a time-out, or a server's state."""
+    message = error.message() if isinstance(error, InferenceServerException) else str(error) or type(error).__name__
+    status = str(error.status() or "") if isinstance(error, InferenceServerException) else ""
+    invalid = parse_error(str(message))
+    if invalid is not None and request is not None:
+        kind, position, reason = invalid
+        return kind(f"{request.item} {request.rows[position]}: {reason}")
+    text = f"{status} {message}".lower()
+    if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or any(mark in text for mark in _TIMED_OUT):
+        return ServerTimeout(f"the server at {url} did not answer in time: {message}")
+    is_transport = not isinstance(error, InferenceServerException)
+    if is_transport or any(mark in text for mark in _UNAVAILABLE):
+        return ServerUnavailable(f"the server at {url} is not available: {message}")
+    hint = "; where it serves several bundles, say which one (--name)" if "unknown model" in text else ""
+    return ServerError(f"the server at {url}: {message}{hint}")
+
+
+def _encoded(image: ImageInput, item: str) -> bytes:
+    try:
+        return image_bytes(image)
+    except InvalidImage as error:
+        raise InvalidImage(f"{item}: {error}") from None
+
+
+def _split(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

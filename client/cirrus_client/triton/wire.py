@@ -1,0 +1,33 @@
+"""What Cirrus's Triton models and the client agree on: parameters of ensembles, and typed errors in messages."""
+
+from __future__ import annotations
+
+import re
+
+from cirrus_client.errors import InvalidImage, InvalidInput, InvalidText
+from cirrus_client.names import EnsembleName
+
+SPACE_PARAMETER = "cirrus_space"
+BUNDLE_PARAMETER = "cirrus_bundle"
+QUERIES_PARAMETER = "cirrus_queries"
+
+_INVALID: dict[str, type[InvalidInput]] = {"InvalidImage": InvalidImage, "InvalidText": InvalidText}
+_MESSAGE = re.compile(r"cirrus:(?P<kind>\w+)@(?P<position>\d+): (?P<reason>.*)", re.DOTALL)
+
+
+def served_name(ensemble: EnsembleName, bundle: str | None) -> str:
+    """Return what a server calls an ensemble: its own name, or `<bundle>.<name>` where several bundles are served."""
+    return ensemble.value if bundle is None else f"{bundle}.{ensemble.value}"
+
+
+def error_message(error: InvalidInput, position: int) -> str:
+    """Return the message with which a Triton model reports a bad item at a position of its request."""
+    return f"cirrus:{type(error).__name__}@{position}: {error}"
+
+
+def parse_error(message: str) -> tuple[type[InvalidInput], int, str] | None:
+    """Return (error class, position in the request, reason) of a server's message, or None if it is another error."""
+    found = _MESSAGE.search(message)
+    if found is None or found["kind"] not in _INVALID:
+        return None
+    return _INVALID[found["kind"]], int(found["position"]), found["reason"]

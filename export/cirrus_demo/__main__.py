@@ -1,0 +1,45 @@
+"""`python -m cirrus_demo`: the demo's checkpoints, pictures and queries as files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cirrus_demo.attributes import Split
+from cirrus_demo.catalogue import PUBLISHED_SEED, write_catalogue, write_photos
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@app.command()
+def weights(folder: Path) -> None:
+    """Write the demo's CLIP and head as a user would bring them."""
+    from cirrus_demo.weights import materialise
+
+    written = materialise(folder)
+    typer.echo("\n".join(map(str, (written.clip, written.head, written.sprc, written.phi))))
+
+
+@app.command()
+def catalogue(folder: Path) -> None:
+    """Write the held-out test catalogue in FashionIQ's layout, sketches included."""
+    write_catalogue(folder, split=Split.TEST, seed=PUBLISHED_SEED)
+
+
+@app.command()
+def photos(
+    folder: Path,
+    count: Annotated[int, typer.Option(min=1)] = 200,
+    size_px: Annotated[int, typer.Option(min=64, help="Longer side.")] = 1024,
+    seed: int = 1,
+) -> None:
+    """Write photos of held-out garments, for a gallery of your own size."""
+    write_photos(folder, count=count, size_px=size_px, seed=seed)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    app()

@@ -1,0 +1,1 @@
+"""From a torch module to what a server runs: ONNX, a lower precision, a TensorRT plan."""

@@ -1,0 +1,299 @@
+"""The fidelity gate: does the export answer as the original does?
+
+Stage by stage, each ONNX graph against its torch module on the same real inputs, and one item against many; then
+the whole pipeline, from image bytes and text to a ranking, against the torch original. The gate is retrieval as well
+as cosine: a tolerance alone cries wolf or misses real damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.encoders.local import LocalEncoder
+from cirrus_client.engines import Engine
+from cirrus_client.ensemble import Arrays
+from cirrus_client.image.preprocess import Decoding, preprocess
+from cirrus_client.names import EnsembleName
+from cirrus_client.records import Record
+from cirrus_client.tokenizer import Tokenizer
+from cirrus_export.gate.probe import Probe
+from cirrus_export.gate.thresholds import THRESHOLDS, Thresholds, cosine_min
+from cirrus_export.graph import Graph
+from cirrus_export.recipes.recipe import Recipe
+
+Vectors = NDArray[np.float32]
+_STAGE_ITEMS = 8
+_BATCH = 16
+_TOP = 10
+
+
+class StageFidelity(Record):
+    """One output of one graph: exported against torch, and batch 1 against batch n of the export."""
+
+    graph: str
+    output: str
+    items: int
+    cosine_min: float
+    max_abs: float
+    batch_cosine_min: float
+
+
+class RetrievalFidelity(Record):
+    """The whole pipeline against the torch original, over the probe's queries."""
+
+    ensemble: EnsembleName
+    queries: int
+    gallery: int
+    query_cosine_min: float
+    target_cosine_min: float
+    top10_agreement: float
+    recall_at_10_original: float
+    recall_at_10_exported: float
+
+
+class DecodingFidelity(Record):
+    """Gallery images under `Decoding.FAST` against exact ones, both through the export.
+
+    changed: images whose pixels differ. top10_agreement: rankings of the probe's gallery, asked with each of its
+    images. No part of the gate: nobody gets fast decoding without asking for it.
+    """
+
+    images: int
+    changed: int
+    target_cosine_min: float
+    top10_agreement: float
+
+
+class FidelityReport(Record):
+    """Everything that was measured, and what missed its threshold."""
+
+    bundle: str
+    precision: Precision
+    engine: str
+    probe: str
+    thresholds: Thresholds
+    stages: tuple[StageFidelity, ...]
+    retrieval: tuple[RetrievalFidelity, ...]
+    decoding: DecodingFidelity | None = None
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing missed its threshold."""
+        return not self.failures
+
+
+class ProbeTensors:
+    """The probe, preprocessed and tokenised once."""
+
+    def __init__(self, probe: Probe, bundle: Bundle) -> None:
+        self.probe = probe
+        self.gallery_pixels = _pixels(probe.gallery, bundle)
+        self.query_pixels = _pixels([query.image for query in probe.queries], bundle)
+        tokenizer = Tokenizer(bundle.spec.tokenizer, bundle.root)
+        self.token_ids = tokenizer([query.text for query in probe.queries])
+
+    def stage_inputs(self, graphs: Sequence[Graph], *, items: int = _STAGE_ITEMS) -> dict[str, NDArray[np.generic]]:
+        """Return real inputs for every graph: the probe sent through the torch modules, tensors by name."""
+        tensors: dict[str, NDArray[np.generic]] = {
+            "pixels": self.query_pixels[:items],
+            "token_ids": self.token_ids[:items],
+        }
+        for graph in graphs:
+            tensors |= run_torch(graph, tensors)
+        return tensors
+
+
+def measure(bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: ProbeTensors) -> FidelityReport:
+    """Compare a bundle, as its client would run it, with the torch original."""
+    thresholds = THRESHOLDS[bundle.spec.precision]
+    inputs = probe.stage_inputs(graphs)
+    encoder = LocalEncoder(bundle)
+    stages: list[StageFidelity] = []
+    for graph in tqdm(graphs, desc="fidelity: graphs", unit="graph"):
+        stages += _stage(graph, encoder.graph(graph.name), inputs)
+    targets = np.concatenate(
+        [
+            encoder.encode_targets(probe.probe.gallery[start : start + _BATCH])
+            for start in tqdm(range(0, len(probe.gallery_pixels), _BATCH), desc="fidelity: exported gallery")
+        ]
+    )
+    retrieval = _retrieval(encoder, recipe, probe, targets)
+    failures = [*_stage_failures(stages, thresholds), *_retrieval_failures(retrieval, thresholds)]
+    return FidelityReport(
+        bundle=bundle.spec.name,
+        precision=bundle.spec.precision,
+        engine="; ".join(sorted({encoder.graph(graph.name).device for graph in graphs})),
+        probe=probe.probe.name,
+        thresholds=thresholds,
+        stages=tuple(stages),
+        retrieval=tuple(retrieval),
+        decoding=_decoding(encoder, probe, targets),
+        failures=tuple(failures),
+    )
+
+
+def run_torch(graph: Graph, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+    """Run a graph's torch module on named arrays."""
+    arguments = [torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in graph.inputs]
+    with torch.no_grad():
+        results = graph.module(*arguments)
+    if isinstance(results, torch.Tensor):
+        results = (results,)
+    return {spec.name: result.numpy() for spec, result in zip(graph.outputs, results, strict=True)}
+
+
+def _stage(graph: Graph, engine: Engine, inputs: Arrays) -> list[StageFidelity]:
+    own = {spec.name: inputs[spec.name] for spec in graph.inputs}
+    items = len(next(iter(own.values())))
+    original = run_torch(graph, own)
+    exported = engine(own)
+    singly = [engine({name: value[row : row + 1] for name, value in own.items()}) for row in range(items)]
+    return [
+        StageFidelity(
+            graph=graph.name,
+            output=spec.name,
+            items=items,
+            cosine_min=cosine_min(original[spec.name], exported[spec.name]),
+            max_abs=float(np.abs(original[spec.name] - exported[spec.name]).max()),
+            batch_cosine_min=cosine_min(np.concatenate([single[spec.name] for single in singly]), exported[spec.name]),
+        )
+        for spec in graph.outputs
+    ]
+
+
+def _decoding(encoder: LocalEncoder, probe: ProbeTensors, targets: Vectors) -> DecodingFidelity | None:
+    """None where nothing changes."""
+    spec = encoder.bundle.spec.preprocess
+    pixels = [preprocess(image, spec, Decoding.FAST) for image in probe.probe.gallery]
+    changed = [row for row, fast in enumerate(pixels) if not np.array_equal(fast, probe.gallery_pixels[row])]
+    if not changed:
+        return None
+    fast_targets = targets.copy()
+    for start in range(0, len(changed), _BATCH):
+        rows = changed[start : start + _BATCH]
+        fast_targets[rows] = encoder.encode_prepared([pixels[row] for row in rows])
+    asked = targets.reshape(len(targets), -1, targets.shape[-1])[:, 0]
+    return DecodingFidelity(
+        images=len(targets),
+        changed=len(changed),
+        target_cosine_min=cosine_min(targets, fast_targets),
+        top10_agreement=agreement(top(asked, targets), top(asked, fast_targets)),
+    )
+
+
+def _retrieval(
+    encoder: LocalEncoder, recipe: Recipe, probe: ProbeTensors, exported_targets: Vectors
+) -> list[RetrievalFidelity]:
+    queries = probe.probe.queries
+    original_targets = _in_batches("fidelity: original gallery", recipe.target, probe.gallery_pixels)
+    texts = [query.text for query in queries]
+    images = [query.image for query in queries]
+    original_queries = {
+        EnsembleName.ENCODE_QUERY: lambda: _in_batches(
+            "fidelity: original queries", recipe.query, probe.query_pixels, probe.token_ids
+        ),
+        EnsembleName.ENCODE_TEXT_QUERY: lambda: _in_batches(
+            "fidelity: original text queries", recipe.text_query, probe.token_ids
+        ),
+    }
+    exported_queries = {
+        EnsembleName.ENCODE_QUERY: lambda: encoder.encode_queries(images, texts),
+        EnsembleName.ENCODE_TEXT_QUERY: lambda: encoder.encode_queries([None] * len(texts), texts),
+    }
+    labels = np.array([query.target for query in queries])
+    return [
+        _compare_rankings(
+            name, original_queries[name](), exported_queries[name](), original_targets, exported_targets, labels
+        )
+        for name in encoder.bundle.spec.ensembles
+        if name in original_queries
+    ]
+
+
+def _compare_rankings(
+    ensemble: EnsembleName,
+    original_queries: Vectors,
+    exported_queries: Vectors,
+    original_targets: Vectors,
+    exported_targets: Vectors,
+    labels: NDArray[np.int64],
+) -> RetrievalFidelity:
+    original_top = top(original_queries, original_targets)
+    exported_top = top(exported_queries, exported_targets)
+    return RetrievalFidelity(
+        ensemble=ensemble,
+        queries=len(labels),
+        gallery=len(original_targets),
+        query_cosine_min=cosine_min(original_queries, exported_queries),
+        target_cosine_min=cosine_min(original_targets, exported_targets),
+        top10_agreement=agreement(original_top, exported_top),
+        recall_at_10_original=float((original_top == labels[:, None]).any(axis=1).mean()),
+        recall_at_10_exported=float((exported_top == labels[:, None]).any(axis=1).mean()),
+    )
+
+
+def _stage_failures(stages: Sequence[StageFidelity], thresholds: Thresholds) -> list[str]:
+    failures = []
+    for stage in stages:
+        where = f"graph {stage.graph}, output {stage.output}"
+        for label, value in (
+            ("cosine to the original", stage.cosine_min),
+            ("cosine of batch 1 to batch n", stage.batch_cosine_min),
+        ):
+            if not value >= thresholds.cosine_min:  # a NaN fails
+                failures.append(f"{where}: {label} {value:.6f} is under {thresholds.cosine_min}")
+    return failures
+
+
+def _retrieval_failures(retrieval: Sequence[RetrievalFidelity], thresholds: Thresholds) -> list[str]:
+    failures = []
+    for result in retrieval:
+        for label, value in (("queries", result.query_cosine_min), ("targets", result.target_cosine_min)):
+            if not value >= thresholds.cosine_min:
+                failures.append(
+                    f"pipeline {result.ensemble}: cosine of {label} {value:.6f} is under {thresholds.cosine_min}"
+                )
+        if not result.top10_agreement >= thresholds.top10_agreement:
+            failures.append(
+                f"pipeline {result.ensemble}: top-10 agreement {result.top10_agreement:.4f} is under "
+                f"{thresholds.top10_agreement}"
+            )
+        delta = abs(result.recall_at_10_exported - result.recall_at_10_original)
+        if not delta <= thresholds.recall_at_10_delta:
+            failures.append(
+                f"pipeline {result.ensemble}: Recall@10 moved by {delta:.4f}, more than {thresholds.recall_at_10_delta}"
+            )
+    return failures
+
+
+def _pixels(images: Sequence[bytes], bundle: Bundle) -> Vectors:
+    return np.stack([preprocess(image, bundle.spec.preprocess) for image in images])
+
+
+def _in_batches(label: str, function: Callable[..., torch.Tensor], *arrays: NDArray[np.generic]) -> Vectors:
+    rows = []
+    with torch.no_grad():
+        for start in tqdm(range(0, len(arrays[0]), _BATCH), desc=label, unit="batch"):
+            batch = [torch.from_numpy(array[start : start + _BATCH]) for array in arrays]
+            rows.append(function(*batch).numpy())
+    return np.concatenate(rows)
+
+
+def agreement(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    """Return the mean share of the rows that two rankings [N, K] have in common."""
+    shared = [len(set(a) & set(b)) for a, b in zip(left, right, strict=True)]
+    return float(np.mean(shared)) / left.shape[1]
+
+
+def top(queries: Vectors, targets: Vectors) -> NDArray[np.int64]:
+    """Return the rows of the ten best targets [N, D] or [N, V, D] of each query, best first; ties by row."""
+    scores = queries @ targets.reshape(-1, targets.shape[-1]).T
+    best = scores.reshape(len(queries), len(targets), -1).max(axis=2)
+    return np.argsort(-best, axis=1, kind="stable")[:, :_TOP]

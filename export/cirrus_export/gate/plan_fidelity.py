@@ -1,0 +1,77 @@
+"""A compiled plan is held to its ONNX graph, on real inputs: one batch, and one item of it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.engines.engine import Engine
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
+from cirrus_client.ensemble import Arrays
+from cirrus_client.errors import FidelityError
+from cirrus_client.image.preprocess import preprocess
+from cirrus_client.tokenizer import Tokenizer
+from cirrus_export.gate.probe import Probe
+from cirrus_export.gate.thresholds import THRESHOLDS, cosine_min
+
+_ITEMS = 8
+
+
+class GraphValues:
+    """Real inputs and outputs of every graph: the probe sent through a bundle's graphs on ONNX Runtime.
+
+    The CPU computes float32 as float32; CUDA would use TF32. It has no bfloat16, which runs where there is a GPU.
+    """
+
+    def __init__(self, bundle: Bundle, probe: Probe) -> None:
+        spec = bundle.spec
+        providers = None if spec.precision is Precision.BF16 else ["CPUExecutionProvider"]
+        queries = probe.queries[:_ITEMS]
+        self._tensors: dict[str, NDArray[Any]] = {
+            "pixels": np.stack([preprocess(query.image, spec.preprocess) for query in queries]),
+            "token_ids": Tokenizer(spec.tokenizer, bundle.root)([query.text for query in queries]),
+        }
+        self._bundle = bundle
+        self._outputs: dict[str, dict[str, NDArray[Any]]] = {}
+        for name in spec.graphs:
+            engine = OnnxRuntimeEngine(bundle.graph_file(name), bundle.spec.precision, providers=providers)
+            self._outputs[name] = engine(self.inputs(name))
+            self._tensors |= self._outputs[name]
+
+    def inputs(self, graph: str) -> dict[str, NDArray[Any]]:
+        """Return a graph's inputs, [B, *shape]."""
+        return {spec.name: self._tensors[spec.name] for spec in self._bundle.spec.graphs[graph].inputs}
+
+    def outputs(self, graph: str) -> dict[str, NDArray[Any]]:
+        """Return what the ONNX graph makes of them."""
+        return self._outputs[graph]
+
+
+def hold_to_graphs(bundle: Bundle, values: GraphValues, load: Callable[[str], Engine]) -> dict[str, float]:
+    """Return each graph's smallest cosine between what an engine and the ONNX graph make of the same inputs.
+
+    load: gives the engine of a graph. Raises FidelityError, which names every graph under the threshold of the
+    bundle's precision.
+    """
+    cosines = {graph: _cosine(load(graph), values.inputs(graph), values.outputs(graph)) for graph in bundle.spec.graphs}
+    threshold = THRESHOLDS[bundle.spec.precision].cosine_min
+    missed = {graph: value for graph, value in cosines.items() if not value >= threshold}  # a NaN misses
+    if missed:
+        listed = ", ".join(f"{graph} {value:.6f}" for graph, value in missed.items())
+        raise FidelityError(
+            f"bundle {bundle.root}: plans do not reproduce their ONNX graphs; cosine {listed}, {bundle.spec.precision} "
+            f"needs {threshold}. No plan was kept; serve the onnxruntime flavour, or export in a higher precision"
+        )
+    return cosines
+
+
+def _cosine(engine: Engine, inputs: Arrays, expected: Mapping[str, NDArray[Any]]) -> float:
+    batch = engine(inputs)
+    alone = engine({name: value[:1] for name, value in inputs.items()})
+    of_batch = [cosine_min(value, batch[name]) for name, value in expected.items()]
+    of_one = [cosine_min(value[:1], alone[name]) for name, value in expected.items()]
+    return float(np.min(of_batch + of_one))  # a NaN stays one

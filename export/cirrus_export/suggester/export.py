@@ -1,0 +1,198 @@
+"""Export an InstructBLIP that writes edit texts: checkpoint folder -> ONNX -> gate -> suggester with Triton model.
+
+MTST has no public code, so what its paper leaves open is in a file `mtst.json` beside the checkpoint, or the defaults
+of `EditWording`. The folder is transformers' own: `save_pretrained` of InstructBlipForConditionalGeneration, the
+language model's `tokenizer.json`, and the Q-Former's under `qformer_tokenizer/`, as `InstructBlipProcessor` saves them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from google.protobuf import text_format
+from pydantic import ValidationError
+from tqdm import tqdm
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cirrus_client.bundle import DType, FidelityStatus, TensorSpec
+from cirrus_client.errors import CheckpointError, ExportError, FidelityError
+from cirrus_client.files import is_foreign, replace_directory, sha256_of_file, write_model
+from cirrus_client.image.preprocess import Pad, PreprocessSpec, preprocess
+from cirrus_client.records import Record
+from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
+from cirrus_export.compile.onnx_graph import write_onnx
+from cirrus_export.graph import Graph, pixels, token_ids, vectors
+from cirrus_export.heads.frozen import freeze
+from cirrus_export.suggester.edit_writer import EditPrompt, InstructBlipForConditionalGeneration, NextTokens, ReadImage
+
+MAX_TOKENS = 32
+_AGREEMENT = 0.99
+log = logging.getLogger(__name__)
+
+
+class EditWording(Record):
+    """`mtst.json`: the instruction that the Q-Former reads, and the language model's prompt around the two images."""
+
+    instruction: str = "Describe the differences from the first image to the second."
+    before: str = "First image:"
+    between: str = "Second image:"
+    after: str = "Describe how to modify the first image to get the second:"
+
+
+def export_suggester(checkpoint: Path, out: Path, pairs: Sequence[tuple[bytes, bytes]]) -> LocalSuggester:
+    """Export a checkpoint folder and compare its texts with the original's greedy decoding on pairs of images.
+
+    Raises CheckpointError for a folder that is no InstructBLIP with a decoder-only language model, ExportError if `out`
+    is something else, and FidelityError if under 99% of the texts agree token by token.
+    """
+    if is_foreign(out, CONTRACT):
+        raise ExportError(f"--out {out}: exists and is not a suggester; name another path or remove it")
+    model = _load(checkpoint)
+    prompt = _prompt(checkpoint, model)
+    read, following = ReadImage(model, prompt.instruction), NextTokens(model, prompt)
+    size = PreprocessSpec(size_px=model.config.vision_config.image_size, pad=Pad.STRETCH)
+    end_id = _end_id(model)
+    with replace_directory(out) as root:
+        graphs = {
+            graph.name: write_onnx(graph, root / "graphs" / f"{graph.name}.onnx") for graph in _graphs(read, following)
+        }
+        shutil.copyfile(checkpoint / TOKENIZER, root / TOKENIZER)
+        names = [*(f"graphs/{path.name}" for path in sorted((root / "graphs").iterdir())), TOKENIZER]
+        spec = SuggestSpec(
+            name=out.name,
+            preprocess=size,
+            graphs=graphs,
+            end_id=end_id,
+            max_tokens=MAX_TOKENS,
+            files={name: sha256_of_file(root / name) for name in names},
+            fidelity=FidelityStatus(passed=True),
+        )
+        _write(root, spec)
+        agreement = _agreement(LocalSuggester(root), read, following, end_id, pairs)
+        passed = agreement >= _AGREEMENT
+        failures = () if passed else (f"{agreement:.1%} of the texts agree with the original's, {_AGREEMENT:.0%} must",)
+        spec = spec.model_copy(update={"fidelity": FidelityStatus(passed=passed, failures=failures)})
+        _write(root, spec)
+        if passed:
+            _write_repository(root, spec)
+    if failures:
+        raise FidelityError(f"{out} failed its fidelity gate: {failures[0]}")
+    log.info("%s: %d texts agree with the original's", out, len(pairs))
+    return LocalSuggester(out)
+
+
+def greedy(following: NextTokens, tokens: torch.Tensor, end_id: int) -> list[int]:
+    """Return the original's greedy decoding with transformers' own `generate`, of both images' tokens [2, Q, D]."""
+    prefix = following.prefix(tokens[:1], tokens[1:])
+    with torch.no_grad():
+        generated = following.language_model.generate(
+            inputs_embeds=prefix,
+            attention_mask=torch.ones(prefix.shape[:2], dtype=torch.int64),
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+        )[0].tolist()
+    return generated[: generated.index(end_id)] if end_id in generated else generated
+
+
+def _agreement(
+    suggester: LocalSuggester, read: ReadImage, following: NextTokens, end_id: int, pairs: Sequence[tuple[bytes, bytes]]
+) -> float:
+    agreed = 0
+    for pair in tqdm(pairs, desc="fidelity: texts", unit="pair"):
+        both = np.stack([preprocess(image, suggester.spec.preprocess) for image in pair])
+        with torch.no_grad():
+            tokens = read(torch.from_numpy(both))
+        agreed += suggester.token_ids(both) == greedy(following, tokens, end_id)
+    return agreed / len(pairs)
+
+
+def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
+    if not (checkpoint / "config.json").is_file() or not (checkpoint / TOKENIZER).is_file():
+        raise CheckpointError(f"checkpoint {checkpoint}: expected a folder with config.json, weights and {TOKENIZER}")
+    try:
+        model = InstructBlipForConditionalGeneration.from_pretrained(checkpoint, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint}: can't be read as InstructBLIP: {error}") from error
+    if not model.config.use_decoder_only_language_model:
+        raise CheckpointError(f"checkpoint {checkpoint}: its language model has an encoder; Vicuna's kind is supported")
+    return freeze(model.float())
+
+
+def _prompt(checkpoint: Path, model: InstructBlipForConditionalGeneration) -> EditPrompt:
+    path = checkpoint / "mtst.json"
+    try:
+        wording = EditWording.model_validate_json(path.read_bytes()) if path.is_file() else EditWording()
+    except ValidationError as error:
+        raise CheckpointError(f"checkpoint {path}: {error.errors()[0]['msg']}") from None
+    instruction = _tokenizer(checkpoint / "qformer_tokenizer" / TOKENIZER).encode(wording.instruction).ids
+    language = _tokenizer(checkpoint / TOKENIZER)
+    start = [model.config.text_config.bos_token_id]
+    before, between, after = (
+        language.encode(text, add_special_tokens=False).ids for text in (wording.before, wording.between, wording.after)
+    )
+    return EditPrompt(tuple(start + before), tuple(between), tuple(after), tuple(instruction))
+
+
+def _tokenizer(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: is missing; InstructBlipProcessor.save_pretrained writes it")
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _end_id(model: InstructBlipForConditionalGeneration) -> int:
+    end = model.config.text_config.eos_token_id
+    return int(end[0] if isinstance(end, list) else end)
+
+
+def _graphs(read: ReadImage, following: NextTokens) -> list[Graph]:
+    config = read.model.config
+    count, width = config.num_query_tokens, config.text_config.hidden_size
+    return [
+        Graph(
+            READ_IMAGE,
+            read,
+            inputs=(pixels(config.vision_config.image_size),),
+            outputs=(vectors("image_tokens", count, width),),
+        ),
+        Graph(
+            NEXT_TOKENS,
+            following,
+            inputs=(
+                vectors("reference_tokens", count, width),
+                vectors("target_tokens", count, width),
+                token_ids(MAX_TOKENS),
+            ),
+            outputs=(TensorSpec(name="following_ids", dtype=DType.INT64, shape=(MAX_TOKENS,)),),
+        ),
+    ]
+
+
+def _write(root: Path, spec: SuggestSpec) -> None:
+    write_model(root / CONTRACT, spec)
+
+
+def _write_repository(root: Path, spec: SuggestSpec) -> None:
+    """One Python model, which holds a whole suggester in its version's folder."""
+    folder = root / "triton" / "python" / MODEL / "1"
+    folder.mkdir(parents=True)
+    for name in (*spec.files, CONTRACT):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(root / name, folder / name)
+    config = pb.ModelConfig(name=MODEL, backend="python", max_batch_size=8)
+    for side in ("reference", "target"):
+        config.input.add(name=side, data_type=pb.TYPE_STRING, dims=[1])
+    config.output.add(name="text", data_type=pb.TYPE_STRING, dims=[1])
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    (folder.parent / "config.pbtxt").write_text(text_format.MessageToString(config))
+    source = files("cirrus_export") / "triton_models" / MODEL / "model.py"
+    (folder / "model.py").write_text(source.read_text())

@@ -1,0 +1,70 @@
+"""The demo model: held-out descriptions stay held out, and the committed weights show what is claimed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from cirrus_bench.retrieval.datasets import DatasetName, read_dataset
+from cirrus_bench.retrieval.evaluate import evaluate as measure_retrieval
+from cirrus_demo.attributes import Kind, Split, all_garments, split_of
+from cirrus_demo.catalogue import CatalogueSize, plan_catalogue, write_catalogue
+from cirrus_demo.drawing import render
+from cirrus_demo.evaluate import evaluate
+from cirrus_demo.weights import WEIGHTS
+from cirrus_export.pipeline import ExportRequest, export
+
+
+def test_no_test_description_occurs_in_training() -> None:
+    catalogue = plan_catalogue(Split.TEST, seed=3, size=CatalogueSize(families=3, queries=30))
+    for gallery in catalogue.gallery.values():
+        assert len(set(gallery.values())) == len(gallery)
+        assert {split_of(garment) for garment in gallery.values()} == {Split.TEST}
+
+
+def test_a_seed_is_a_picture_and_two_seeds_are_two_pictures() -> None:
+    garment = next(all_garments())
+    first, again, other = (np.asarray(render(garment, seed, 128)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape != other.shape or (first != other).mean() > 0.2
+
+
+def test_the_catalogue_is_in_fashioniqs_layout(tmp_path) -> None:
+    write_catalogue(tmp_path, split=Split.TEST, seed=3, size=CatalogueSize(families=1, queries=5), show_progress=False)
+    for kind in Kind:
+        names = json.loads((tmp_path / "image_splits" / f"split.{kind}.test.json").read_text())
+        entries = json.loads((tmp_path / "captions" / f"cap.{kind}.test.json").read_text())
+        assert len(entries) == 5
+        for entry in entries:
+            assert {entry["target"], entry["candidate"]} <= set(names)
+            assert len(entry["captions"]) == 2
+        assert all((tmp_path / "images" / f"{name}.jpg").is_file() for name in names)
+
+
+def test_the_committed_weights_are_small() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 12_000_000
+
+
+@pytest.mark.timeout(300)
+def test_the_committed_weights_compose(weights, tmp_path) -> None:
+    metrics = evaluate(weights, tmp_path, size=CatalogueSize(families=3, queries=60))
+    baselines = (metrics.image_only, metrics.text_only, metrics.untrained_sum)
+    assert metrics.composed.at_10 > 0.85
+    assert metrics.composed.at_10 > max(baseline.at_10 for baseline in baselines) + 0.05
+    assert metrics.composed.at_1 > max(baseline.at_1 for baseline in baselines) + 0.15
+    assert metrics.sketch.at_10 > 10 * metrics.sketch_chance_at_10
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("recipe", "head", "floor"), [("sprc", "sprc", 0.85), ("searle", "phi", 0.75)])
+def test_the_other_heads_compose_as_well(recipe, head, floor, weights, probe, tmp_path) -> None:
+    write_catalogue(tmp_path, split=Split.TEST, seed=3, size=CatalogueSize(families=3, queries=60), show_progress=False)
+    request = ExportRequest(recipe, "cirrus-demo", str(weights.clip), str(getattr(weights, head)), tmp_path / recipe)
+    bundle = export(request, probe)
+    tasks = read_dataset(DatasetName.FASHIONIQ, tmp_path, "test")
+    found, _ = measure_retrieval(
+        bundle, DatasetName.FASHIONIQ, tasks, root=tmp_path, split="test", work=tmp_path / "work"
+    )
+    assert found.score("Recall@10") > floor
