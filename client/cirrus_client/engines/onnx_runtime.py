@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
+from cirrus_client.extras import need
 from cirrus_client.files import user_cache
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider",)
@@ -34,6 +35,7 @@ class OnnxRuntimeEngine(Engine):
         Raises EngineError if the file can't be loaded, uses operators that the provider does not have, or if the first
         of the given providers is not installed or can't start.
         """
+        onnxruntime = _onnxruntime()
         if providers and providers[0] not in onnxruntime.get_available_providers():
             raise EngineError(
                 f"this ONNX Runtime has no {providers[0]}: pip install 'cirrus-cir[gpu]' on an NVIDIA GPU"
@@ -76,8 +78,13 @@ class OnnxRuntimeEngine(Engine):
 
 def available_providers() -> list[str]:
     """Return the execution providers to use here, best first."""
-    installed = onnxruntime.get_available_providers()
+    installed = _onnxruntime().get_available_providers()
     return [name for name in _GPU_PROVIDERS if name in installed] + [_CPU_PROVIDER]
+
+
+def _onnxruntime() -> ModuleType:
+    """ONNX Runtime, imported when a graph is first loaded: what only asks a server does not need it."""
+    return need("onnxruntime", "running a graph in this process")
 
 
 def _with_options(provider: str) -> str | tuple[str, dict[str, str]]:

@@ -7,8 +7,9 @@ import threading
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
@@ -16,9 +17,13 @@ from pydantic import Field, ValidationError
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import SearchIndexError
+from cirrus_client.extras import need
 from cirrus_client.files import atomic_path, sha256_of_file, write_model
 from cirrus_client.index.protocol import Hits
 from cirrus_client.records import Record
+
+if TYPE_CHECKING:
+    import faiss
 
 MANIFEST = "index.json"
 _VECTORS = "vectors.faiss"
@@ -59,7 +64,7 @@ class _Gpu:
 
     @staticmethod
     def take() -> _Gpu:
-        resources = faiss.StandardGpuResources()
+        resources = _faiss().StandardGpuResources()
         resources.setTempMemory(_GPU_TEMPORARY_BYTES)
         return _Gpu(resources)
 
@@ -81,7 +86,7 @@ class FaissIndex:
             approximate, agreement = _build_approximate(vectors)
             self._adopt(space, approximate, kind, agreement)
         else:
-            exact = faiss.IndexFlatIP(space.dim)
+            exact = _faiss().IndexFlatIP(space.dim)
             exact.add(vectors)
             self._adopt(space, exact, kind, None)
 
@@ -117,7 +122,7 @@ class FaissIndex:
     def save(self, root: Path) -> None:
         """Write `vectors.faiss` and, as the last file, `index.json` into a directory."""
         with atomic_path(root / _VECTORS) as path:
-            faiss.write_index(self._host, str(path))
+            _faiss().write_index(self._host, str(path))
             digest = sha256_of_file(path)
         manifest = IndexManifest(
             space=self.space, count=len(self), sha256=digest, kind=self._kind, agreement=self._agreement
@@ -137,7 +142,7 @@ class FaissIndex:
                 "build it again with `cirrus index`"
             )
         index = FaissIndex.__new__(FaissIndex)
-        index._adopt(manifest.space, faiss.read_index(str(path)), manifest.kind, manifest.agreement)
+        index._adopt(manifest.space, _faiss().read_index(str(path)), manifest.kind, manifest.agreement)
         return index
 
     def _adopt(self, space: SpaceSpec, host: faiss.Index, kind: SearchKind, agreement: float | None) -> None:
@@ -146,7 +151,7 @@ class FaissIndex:
         self._kind = kind
         self._agreement = agreement
         self._gpu = _Gpu.take() if _gpu_present() else None
-        self._searched = faiss.index_cpu_to_gpu(self._gpu.resources, 0, host) if self._gpu else host
+        self._searched = _faiss().index_cpu_to_gpu(self._gpu.resources, 0, host) if self._gpu else host
         self._turn = threading.Lock()
 
     def _nearest(self, queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -193,12 +198,12 @@ def _build_approximate(vectors: Embeddings) -> tuple[faiss.IndexIVFFlat, float]:
     """Return an IVF index that looks into as many lists as its agreement with exact search needs, and that figure."""
     count, dim = vectors.shape
     lists = max(1, min(int(4 * math.sqrt(count)), count // _TRAINING_VECTORS_A_LIST))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+    index = _faiss().IndexIVFFlat(_faiss().IndexFlatIP(dim), dim, lists, _faiss().METRIC_INNER_PRODUCT)
     index.train(vectors)
     index.add(vectors)
     k = min(_TUNING_K, count)
     queries = np.ascontiguousarray(vectors[:: max(1, count // _TUNING_QUERIES)][:_TUNING_QUERIES])
-    _, exact = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    _, exact = _faiss().knn(queries, vectors, k, metric=_faiss().METRIC_INNER_PRODUCT)
     index.nprobe = 1
     while True:
         _, found = index.search(queries, k)
@@ -209,8 +214,13 @@ def _build_approximate(vectors: Embeddings) -> tuple[faiss.IndexIVFFlat, float]:
         index.nprobe = min(2 * index.nprobe, lists)
 
 
+def _faiss() -> ModuleType:
+    """FAISS, imported when an index is first built or opened: what only encodes does not need it."""
+    return need("faiss", "search")
+
+
 def _gpu_present() -> bool:
-    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    return hasattr(_faiss(), "StandardGpuResources") and _faiss().get_num_gpus() > 0
 
 
 def _check_vectors(what: str, vectors: Embeddings, shape: tuple[int, ...]) -> None:

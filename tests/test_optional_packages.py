@@ -1,0 +1,60 @@
+"""The light client starts without any optional package, and says which extra brings the one that a job needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cirrus_client.extras import EXTRAS, need
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_without(blocked: set[str], script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a new interpreter in which the blocked packages are not installed."""
+    command = [sys.executable, "-c", BLOCK.format(blocked=sorted(blocked)) + script]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_client_imports_without_any_optional_package() -> None:
+    script = (
+        "import cirrus_client.encoders, cirrus_client.engines, cirrus_client.gallery, cirrus_client.index\n"
+        "import cirrus_client.retriever, cirrus_client.suggest, cirrus_client.triton.server\n"
+    )
+    done = run_without(set(EXTRAS), script)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "script", "message"),
+    [
+        (
+            "faiss",
+            "from pathlib import Path; from cirrus_client.index.faiss_index import _gpu_present; _gpu_present()",
+            "search needs faiss: pip install 'cirrus-cir[search]'; with an NVIDIA GPU: 'cirrus-cir[gpu]'",
+        ),
+        (
+            "onnxruntime",
+            "from cirrus_client.engines import candidates; candidates('fp32')",
+            "running a graph in this process needs onnxruntime: pip install 'cirrus-cir[cpu]'; "
+            "with an NVIDIA GPU: 'cirrus-cir[gpu]'",
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(package, script, message) -> None:
+    done = run_without({package}, script)
+    assert done.stderr.splitlines()[-1] == f"cirrus_client.errors.MissingPackage: {message}"
+
+
+def test_a_package_of_no_extra_keeps_its_own_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        need("nowhere", "search")
