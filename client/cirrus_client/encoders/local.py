@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,11 @@ Pixels = NDArray[np.float32]
 
 
 class LocalEncoder:
-    """A bundle's ensembles in this process. A graph is loaded when a call first needs it."""
+    """A bundle's ensembles in this process. A graph is loaded, once, when a call first needs it.
+
+    Threads may share an encoder: its engines take calls from several threads. A process that is forked after the first
+    call gets an EngineError: load the encoder in each worker, or use "spawn".
+    """
 
     def __init__(
         self,
@@ -32,16 +37,18 @@ class LocalEncoder:
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:
-        """engine: what runs the graphs; None takes the fastest one here, see `cirrus_client.engines.open_graph`.
+        """Keep the bundle; no graph is loaded yet.
 
-        decoding: of gallery images; queries are always decoded whole. threads: CPU threads of one run; None leaves it
-        to the engine.
+        engine: what runs the graphs; None takes the fastest one here, see `cirrus_client.engines.open_graph`.
+        decoding: how gallery images are decoded; queries are always decoded exactly. threads: CPU threads per run; None
+        leaves it to the engine.
         """
         self.bundle = bundle
         self._engine = engine
         self._decoding = decoding
         self._threads = threads
         self._graphs: dict[tuple[str, bool], Engine] = {}
+        self._loading = threading.Lock()
 
     @property
     def space(self) -> SpaceSpec:
@@ -50,7 +57,7 @@ class LocalEncoder:
 
     @property
     def concurrency(self) -> int:
-        """One: an engine uses the whole device."""
+        """One call at a time keeps the device busy."""
         return 1
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
@@ -70,7 +77,7 @@ class LocalEncoder:
                     pixels.append(preprocess(image_bytes(image), self.bundle.spec.preprocess))
                     with_image.append(position)
             except InvalidInput as error:
-                raise type(error)(f"query {position}: {error}") from None
+                raise error.at("query", position) from None
         if with_image:
             both: dict[str, NDArray[Any]] = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}
             embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, both)
@@ -94,17 +101,19 @@ class LocalEncoder:
         return self._encode(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
 
     def graph(self, name: str, *, bulk: bool | None = None) -> Engine:
-        """Return the engine of one of the bundle's graphs. Raises EngineError if none here can run it.
+        """Return the engine of one of the bundle's graphs, loading it if this is the first call for it.
 
-        bulk: see `open_engine`; None means it for a graph that only galleries need.
+        bulk: see `open_engine`; None chooses it for a graph that only galleries need. Raises EngineError if no engine
+        here can run the graph.
         """
         if bulk is None:
             bulk = self.bundle.spec.is_for_bulk(name)
-        if (name, bulk) not in self._graphs:
-            self._graphs[name, bulk] = open_graph(
-                self.bundle, name, engine=self._engine, threads=self._threads, bulk=bulk
-            )
-        return self._graphs[name, bulk]
+        with self._loading:
+            if (name, bulk) not in self._graphs:
+                self._graphs[name, bulk] = open_graph(
+                    self.bundle, name, engine=self._engine, threads=self._threads, bulk=bulk
+                )
+            return self._graphs[name, bulk]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -25,7 +25,10 @@ ImageInput = bytes | str | Path | Image.Image
 
 
 class Encoder(Protocol):
-    """Turns composed queries and gallery images into embeddings of one space."""
+    """Turns composed queries and gallery images into embeddings of one space.
+
+    Threads may share an encoder: every answer is that of its own call.
+    """
 
     @property
     def space(self) -> SpaceSpec:
@@ -88,7 +91,7 @@ def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T]) -> 
         try:
             prepared.append(prepare(image_bytes(image)))
         except InvalidInput as error:
-            raise type(error)(f"image {position}: {error}") from None
+            raise error.at("image", position) from None
     return prepared
 
 
@@ -97,10 +100,14 @@ def check_query(image: object | None, text: str | None, *, position: int, ensemb
     if image is not None:
         if EnsembleName.ENCODE_QUERY not in ensembles:
             raise UnsupportedQuery(
-                f"query {position} has an image, and this bundle's recipe answers texts alone: leave the image away"
+                "it has an image, and this bundle's recipe answers texts alone: leave the image away",
+                item="query",
+                position=position,
             )
         return
     if not text:
-        raise UnsupportedQuery(f"query {position} has neither an image nor a text")
+        raise UnsupportedQuery("it has neither an image nor a text", item="query", position=position)
     if EnsembleName.ENCODE_TEXT_QUERY not in ensembles:
-        raise UnsupportedQuery(f"query {position} has no image, and this bundle's recipe composes text with an image")
+        raise UnsupportedQuery(
+            "it has no image, and this bundle's recipe composes text with an image", item="query", position=position
+        )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import DType, TensorSpec
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
+from cirrus_client.forks import MadeHere
 
 DYNAMIC = -1
 """A dimension other than the batch that varies from call to call."""
@@ -32,6 +33,9 @@ class EngineName(StrEnum):
 class Engine(ABC):
     """A loaded graph.
 
+    Threads may share an engine: each call returns its own answer. Whether calls run at the same time or take turns is
+    the engine's own matter. A process that is forked after the graph was loaded gets an EngineError: use "spawn".
+
     inputs, outputs: as the loaded graph declares them. device: the engine, its version, and what it runs on, for
     reports: "OpenVINO 2026.4.1, CPU, bf16".
     """
@@ -40,17 +44,24 @@ class Engine(ABC):
     outputs: tuple[TensorSpec, ...]
     device: str
 
+    def __init__(self) -> None:
+        self._made_here = MadeHere(f"an engine ({type(self).__name__})")
+
     @abstractmethod
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Run the graph on contiguous arrays of the declared dtypes, [B, *shape]. Raises EngineError."""
+        """Run the graph on contiguous arrays of the declared dtypes, [B, *shape], from any thread.
+
+        Raises EngineError.
+        """
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Return every output by name, [B, *shape].
 
-        Raises EngineError, naming the tensor, if an input is missing or is not of the declared dtype and shape, and
-        with the engine's own reason if it can't run the graph. So does an output without one row an item: OpenVINO
-        2026.4 was seen to answer [1, B, D] where the graph says [B, D].
+        Raises EngineError, naming the tensor, if an input is missing, or has another dtype or shape than the graph
+        declares; with the engine's own reason if it can't run the graph; and if an output does not have one row per
+        item: OpenVINO 2026.4 was seen to answer [1, B, D] where the graph says [B, D].
         """
+        self._made_here.check(EngineError)
         feed = {spec.name: _fitting(spec, inputs) for spec in self.inputs}
         rows = len(next(iter(feed.values())))
         outputs = self.run(feed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from cirrus_client.plans import Gpu, version_numbers
 _OLDEST_TENSORRT = (10, 0)
 _ERRORS = 8
 _INSTALL = "on a machine with an NVIDIA GPU: pip install 'cirrus-cir[gpu]'"
+_first_use = threading.Lock()
 log = logging.getLogger(__name__)
 
 
@@ -55,12 +57,15 @@ def this_gpu() -> Gpu:
     return Gpu(name=properties.name.decode(), compute_capability=f"{properties.major}.{properties.minor}")
 
 
-@cache
 def tensorrt_log(tensorrt: Any) -> Any:
-    """Return this process's logger for TensorRT, which keeps the last errors: TensorRT gives reasons nowhere else.
+    """Return this process's logger for TensorRT, which keeps the last errors: TensorRT gives reasons nowhere else."""
+    with _first_use:
+        return _only_log(tensorrt)
 
-    There is one, since TensorRT goes on using the first that it is given for as long as anything of it lives.
-    """
+
+@cache
+def _only_log(tensorrt: Any) -> Any:
+    """One logger for the life of the process: TensorRT goes on using the first that it is given."""
 
     class Log(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

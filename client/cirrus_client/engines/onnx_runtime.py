@@ -23,7 +23,10 @@ _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs a graph on the first of the given providers that this machine has; by default CUDA, then CPU."""
+    """Runs a graph on the first of the given providers that this machine has; by default CUDA, then CPU.
+
+    Calls from several threads run at the same time.
+    """
 
     def __init__(
         self, path: Path, precision: Precision, *, providers: Sequence[str] | None = None, threads: int | None = None
@@ -35,6 +38,7 @@ class OnnxRuntimeEngine(Engine):
         Raises EngineError if the file can't be loaded, uses operators that the provider does not have, or if the first
         of the given providers is not installed or can't start.
         """
+        super().__init__()
         onnxruntime = _onnxruntime()
         if providers and providers[0] not in onnxruntime.get_available_providers():
             raise EngineError(

@@ -1,10 +1,14 @@
-"""Graphs on OpenVINO, Intel's runtime for CPUs; AMD's run it as well."""
+"""Graphs on OpenVINO, Intel's runtime for CPUs, which runs on AMD's as well."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import pairwise, starmap
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,23 +20,31 @@ from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.engines.openvino_sums import keep_sums
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
+from cirrus_client.forks import MadeHere
 
 _DEVICE = "CPU"
 # Left alone, OpenVINO computes float32 graphs in bfloat16 on every CPU that can: silently other embeddings.
 _ARITHMETIC = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int32"}
+# While one call computes, the next has its inputs and outputs copied.
+_REQUESTS = 2
+_first_use = threading.Lock()
 
 
 class OpenVinoEngine(Engine):
-    """Runs a graph on the CPU, in the arithmetic of its bundle's precision and no other."""
+    """Runs a graph on the CPU, in the arithmetic of its bundle's precision and no other.
+
+    Calls from several threads share a pool of OpenVINO's inference requests. A call that finds none idle waits.
+    """
 
     def __init__(self, path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> None:
         """Load the graph.
 
-        threads: CPU threads of one run; None leaves it to OpenVINO. bulk: a batch is split among streams, each on cores
-        of its own: they wait for each other once a batch, and not at every layer.
+        threads: CPU threads per run; None leaves it to OpenVINO. bulk: split a batch among streams, each on cores of
+        its own, which wait for each other once per batch instead of at every layer.
         Raises EngineError if the file can't be loaded, or this CPU does not have the precision's arithmetic.
         """
+        super().__init__()
         if not supports(precision):
             raise EngineError(f"OpenVINO has no {precision} arithmetic on this CPU")
         arithmetic = _arithmetic(precision)
@@ -51,8 +63,8 @@ class OpenVinoEngine(Engine):
             raise EngineError(f"OpenVINO can't load {path}: {error}") from error
         self.inputs = tuple(_spec(port) for port in model.inputs)
         self.outputs = tuple(_spec(port) for port in model.outputs)
-        jobs = model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if bulk else 1
-        self._requests = [model.create_infer_request() for _ in range(jobs)]
+        self._streams = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if bulk else 1
+        self._pool = _RequestPool(model, max(self._streams, _REQUESTS))
         version = openvino.get_version().split("-")[0]
         mixed = "int8 and " if precision is Precision.INT8 else ""
         self.device = f"OpenVINO {version}, {_DEVICE}, {mixed}{arithmetic}"
@@ -60,46 +72,81 @@ class OpenVinoEngine(Engine):
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See `Engine.run`."""
         rows = len(next(iter(inputs.values())))
-        requests = self._requests[:rows]
-        ends = [rows * number // len(requests) for number in range(len(requests) + 1)]
+        parts = min(self._streams, rows)
+        ends = [rows * number // parts for number in range(parts + 1)]
+        with self._pool.take(parts) as requests:
+            try:
+                for request, part in zip(requests, starmap(slice, pairwise(ends)), strict=True):
+                    request.start_async({name: values[part] for name, values in inputs.items()}, share_inputs=True)
+                for request in requests:
+                    request.wait()
+                return {
+                    spec.name: np.concatenate([request.get_output_tensor(position).data for request in requests])
+                    for position, spec in enumerate(self.outputs)
+                }
+            except Exception as error:  # as above
+                raise EngineError(f"OpenVINO could not run the graph: {error}") from error
+
+
+class _RequestPool:
+    """Inference requests of one model; each is used by one call at a time."""
+
+    def __init__(self, model: openvino.CompiledModel, size: int) -> None:
+        self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(size):
+            self._idle.put(model.create_infer_request())
+        self._taking = threading.Lock()
+
+    @contextmanager
+    def take(self, count: int) -> Iterator[list[openvino.InferRequest]]:
+        """Give `count` idle requests, waiting for them; they are idle again when the block ends.
+
+        One call takes at a time, so that no two wait for each other with half of their requests.
+        """
+        with self._taking:
+            requests = [self._idle.get() for _ in range(count)]
         try:
-            for request, part in zip(requests, starmap(slice, pairwise(ends)), strict=True):
-                request.start_async({name: values[part] for name, values in inputs.items()}, share_inputs=True)
+            yield requests
+        finally:
             for request in requests:
-                request.wait()
-        except Exception as error:  # as above
-            raise EngineError(f"OpenVINO could not run the graph: {error}") from error
-        return {
-            spec.name: np.concatenate([request.get_output_tensor(position).data for request in requests])
-            for position, spec in enumerate(self.outputs)
-        }
+                with suppress(Exception):  # a request that failed tells its failure once more
+                    request.wait()
+                self._idle.put(request)
 
 
 def supports(precision: Precision) -> bool:
-    """Whether this CPU has the arithmetic of a precision in hardware."""
+    """Return whether this CPU has the arithmetic of a precision in hardware."""
     return precision is not Precision.FP8 and precision.name in capabilities()
 
 
 def _arithmetic(precision: Precision) -> str:
-    """What is computed in outside of quantised layers, which carry their own precision."""
+    """Arithmetic of layers that are not quantised; quantised ones carry their own precision."""
     if precision is Precision.INT8:
         return "bf16" if Precision.BF16.name in capabilities() else "f32"
     return _ARITHMETIC[precision]
 
 
 def capabilities() -> list[str]:
-    """OpenVINO's names of the arithmetic that this CPU has in hardware."""
+    """Return OpenVINO's names of the arithmetic that this CPU has in hardware."""
     return list(_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
-@cache
 def _core() -> openvino.Core:
-    """One for the life of the process.
+    """Return this process's core. Raises EngineError in a process that was forked since it was made."""
+    with _first_use:
+        made_here, core = _only_core()
+    made_here.check(EngineError)
+    return core
+
+
+@cache
+def _only_core() -> tuple[MadeHere, openvino.Core]:
+    """One core for the life of the process.
 
     A core's CPU plugin installs a signal stack of its own, and puts back the one it found when it goes. Where two have
     lived, the thread is left with a freed one, and the next signal that Python handles is a segmentation fault.
     """
-    return openvino.Core()
+    return MadeHere("OpenVINO"), openvino.Core()
 
 
 def _spec(port: Any) -> TensorSpec:

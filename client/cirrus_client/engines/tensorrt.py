@@ -30,6 +30,7 @@ class TensorRtEngine(Engine):
         version_compatible: the plan carries a runtime of its own, which is code that this process then runs.
         Raises EngineError if TensorRT, CUDA or a GPU is missing, or TensorRT refuses the plan.
         """
+        super().__init__()
         tensorrt = load_tensorrt()
         self._cuda = load_cuda()
         gpu = this_gpu()
@@ -99,7 +100,10 @@ class TensorRtEngine(Engine):
                 raise EngineError(f"TensorRT refuses input {spec.name} {[rows, *spec.shape]}: {self._reason()}")
 
     def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        """As the batch that was set makes it; an output's declared shape may leave more than the batch open."""
+        """Return the shape for the current batch.
+
+        Output shapes may contain other dynamic dimensions, so ask the context, not the spec.
+        """
         return tuple(self._context.get_tensor_shape(spec.name))
 
     def _copy(self, destination: int, source: int, size: int, kind: Any) -> None:
