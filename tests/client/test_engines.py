@@ -183,12 +183,12 @@ def test_the_choice_is_measured_says_why_and_is_kept(gallery_graph: Path, tmp_pa
 
 
 def test_an_engine_that_disagrees_is_not_chosen(gallery_graph: Path, tmp_path: Path, monkeypatch) -> None:
-    from cirrus_client.engines import openvino as openvino_engine
+    from cirrus_client.engines import openvino
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    honest = openvino_engine.OpenVinoEngine.run
+    honest = openvino.OpenVinoEngine.run
     monkeypatch.setattr(
-        openvino_engine.OpenVinoEngine,
+        openvino.OpenVinoEngine,
         "run",
         lambda self, inputs: {name: -value for name, value in honest(self, inputs).items()},
     )

@@ -21,8 +21,8 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 MODULES = (
     ROOT / "client/cirrus_client/engines/nvidia.py",
-    ROOT / "client/cirrus_client/engines/tensorrt_plan.py",
-    ROOT / "export/cirrus_export/tensorrt_engine.py",
+    ROOT / "client/cirrus_client/engines/tensorrt.py",
+    ROOT / "export/cirrus_export/compile/tensorrt_engine.py",
 )
 BINDINGS = {
     "the oldest 10": "tensorrt-cu12-bindings==10.0.1",

@@ -17,7 +17,7 @@ import pytest
 
 from cirrus_client import doctor
 from cirrus_client.bundle import Bundle
-from cirrus_client.engines import EngineName, nvidia, open_graph, tensorrt_plan
+from cirrus_client.engines import EngineName, nvidia, open_graph, tensorrt
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
@@ -78,7 +78,7 @@ def record(**changes) -> PlansSpec:
 
 def here(monkeypatch, *, version: str, gpu: Gpu) -> None:
     """Stand for a machine with this TensorRT and GPU, as far as their names are asked."""
-    for module in (doctor, tensorrt_engine, tensorrt_plan):
+    for module in (doctor, tensorrt_engine, tensorrt):
         monkeypatch.setattr(module, "load_tensorrt", lambda: SimpleNamespace(__version__=version))
         monkeypatch.setattr(module, "this_gpu", lambda: gpu)
 
