@@ -21,13 +21,14 @@ from pydantic import Field
 
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import BundleError
-from cirrus_client.files import sha256_of_file, write_model
+from cirrus_client.files import check_files, write_model
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import Record, read_record
 from cirrus_client.tokenizer import TokenizerSpec
 
 CONTRACT = "bundle.json"
+_WAY_OUT = "export it again or copy it whole"
 
 
 class DType(StrEnum):
@@ -105,6 +106,11 @@ class SpaceSpec(Record):
         """Shape of one gallery item's embedding."""
         return (self.dim,) if self.vectors == 1 else (self.vectors, self.dim)
 
+    def differences(self, other: SpaceSpec) -> tuple[str, ...]:
+        """Return the names of the components in which two spaces differ, sorted."""
+        names = {*self.components, *other.components}
+        return tuple(sorted(name for name in names if self.components.get(name) != other.components.get(name)))
+
     @staticmethod
     def of(components: Mapping[str, str], *, dim: int, vectors: int, similarity: Similarity) -> SpaceSpec:
         """Return the space with these components, its fingerprint computed."""
@@ -147,7 +153,7 @@ class BundleSpec(Record):
     files: dict[str, str] = Field(description="sha256 of every file that the graphs and the tokenizer consist of")
 
     def is_for_bulk(self, graph: str) -> bool:
-        """Whether a graph has a part in galleries alone, and none in a query that somebody waits for."""
+        """Return whether only gallery ensembles use a graph, so it may be tuned for throughput instead of latency."""
         queries = (ensemble for name, ensemble in self.ensembles.items() if name is not EnsembleName.ENCODE_TARGET)
         return all(step.model != graph for ensemble in queries for step in ensemble.steps)
 
@@ -168,32 +174,19 @@ class Bundle:
         """
         root = Path(root)
         bundle = Bundle(root, _read_contract(root))
-        check_files("bundle", CONTRACT, root, bundle.spec.files)
+        check_files(root, bundle.spec.files, what="bundle", raises=BundleError, way_out=_WAY_OUT)
         fidelity = bundle.spec.fidelity
         if not fidelity.passed and not allow_failed:
             raise BundleError(
                 f"bundle {root} failed its fidelity gate and must not be served: {'; '.join(fidelity.failures)}; "
-                f"see {root / 'report.md'}"
+                f"see {root / 'report.md'}",
+                path=root,
             )
         return bundle
 
     def graph_file(self, graph: str) -> Path:
         """Return the path of a graph's ONNX file."""
         return self.root / self.spec.graphs[graph].file
-
-
-def check_files(what: str, contract: str, root: Path, files: Mapping[str, str]) -> None:
-    """Raise BundleError if a file below root is missing, or its sha256 is not the one that is given for it."""
-    for name, expected in files.items():
-        path = root / name
-        if not path.is_file():
-            raise BundleError(f"{what} {root}: file {name} is missing; export it again or copy it whole")
-        found = sha256_of_file(path)
-        if found != expected:
-            raise BundleError(
-                f"{what} {root}: file {name} is corrupted: its sha256 is {found[:16]}..., {contract} says "
-                f"{expected[:16]}...; export it again or copy it whole"
-            )
 
 
 def write_contract(root: Path, spec: BundleSpec) -> None:
@@ -207,5 +200,5 @@ def _read_contract(root: Path) -> BundleSpec:
         BundleSpec,
         raises=BundleError,
         missing=f"{root} is not a bundle: it has no {CONTRACT}; make one with `cirrus export`",
-        way_out="export it again or copy it whole",
+        way_out=_WAY_OUT,
     )

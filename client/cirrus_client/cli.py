@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -21,10 +22,10 @@ from cirrus_client.engines import EngineName
 from cirrus_client.errors import CirrusError, GalleryError
 from cirrus_client.gallery import BUNDLE, MANIFEST, GallerySummary, check_free, embed_gallery, read_gallery
 from cirrus_client.image.preprocess import Decoding
-from cirrus_client.index import SearchKind
+from cirrus_client.index import BuildOptions, IndexManifest, SearchKind, build_index
 from cirrus_client.memory import keep_freed_memory
 from cirrus_client.names import Transport
-from cirrus_client.retriever import Match, build_index, open_retriever
+from cirrus_client.retriever import Match, open_retriever
 from cirrus_client.triton import TritonEncoder
 
 app = typer.Typer(
@@ -78,9 +79,10 @@ def embed(
         bundle = _with_head(bundle, head, out)
     if cache is None:
         encoder = _encoder(bundle, server, name, protocol, engine, decode)
-        summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size)
+        summary = embed_gallery(images, out, encoder, batch_size=batch_size, shard_size=shard_size, show_progress=True)
     else:
-        from cirrus_client.gallery.feature_cache import CachedEncoder, FeatureCache
+        from cirrus_client.gallery.cached_encoder import CachedEncoder
+        from cirrus_client.gallery.feature_cache import FeatureCache
 
         if bundle is None:
             raise typer.BadParameter("--cache encodes in this process: give --bundle")
@@ -88,7 +90,13 @@ def embed(
         with FeatureCache(cache, opened) as features:
             cached = CachedEncoder(opened, features, engine=engine, decoding=decode)
             summary = embed_gallery(
-                images, out, cached, prepare=cached.prepare_file, batch_size=batch_size, shard_size=shard_size
+                images,
+                out,
+                cached,
+                prepare=cached.prepare_file,
+                batch_size=batch_size,
+                shard_size=shard_size,
+                show_progress=True,
             )
     _report_gallery(summary, out)
     if head is not None:
@@ -104,9 +112,10 @@ def index(
     ] = SearchKind.EXACT,
 ) -> None:
     """Build a FAISS index over an embedded gallery."""
-    built = build_index(read_gallery(gallery), out, kind=kind)
-    agreement = "" if built.agreement is None else f", top-10 agreement with exact search {built.agreement:.1%}"
-    _out.print(f"{out}: {len(built):,} images, {_item(built.space)}{agreement}, space {built.space.fingerprint[:16]}")
+    built = build_index(read_gallery(gallery), out, options=BuildOptions(kind=kind))
+    _out.print(
+        f"{out}: {built.count:,} images, {_item(built.space)}{_agreement(built)}, space {built.space.fingerprint[:16]}"
+    )
 
 
 @app.command()
@@ -131,8 +140,7 @@ def search(
     retriever = open_retriever(_encoder(bundle, server, name, protocol), index)
     matches = retriever.search(image=reference, text=text, k=k)
     if as_json:
-        rows = [{"rank": match.rank, "image": str(match.image), "score": match.score} for match in matches]
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
     else:
         _out.print(_match_table(matches))
     if sheet is not None:
@@ -271,6 +279,13 @@ def _repository(path: Path) -> Path:
     return own if (own / "suggest" / "config.pbtxt").is_file() else Bundle.open(path).root / "triton" / "python"
 
 
+def _agreement(built: IndexManifest) -> str:
+    if built.agreement is None:
+        return "" if built.kind is SearchKind.EXACT else ", agreement with exact search not measured"
+    found = built.agreement
+    return f", top-{found.k} agreement with exact search {found.share:.1%} ({found.queries} queries: {found.source})"
+
+
 def _item(space: SpaceSpec) -> str:
     vectors = "" if space.vectors == 1 else f"{space.vectors} vectors an image, "
     return f"{vectors}width {space.dim}"
@@ -282,7 +297,7 @@ def _match_table(matches: list[Match]) -> Table:
     table.add_column("score", justify="right")
     table.add_column("image", overflow="fold")
     for match in matches:
-        table.add_row(str(match.rank), f"{match.score:.4f}", str(match.image))
+        table.add_row(str(match.rank), f"{match.score:.4f}", match.image)
     return table
 
 

@@ -6,11 +6,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel
+
+from cirrus_client.errors import StoredDataError
 
 
 @contextmanager
@@ -72,6 +74,29 @@ def write_model(path: Path, model: BaseModel) -> None:
 def user_cache() -> Path:
     """Return the folder for what is only kept to save time; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cirrus"
+
+
+def check_files(
+    root: Path, files: Mapping[str, str], *, what: str, raises: type[StoredDataError], way_out: str
+) -> None:
+    """Compare the sha256 of files below a folder with what its contract says.
+
+    files: from a file's name, relative to root, to its sha256. what: the kind of folder, for the message of `raises`,
+    which is raised if a file is missing, does not lie below root, or has another sha256.
+    """
+    for name, expected in files.items():
+        path = root / name
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise raises(f"{what} {root}: file {name} does not lie below it; {way_out}", path=path)
+        if not path.is_file():
+            raise raises(f"{what} {root}: file {name} is missing; {way_out}", path=path)
+        found = sha256_of_file(path)
+        if found != expected:
+            raise raises(
+                f"{what} {root}: file {name} is corrupted: its sha256 is {found[:16]}..., expected {expected[:16]}...; "
+                f"{way_out}",
+                path=path,
+            )
 
 
 def sha256_of_file(path: Path) -> str:

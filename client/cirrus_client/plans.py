@@ -12,12 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cirrus_client.bundle import Bundle, BundleSpec
 from cirrus_client.errors import BundleError
 from cirrus_client.files import sha256_of_file
-from cirrus_client.records import Record
+from cirrus_client.records import Record, read_record
 
 ENGINES = "engines"
 PLANS = "plans.json"
@@ -90,17 +90,13 @@ def has_plans(bundle: Bundle) -> bool:
 
 def read_plans(bundle: Bundle) -> PlansSpec:
     """Return the record of a bundle's plans. Raises BundleError if there is none, or it is invalid."""
-    path = bundle.root / ENGINES / PLANS
-    try:
-        return PlansSpec.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise BundleError(
-            f"bundle {bundle.root} has no TensorRT plans; on the machine that serves: cirrus compile {bundle.root}"
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BundleError(f"{path}: {where}: {first['msg']}; compile again: cirrus compile {bundle.root}") from None
+    return read_record(
+        bundle.root / ENGINES / PLANS,
+        PlansSpec,
+        raises=BundleError,
+        missing=f"bundle {bundle.root} has no TensorRT plans; on the machine that serves: cirrus compile {bundle.root}",
+        way_out=f"compile again: cirrus compile {bundle.root}",
+    )
 
 
 def plan_file(bundle: Bundle, record: PlansSpec, graph: str) -> Path:

@@ -1,102 +1,168 @@
-"""Composed search: an encoder, an index and the paths of the gallery's images."""
+"""Composed search: an encoder, an index, and what is known of the gallery's images."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from cirrus_client.encoders.protocol import Encoder, ImageInput
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.encoders.protocol import AsyncEncoder, Encoder, ImageInput, is_async
 from cirrus_client.errors import SearchIndexError, SpaceMismatch
-from cirrus_client.files import is_foreign, replace_directory
-from cirrus_client.gallery import Gallery
-from cirrus_client.index import FaissIndex, Index, SearchKind
-from cirrus_client.index.faiss_index import MANIFEST
-
-_ITEMS = "items.parquet"
+from cirrus_client.index.items import Items
+from cirrus_client.index.protocol import Hits, Index
+from cirrus_client.index.saved import open_index
 
 
 @dataclass(frozen=True)
 class Match:
-    """One answer: its place (1 is best), the gallery image, and the similarity."""
+    """One answer.
+
+    rank: 1 is best. id: the image's path relative to the root of the gallery's images. score: the similarity. image:
+    where the image is, a file's path or a URL. metadata: what the index keeps of it besides.
+    """
 
     rank: int
-    image: Path
+    id: str
     score: float
+    image: str
+    metadata: dict[str, Any]
 
 
 class Retriever:
-    """Answers "this image, but ..." with gallery images, best first."""
+    """Answers "this image, but ..." with gallery images, best first.
 
-    def __init__(self, encoder: Encoder, index: Index, images: Sequence[Path]) -> None:
-        """images: the path of every gallery row.
+    Threads may share a retriever. It closes its encoder's connections when its `with` block ends.
+    """
 
-        Raises SpaceMismatch if encoder and index live in different spaces.
+    def __init__(self, encoder: Encoder, index: Index, items: Items) -> None:
+        """Join an encoder, an index and the images of its rows.
+
+        Raises SpaceMismatch if encoder and index live in different spaces, SearchIndexError if the index has another
+        number of rows than there are images.
         """
-        ours, theirs = encoder.space, index.space
-        if ours.fingerprint != theirs.fingerprint:
-            differing = sorted(
-                name
-                for name in {*ours.components, *theirs.components}
-                if ours.components.get(name) != theirs.components.get(name)
-            )
-            raise SpaceMismatch(
-                f"the query encoder's space is {ours.fingerprint}, the index's space is {theirs.fingerprint}; they "
-                f"differ in {', '.join(differing) or 'width or similarity'}: embed the gallery with this "
-                "encoder's bundle"
-            )
-        if len(index) != len(images):
-            raise SearchIndexError(f"the index has {len(index)} rows, but {len(images)} images are named")
+        _check_fit(encoder.space, index, items)
         self._encoder = encoder
         self._index = index
-        self._images = tuple(images)
+        self._items = items
 
     def search(self, *, image: ImageInput | None = None, text: str | None = None, k: int = 10) -> list[Match]:
         """Return the k best gallery images for a reference image and an edit text, best first.
 
-        Raises InvalidImage, InvalidText or UnsupportedQuery for a query that can't be encoded.
+        Raises InvalidImage, InvalidText or UnsupportedQuery for a query that can't be encoded, SearchIndexError for a k
+        under 1.
         """
         return self.search_many([image], [text], k=k)[0]
 
     def search_many(
         self, images: Sequence[ImageInput | None], texts: Sequence[str | None], *, k: int = 10
     ) -> list[list[Match]]:
-        """Return the k best gallery images for each (image, text) pair."""
-        hits = self._index.search(self._encoder.encode_queries(images, texts), k)
-        return [
-            [
-                Match(rank, self._images[row], float(score))
-                for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)
-                if row >= 0
-            ]
-            for rows, scores in zip(hits.rows, hits.scores, strict=True)
-        ]
+        """Return the k best gallery images for each (image, text) pair; errors name the position of the pair."""
+        return _matches(self._index.search(self._encoder.encode_queries(images, texts), k), self._items)
+
+    def close(self) -> None:
+        """Close the encoder's connections, if it has any."""
+        close = getattr(self._encoder, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-def build_index(gallery: Gallery, out: Path, *, kind: SearchKind = SearchKind.EXACT) -> FaissIndex:
-    """Build an index over an embedded gallery and save it with its images' paths.
+class AsyncRetriever:
+    """`Retriever` for asyncio: the same verbs as coroutines. Tasks of one event loop may share it.
 
-    An older index at `out` is replaced only when the new one is complete. Raises SearchIndexError if `out` is
-    something else.
+    An `AsyncEncoder` is awaited; another encoder, and the index, run in threads, so that the loop goes on.
     """
-    if is_foreign(out, MANIFEST):
-        raise SearchIndexError(f"{out} exists and is not an index; name another path or remove it")
-    index = FaissIndex(gallery.space, gallery.embeddings, kind=kind)
-    paths = [str(gallery.images / path) for path in gallery.paths]
-    with replace_directory(out) as root:
-        pq.write_table(pa.table({"image_path": pa.array(paths, pa.string())}), root / _ITEMS)
-        index.save(root)
-    return index
+
+    def __init__(self, encoder: Encoder | AsyncEncoder, index: Index, items: Items) -> None:
+        """Join an encoder, an index and the images of its rows; the first search checks that they fit."""
+        self._encoder: Any = encoder
+        self._index = index
+        self._items = items
+        self._fits = False
+
+    async def search(self, *, image: ImageInput | None = None, text: str | None = None, k: int = 10) -> list[Match]:
+        """See `Retriever.search`. Raises SpaceMismatch and SearchIndexError as the constructor of `Retriever` does."""
+        return (await self.search_many([image], [text], k=k))[0]
+
+    async def search_many(
+        self, images: Sequence[ImageInput | None], texts: Sequence[str | None], *, k: int = 10
+    ) -> list[list[Match]]:
+        """See `Retriever.search_many`."""
+        if not self._fits:
+            _check_fit(await self._space(), self._index, self._items)
+            self._fits = True
+        if is_async(self._encoder):
+            embeddings = await self._encoder.encode_queries(images, texts)
+        else:
+            embeddings = await asyncio.to_thread(self._encoder.encode_queries, images, texts)
+        hits = await asyncio.to_thread(self._index.search, embeddings, k)
+        return _matches(hits, self._items)
+
+    async def close(self) -> None:
+        """Close the encoder's connections, if it has any."""
+        if is_async(self._encoder):
+            await self._encoder.close()
+        elif hasattr(self._encoder, "close"):
+            self._encoder.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _space(self) -> SpaceSpec:
+        if is_async(self._encoder):
+            return await self._encoder.space()
+        space: SpaceSpec = self._encoder.space
+        return space
 
 
-def open_retriever(encoder: Encoder, index_root: Path) -> Retriever:
-    """Open a saved index for an encoder. Raises SearchIndexError or SpaceMismatch."""
-    index = FaissIndex.open(index_root)
-    try:
-        items = pq.read_table(index_root / _ITEMS)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
-        raise SearchIndexError(f"index {index_root}: {_ITEMS} can't be read ({error}); build it again") from None
-    return Retriever(encoder, index, [Path(path) for path in items["image_path"].to_pylist()])
+def open_retriever(encoder: Encoder, index: Path | str, *, images: str | None = None) -> Retriever:
+    """Open a saved index for an encoder. images: see `open_index`. Raises SearchIndexError or SpaceMismatch."""
+    saved = open_index(index, images=images)
+    return Retriever(encoder, saved.index, saved.items)
+
+
+def open_async_retriever(
+    encoder: Encoder | AsyncEncoder, index: Path | str, *, images: str | None = None
+) -> AsyncRetriever:
+    """Open a saved index for an encoder, for asyncio. images: see `open_index`. Raises SearchIndexError."""
+    saved = open_index(index, images=images)
+    return AsyncRetriever(encoder, saved.index, saved.items)
+
+
+def _check_fit(space: SpaceSpec, index: Index, items: Items) -> None:
+    if space.fingerprint != index.space.fingerprint:
+        differing = space.differences(index.space)
+        raise SpaceMismatch(
+            f"the query encoder's space is {space.fingerprint}, the index's space is {index.space.fingerprint}; they "
+            f"differ in {', '.join(differing) or 'width or similarity'}: embed the gallery with this encoder's bundle",
+            components=differing,
+        )
+    if len(index) != len(items):
+        raise SearchIndexError(f"the index has {len(index)} rows, but {len(items)} images are named")
+
+
+def _matches(hits: Hits, items: Items) -> list[list[Match]]:
+    answers = []
+    for rows, scores in zip(hits.rows, hits.scores, strict=True):
+        found = rows >= 0
+        best = zip(items.rows(rows[found].tolist()), scores[found].tolist(), strict=True)
+        answers.append(
+            [Match(rank, item.id, score, item.image, item.metadata) for rank, (item, score) in enumerate(best, start=1)]
+        )
+    return answers

@@ -25,7 +25,8 @@ def contact_sheet(image: ImageInput | None, text: str | None, matches: Sequence[
     """Return the query (framed in blue) followed by its results with rank, score and file name."""
     tiles = [_tile(image, f"query: {text or 'image alone'}", _QUERY_FRAME)]
     tiles += [
-        _tile(match.image, f"{match.rank}.  {match.score:.3f}\n{match.image.name}", _RESULT_FRAME) for match in matches
+        _tile(match.image, f"{match.rank}.  {match.score:.3f}\n{Path(match.id).name}", _RESULT_FRAME)
+        for match in matches
     ]
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)

@@ -12,16 +12,17 @@ import numpy as np
 import tokenizers
 import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision, check_files
+from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
+from cirrus_client.files import check_files
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
-from cirrus_client.records import Record
+from cirrus_client.records import Record, read_record
 from cirrus_client.triton.requests import typed_error
 from cirrus_client.triton.wire import parse_error
 
@@ -29,6 +30,7 @@ CONTRACT = "suggest.json"
 TOKENIZER = "tokenizer.json"
 READ_IMAGE, NEXT_TOKENS = "read_image", "next_tokens"
 MODEL = "suggest"
+_WAY_OUT = "export it again or copy it whole"
 _SIDES = ("reference", "target")
 
 
@@ -49,7 +51,7 @@ class SuggestSpec(Record):
 
 
 class LocalSuggester:
-    """A suggester on ONNX Runtime in this process."""
+    """A suggester on ONNX Runtime in this process. Threads may share it."""
 
     def __init__(self, root: Path) -> None:
         """Raises BundleError if the directory is no suggester, is damaged, or failed its gate."""
@@ -65,7 +67,7 @@ class LocalSuggester:
             try:
                 pixels.append(preprocess(image_bytes(image), self.spec.preprocess))
             except InvalidImage as error:
-                raise InvalidImage(f"{side} image: {error}") from None
+                raise InvalidImage(f"{side} image: {error.reason}", item=side) from None
         return self.text(self.token_ids(np.stack(pixels)))
 
     def token_ids(self, pixels: NDArray[np.float32]) -> list[int]:
@@ -86,7 +88,7 @@ class LocalSuggester:
 
 
 class TritonSuggester:
-    """The model `suggest` of a Triton server, over gRPC."""
+    """The model `suggest` of a Triton server, over gRPC. Threads may share it: each call has its own connection."""
 
     def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
         """url: host:port."""
@@ -112,15 +114,14 @@ class TritonSuggester:
 
 
 def _open(root: Path) -> SuggestSpec:
-    try:
-        spec = SuggestSpec.model_validate_json((root / CONTRACT).read_bytes())
-    except FileNotFoundError:
-        raise BundleError(
-            f"{root} is no suggester: it has no {CONTRACT}; make one with `cirrus export-suggester`"
-        ) from None
-    except ValidationError as error:
-        raise BundleError(f"{root / CONTRACT}: {error.errors()[0]['msg']}") from None
-    check_files("suggester", CONTRACT, root, spec.files)
+    spec = read_record(
+        root / CONTRACT,
+        SuggestSpec,
+        raises=BundleError,
+        missing=f"{root} is not a suggester: it has no {CONTRACT}; make one with `cirrus export-suggester`",
+        way_out=_WAY_OUT,
+    )
+    check_files(root, spec.files, what="suggester", raises=BundleError, way_out=_WAY_OUT)
     if not spec.fidelity.passed:
         raise BundleError(f"suggester {root} failed its fidelity gate: {'; '.join(spec.fidelity.failures)}")
     return spec

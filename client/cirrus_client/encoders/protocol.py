@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Sequence
+from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,27 @@ class Encoder(Protocol):
     def encode_prepared(self, prepared: Sequence[Any]) -> Embeddings:
         """Return one gallery embedding per prepared image, of the shape that `encode_targets` has."""
         ...
+
+
+class AsyncEncoder(Protocol):
+    """`Encoder` for asyncio, as far as queries go. Tasks of one event loop may share it."""
+
+    async def space(self) -> SpaceSpec:
+        """Return the vector space of every embedding that this encoder returns."""
+        ...
+
+    async def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
+        """See `Encoder.encode_queries`."""
+        ...
+
+    async def close(self) -> None:
+        """Close what the encoder holds open."""
+        ...
+
+
+def is_async(encoder: Encoder | AsyncEncoder) -> TypeGuard[AsyncEncoder]:
+    """Return whether an encoder is one for asyncio."""
+    return iscoroutinefunction(encoder.encode_queries)
 
 
 def image_bytes(image: ImageInput) -> bytes:

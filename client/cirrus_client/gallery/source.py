@@ -1,19 +1,25 @@
-"""The image files of a folder, and what became of the broken ones."""
+"""Sources: where a gallery's images are, listed and opened."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from cirrus_client.errors import GalleryError
+from cirrus_client.errors import GalleryError, InvalidImage
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file as it was when it was listed; path is relative to the images' root."""
+    """An image as it was when it was listed.
+
+    path: relative to the source's root; it identifies the image in the gallery. size: bytes. mtime_ns: time of the last
+    change in ns.
+    """
 
     path: str
     size: int
@@ -22,32 +28,75 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file that is no usable image, and why."""
+    """A file that is not a usable image, and why."""
 
     file: ImageFile
     reason: str
 
 
-def list_images(root: Path) -> list[ImageFile]:
-    """Return every image file under a folder, sorted by path. Raises GalleryError if there is none."""
-    if not root.is_dir():
-        raise GalleryError(f"images {root}: there is no such folder")
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in names:
-            path = Path(folder) / name
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                files.append(image_file(root, str(path.relative_to(root))))
-    if not files:
-        raise GalleryError(f"images {root}: no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return sorted(files, key=lambda file: file.path)
+class Source(Protocol):
+    """Lists and opens the images of a gallery. Threads may call `read` at the same time."""
+
+    @property
+    def root(self) -> str:
+        """Where the images are: an absolute folder or a URL. A gallery keeps it; image paths are relative to it."""
+        ...
+
+    def list(self) -> list[ImageFile]:
+        """Return every image, sorted by path. Raises GalleryError if there is none."""
+        ...
+
+    def read(self, file: ImageFile) -> bytes:
+        """Return the encoded bytes of an image. Raises InvalidImage if it can't be read."""
+        ...
 
 
-def image_file(root: Path, path: str) -> ImageFile:
-    """Return a file below a folder as it is now. Raises GalleryError if it can't be looked at."""
-    try:
-        status = (root / path).stat()
-    except OSError as error:
-        raise GalleryError(f"image {root / path}: {error.strerror}") from None
-    return ImageFile(path, status.st_size, status.st_mtime_ns)
+class FolderSource:
+    """The image files below a folder, found by their suffix."""
+
+    def __init__(self, folder: Path | str, *, only: Sequence[str] | None = None) -> None:
+        """Name the folder; it is listed by `list`.
+
+        only: paths relative to the folder, where not all of its images belong to the gallery.
+        """
+        self._folder = Path(folder)
+        self._only = only
+
+    @property
+    def root(self) -> str:
+        """The absolute path of the folder."""
+        return str(self._folder.resolve())
+
+    def list(self) -> list[ImageFile]:
+        """See `Source.list`. Raises GalleryError also if the folder or a named file does not exist."""
+        if self._only is not None:
+            return [self._looked_at(path) for path in sorted(set(self._only))]
+        if not self._folder.is_dir():
+            raise GalleryError(f"images {self._folder}: there is no such folder", path=self._folder)
+        files = []
+        for folder, folders, names in os.walk(self._folder):
+            folders.sort()
+            for name in names:
+                path = Path(folder) / name
+                if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                    files.append(self._looked_at(str(path.relative_to(self._folder))))
+        if not files:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise GalleryError(f"images {self._folder}: no file ends in {suffixes}", path=self._folder)
+        return sorted(files, key=lambda file: file.path)
+
+    def read(self, file: ImageFile) -> bytes:
+        """See `Source.read`."""
+        path = self._folder / file.path
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InvalidImage(f"can't read image file {path}: {error.strerror}") from None
+
+    def _looked_at(self, path: str) -> ImageFile:
+        try:
+            status = (self._folder / path).stat()
+        except OSError as error:
+            where = self._folder / path
+            raise GalleryError(f"image {where}: {error.strerror}", path=where) from None
+        return ImageFile(path, status.st_size, status.st_mtime_ns)

@@ -1,7 +1,10 @@
-"""Decode files in threads while batches are encoded, so that neither waits for the other.
+"""Decode images in threads while batches are encoded, so that neither waits for the other.
 
-A batch is made of the files that are decoded first, in whatever order: one slow file holds up nobody. What is decoded
-or on its way is bounded, and results come back in the order of the files.
+    waiting --> decoding --> ready --> encoding --> done
+    (files)     (threads)    (items)   (batches)    (rows)
+
+Batches are filled in the order in which decoding ends, so one slow image does not delay the others. At most
+batch_size * (concurrency + 3) images are between `waiting` and `done`. Results come back in the order of the files.
 """
 
 from __future__ import annotations
@@ -11,38 +14,37 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from cirrus_client.encoders.protocol import Embeddings, Encoder, image_bytes
+from cirrus_client.encoders.protocol import Embeddings, Encoder
 from cirrus_client.errors import InvalidImage
-from cirrus_client.gallery.source import ImageFile, Rejected
+from cirrus_client.gallery.source import ImageFile, Rejected, Source
 
 _BATCHES_AHEAD = 3
 _Row = Embeddings | InvalidImage
-"""What becomes of a file: its embedding, or why there is none."""
+"""What becomes of an image: its embedding, or why there is none."""
 
 
 class EmbedStream:
-    """Embeds files below a folder. Leave its `with` block to stop its threads."""
+    """Embeds images of a source. One thread uses it; leave its `with` block to stop the threads that it starts."""
 
     def __init__(
         self,
-        root: Path,
+        source: Source,
         encoder: Encoder,
         *,
-        prepare: Callable[[Path], Any] | None = None,
+        prepare: Callable[[Source, ImageFile], Any] | None = None,
         batch_size: int = 32,
         workers: int | None = None,
     ) -> None:
-        """prepare: as of `embed_gallery`. workers: decoding threads; None takes the machine's cores."""
-        self._root = root
+        """prepare, workers: see `embed_gallery`."""
+        self._source = source
         self._encoder = encoder
-        self._prepare = prepare or (lambda path: encoder.prepare(image_bytes(path)))
+        self._prepare = prepare or (lambda source, file: encoder.prepare(source.read(file)))
         self._batch_size = batch_size
         self._room = batch_size * (encoder.concurrency + _BATCHES_AHEAD)
         self._decoders = ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="decode")
@@ -60,7 +62,7 @@ class EmbedStream:
     def embed(
         self, files: Sequence[ImageFile], on_done: Callable[[int], object] = lambda count: None
     ) -> tuple[Embeddings, list[ImageFile], list[Rejected]]:
-        """Return the embeddings of the good files, those files, and the broken ones, each in order.
+        """Return the embeddings of the good images, their files, and the broken ones, each in order.
 
         on_done: called with the number of files that are done since the last call. Raises what the encoder raises,
         except for InvalidImage: such a file is rejected.
@@ -77,29 +79,33 @@ class EmbedStream:
         return embeddings, [files[position] for position in good], rejected
 
     def _results(self, files: Sequence[ImageFile]) -> Iterator[dict[int, _Row]]:
-        """What became of the files, by position, as it becomes known."""
-        decoded: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
+        """Yield what became of the images, by position, as it becomes known.
+
+        Each turn of the loop moves images one step along the line that the module's first lines draw. It waits for a
+        decoder only if no batch can be filled, and for an encoder only if none can be decoded or started.
+        """
         waiting = iter(enumerate(files))
+        decoded: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
         ready: dict[int, Any] = {}
         encoding: deque[Future[dict[int, _Row]]] = deque()
-        decoding = held = 0
+        in_decoders = in_line = 0
         while True:
-            while held < self._room and (entry := next(waiting, None)) is not None:
+            while in_line < self._room and (entry := next(waiting, None)) is not None:
                 position, file = entry
-                future = self._decoders.submit(self._prepare, self._root / file.path)
+                future = self._decoders.submit(self._prepare, self._source, file)
                 future.add_done_callback(partial(_announce, decoded, position))
-                decoding, held = decoding + 1, held + 1
+                in_decoders, in_line = in_decoders + 1, in_line + 1
             while encoding and encoding[0].done():
                 rows = encoding.popleft().result()
-                held -= len(rows)
+                in_line -= len(rows)
                 yield rows
-            if decoding and len(ready) < self._batch_size:
+            if in_decoders and len(ready) < self._batch_size:
                 position, future = decoded.get()
-                decoding -= 1
+                in_decoders -= 1
                 try:
                     ready[position] = future.result()
                 except InvalidImage as error:
-                    held -= 1
+                    in_line -= 1
                     yield {position: error}
             elif ready and len(encoding) <= self._encoder.concurrency:
                 batch = {position: ready.pop(position) for position in list(ready)[: self._batch_size]}

@@ -1,6 +1,31 @@
 """Search indexes over gallery embeddings."""
 
-from cirrus_client.index.faiss_index import FaissIndex, SearchKind
-from cirrus_client.index.protocol import Hits, Index
+from cirrus_client.index.items import Item, Items
+from cirrus_client.index.protocol import (
+    Agreement,
+    BuildOptions,
+    Hits,
+    Index,
+    IndexBackend,
+    QuerySample,
+    SearchKind,
+    Storage,
+)
+from cirrus_client.index.saved import IndexManifest, SavedIndex, build_index, open_index
 
-__all__ = ["FaissIndex", "Hits", "Index", "SearchKind"]
+__all__ = [
+    "Agreement",
+    "BuildOptions",
+    "Hits",
+    "Index",
+    "IndexBackend",
+    "IndexManifest",
+    "Item",
+    "Items",
+    "QuerySample",
+    "SavedIndex",
+    "SearchKind",
+    "Storage",
+    "build_index",
+    "open_index",
+]

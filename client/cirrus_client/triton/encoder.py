@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import tritonclient.grpc as grpcclient
@@ -17,7 +18,8 @@ import tritonclient.http.aio as httpaio
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes
-from cirrus_client.errors import ServerUnavailable
+from cirrus_client.errors import ServerError, ServerUnavailable
+from cirrus_client.forks import MadeHere
 from cirrus_client.image.preprocess import check_header
 from cirrus_client.names import EnsembleName, Transport
 from cirrus_client.triton.requests import (
@@ -26,6 +28,7 @@ from cirrus_client.triton.requests import (
     Request,
     RetryPolicy,
     ServedModel,
+    check_address,
     check_answer,
     query_requests,
     read_config,
@@ -37,11 +40,45 @@ from cirrus_client.triton.wire import served_name
 T = TypeVar("T")
 
 
-class TritonEncoder:
-    """A bundle's ensembles on a Triton server. Nothing is contacted before the first call.
+class _TritonClient:
+    """What the clients for threads and for asyncio have in common: the server's address, and what a failure means."""
 
-    One object may be used by several threads; each gets its own connection. timeout_s bounds one attempt of one
-    request. An unreachable or restarting server is tried again as `retry` says; bad input never is.
+    def __init__(
+        self,
+        url: str,
+        *,
+        bundle: str | None = None,
+        transport: Transport = Transport.GRPC,
+        timeout_s: float = 30.0,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
+        """See `TritonEncoder`."""
+        check_address(url)
+        self.url = url
+        self._bundle = bundle
+        self._transport = transport
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._served: ServedModel | None = None
+
+    def _config_of(self, client: Any) -> Any:
+        """The served ensemble's configuration as JSON; a coroutine of it from an asyncio client."""
+        as_json = {"as_json": True} if self._transport is Transport.GRPC else {}
+        return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, self._bundle), **as_json)
+
+    def _pause_after(self, error: BaseException, request: Request | None, pause_s: float | None) -> float:
+        """The pause before the next attempt. Raises what the failure means, if there is to be none."""
+        failure = typed_error(error, self.url, request)
+        if pause_s is None or not isinstance(failure, ServerUnavailable):
+            raise failure from None
+        return pause_s
+
+
+class TritonEncoder(_TritonClient):
+    """A bundle's ensembles on a Triton server.
+
+    Threads may share an encoder; each gets its own connection. `close`, or the end of a `with` block, closes them all.
+    A process that is forked after the first call gets a ServerError: use "spawn".
     """
 
     def __init__(
@@ -53,14 +90,17 @@ class TritonEncoder:
         timeout_s: float = 30.0,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
-        """url: host:port. bundle: which of several that the server has; None where it serves one."""
-        self.url = url
-        self._bundle = bundle
-        self._transport = transport
-        self._timeout_s = timeout_s
-        self._retry = retry
-        self._connections = threading.local()
-        self._served: ServedModel | None = None
+        """Name the server; nothing is contacted before the first call.
+
+        url: host:port. bundle: which of several bundles that the server has; None where it serves one. timeout_s: limit
+        for one attempt of one request. retry: how an unreachable or restarting server is tried again; bad input never
+        is. Raises ServerError if the url is not host:port.
+        """
+        super().__init__(url, bundle=bundle, transport=transport, timeout_s=timeout_s, retry=retry)
+        self._of_thread = threading.local()
+        self._connections: list[Any] = []
+        self._connecting = threading.Lock()
+        self._made_here: MadeHere | None = None
 
     @property
     def space(self) -> SpaceSpec:
@@ -69,7 +109,7 @@ class TritonEncoder:
 
     @property
     def concurrency(self) -> int:
-        """Enough for a batch that is decoded, one that is encoded and one that gathers on the server."""
+        """Four batches at once: one is decoded, one is encoded, and two gather on the server."""
         return 4
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
@@ -89,11 +129,25 @@ class TritonEncoder:
         """See `Encoder.encode_prepared`."""
         return self._encode(target_requests(prepared, self._model()), (len(prepared), *self.space.item_shape))
 
+    def close(self) -> None:
+        """Close the connections of every thread. A later call connects anew."""
+        with self._connecting:
+            for client in self._connections:
+                client.close()
+            self._connections = []
+            self._of_thread = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _model(self) -> ServedModel:
         if self._served is None:
-            self._served = read_config(
-                self._call(lambda client: _config(client, self._transport, self._bundle)), self.url, self._bundle
-            )
+            self._served = read_config(self._call(self._config_of), self.url, self._bundle)
         return self._served
 
     def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
@@ -104,52 +158,43 @@ class TritonEncoder:
         return embeddings
 
     def _infer(self, client: Any, request: Request) -> Any:
-        module = grpcclient if self._transport is Transport.GRPC else httpclient
-        timeout = {"client_timeout": self._timeout_s} if self._transport is Transport.GRPC else {}
-        return client.infer(request.model, request.inputs(module), **timeout)
+        if self._transport is Transport.GRPC:
+            return client.infer(request.model, request.inputs(grpcclient), client_timeout=self._timeout_s)
+        return client.infer(request.model, request.inputs(httpclient))
 
     def _call(self, function: Callable[[Any], T], request: Request | None = None) -> T:
         for pause_s in self._retry.pauses():
             try:
-                return function(self._client())
+                return function(self._connection())
             except FAILURES as error:
-                failure = typed_error(error, self.url, request)
-                if not isinstance(failure, ServerUnavailable) or pause_s is None:
-                    raise failure from None
-                time.sleep(pause_s)
+                time.sleep(self._pause_after(error, request, pause_s))
         raise AssertionError("the last pause is None")
 
-    def _client(self) -> Any:
-        if not hasattr(self._connections, "client"):
-            if self._transport is Transport.GRPC:
-                self._connections.client = grpcclient.InferenceServerClient(self.url)
-            else:
-                self._connections.client = httpclient.InferenceServerClient(
-                    self.url, connection_timeout=self._timeout_s, network_timeout=self._timeout_s
-                )
-        return self._connections.client
+    def _connection(self) -> Any:
+        if self._made_here is not None:
+            self._made_here.check(ServerError)
+        if not hasattr(self._of_thread, "client"):
+            with self._connecting:
+                self._made_here = self._made_here or MadeHere(f"a connection to {self.url}")
+                self._of_thread.client = self._connected()
+                self._connections.append(self._of_thread.client)
+        return self._of_thread.client
+
+    def _connected(self) -> Any:
+        if self._transport is Transport.GRPC:
+            return grpcclient.InferenceServerClient(self.url)
+        return httpclient.InferenceServerClient(
+            self.url, connection_timeout=self._timeout_s, network_timeout=self._timeout_s
+        )
 
 
-class AsyncTritonEncoder:
-    """`TritonEncoder` for asyncio: the same verbs as coroutines, for use in one event loop."""
+class AsyncTritonEncoder(_TritonClient):
+    """`TritonEncoder` for asyncio: the same verbs as coroutines. Tasks of one event loop may share it.
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        bundle: str | None = None,
-        transport: Transport = Transport.GRPC,
-        timeout_s: float = 30.0,
-        retry: RetryPolicy = DEFAULT_RETRY,
-    ) -> None:
-        """url: host:port. bundle: which of several that the server has; None where it serves one."""
-        self.url = url
-        self._bundle = bundle
-        self._transport = transport
-        self._timeout_s = timeout_s
-        self._retry = retry
-        self._client: Any = None
-        self._served: ServedModel | None = None
+    `close`, or the end of an `async with` block, closes its connection.
+    """
+
+    _client: Any = None
 
     async def space(self) -> SpaceSpec:
         """Return the space of the served bundle, as the server tells it."""
@@ -167,15 +212,22 @@ class AsyncTritonEncoder:
         return await self._encode(target_requests(encoded, served), (len(encoded), *served.space.item_shape))
 
     async def close(self) -> None:
-        """Close the connection."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        """Close the connection. A later call connects anew."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def _model(self) -> ServedModel:
         if self._served is None:
-            config = await self._call(lambda client: _config(client, self._transport, self._bundle))
-            self._served = read_config(config, self.url, self._bundle)
+            self._served = read_config(await self._call(self._config_of), self.url, self._bundle)
         return self._served
 
     async def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
@@ -201,10 +253,7 @@ class AsyncTritonEncoder:
             try:
                 return await function(self._connected())
             except FAILURES as error:
-                failure = typed_error(error, self.url, request)
-                if not isinstance(failure, ServerUnavailable) or pause_s is None:
-                    raise failure from None
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(self._pause_after(error, request, pause_s))
         raise AssertionError("the last pause is None")
 
     def _connected(self) -> Any:
@@ -212,9 +261,3 @@ class AsyncTritonEncoder:
             module = grpcaio if self._transport is Transport.GRPC else httpaio
             self._client = module.InferenceServerClient(self.url)
         return self._client
-
-
-def _config(client: Any, transport: Transport, bundle: str | None) -> Any:
-    """The served ensemble's configuration as JSON; a coroutine of it from an asyncio client."""
-    as_json = {"as_json": True} if transport is Transport.GRPC else {}
-    return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, bundle), **as_json)

@@ -20,12 +20,14 @@ from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query,
 from cirrus_client.ensemble import EMBEDDING, bytes_array
 from cirrus_client.errors import CirrusError, InvalidImage, ServerError, ServerTimeout, ServerUnavailable
 from cirrus_client.names import EnsembleName
+from cirrus_client.records import parse_record
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
 
 FAILURES = (InferenceServerException, OSError, EOFError, HTTPException, aiohttp.ClientError, asyncio.TimeoutError)
 """What the four tritonclient clients raise when a request fails."""
 
 _UNAVAILABLE = ("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading")
+_PORTS = "check host and port: Triton's gRPC port is 8001 unless changed, its HTTP port 8000 (--transport http)"
 _TIMED_OUT = ("deadline exceeded", "timed out", "timeout")
 
 
@@ -81,6 +83,16 @@ class Request:
         return built
 
 
+def check_address(url: str) -> None:
+    """Raise ServerError unless a server's address is host:port."""
+    host, _, port = url.rpartition(":")
+    if "://" in url or "/" in url:
+        bare = url.partition("://")[2].partition("/")[0] or url.partition("/")[0]
+        raise ServerError(f"server {url}: give host:port alone, like {bare or 'localhost:8001'}; {_PORTS}", url=url)
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ServerError(f"server {url}: expected host:port, like localhost:8001; {_PORTS}", url=url)
+
+
 def query_requests(
     images: Sequence[ImageInput | None], texts: Sequence[str | None], served: ServedModel
 ) -> list[Request]:
@@ -88,7 +100,7 @@ def query_requests(
     pairs = list(zip(images, texts, strict=True))
     for position, (image, text) in enumerate(pairs):
         check_query(image, text, position=position, ensembles=served.ensembles)
-    encoded = {row: _encoded(image, f"query {row}") for row, (image, _) in enumerate(pairs) if image is not None}
+    encoded = {row: _encoded(image, row) for row, (image, _) in enumerate(pairs) if image is not None}
     text_bytes = [(text or "").encode("utf-8", "surrogatepass") for text in texts]
     with_image = [
         Request(
@@ -132,9 +144,15 @@ def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
     config = answer.get("config", answer)
     parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
     if SPACE_PARAMETER not in parameters:
-        raise ServerError(f"the server at {url} has an 'encode_target' that was not exported by Cirrus")
+        raise ServerError(f"the server at {url} has an 'encode_target' that was not exported by Cirrus", url=url)
     return ServedModel(
-        space=SpaceSpec.model_validate_json(parameters[SPACE_PARAMETER]),
+        space=parse_record(
+            parameters[SPACE_PARAMETER],
+            SpaceSpec,
+            source=f"the server at {url}, its space",
+            raises=ServerError,
+            way_out="serve a bundle of this version of Cirrus",
+        ),
         max_batch=int(config["max_batch_size"]),
         ensembles=frozenset(EnsembleName(name) for name in json.loads(parameters[QUERIES_PARAMETER])),
         bundle=bundle,
@@ -160,22 +178,22 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
     invalid = parse_error(str(message))
     if invalid is not None and request is not None:
         kind, position, reason = invalid
-        return kind(f"{request.item} {request.rows[position]}: {reason}")
+        return kind(reason, item=request.item, position=request.rows[position])
     text = f"{status} {message}".lower()
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or any(mark in text for mark in _TIMED_OUT):
-        return ServerTimeout(f"the server at {url} did not answer in time: {message}")
+        return ServerTimeout(f"the server at {url} did not answer in time: {message}", url=url)
     is_transport = not isinstance(error, InferenceServerException)
     if is_transport or any(mark in text for mark in _UNAVAILABLE):
-        return ServerUnavailable(f"the server at {url} is not available: {message}")
+        return ServerUnavailable(f"the server at {url} is not available: {message}; {_PORTS}", url=url)
     hint = "; where it serves several bundles, say which one (--name)" if "unknown model" in text else ""
-    return ServerError(f"the server at {url}: {message}{hint}")
+    return ServerError(f"the server at {url}: {message}{hint}", url=url)
 
 
-def _encoded(image: ImageInput, item: str) -> bytes:
+def _encoded(image: ImageInput, row: int) -> bytes:
     try:
         return image_bytes(image)
     except InvalidImage as error:
-        raise InvalidImage(f"{item}: {error}") from None
+        raise error.at("query", row) from None
 
 
 def _split(rows: list[int], size: int) -> list[list[int]]:

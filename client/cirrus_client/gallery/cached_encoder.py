@@ -1,0 +1,105 @@
+"""An encoder whose gallery images go through a feature cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus_client.bundle import Bundle, SpaceSpec
+from cirrus_client.encoders.local import LocalEncoder
+from cirrus_client.encoders.protocol import Embeddings, ImageInput, prepare_all
+from cirrus_client.engines import EngineName
+from cirrus_client.gallery.feature_cache import FeatureCache, Features
+from cirrus_client.gallery.source import ImageFile, Source
+from cirrus_client.image.preprocess import Decoding
+from cirrus_client.names import GraphName, TensorName
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image on its way: its features if they are cached, else its pixels."""
+
+    digest: str
+    features: Features | None
+    pixels: NDArray[np.float32] | None
+
+
+class CachedEncoder:
+    """A bundle in this process, with a feature cache: the encoder runs once per image, the head every time.
+
+    Features are rounded to float16. Threads may share it. Give `prepare_file` to `embed_gallery`, so that known files
+    stay closed.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        cache: FeatureCache,
+        *,
+        engine: EngineName | None = None,
+        decoding: Decoding = Decoding.EXACT,
+        threads: int | None = None,
+    ) -> None:
+        """engine, decoding, threads: see `LocalEncoder`."""
+        self._local = LocalEncoder(bundle, engine=engine, decoding=decoding, threads=threads)
+        self._cache = cache
+        self._spec = bundle.spec
+
+    @property
+    def space(self) -> SpaceSpec:
+        """The vector space of the bundle; the cache does not change it."""
+        return self._spec.space
+
+    @property
+    def concurrency(self) -> int:
+        """See `LocalEncoder.concurrency`."""
+        return self._local.concurrency
+
+    def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
+        """See `Encoder.encode_queries`; queries are not cached."""
+        return self._local.encode_queries(images, texts)
+
+    def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
+        """See `Encoder.encode_targets`."""
+        return self.encode_prepared(prepare_all(images, self.prepare))
+
+    def prepare_file(self, source: Source, file: ImageFile) -> _Prepared:
+        """Prepare an image of a source, which is read only if it is new or has changed. Raises InvalidImage."""
+        key = (f"{source.root}/{file.path}", file.size, file.mtime_ns)
+        digest = self._cache.digest_of(key)
+        features = self._cache.get(digest) if digest is not None else None
+        if digest is not None and features is not None:
+            return _Prepared(digest, features, None)
+        prepared = self.prepare(source.read(file))
+        self._cache.remember(key, prepared.digest)
+        return prepared
+
+    def prepare(self, image: bytes) -> _Prepared:
+        """See `Encoder.prepare`. An image whose content is cached is not decoded."""
+        digest = hashlib.sha256(image).hexdigest()
+        features = self._cache.get(digest)
+        pixels = None if features is not None else self._local.prepare(image)
+        return _Prepared(digest, features, pixels)
+
+    def encode_prepared(self, prepared: Sequence[_Prepared]) -> Embeddings:
+        """See `Encoder.encode_prepared`."""
+        if not prepared:
+            return np.empty((0, *self.space.item_shape), dtype=np.float32)
+        tensor = self._cache.manifest.tensor.name
+        new = {item.digest: item.pixels for item in prepared if item.pixels is not None}
+        fresh: dict[str, Features] = {}
+        if new:
+            encoder = self._local.graph(GraphName.VISION_ENCODER, bulk=True)
+            encoded = encoder({TensorName.PIXELS: np.stack(list(new.values()))})[tensor].astype(np.float16)
+            fresh = dict(zip(new, encoded, strict=True))
+            for digest, row in fresh.items():
+                self._cache.put(digest, row)
+        rows: list[Any] = [fresh[item.digest] if item.features is None else item.features for item in prepared]
+        features = {tensor: np.stack(rows).astype(np.float32)}
+        answer: Embeddings = next(iter(self._local.graph(GraphName.TARGET_HEAD, bulk=True)(features).values()))
+        return answer

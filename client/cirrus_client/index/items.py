@@ -1,0 +1,103 @@
+"""What is known of every gallery row: the image's path and its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cirrus_client.errors import SearchIndexError
+from cirrus_client.gallery.store import Gallery
+
+ITEMS = "items.parquet"
+_PATH = "image_path"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A gallery image.
+
+    id: its path relative to the root of the images. image: where it is, a file's path or a URL. metadata: the other
+    columns of the index's `items.parquet`.
+    """
+
+    id: str
+    image: str
+    metadata: dict[str, Any]
+
+
+class Items:
+    """The images of an index's rows. Threads may share it."""
+
+    def __init__(self, table: pa.Table, *, images: str) -> None:
+        self._table = table
+        self.images = images
+
+    @staticmethod
+    def read(path: Path, *, images: str) -> Items:
+        """Read `items.parquet`. images: the root of the paths, a folder or the prefix of URLs.
+
+        Raises SearchIndexError if it can't be read.
+        """
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SearchIndexError(
+                f"{path} can't be read ({error}); build the index again with `cirrus index`", path=path
+            ) from None
+        if _PATH not in table.column_names:
+            raise SearchIndexError(f"{path} has no column '{_PATH}'; build the index again with `cirrus index`")
+        return Items(table, images=images)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def rows(self, rows: Sequence[int]) -> list[Item]:
+        """Return the images of some rows, in that order."""
+        records = self._table.take(pa.array(rows, pa.int64())).to_pylist()
+        return [Item(path := record.pop(_PATH), self._located(path), record) for record in records]
+
+    def _located(self, path: str) -> str:
+        if "://" in self.images:
+            return f"{self.images.rstrip('/')}/{quote(path)}"
+        return str(Path(self.images) / path)
+
+
+def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None) -> None:
+    """Write `items.parquet`, one shard of the gallery at a time. metadata: see `build_index`."""
+    if metadata is not None:
+        _check_metadata(metadata)
+    writer: pq.ParquetWriter | None = None
+    try:
+        for shard in gallery.shards():
+            items = shard.items.drop_columns(["size", "mtime_ns"])
+            items = items if metadata is None else _joined(items, metadata)
+            writer = writer or pq.ParquetWriter(path, items.schema)
+            writer.write_table(items.cast(writer.schema))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _check_metadata(metadata: pa.Table) -> None:
+    if _PATH not in metadata.column_names:
+        found = ", ".join(metadata.column_names)
+        raise SearchIndexError(f"metadata: has no column '{_PATH}', only {found}")
+    if metadata.num_rows != len(pc.unique(metadata[_PATH])):
+        raise SearchIndexError(f"metadata: its column '{_PATH}' names some images twice")
+
+
+def _joined(items: pa.Table, metadata: pa.Table) -> pa.Table:
+    """The items with the metadata's columns, in the items' order; null where the metadata does not name an image."""
+    places = pc.index_in(items[_PATH], value_set=metadata[_PATH].combine_chunks())
+    found = metadata.drop_columns([_PATH]).take(places)
+    for name in found.column_names:
+        items = items.drop_columns([name]) if name in items.column_names else items
+        items = items.append_column(name, found[name])
+    return items

@@ -1,0 +1,131 @@
+"""An index on disk: a backend's files, what is known of every gallery row, and a manifest.
+
+index/
+  items.parquet      image_path, relative to the images' root, and the gallery's other columns; one row per image
+  vectors.faiss      of the backend `faiss`; another backend has files of its own
+  index.json         backend, space, counts, agreement, and the sha256 of every other file; written last
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.errors import PluginError, SearchIndexError
+from cirrus_client.files import check_files, is_foreign, replace_directory, sha256_of_file, write_model
+from cirrus_client.gallery.store import Gallery
+from cirrus_client.index.items import ITEMS, Items, write_items
+from cirrus_client.index.protocol import Agreement, BuildOptions, Index, IndexBackend, SearchKind, Storage
+from cirrus_client.plugins import find_plugin
+from cirrus_client.records import Record, read_record
+
+MANIFEST = "index.json"
+BACKENDS = {"faiss": "cirrus_client.index.faiss_backend:FaissBackend"}
+BACKEND_GROUP = "cirrus.indexes"
+_WAY_OUT = "build it again with `cirrus index`"
+
+
+class IndexManifest(Record):
+    """The contents of `index.json`. images: the root of the image paths when the index was built."""
+
+    format: Literal[2] = 2
+    backend: str
+    space: SpaceSpec
+    count: int
+    images: str
+    kind: SearchKind
+    storage: Storage
+    agreement: Agreement | None
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SavedIndex:
+    """An opened index and the images of its rows. Threads may share it."""
+
+    manifest: IndexManifest
+    index: Index
+    items: Items
+
+
+def build_index(
+    gallery: Gallery,
+    out: Path | str,
+    *,
+    options: BuildOptions | None = None,
+    backend: str = "faiss",
+    metadata: pa.Table | None = None,
+) -> IndexManifest:
+    """Build an index of an embedded gallery, one shard in memory at a time, and save it.
+
+    backend: a name of `BACKENDS` or of the entry-point group `cirrus.indexes`, or `module:Class`. metadata: columns to
+    keep with the images, joined by its column `image_path`. An older index at `out` is replaced when the new one is
+    complete. Raises SearchIndexError if `out` is something else or the options don't fit, PluginError for an unknown
+    backend, and GalleryError for a damaged gallery.
+    """
+    out, options = Path(out), options or BuildOptions()
+    builder = _backend(backend)
+    if is_foreign(out, MANIFEST):
+        raise SearchIndexError(f"{out} exists and is not an index; name another path or remove it", path=out)
+    with replace_directory(out) as root:
+        write_items(gallery, root / ITEMS, metadata)
+        agreement = builder.build(gallery, root, options)
+        manifest = IndexManifest(
+            backend=backend,
+            space=gallery.space,
+            count=len(gallery),
+            images=gallery.images,
+            kind=options.kind,
+            storage=options.storage,
+            agreement=agreement,
+            files={str(path.relative_to(root)): sha256_of_file(path) for path in _files_below(root)},
+        )
+        write_model(root / MANIFEST, manifest)
+    return manifest
+
+
+def open_index(root: Path | str, *, images: str | None = None) -> SavedIndex:
+    """Open a saved index.
+
+    images: the root of the images where it is not the one that the index was built with: a folder, or the prefix of
+    URLs. Raises SearchIndexError if the index is missing, incomplete or corrupted, PluginError for an unknown backend.
+    """
+    root = Path(root)
+    manifest = read_manifest(root)
+    check_files(root, manifest.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
+    index = _backend(manifest.backend).open(root, manifest.space)
+    items = Items.read(root / ITEMS, images=images or manifest.images)
+    if not len(index) == len(items) == manifest.count:
+        raise SearchIndexError(
+            f"index {root}: has {len(index)} rows and {len(items)} images, {MANIFEST} says {manifest.count}; "
+            f"{_WAY_OUT}",
+            path=root,
+        )
+    return SavedIndex(manifest, index, items)
+
+
+def read_manifest(root: Path) -> IndexManifest:
+    """Read `index.json`. Raises SearchIndexError if it is missing or invalid."""
+    return read_record(
+        root / MANIFEST,
+        IndexManifest,
+        raises=SearchIndexError,
+        missing=f"{root} is not an index: it has no {MANIFEST}; make one with `cirrus index`",
+        way_out=_WAY_OUT,
+    )
+
+
+def _backend(name: str) -> IndexBackend:
+    found = find_plugin(name, what="index backend", table=BACKENDS, group=BACKEND_GROUP)
+    if not (isinstance(found, type) and issubclass(found, IndexBackend)):
+        raise PluginError(f"index backend {name} is not a subclass of cirrus_client.index.IndexBackend", name=name)
+    return found()
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    return (path for path in sorted(root.rglob("*")) if path.is_file())

@@ -1,0 +1,104 @@
+"""A gallery's vectors, read in blocks that fit in memory, and exact search over them without an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.errors import SearchIndexError
+from cirrus_client.gallery.store import Gallery
+
+_BLOCK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class GalleryVectors:
+    """The vectors of N images, V of each; vector i belongs to image i // V.
+
+    parts: float32 [rows, D] or [rows, V, D], memory-mapped or not. Passes over them read one block at a time.
+    """
+
+    space: SpaceSpec
+    parts: tuple[Embeddings, ...]
+
+    @staticmethod
+    def of(gallery: Gallery) -> GalleryVectors:
+        """Return the vectors of an embedded gallery. Raises GalleryError for a damaged shard."""
+        return GalleryVectors(gallery.space, tuple(shard.embeddings for shard in gallery.shards()))
+
+    def __len__(self) -> int:
+        """Number of vectors."""
+        return self.images * self.space.vectors
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(len(part) for part in self.parts)
+
+    def blocks(self) -> Iterator[Embeddings]:
+        """Yield all vectors in order, float32 [n, D], in memory.
+
+        Raises SearchIndexError if they do not fit the space or are not finite.
+        """
+        images_per_block = max(1, _BLOCK_BYTES // (4 * self.space.dim * self.space.vectors))
+        first = 0
+        for part in self.parts:
+            check_vectors("gallery", part, self.space.item_shape, finite=False)
+            for start in range(0, len(part), images_per_block):
+                block = np.ascontiguousarray(part[start : start + images_per_block])
+                _check_finite("gallery", block, first + start)
+                yield block.reshape(-1, self.space.dim)
+            first += len(part)
+
+    def sample(self, count: int) -> Embeddings:
+        """Return about `count` vectors, evenly spread over the gallery, float32 [n, D]."""
+        step = max(1, len(self) // count)
+        taken, first = [], 0
+        for block in self.blocks():
+            taken.append(block[-first % step :: step].copy())
+            first += len(block)
+        return np.concatenate(taken)
+
+    def best_scores(self, queries: Embeddings, k: int) -> NDArray[np.float32]:
+        """Return each query's k best scores over all images, float32 [B, k], best first: exact search."""
+        best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
+        for block in self.blocks():
+            scores = (queries @ block.T).reshape(len(queries), -1, self.space.vectors).max(axis=2)
+            best = np.concatenate([best, scores], axis=1)
+            if best.shape[1] > k:
+                best = np.partition(best, -k, axis=1)[:, -k:]
+        return -np.sort(-best, axis=1)
+
+    def scores_of(self, queries: Embeddings, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the exact scores of some images for each query, float32 [B, n]; rows: int64 [B, n]."""
+        wanted, place = np.unique(rows, return_inverse=True)
+        ends = np.cumsum([len(part) for part in self.parts])
+        vectors = np.empty((len(wanted), self.space.vectors, self.space.dim), dtype=np.float32)
+        for position, row in enumerate(wanted):
+            part = int(np.searchsorted(ends, row, side="right"))
+            vectors[position] = self.parts[part][row - ends[part]].reshape(self.space.vectors, -1)
+        found = vectors[place.reshape(rows.shape)]
+        scores: NDArray[np.float32] = np.einsum("bnvd,bd->bnv", found, queries).max(axis=2)
+        return scores
+
+
+def check_vectors(what: str, vectors: Embeddings, shape: tuple[int, ...], *, finite: bool = True) -> None:
+    """Raise SearchIndexError unless vectors are float32 [n, *shape] and finite. finite: False skips that look."""
+    if vectors.ndim < 1 or vectors.shape[1:] != shape:
+        expected = ", ".join(["n", *(str(size) for size in shape)])
+        raise SearchIndexError(f"{what}: expected shape [{expected}], found {list(vectors.shape)}")
+    if vectors.dtype != np.float32:
+        raise SearchIndexError(f"{what}: expected float32, found {vectors.dtype}")
+    if finite:
+        _check_finite(what, vectors, 0)
+
+
+def _check_finite(what: str, vectors: Embeddings, first: int) -> None:
+    finite = np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
+    if not finite.all():
+        raise SearchIndexError(f"{what}: row {first + int(np.argmin(finite))} holds values that are not finite")

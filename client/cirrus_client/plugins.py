@@ -1,0 +1,53 @@
+"""Plug-ins: what is found by its name in a table, in an installed package's entry points, or as `module:Class`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from cirrus_client.errors import PluginError
+
+
+def find_plugin(name: str, *, what: str, table: Mapping[str, str], group: str) -> Any:
+    """Return what a name stands for, imported.
+
+    what: the kind of thing, for errors, like "index backend". table: from a name in this tree to `module:Class`. group:
+    the entry-point group of installed packages. Raises PluginError if nothing has this name, if two have it, or if it
+    can't be imported.
+    """
+    if ":" in name:
+        return _imported(name, what)
+    found = known_plugins(what=what, table=table, group=group)
+    if name not in found:
+        known = ", ".join(sorted(found))
+        raise PluginError(f"there is no {what} '{name}'; there are: {known}, or give module:Class", name=name)
+    return _imported(found[name], what)
+
+
+def known_plugins(*, what: str, table: Mapping[str, str], group: str) -> dict[str, str]:
+    """Return every name and its `module:Class`: those of the table, then those of installed packages.
+
+    Raises PluginError if a name is taken twice.
+    """
+    found = dict(table)
+    for point in entry_points(group=group):
+        if found.get(point.name, point.value) != point.value:
+            raise PluginError(
+                f"{what} '{point.name}' is defined twice: {found[point.name]} and {point.value}; uninstall one of them",
+                name=point.name,
+            )
+        found[point.name] = point.value
+    return found
+
+
+def _imported(path: str, what: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        found: Any = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{what} {path} can't be imported: {error}", name=path) from error
+    return found
