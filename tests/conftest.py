@@ -13,9 +13,28 @@ from PIL import Image
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
+from tests.tiny import write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
 
 # The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cirrus-tests-")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A hand-made bundle that composes image and text: no torch, no export."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_zero_shot_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A hand-made bundle on the same backbone, in another space, that answers texts alone as well."""
+    return write_tiny_zero_shot_bundle(tmp_path_factory.mktemp("bundles") / "tiny-clip")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty JPEG files with patches of colour."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 60)
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +52,14 @@ def probe():
 
 
 @pytest.fixture(scope="session")
-def bundle(weights, probe, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo's transagg-union bundle, fp32, gate passed."""
+def bundle(demo_bundle: Bundle) -> Bundle:
+    """The bundle that a test uses without caring which: the demo's here, a tiny one in tests/client."""
+    return demo_bundle
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(weights, probe, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo's transagg-union bundle, fp32, exported once per session; its gate was passed."""
     from cirrus_export.pipeline import ExportRequest, export
 
     request = ExportRequest(

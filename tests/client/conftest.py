@@ -1,0 +1,30 @@
+"""In this folder bundles are tiny and hand-made, and so are photos: no torch, no export, no demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_bundle: Bundle) -> Bundle:
+    return tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(tiny_zero_shot_bundle: Bundle) -> Bundle:
+    return tiny_zero_shot_bundle
+
+
+@pytest.fixture(scope="session")
+def encoder(bundle: Bundle) -> LocalEncoder:
+    return LocalEncoder(bundle)
+
+
+@pytest.fixture(scope="session")
+def photos(pictures: Path) -> Path:
+    return pictures
