@@ -1,4 +1,4 @@
-"""Benchmarks in their official files, from folder to table and submission, on the demo bundle."""
+"""Benchmarks in their official files, from folder to table and submission, on a tiny bundle."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from cirrus_bench.measure import this_machine
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, read_dataset
 from cirrus_bench.retrieval.evaluate import evaluate, query_texts
 from cirrus_bench.retrieval.report import RetrievalReport, markdown
-from cirrus_client.bundle import CaptionJoin
+from cirrus_bench.retrieval.submission import SubmissionError
+from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import UnsupportedQuery
+from cirrus_client.names import EnsembleName
 
 
 def write(path: Path, content: object) -> None:
@@ -21,18 +24,28 @@ def write(path: Path, content: object) -> None:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-@pytest.fixture
-def pictures(photos) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(photos.iterdir())]
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Bundle) -> Bundle:
+    return tiny_bundle
 
 
-def put(path: Path, picture: bytes) -> None:
+@pytest.fixture(scope="module")
+def encoder(bundle: Bundle) -> LocalEncoder:
+    return LocalEncoder(bundle)
+
+
+@pytest.fixture(scope="module")
+def images(pictures: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(pictures.iterdir())]
+
+
+def put(path: Path, image: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture)
+    path.write_bytes(image)
 
 
 @pytest.fixture
-def fashioniq(tmp_path, pictures) -> Path:
+def fashioniq(tmp_path, images) -> Path:
     for kind, offset in (("dress", 0), ("shirt", 15), ("toptee", 30)):
         names = [f"B{offset + number:03d}" for number in range(15)]
         write(tmp_path / f"image_splits/split.{kind}.val.json", names)
@@ -42,12 +55,12 @@ def fashioniq(tmp_path, pictures) -> Path:
         ]
         write(tmp_path / f"captions/cap.{kind}.val.json", captions)
         for number, name in enumerate(names):
-            put(tmp_path / "images" / f"{name}.jpg", pictures[offset + number])
+            put(tmp_path / "images" / f"{name}.jpg", images[offset + number])
     return tmp_path
 
 
 @pytest.fixture
-def cirr(tmp_path, pictures) -> Path:
+def cirr(tmp_path, images) -> Path:
     names = {f"dev-{number}": f"./dev/dev-{number}.png" for number in range(55)}
     write(tmp_path / "cirr/image_splits/split.rc2.test1.json", names)
     write(tmp_path / "cirr/image_splits/split.rc2.val.json", names)
@@ -67,17 +80,17 @@ def cirr(tmp_path, pictures) -> Path:
         [{key: value for key, value in entry.items() if key != "target_hard"} for entry in entries],
     )
     for number in range(55):
-        put(tmp_path / f"dev/dev-{number}.png", pictures[number])
+        put(tmp_path / f"dev/dev-{number}.png", images[number])
     return tmp_path
 
 
 @pytest.fixture
-def circo(tmp_path, pictures) -> Path:
+def circo(tmp_path, images) -> Path:
     ids = [581 + 7 * number for number in range(55)]
     records = [{"id": identity, "file_name": f"{identity:012d}.jpg"} for identity in ids]
     write(tmp_path / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"images": records})
     for number, identity in enumerate(ids):
-        put(tmp_path / f"COCO2017_unlabeled/unlabeled2017/{identity:012d}.jpg", pictures[number])
+        put(tmp_path / f"COCO2017_unlabeled/unlabeled2017/{identity:012d}.jpg", images[number])
     common = {"relative_caption": "Is Blue", "shared_concept": "a Dress"}
     write(
         tmp_path / "annotations/val.json",
@@ -155,17 +168,22 @@ def test_circo_has_several_truths_and_a_submission(bundle, circo, tmp_path) -> N
     assert all(len(set(ids)) == 50 and all(isinstance(i, int) for i in ids) for ids in content.values())
 
 
-def test_sketches_find_photos_of_their_class(bundle, pictures, tmp_path) -> None:
+@pytest.fixture
+def sketches(tmp_path, images) -> Path:
     lists = tmp_path / "zeroshot"
     photos = [f"photos/{number}.jpg {number % 3}" for number in range(12)]
-    sketches = [f"sketches/{number}.jpg {number % 3}" for number in range(4)]
+    drawings = [f"sketches/{number}.jpg {number % 3}" for number in range(4)]
     write(lists / "ImageResized_ready_filelist_zero.txt", "\n".join(photos) + "\n")
-    write(lists / "png_ready_filelist_zero.txt", "\n".join(sketches) + "\n")
+    write(lists / "png_ready_filelist_zero.txt", "\n".join(drawings) + "\n")
     for number in range(12):
-        put(tmp_path / f"photos/{number}.jpg", pictures[number])
+        put(tmp_path / f"photos/{number}.jpg", images[number])
     for number in range(4):
-        put(tmp_path / f"sketches/{number}.jpg", pictures[number])
-    found, _ = run(bundle, DatasetName.TUBERLIN, tmp_path, "zeroshot", tmp_path / "work")
+        put(tmp_path / f"sketches/{number}.jpg", images[number])
+    return tmp_path
+
+
+def test_sketches_find_photos_of_their_class(bundle, sketches, tmp_path) -> None:
+    found, _ = run(bundle, DatasetName.TUBERLIN, sketches, "zeroshot", tmp_path / "work")
     assert found.score("P@100") == pytest.approx(4 / 12)
     assert 4 / 12 < found.score("mAP@all") <= 1
     assert found.score("mAP@all") != found.score("mAP@all as published")
@@ -187,9 +205,71 @@ def test_a_broken_image_of_a_benchmark_is_named(bundle, fashioniq, tmp_path) -> 
         run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
 
 
-def test_each_caption_is_a_query_where_the_recipe_says_so(clip_bundle, fashioniq, tmp_path) -> None:
-    each = clip_bundle.spec.model_copy(update={"caption_join": CaptionJoin.EACH})
-    bundle = type(clip_bundle)(clip_bundle.root, each)
-    found, _ = run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
+def with_spec(bundle: Bundle, **changes: object) -> Bundle:
+    return Bundle(bundle.root, bundle.spec.model_copy(update=changes))
+
+
+def test_each_caption_is_a_query_where_the_recipe_says_so(bundle, fashioniq, tmp_path) -> None:
+    each = with_spec(bundle, caption_join=CaptionJoin.EACH)
+    found, _ = run(each, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
     assert found.score("Recall@50") == 1.0
-    assert LocalEncoder(bundle).space == clip_bundle.spec.space
+    hits = found.score("Recall@10") * 8
+    assert hits == pytest.approx(round(hits)), "four queries of two captions are eight queries"
+
+
+@pytest.mark.parametrize(("name", "split"), [(DatasetName.CIRR, "test1"), (DatasetName.CIRCO, "test")])
+def test_a_query_of_one_caption_is_submitted_under_its_own_id_by_every_recipe(
+    request, bundle, name, split, tmp_path
+) -> None:
+    root = request.getfixturevalue(name.value)
+    each = with_spec(bundle, caption_join=CaptionJoin.EACH)
+    both = with_spec(bundle, caption_join=CaptionJoin.BOTH_ORDERS)
+    _, expected = run(both, name, root, split, tmp_path / "both")
+    _, written = run(each, name, root, split, tmp_path / "each")
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in expected]
+
+
+def test_a_test_split_without_a_test_server_is_refused_before_any_image_is_embedded(
+    bundle, fashioniq, tmp_path
+) -> None:
+    for path in (fashioniq / "captions").iterdir():
+        entries = [
+            {key: value for key, value in entry.items() if key != "target"} for entry in json.loads(path.read_text())
+        ]
+        write(path.with_name(path.name.replace("val", "test")), entries)
+    for path in (fashioniq / "image_splits").iterdir():
+        write(path.with_name(path.name.replace("val", "test")), path.read_text())
+    with pytest.raises(DatasetError, match="fashioniq has no test server that takes predictions; use --split val"):
+        run(bundle, DatasetName.FASHIONIQ, fashioniq, "test", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_split_with_targets_for_some_queries_is_refused(bundle, fashioniq, tmp_path) -> None:
+    path = fashioniq / "captions/cap.shirt.val.json"
+    entries = json.loads(path.read_text())
+    del entries[2]["target"]
+    write(path, entries)
+    with pytest.raises(DatasetError, match="shirt: 1 of 4 queries have no target"):
+        run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_test_split_that_no_valid_submission_can_be_made_of_is_refused(bundle, circo, cirr, tmp_path) -> None:
+    entries = json.loads((circo / "annotations/test.json").read_text())
+    write(circo / "annotations/test.json", entries[:-1])
+    with pytest.raises(SubmissionError, match="found 799 ids, without 799"):
+        run(bundle, DatasetName.CIRCO, circo, "test", tmp_path / "work")
+    names = json.loads((cirr / "cirr/image_splits/split.rc2.test1.json").read_text())
+    write(cirr / "cirr/image_splits/split.rc2.test1.json", dict(list(names.items())[:50]))
+    with pytest.raises(SubmissionError, match="a gallery of at least 51 images, found 50"):
+        run(bundle, DatasetName.CIRR, cirr, "test1", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_sketches_are_refused_where_the_recipe_answers_texts_alone(tiny_zero_shot_bundle, sketches, tmp_path) -> None:
+    ensembles = dict(tiny_zero_shot_bundle.spec.ensembles)
+    del ensembles[EnsembleName.ENCODE_QUERY]
+    bundle = with_spec(tiny_zero_shot_bundle, ensembles=ensembles, caption_join=CaptionJoin.EACH)
+    with pytest.raises(UnsupportedQuery, match=r"images without a text, and bundle tiny-clip .* answers texts alone"):
+        run(bundle, DatasetName.TUBERLIN, sketches, "zeroshot", tmp_path / "work")
+    assert not (tmp_path / "work").exists()

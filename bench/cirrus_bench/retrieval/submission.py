@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from cirrus_bench.retrieval.datasets import Task
 from cirrus_client.errors import CirrusError
 from cirrus_client.files import write_atomically
 
@@ -18,6 +19,23 @@ _CIRCO_QUERIES = 800
 
 class SubmissionError(CirrusError):
     """Predictions that a test server would reject, or score as something else."""
+
+
+def check_cirr_task(task: Task) -> None:
+    """Check that a CIRR test split can become a submission.
+
+    Raises SubmissionError if the gallery has too few images for a ranking of 50 without the reference.
+    """
+    _check_gallery(task, _CIRR_RECALL_NAMES + 1)
+
+
+def check_circo_task(task: Task) -> None:
+    """Check that a CIRCO test split can become a submission.
+
+    Raises SubmissionError if the query ids are not 0 to 799, or the gallery has fewer than 50 images.
+    """
+    _check_gallery(task, _CIRCO_IDS)
+    _check_circo_queries([int(query.id) for query in task.queries])
 
 
 def write_cirr_recall(path: Path, predictions: Mapping[int, Sequence[str]], *, references: Mapping[int, str]) -> None:
@@ -58,14 +76,7 @@ def write_circo(path: Path, predictions: Mapping[int, Sequence[int]]) -> None:
 
     predictions: query id 0 to 799 -> 50 COCO image ids, best first. Raises SubmissionError.
     """
-    lacking = sorted(set(range(_CIRCO_QUERIES)) - set(predictions))
-    unknown = sorted(set(predictions) - set(range(_CIRCO_QUERIES)))
-    if lacking or unknown:
-        raise SubmissionError(
-            f"CIRCO: query ids 0 to {_CIRCO_QUERIES - 1} expected, found {len(predictions)} ids, "
-            + (f"without {lacking[0]}" if lacking else f"with {unknown[0]}")
-            + "; predict every query of the test split"
-        )
+    _check_circo_queries(predictions)
     for query, ids in predictions.items():
         _check_answers(f"query {query}", ids, _CIRCO_IDS)
         strangers = [identity for identity in ids if type(identity) is not int]
@@ -74,6 +85,25 @@ def write_circo(path: Path, predictions: Mapping[int, Sequence[int]]) -> None:
                 f"query {query}: image ids as int expected, found {strangers[0]!r}; convert them with int()"
             )
     _write(path, {str(query): list(predictions[query]) for query in range(_CIRCO_QUERIES)})
+
+
+def _check_gallery(task: Task, images: int) -> None:
+    if len(task.gallery) < images:
+        raise SubmissionError(
+            f"{task.name}: a submission needs a gallery of at least {images} images, found {len(task.gallery)}; "
+            "download the whole gallery"
+        )
+
+
+def _check_circo_queries(ids: Collection[int]) -> None:
+    expected = set(range(_CIRCO_QUERIES))
+    lacking, unknown = sorted(expected - set(ids)), sorted(set(ids) - expected)
+    if lacking or unknown:
+        raise SubmissionError(
+            f"CIRCO: query ids 0 to {_CIRCO_QUERIES - 1} expected, found {len(ids)} ids, "
+            + (f"without {lacking[0]}" if lacking else f"with {unknown[0]}")
+            + "; predict every query of the test split"
+        )
 
 
 def _check_pairs(predictions: Mapping[int, object], expected: Mapping[int, object]) -> None:

@@ -1,0 +1,33 @@
+"""One task's encoded queries over the index of its gallery: what metrics and submissions are computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cirrus_bench.retrieval import metrics
+from cirrus_bench.retrieval.datasets import Query, Task
+from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.index import FaissIndex
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A task, its queries as they were encoded, and the index of its gallery.
+
+    queries: the task's own, or several per query where the recipe makes one of each caption. embeddings: float32
+    [Q, D], L2-normalised, a row per query.
+    """
+
+    task: Task
+    queries: tuple[Query, ...]
+    index: FaissIndex
+    embeddings: Embeddings
+
+    def ranking(self, k: int) -> metrics.Ranking:
+        """Return the k best gallery rows of every query, int64 [Q, k]; of the whole gallery where it has fewer."""
+        return self.index.search(self.embeddings, k).rows
+
+    def ranking_without_reference(self) -> metrics.Ranking:
+        """Rank the whole gallery and drop each query's reference image, int64 [Q, N - 1] (CIRR)."""
+        references = [query.reference for query in self.queries if query.reference is not None]
+        return metrics.without_reference(self.ranking(len(self.index)), references)
