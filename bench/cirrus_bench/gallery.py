@@ -25,7 +25,8 @@ from cirrus_client.bundle import Precision
 from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.engines import Engine, EngineName, candidates, open_graph
 from cirrus_client.gallery import embed_gallery, read_gallery
-from cirrus_client.gallery.feature_cache import CachedEncoder, FeatureCache
+from cirrus_client.gallery.cached_encoder import CachedEncoder
+from cirrus_client.gallery.feature_cache import FeatureCache
 from cirrus_client.image.preprocess import Decoding, Pad, PreprocessSpec, preprocess
 from cirrus_client.memory import keep_freed_memory
 from cirrus_client.plans import has_plans

@@ -27,7 +27,7 @@ from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
 from cirrus_client.errors import CirrusError, EngineError
 from cirrus_client.image.nvjpeg import NvJpegDecoder
 from cirrus_client.image.preprocess import decode
-from cirrus_client.index import FaissIndex
+from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.names import EnsembleName
 from cirrus_client.plans import Fusion, read_plans
 from cirrus_client.records import Record
@@ -249,7 +249,7 @@ def _faiss() -> _Found:
     vectors, queries = (generator.standard_normal((count, 256), dtype=np.float32) for count in (50_000, 200))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    index = FaissIndex(SpaceSpec.of({}, dim=256, vectors=1, similarity=Similarity.COSINE), vectors)
+    index = index_in_memory(SpaceSpec.of({}, dim=256, vectors=1, similarity=Similarity.COSINE), vectors)[0]
     if not index.on_gpu:
         raise _NotHere("this FAISS has no GPU support: pip install faiss-gpu")
     scores = np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :10]

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from cirrus_bench.measure import Machine, this_machine, time_interleaved
 from cirrus_bench.report_files import write_report_files
 from cirrus_client.bundle import Similarity, SpaceSpec
-from cirrus_client.index import FaissIndex, SearchKind
+from cirrus_client.index import BuildOptions, SearchKind
+from cirrus_client.index.faiss_build import index_in_memory
+from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.records import Record
 from cirrus_export.gate.fidelity import agreement, top
 
@@ -85,7 +87,10 @@ def _measure(images: int, vectors: int) -> list[SearchRow]:
     )
     ways = {
         "FAISS IndexFlatIP, bare": _bare(embeddings),
-        **{f"Cirrus, {kind}": _ours(FaissIndex(space, embeddings, kind=kind)) for kind in _kinds(vectors)},
+        **{
+            f"Cirrus, {kind}": _ours(index_in_memory(space, embeddings, options=BuildOptions(kind=kind))[0])
+            for kind in _kinds(vectors)
+        },
     }
     many = time_interleaved({way: partial(search, queries) for way, search in ways.items()}, _ROUNDS)
     one = time_interleaved({way: partial(search, queries[:1]) for way, search in ways.items()}, _ROUNDS)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cirrus_client.errors import EngineError, InvalidImage
-from cirrus_client.gallery.source import ImageFile
+from cirrus_client.gallery.source import FolderSource, ImageFile, Source
 from cirrus_client.gallery.stream import EmbedStream
 
 
@@ -48,21 +47,25 @@ def files(count: int) -> list[ImageFile]:
     return [ImageFile(str(number), 1, 1) for number in range(count)]
 
 
-def number(path: Path) -> int:
-    return int(path.name)
+def number(file: ImageFile) -> int:
+    return int(file.path)
+
+
+def prepare_number(source: Source, file: ImageFile) -> int:
+    return number(file)
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_results_are_in_the_files_order_and_broken_ones_are_told(concurrency: int) -> None:
     encoder = CountingEncoder(concurrency)
 
-    def prepare(path: Path) -> int:
-        if number(path) % 10 == 3 and number(path) != 13:
-            raise InvalidImage(f"no {path.name}")
-        return number(path)
+    def prepare(source: Source, file: ImageFile) -> int:
+        if number(file) % 10 == 3 and number(file) != 13:
+            raise InvalidImage(f"no {file.path}")
+        return number(file)
 
     done: list[int] = []
-    with EmbedStream(Path("/photos"), encoder, prepare=prepare, batch_size=8, workers=4) as stream:
+    with EmbedStream(FolderSource("/photos"), encoder, prepare=prepare, batch_size=8, workers=4) as stream:
         embeddings, accepted, rejected = stream.embed(files(101), done.append)
     good = [number for number in range(101) if number % 10 != 3]
     assert [file.path for file in accepted] == [str(number) for number in good]
@@ -79,16 +82,16 @@ def test_results_are_in_the_files_order_and_broken_ones_are_told(concurrency: in
 def test_a_batch_does_not_wait_for_a_slow_file() -> None:
     encoder, release = CountingEncoder(), threading.Event()
 
-    def prepare(path: Path) -> int:
-        if number(path) == 0:
+    def prepare(source: Source, file: ImageFile) -> int:
+        if number(file) == 0:
             assert release.wait(30)
-        return number(path)
+        return number(file)
 
     def on_done(count: int) -> None:
         if len(encoder.batches) >= 3:
             release.set()
 
-    with EmbedStream(Path("/photos"), encoder, prepare=prepare, batch_size=4, workers=2) as stream:
+    with EmbedStream(FolderSource("/photos"), encoder, prepare=prepare, batch_size=4, workers=2) as stream:
         embeddings, _, _ = stream.embed(files(41), on_done)
     np.testing.assert_array_equal(embeddings[:, 0], [number for number in range(41) if number != 13])
     assert all(0 not in batch for batch in encoder.batches[:3])
@@ -100,28 +103,28 @@ def test_what_is_in_memory_is_bounded() -> None:
     most = 0
     lock = threading.Lock()
 
-    def prepare(path: Path) -> int:
+    def prepare(source: Source, file: ImageFile) -> int:
         nonlocal prepared, most
         with lock:
             prepared += 1
             most = max(most, prepared - sum(len(batch) for batch in encoder.batches[:-2]))
-        return number(path)
+        return number(file)
 
-    with EmbedStream(Path("/photos"), encoder, prepare=prepare, batch_size=4, workers=4) as stream:
+    with EmbedStream(FolderSource("/photos"), encoder, prepare=prepare, batch_size=4, workers=4) as stream:
         stream.embed(files(400))
     assert most <= 4 * (1 + 3) + 8
 
 
 def test_an_engine_that_breaks_stops_the_job() -> None:
     with (
-        EmbedStream(Path("/photos"), CountingEncoder(), prepare=number, batch_size=4) as stream,
+        EmbedStream(FolderSource("/photos"), CountingEncoder(), prepare=prepare_number, batch_size=4) as stream,
         pytest.raises(EngineError, match="the engine broke"),
     ):
         stream.embed([*files(20), ImageFile("666", 1, 1)])
 
 
 def test_no_files_are_no_rows() -> None:
-    with EmbedStream(Path("/photos"), CountingEncoder(), prepare=number) as stream:
+    with EmbedStream(FolderSource("/photos"), CountingEncoder(), prepare=prepare_number) as stream:
         embeddings, accepted, rejected = stream.embed([])
     assert embeddings.shape == (0, 2)
     assert accepted == rejected == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import pytest
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder, local
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
-from cirrus_client.gallery import Gallery, embed_gallery, feature_cache, read_gallery
-from cirrus_client.gallery.feature_cache import CachedEncoder, FeatureCache
+from cirrus_client.gallery import FolderSource, Gallery, embed_gallery, read_gallery
+from cirrus_client.gallery.cached_encoder import CachedEncoder
+from cirrus_client.gallery.feature_cache import FeatureCache
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def folder(photos, tmp_path) -> Path:
 def embed(bundle: Bundle, folder: Path, out: Path, cache: Path) -> Gallery:
     with FeatureCache(cache, bundle) as features:
         encoder = CachedEncoder(bundle, features)
-        summary = embed_gallery(folder, out, encoder, prepare=encoder.prepare_file, shard_size=8, show_progress=False)
+        summary = embed_gallery(folder, out, encoder, prepare=encoder.prepare_file, shard_size=8)
     assert [rejected.file.path for rejected in summary.rejected] == ["broken.jpg"]
     return read_gallery(out)
 
@@ -54,11 +57,11 @@ def test_a_new_head_on_a_cached_gallery_opens_no_image(
     plain = embed(clip_bundle, folder, tmp_path / "plain", tmp_path / "cache")
     assert len(decoded) == 21
     decoded.clear()
-    opened: list[Path] = []
-    original = feature_cache.image_bytes
-    monkeypatch.setattr(feature_cache, "image_bytes", lambda path: opened.append(path) or original(path))
+    opened: list[str] = []
+    original = FolderSource.read
+    monkeypatch.setattr(FolderSource, "read", lambda self, file: opened.append(file.path) or original(self, file))
     union = embed(bundle, folder, tmp_path / "union", tmp_path / "cache")
-    assert [path.name for path in opened] == ["broken.jpg"]
+    assert opened == ["broken.jpg"]
     for gallery, direct in ((plain, clip_bundle), (union, bundle)):
         expected = LocalEncoder(direct).encode_targets([folder / path for path in gallery.paths])
         assert (gallery.embeddings * expected).sum(axis=1).min() > 0.999999
@@ -100,7 +103,7 @@ def test_a_cache_of_another_backbone_and_a_damaged_one_are_refused(bundle, clip_
     shard.write_bytes(bytes(content))
     with pytest.raises(GalleryError, match=r"00000\.npy is missing or corrupted"):
         FeatureCache(tmp_path / "cache", bundle)
-    with pytest.raises(GalleryError, match="no feature cache"):
+    with pytest.raises(GalleryError, match="not a feature cache"):
         FeatureCache(folder, bundle)
     graphs = {name: graph for name, graph in bundle.spec.graphs.items() if name != "target_head"}
     headless = Bundle(bundle.root, bundle.spec.model_copy(update={"graphs": graphs}))
@@ -111,9 +114,51 @@ def test_a_cache_of_another_backbone_and_a_damaged_one_are_refused(bundle, clip_
 def test_what_was_flushed_survives_and_rows_are_found_again(bundle, folder, tmp_path) -> None:
     cache = FeatureCache(tmp_path / "cache", bundle)
     row = np.arange(64, dtype=np.float16)
-    cache.put("a", row)
+    cache.put("aa", row)
     cache.flush()
-    cache.put("b", row)  # never flushed: the process dies here
+    cache.put("bb", row)  # never flushed: the process dies here
     again = FeatureCache(tmp_path / "cache", bundle)
     assert len(again) == 1
-    np.testing.assert_array_equal(again.get("a"), row)
+    np.testing.assert_array_equal(again.get("aa"), row)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("cache.json", b"{", "it is not JSON"),
+        ("cache.json", b'{"backbone": "b"}', "field 'preprocess': Field required"),
+        ("features/00000.json", b"{", "it is not JSON"),
+        ("features/00000.json", b'{"sha256": 7, "digests": []}', "field 'sha256'.*found 7"),
+        ("files/00000.parquet", b"no parquet", "can't be read"),
+    ],
+)
+def test_a_damaged_file_of_a_cache_is_named_with_the_way_out(
+    bundle, folder, tmp_path, file: str, content: bytes, reason: str
+) -> None:
+    embed(bundle, folder, tmp_path / "gallery", tmp_path / "cache")
+    (tmp_path / "cache" / file).write_bytes(content)
+    with pytest.raises(GalleryError, match=f"{re.escape(file)}.*{reason}") as refused:
+        FeatureCache(tmp_path / "cache", bundle)
+    assert refused.value.path == tmp_path / "cache" / file
+    assert "pydantic" not in str(refused.value)
+
+
+def test_threads_that_share_a_cache_lose_nothing(bundle, tmp_path) -> None:
+    digests = [f"{number:064x}" for number in range(5000)]
+
+    def work(part: list[str], cache: FeatureCache) -> None:
+        for digest in part:
+            cache.put(digest, np.full(4, int(digest, 16) % 1000, dtype=np.float16))
+            cache.remember((digest, 1, 1), digest)
+            if int(digest, 16) % 500 == 0:
+                cache.flush()
+
+    with FeatureCache(tmp_path / "cache", bundle) as cache, ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda start: work(digests[start::8], cache), range(8)))
+    again = FeatureCache(tmp_path / "cache", bundle)
+    assert len(again) == 5000
+    for digest in digests[::97]:
+        assert again.digest_of((digest, 1, 1)) == digest
+        found = again.get(digest)
+        assert found is not None
+        assert (found == int(digest, 16) % 1000).all()

@@ -7,14 +7,15 @@ import pytest
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import SearchIndexError, SpaceMismatch, UnsupportedQuery
 from cirrus_client.gallery import embed_gallery, read_gallery
-from cirrus_client.retriever import build_index, open_retriever
+from cirrus_client.index import build_index
+from cirrus_client.retriever import open_retriever
 from cirrus_client.sheet import contact_sheet
 
 
 @pytest.fixture(scope="module")
 def index_root(photos, encoder, tmp_path_factory):
     root = tmp_path_factory.mktemp("index")
-    embed_gallery(photos, root / "gallery", encoder, show_progress=False)
+    embed_gallery(photos, root / "gallery", encoder)
     build_index(read_gallery(root / "gallery"), root / "index")
     return root / "index"
 

@@ -17,8 +17,9 @@ from cirrus_bench.retrieval.ranked import Ranked
 from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.protocol import ImageInput
-from cirrus_client.gallery import embed_gallery, read_gallery
-from cirrus_client.index import FaissIndex
+from cirrus_client.gallery import FolderSource, embed_gallery, read_gallery
+from cirrus_client.index.faiss_build import index_in_memory
+from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import Record
 from cirrus_export.gate.probe import fashioniq_text
@@ -131,7 +132,7 @@ def query_texts(query: Query, join: CaptionJoin, dataset: DatasetName) -> list[s
 def _embed(encoder: LocalEncoder, task: Task, root: Path, out: Path) -> tuple[FaissIndex, int]:
     """Return the index of a task's gallery, and how many of its images were embedded by this call."""
     paths = [str(image.path.relative_to(root)) for image in task.gallery]
-    summary = embed_gallery(root, out, encoder, only=paths, show_progress=False)
+    summary = embed_gallery(FolderSource(root, only=paths), out, encoder)
     if summary.rejected:
         first = summary.rejected[0]
         raise DatasetError(
@@ -140,7 +141,7 @@ def _embed(encoder: LocalEncoder, task: Task, root: Path, out: Path) -> tuple[Fa
         )
     gallery = read_gallery(out)
     row_of = {path: row for row, path in enumerate(gallery.paths)}
-    return FaissIndex(gallery.space, gallery.embeddings[[row_of[path] for path in paths]]), summary.new
+    return index_in_memory(gallery.space, gallery.embeddings[[row_of[path] for path in paths]])[0], summary.new
 
 
 def _load_graphs(encoder: LocalEncoder, task: Task, dataset: DatasetName) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cirrus_bench.retrieval import metrics
 from cirrus_bench.retrieval.datasets import Query, Task
 from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.index import FaissIndex
+from cirrus_client.index.faiss_index import FaissIndex
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.extras import need
@@ -49,6 +50,17 @@ def build_faiss(vectors: GalleryVectors, options: BuildOptions) -> tuple[faiss.I
     if options.storage is Storage.FLOAT32 or options.queries is None:
         return index, None
     return index, _measured(index, vectors, options.queries)
+
+
+def index_in_memory(
+    space: SpaceSpec, embeddings: Embeddings, *, options: BuildOptions | None = None
+) -> tuple[FaissIndex, Agreement | None]:
+    """Return an index of embeddings, float32 [N, *item_shape], row i of which is image i, and its agreement.
+
+    See `build_faiss`. It is searched on the GPU, if there is one.
+    """
+    host, agreement = build_faiss(GalleryVectors(space, (embeddings,)), options or BuildOptions())
+    return FaissIndex(space, host), agreement
 
 
 def _flat(vectors: GalleryVectors, storage: Storage) -> Any:
