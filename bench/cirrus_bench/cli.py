@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cirrus_bench.retrieval.datasets import DatasetName
+
+if TYPE_CHECKING:
+    from cirrus_bench.report import Report
 
 bench = typer.Typer(help="Measure speed and retrieval quality.", no_args_is_help=True)
 
@@ -18,21 +21,17 @@ def gallery(
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
     images: Annotated[int, typer.Option(min=8, help="Photos in the gallery.")] = 128,
     size_px: Annotated[int, typer.Option(min=64, help="Longer side of a photo.")] = 1024,
-    repeats: Annotated[int, typer.Option(min=1, help="How often every row is measured; medians are reported.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds; medians are reported.")] = 3,
     work: Annotated[Path, typer.Option(help="Where photos, bundles and other tools are kept for the next run.")] = Path(
         "build/bench"
     ),
-    peers: Annotated[bool, typer.Option(help="Install other tools, 6 GB of them, and measure them as well.")] = True,
+    peers: Annotated[bool, typer.Option(help="Install other tools (6 GB) and measure them as well.")] = True,
 ) -> None:
-    """Measure what it costs to embed a gallery, side by side with the papers' way."""
-    from cirrus_bench.gallery import BenchRequest, measure_gallery
-    from cirrus_bench.report import markdown, write_report
+    """Measure the cost of embedding a gallery, compared with the baseline and with other tools."""
+    from cirrus_bench.gallery.measure import BenchRequest, measure_gallery
 
     request = BenchRequest(backbone=backbone, images=images, size_px=size_px, repeats=repeats, work=work, peers=peers)
-    report = measure_gallery(request)
-    write_report(report, out)
-    typer.echo(markdown(report))
-    typer.echo(f"written: {out / 'report.md'}, report.json, report.png")
+    _publish(measure_gallery(request), out)
 
 
 @bench.command()
@@ -40,35 +39,27 @@ def retrieval(
     bundle: Annotated[list[Path], typer.Option("--bundle", "-b", help="A bundle; repeat it to compare several.")],
     root: Annotated[Path, typer.Option(help="The benchmark's folder, with its official files and images.")],
     dataset: Annotated[DatasetName, typer.Option(help="The benchmark.")] = DatasetName.FASHIONIQ,
-    split: Annotated[str, typer.Option(help="val, test1, test; zeroshot1 and the like for sketches.")] = "val",
+    split: Annotated[str, typer.Option(help="val, test1 or test; zeroshot1 and the like for sketches.")] = "val",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for retrieval.json and retrieval.md.")] = Path(
         "build/retrieval"
     ),
-    work: Annotated[Path, typer.Option(help="Where embedded galleries are kept; submissions go there as well.")] = Path(
+    work: Annotated[Path, typer.Option(help="Where embedded galleries are kept, and submissions written.")] = Path(
         "build/retrieval/work"
     ),
 ) -> None:
     """Measure retrieval on a benchmark's official files; on a test split, write the submission."""
-    from cirrus_bench.measure import this_machine
     from cirrus_bench.retrieval.datasets import read_dataset
-    from cirrus_bench.retrieval.evaluate import evaluate
-    from cirrus_bench.retrieval.report import RetrievalReport, markdown, write_report
+    from cirrus_bench.retrieval.evaluate import evaluate_all
     from cirrus_client.bundle import Bundle
 
     tasks = read_dataset(dataset, root, split)
-    evaluations = []
-    for path in bundle:
-        opened = Bundle.open(path)
-        place = work / f"{opened.spec.name}-{opened.spec.space.fingerprint[:12]}" / f"{dataset}-{split}"
-        evaluation, written = evaluate(opened, dataset, tasks, root=root, split=split, work=place)
-        evaluations.append(evaluation)
-        for file in written:
-            typer.echo(f"submission: {file}")
-    report = RetrievalReport(evaluations=tuple(evaluations), machine=this_machine())
-    if all(evaluation.scores for evaluation in evaluations):
-        write_report(report, out)
-        typer.echo(markdown(report))
-        typer.echo(f"written: {out / 'retrieval.md'}, retrieval.json")
+    report, submissions = evaluate_all(
+        [Bundle.open(path) for path in bundle], dataset, tasks, root=root, split=split, work=work
+    )
+    for file in submissions:
+        typer.echo(f"submission: {file}")
+    if report is not None:
+        _publish(report, out)
 
 
 @bench.command()
@@ -76,26 +67,22 @@ def precision(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for precision.json and precision.md.")],
     work: Annotated[Path, typer.Option(help="Where the bundles are written.")] = Path("build/bench/precision"),
 ) -> None:
-    """Export the demo model at every precision that runs here: what each keeps, and how fast it is."""
-    from cirrus_bench.precisions import markdown, measure_precisions, write_report
+    """Export the demo model at every precision that runs here; measure its fidelity, retrieval and speed."""
+    from cirrus_bench.precisions import measure_precisions
 
-    report = measure_precisions(work)
-    write_report(report, out)
-    typer.echo(markdown(report))
+    _publish(measure_precisions(work), out)
 
 
 @bench.command()
 def search(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for search.json and search.md.")],
-    single: Annotated[int, typer.Option(min=1000, help="Images of one vector.")] = 100_000,
-    multi: Annotated[int, typer.Option(min=100, help="Images of 32 vectors.")] = 10_000,
+    single: Annotated[int, typer.Option(min=1000, help="Images with one vector.")] = 100_000,
+    multi: Annotated[int, typer.Option(min=100, help="Images with 32 vectors.")] = 10_000,
 ) -> None:
-    """Measure search against bare FAISS: exact and approximate, one vector an image and several."""
-    from cirrus_bench.search import markdown, measure_search, write_report
+    """Measure search compared with bare FAISS: exact and approximate, with one and with 32 vectors per image."""
+    from cirrus_bench.search import measure_search
 
-    report = measure_search(single=single, multi=multi)
-    write_report(report, out)
-    typer.echo(markdown(report))
+    _publish(measure_search(single=single, multi=multi), out)
 
 
 @bench.command()
@@ -104,13 +91,11 @@ def queries(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for queries.json, queries.md and queries.png.")],
     work: Annotated[Path, typer.Option(help="Where photos are kept for the next run.")] = Path("build/bench"),
 ) -> None:
-    """Measure a real Triton against the bare engine: query latency by concurrency, and bulk embedding."""
-    from cirrus_bench.queries import markdown, measure_queries, write_report
+    """Measure queries through a real Triton compared with queries in process: latency, and bulk embedding."""
+    from cirrus_bench.queries import measure_queries
     from cirrus_client.bundle import Bundle
 
-    report = measure_queries(Bundle.open(bundle), work)
-    write_report(report, out)
-    typer.echo(markdown(report))
+    _publish(measure_queries(Bundle.open(bundle), work), out)
 
 
 @bench.command()
@@ -119,24 +104,27 @@ def full_size(
     work: Annotated[Path, typer.Option(help="Where bundles are written and removed again.")] = Path("build/full-size"),
 ) -> None:
     """Export and verify every architecture at its published size, with random weights."""
-    from cirrus_bench.full_size import export_full_sizes, markdown, write_report
+    from cirrus_bench.full_size import export_full_sizes
 
-    report = export_full_sizes(work)
-    write_report(report, out)
-    typer.echo(markdown(report))
+    _publish(export_full_sizes(work), out)
 
 
 def gpu_check_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
-    full_size: Annotated[bool, typer.Option(help="Also on a random ViT-L-14 in fp16; needs 8 GiB of memory.")] = False,
+    full_size: Annotated[bool, typer.Option(help="Also check a random ViT-L-14 in fp16 (8 GiB of memory).")] = False,
     work: Annotated[Path, typer.Option(help="Where the checked bundles are written.")] = Path("build/gpu-check"),
 ) -> None:
-    """Verify everything that uses a GPU, on this machine, and write a report. Exits 1 if something fails."""
-    from cirrus_bench.gpu_check import check_gpu, markdown, write_report
+    """Check everything that uses a GPU on this machine, and write a report. Exits 1 if a check fails."""
+    from cirrus_bench.gpu_check import check_gpu
 
     report = check_gpu(work, full_size=full_size)
-    write_report(report, out)
-    typer.echo(markdown(report))
-    typer.echo(f"written: {out / 'gpu_check.md'}, gpu_check.json")
+    _publish(report, out)
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _publish(report: Report, out: Path) -> None:
+    """Write a report's files and print its Markdown."""
+    written = report.write(out)
+    typer.echo(report.markdown())
+    typer.echo(f"written: {', '.join(map(str, written))}")

@@ -1,4 +1,4 @@
-"""Every architecture at its published size, with random weights: exported, verified, and what that took."""
+"""Export and verify every architecture at its published size, with random weights, and record what that takes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from tqdm import tqdm
-
-from cirrus_bench.measure import Machine, this_machine
-from cirrus_bench.report_files import write_report_files
+from cirrus_bench.measure import this_machine
+from cirrus_bench.report import Report
 from cirrus_client.errors import ExportError
 from cirrus_client.files import write_atomically
 from cirrus_client.records import Record
@@ -39,7 +38,11 @@ log = logging.getLogger(__name__)
 
 
 class FullSizeRow(Record):
-    """One export. peak_bytes: resident memory of the exporting process; disk_bytes: of the bundle's graphs."""
+    """One export.
+
+    peak_bytes: resident memory of the exporting process. disk_bytes: of the bundle's graphs. cosine_min,
+    top10_agreement: the worst of the fidelity gate.
+    """
 
     recipe: str
     backbone: str
@@ -51,7 +54,7 @@ class FullSizeRow(Record):
 
 
 class LvlmNeeds(Record):
-    """What `cir-lvlm` needs at 7B, computed from its configuration without allocating a weight."""
+    """What exporting `cir-lvlm` at 7B takes, computed from its configuration without allocating a weight."""
 
     model: str
     parameters: int
@@ -59,54 +62,50 @@ class LvlmNeeds(Record):
     memory_bytes: int
 
 
-class FullSizeReport(Record):
-    """All exports of one run, and what the one that does not fit would need."""
+class FullSizeReport(Report):
+    """All exports of one run. lvlm: what the architecture that does not fit here would need."""
+
+    file_name: ClassVar[str] = "full_size"
 
     rows: tuple[FullSizeRow, ...]
     lvlm: LvlmNeeds
-    machine: Machine
+
+    def markdown(self) -> str:
+        """Render the report as Markdown."""
+        lines = [
+            "# Published sizes, exported and verified",
+            "",
+            f"Random weights, fp32; the fidelity gate has {_QUERIES} queries and {_GALLERY} images. Every row is a "
+            "whole `cirrus export` in a process of its own, imports and gate included.",
+            "",
+            "| recipe | backbone | seconds | peak memory, GiB | graphs on disk, GiB | smallest cosine "
+            "| top-10 agreement |",
+            "|---|---|--:|--:|--:|--:|--:|",
+            *(
+                f"| {row.recipe} | {row.backbone} | {row.seconds:,.0f} | {row.peak_bytes / 2**30:.1f} | "
+                f"{row.disk_bytes / 2**30:.2f} | {row.cosine_min:.7f} | {row.top10_agreement:.0%} |"
+                for row in self.rows
+            ),
+            "",
+            _lvlm_line(self.lvlm),
+            "",
+            str(self.machine),
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES) -> FullSizeReport:
-    """Export each in a process of its own and remove its bundle; what an earlier run finished in `work` is kept.
+    """Export each architecture in a process of its own, remove its bundle, and return the report.
 
-    Raises ExportError with what a failed one said.
+    sizes: recipes and backbones. work: where bundles are written; rows that an earlier run finished there are kept.
+    Raises ExportError with the output of an export that failed.
     """
-    rows = [_export(recipe, backbone, work) for recipe, backbone in tqdm(sizes, desc="full size", unit="export")]
+    rows = [_export(recipe, backbone, work) for recipe, backbone in sizes]
     return FullSizeReport(rows=tuple(rows), lvlm=_lvlm_needs(), machine=this_machine())
 
 
-def write_report(report: FullSizeReport, out: Path) -> None:
-    """Write `full_size.json` and `full_size.md`."""
-    write_report_files(report, markdown(report), out, "full_size")
-
-
-def markdown(report: FullSizeReport) -> str:
-    """Return the table."""
-    machine = report.machine
-    lines = [
-        "# Published sizes, exported and verified",
-        "",
-        f"Random weights, fp32; the gate over {_QUERIES} queries and {_GALLERY} images. Every row is a whole "
-        "`cirrus export`, imports and gate included, in a process of its own.",
-        "",
-        "| recipe | backbone | seconds | peak memory, GiB | graphs on disk, GiB | smallest cosine | top-10 agreement |",
-        "|---|---|--:|--:|--:|--:|--:|",
-        *(
-            f"| {row.recipe} | {row.backbone} | {row.seconds:,.0f} | {row.peak_bytes / 2**30:.1f} | "
-            f"{row.disk_bytes / 2**30:.2f} | {row.cosine_min:.7f} | {row.top10_agreement:.0%} |"
-            for row in report.rows
-        ),
-        "",
-        _lvlm_line(report.lvlm),
-        "",
-        f"Machine: {machine.processor}, {machine.cores} cores, GPU: {machine.gpu}. {machine.package_list}.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _lvlm_needs() -> LvlmNeeds:
-    """Qwen2-7B behind CLIP ViT-L/14 at 336 px and 256 connector queries, in the sizes that their authors publish."""
+    """Return the needs of Qwen2-7B behind CLIP ViT-L/14 at 336 px with 256 connector queries, as published."""
     config = LvlmConfig(
         vision={
             "hidden_size": 1024,
@@ -159,6 +158,7 @@ def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
     work.mkdir(parents=True, exist_ok=True)
     arguments = ["--recipe", recipe, "--backbone", backbone, "--pretrained", "random", "--head", "random"]
     sizes = ["--queries", str(_QUERIES), "--gallery", str(_GALLERY), "--out", str(out)]
+    log.info("exporting %s on %s at full size", recipe, backbone)
     started = time.perf_counter()
     command = [str(Path(sys.executable).with_name("cirrus")), "export", *arguments, *sizes]
     with tempfile.TemporaryFile("w+") as output:
@@ -185,5 +185,4 @@ def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
     )
     shutil.rmtree(out)
     write_atomically(done, row.model_dump_json().encode())
-    log.info("%s", row)
     return row

@@ -1,6 +1,6 @@
-"""The whole GPU side on this machine, check by check: what runs, whether it is right, and how fast.
+"""Check everything that uses a GPU on this machine: whether it runs, whether its results are right, and how fast it is.
 
-A check PASSes, FAILs, or is NOT_HERE with the reason: the part is not installed. Nothing is skipped silently.
+A check passes, fails, or is not done because the part is not installed. The report lists every check with the reason.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnxruntime
 
-from cirrus_bench.measure import Machine, this_machine
-from cirrus_bench.models import demo_request
-from cirrus_bench.report_files import write_report_files
+from cirrus_bench.measure import this_machine
+from cirrus_bench.report import Report
+from cirrus_bench.subjects import demo_request
 from cirrus_client.bundle import Bundle, Precision, Similarity, SpaceSpec
 from cirrus_client.engines.engine import Engine
 from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
@@ -28,7 +29,7 @@ from cirrus_client.errors import CirrusError, EngineError
 from cirrus_client.image.nvjpeg import NvJpegDecoder
 from cirrus_client.image.preprocess import decode
 from cirrus_client.index.faiss_build import index_in_memory
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.plans import Fusion, read_plans
 from cirrus_client.records import Record
 from cirrus_demo.probe import rendered_probe
@@ -45,15 +46,19 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
-    """What came of a check."""
+    """The result of a check. NOT_INSTALLED: the part is not on this machine."""
 
     PASS = "PASS"
     FAIL = "FAIL"
-    NOT_HERE = "not here"
+    NOT_INSTALLED = "not installed"
 
 
 class Check(Record):
-    """One thing that was tried. images_per_s: of the gallery's graphs, host arrays to host arrays."""
+    """One check of a part. bundle: "-" where no bundle is involved.
+
+    found: one line, what was measured or why it failed. images_per_s: of the graphs that embed a gallery, from pixels
+    to embeddings, both in host memory.
+    """
 
     part: str
     bundle: str
@@ -62,59 +67,85 @@ class Check(Record):
     images_per_s: float | None = None
 
 
-class GpuReport(Record):
-    """Everything that was tried."""
+class GpuReport(Report):
+    """All checks on one GPU."""
+
+    file_name: ClassVar[str] = "gpu_check"
 
     gpu: str
     compute_capability: str
-    machine: Machine
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """True if no check failed."""
         return all(check.outcome is not Outcome.FAIL for check in self.checks)
 
+    def markdown(self) -> str:
+        """Render the report as Markdown."""
+        machine = self.machine
+        verdict = "Nothing failed." if self.passed else "**Something failed.**"
+        lines = [
+            f"# GPU check: {self.gpu}",
+            "",
+            f"{verdict} Compute capability {self.compute_capability}; {machine.processor}, {machine.cores} cores; "
+            f"Python {machine.python}, {machine.package_list}.",
+            "",
+            "| check | bundle | outcome | found | images/s |",
+            "|---|---|---|---|--:|",
+            *(
+                f"| {check.part} | {check.bundle} | {check.outcome} | {check.found.replace('|', '/')} | "
+                f"{'' if check.images_per_s is None else f'{check.images_per_s:,.0f}'} |"
+                for check in self.checks
+            ),
+            "",
+            "Images/s: the graphs that embed a gallery image, from pixels to embeddings, both in host memory, without "
+            "decoding.",
+        ]
+        return "\n".join(lines) + "\n"
 
-class _NotHere(Exception):
-    """A part that is not installed."""
+
+class _NotInstalled(Exception):
+    """The part to check is not installed."""
 
 
 @dataclass
-class _Found:
+class _Finding:
+    """What a check that passed has found."""
+
     text: str
     images_per_s: float | None = None
 
 
 @dataclass
 class _Checks:
-    """Runs checks; one that fails does not stop the next."""
+    """Runs checks and collects their outcomes. A check that fails does not stop the next."""
 
     done: list[Check] = field(default_factory=list)
 
-    def try_out(self, part: str, bundle: str, check: Callable[[], _Found]) -> None:
+    def run(self, part: str, bundle: str, check: Callable[[], _Finding]) -> None:
         log.info("%s: %s", part, bundle)
         try:
             found = check()
-        except _NotHere as reason:
-            self._add(part, bundle, Outcome.NOT_HERE, _Found(str(reason)))
+        except _NotInstalled as reason:
+            self._add(part, bundle, Outcome.NOT_INSTALLED, _Finding(str(reason)))
         except CirrusError as error:
-            self._add(part, bundle, Outcome.FAIL, _Found(str(error)))
+            self._add(part, bundle, Outcome.FAIL, _Finding(str(error)))
         except Exception as error:  # a part's own error is what this report is for
-            self._add(part, bundle, Outcome.FAIL, _Found(f"{type(error).__name__}: {error}"))
+            self._add(part, bundle, Outcome.FAIL, _Finding(f"{type(error).__name__}: {error}"))
         else:
             self._add(part, bundle, Outcome.PASS, found)
 
-    def _add(self, part: str, bundle: str, outcome: Outcome, found: _Found) -> None:
+    def _add(self, part: str, bundle: str, outcome: Outcome, found: _Finding) -> None:
         line = " ".join(found.text.split())
         self.done.append(Check(part=part, bundle=bundle, outcome=outcome, found=line, images_per_s=found.images_per_s))
 
 
 def check_gpu(work: Path, *, full_size: bool) -> GpuReport:
-    """Try everything that a GPU is used for, on demo bundles of every precision.
+    """Run every check, on demo bundles of every precision that GPUs compute in.
 
-    full_size: also on a random model of a published size. work: where the bundles are written. Raises EngineError if
-    there is no GPU, or CUDA's runtime is not installed.
+    full_size: also on a random ViT-L-14 in fp16. work: where the bundles are written. Raises EngineError if there is
+    no GPU, or CUDA's runtime is not installed.
     """
     try:
         gpu = this_gpu()
@@ -124,40 +155,11 @@ def check_gpu(work: Path, *, full_size: bool) -> GpuReport:
     probe = rendered_probe(queries=24, gallery=64)
     for request in _requests(work, full_size=full_size):
         _check_bundle(checks, request, probe)
-    checks.try_out("FAISS on the GPU", "-", _faiss)
-    checks.try_out("nvJPEG decode", "-", lambda: _nvjpeg(probe.gallery[0]))
+    checks.run("FAISS on the GPU", "-", _faiss)
+    checks.run("nvJPEG decode", "-", lambda: _nvjpeg(probe.gallery[0]))
     return GpuReport(
         gpu=gpu.name, compute_capability=gpu.compute_capability, machine=this_machine(), checks=tuple(checks.done)
     )
-
-
-def write_report(report: GpuReport, out: Path) -> None:
-    """Write `gpu_check.json` and `gpu_check.md`."""
-    write_report_files(report, markdown(report), out, "gpu_check")
-
-
-def markdown(report: GpuReport) -> str:
-    """Return the report as Markdown."""
-    machine = report.machine
-    verdict = "Nothing failed." if report.passed else "**Something failed.**"
-    lines = [
-        f"# GPU check: {report.gpu}",
-        "",
-        f"{verdict} Compute capability {report.compute_capability}; {machine.processor}, {machine.cores} cores; Python "
-        f"{machine.python}, {machine.package_list}.",
-        "",
-        "| check | bundle | outcome | found | images/s |",
-        "|---|---|---|---|--:|",
-        *(
-            f"| {check.part} | {check.bundle} | {check.outcome} | {check.found.replace('|', '/')} | "
-            f"{'' if check.images_per_s is None else f'{check.images_per_s:,.0f}'} |"
-            for check in report.checks
-        ),
-        "",
-        "Images/s: the graphs that embed a gallery image, from pixels to embeddings, both in host memory, without "
-        "decoding.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _requests(work: Path, *, full_size: bool) -> Iterable[ExportRequest]:
@@ -177,43 +179,46 @@ def _requests(work: Path, *, full_size: bool) -> Iterable[ExportRequest]:
 
 def _check_bundle(checks: _Checks, request: ExportRequest, probe: Probe) -> None:
     name = request.out.name
-    checks.try_out("export", name, lambda: _export(request, probe))
+    checks.run("export", name, lambda: _export(request, probe))
     if checks.done[-1].outcome is Outcome.PASS:
         bundle = Bundle.open(request.out)
-        checks.try_out("ONNX Runtime on CUDA", name, lambda: _onnx_runtime(bundle, probe, TENSORRT_PROVIDERS[1:]))
-        checks.try_out("ONNX Runtime on TensorRT", name, lambda: _onnx_runtime(bundle, probe, TENSORRT_PROVIDERS))
-        checks.try_out("TensorRT compile", name, lambda: _compile(bundle, probe))
+        checks.run("ONNX Runtime on CUDA", name, lambda: _onnx_runtime(bundle, probe, TENSORRT_PROVIDERS[1:]))
+        checks.run("ONNX Runtime on TensorRT", name, lambda: _onnx_runtime(bundle, probe, TENSORRT_PROVIDERS))
+        checks.run("TensorRT compile", name, lambda: _compile(bundle, probe))
         if checks.done[-1].outcome is Outcome.PASS:
-            checks.try_out("TensorRT attention", name, lambda: _attention(bundle))
-            checks.try_out("TensorRT run", name, lambda: _tensorrt(bundle))
+            checks.run("TensorRT attention", name, lambda: _attention(bundle))
+            checks.run("TensorRT run", name, lambda: _tensorrt(bundle))
 
 
-def _export(request: ExportRequest, probe: Probe) -> _Found:
+def _export(request: ExportRequest, probe: Probe) -> _Finding:
     export(request, probe)
-    return _Found("the fidelity gate was passed")
+    return _Finding("the fidelity gate was passed")
 
 
-def _onnx_runtime(bundle: Bundle, probe: Probe, providers: Sequence[str]) -> _Found:
+def _onnx_runtime(bundle: Bundle, probe: Probe, providers: Sequence[str]) -> _Finding:
     if providers[0] not in onnxruntime.get_available_providers():
-        raise _NotHere(f"this ONNX Runtime has no {providers[0]}: pip install onnxruntime-gpu")
+        raise _NotInstalled(f"this ONNX Runtime has no {providers[0]}: pip install onnxruntime-gpu")
 
     def load(graph: str) -> Engine:
         return OnnxRuntimeEngine(bundle.graph_file(graph), bundle.spec.precision, providers=providers)
 
     cosines = hold_to_graphs(bundle, GraphValues(bundle, probe), load)
-    return _Found(f"smallest cosine to the CPU {min(cosines.values()):.6f}", _images_per_s(bundle, load))
+    return _Finding(f"smallest cosine to the CPU {min(cosines.values()):.6f}", _images_per_s(bundle, load))
 
 
-def _compile(bundle: Bundle, probe: Probe) -> _Found:
+def _compile(bundle: Bundle, probe: Probe) -> _Finding:
     start = time.perf_counter()
     record = compile_plans(bundle, probe, CompileOptions())
     seconds = time.perf_counter() - start
     cosine = min(plan.cosine_min for plan in record.plans.values())
-    return _Found(f"TensorRT {record.tensorrt}, {seconds:.0f} s, smallest cosine to the graphs {cosine:.6f}")
+    return _Finding(f"TensorRT {record.tensorrt}, {seconds:.0f} s, smallest cosine to the graphs {cosine:.6f}")
 
 
-def _attention(bundle: Bundle) -> _Found:
-    """A plan without fused attention is slow, not wrong: what fails is a plan that does not say."""
+def _attention(bundle: Bundle) -> _Finding:
+    """Report how many attentions each plan fused; fail only if the plan does not say.
+
+    A plan without fused attention is slow, but not wrong.
+    """
     found = {graph: plan.attention for graph, plan in read_plans(bundle).plans.items()}
     listed = ", ".join(
         f"{graph} {attention.fusion} ({attention.fused_layers} of {attention.attentions})"
@@ -221,12 +226,12 @@ def _attention(bundle: Bundle) -> _Found:
     )
     if any(attention.fusion is Fusion.UNKNOWN for attention in found.values()):
         raise EngineError(f"the engine inspector lists no layers: {listed}")
-    return _Found(listed)
+    return _Finding(listed)
 
 
-def _tensorrt(bundle: Bundle) -> _Found:
+def _tensorrt(bundle: Bundle) -> _Finding:
     rate = _images_per_s(bundle, lambda graph: TensorRtEngine.of(bundle, graph))
-    return _Found(f"TensorRT {load_tensorrt().__version__}", rate)
+    return _Finding(f"TensorRT {load_tensorrt().__version__}", rate)
 
 
 def _images_per_s(bundle: Bundle, load: Callable[[str], Engine]) -> float:
@@ -237,33 +242,33 @@ def _images_per_s(bundle: Bundle, load: Callable[[str], Engine]) -> float:
     size_px = bundle.spec.preprocess.size_px
     rows = bundle.spec.max_batch
     pixels = np.random.default_rng(0).standard_normal((rows, 3, size_px, size_px), dtype=np.float32)
-    run(ensemble, models, {}, given={"pixels": pixels})
+    run(ensemble, models, {}, given={TensorName.PIXELS: pixels})
     start = time.perf_counter()
     for _ in range(_REPEATS):
-        run(ensemble, models, {}, given={"pixels": pixels})
+        run(ensemble, models, {}, given={TensorName.PIXELS: pixels})
     return _REPEATS * rows / (time.perf_counter() - start)
 
 
-def _faiss() -> _Found:
+def _faiss() -> _Finding:
     generator = np.random.default_rng(0)
     vectors, queries = (generator.standard_normal((count, 256), dtype=np.float32) for count in (50_000, 200))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     index = index_in_memory(SpaceSpec.of({}, dim=256, vectors=1, similarity=Similarity.COSINE), vectors)[0]
     if not index.on_gpu:
-        raise _NotHere("this FAISS has no GPU support: pip install faiss-gpu")
+        raise _NotInstalled("this FAISS has no GPU support: pip install faiss-gpu")
     scores = np.sort(queries @ vectors.T, axis=1)[:, ::-1][:, :10]
     difference = float(np.abs(index.search(queries, 10).scores - scores).max())
     if not difference < 1e-4:
         raise EngineError(f"the ten best scores differ from the CPU's by up to {difference:.1e}")
-    return _Found(f"exact search, 50,000 vectors: scores within {difference:.1e} of the CPU's")
+    return _Finding(f"exact search, 50,000 vectors: scores within {difference:.1e} of the CPU's")
 
 
-def _nvjpeg(image: bytes) -> _Found:
+def _nvjpeg(image: bytes) -> _Finding:
     try:
         decoder = NvJpegDecoder()
     except EngineError as error:
-        raise _NotHere(str(error)) from None
+        raise _NotInstalled(str(error)) from None
     decoded = decoder(image)
     if decoded is None:
         raise EngineError("no GPU decoder took a JPEG: pip install nvidia-nvjpeg-cu13, or -cu12 for CUDA 12")
@@ -271,4 +276,4 @@ def _nvjpeg(image: bytes) -> _Found:
     difference = float(np.abs(decoded.astype(np.float32) - reference).mean())
     if not difference < _LEVELS:
         raise EngineError(f"pixels differ from Pillow's by {difference:.2f} of 255 levels on average")
-    return _Found(f"pixels within {difference:.2f} of 255 levels of Pillow's on average")
+    return _Finding(f"pixels within {difference:.2f} of 255 levels of Pillow's on average")

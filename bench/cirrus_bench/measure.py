@@ -1,7 +1,8 @@
-"""Measure competing ways in turn, so that a drifting machine drifts for all of them."""
+"""Time competing functions in turn, so that a machine that gets slower gets slower for all of them."""
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -12,11 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from cirrus_client.records import Record
 
 K = TypeVar("K")
+Work = Callable[[], object]
+log = logging.getLogger(__name__)
 _PACKAGES = (
     "torch",
     "onnxruntime",
@@ -34,24 +35,24 @@ _PACKAGES = (
 
 
 class Timing(Record):
-    """Seconds of each repeat of one row, and the most memory that a repeat took on top of what was there before it."""
+    """Seconds of each repeat, and the most memory that a repeat took on top of what the process held before it."""
 
     seconds: tuple[float, ...]
     peak_bytes: int
 
     @property
     def median(self) -> float:
-        """The figure to quote."""
+        """Median seconds: the figure to quote."""
         return median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """(slowest - fastest) / median: what the machine's noise does to the figure."""
+        """(slowest - fastest) / median: how noisy the machine was."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
 class Machine(Record):
-    """Where and with what a report was made."""
+    """The machine and the package versions that a report was made with."""
 
     processor: str
     cores: int
@@ -61,7 +62,7 @@ class Machine(Record):
 
     @property
     def package_list(self) -> str:
-        """Names and versions in a line."""
+        """Names and versions of the packages in one line."""
         return ", ".join(f"{name} {found}" for name, found in self.packages.items())
 
     def __str__(self) -> str:
@@ -71,24 +72,26 @@ class Machine(Record):
         )
 
 
-def time_interleaved(ways: Mapping[K, Callable[[], object]], repeats: int) -> dict[K, Timing]:
-    """Run every way once to warm up, then `repeats` rounds of all of them, and return their times."""
-    for way in tqdm(ways.values(), desc="bench: warming up", unit="row"):
-        way()
-    seconds: dict[K, list[float]] = {name: [] for name in ways}
-    peaks: dict[K, int] = dict.fromkeys(ways, 0)
-    for _ in tqdm(range(repeats), desc="bench: measuring", unit="round"):
-        for name, way in ways.items():
+def time_interleaved(works: Mapping[K, Work], repeats: int) -> dict[K, Timing]:
+    """Run every function once to warm up, then all of them in turn for `repeats` rounds, and return their times."""
+    log.info("warming up %d rows", len(works))
+    for work in works.values():
+        work()
+    seconds: dict[K, list[float]] = {name: [] for name in works}
+    peaks: dict[K, int] = dict.fromkeys(works, 0)
+    for number in range(1, repeats + 1):
+        log.info("measuring %d rows, round %d of %d", len(works), number, repeats)
+        for name, work in works.items():
             before = _reset_peak()
             start = time.perf_counter()
-            way()
+            work()
             seconds[name].append(time.perf_counter() - start)
             peaks[name] = max(peaks[name], _status_bytes("VmHWM") - before)
-    return {name: Timing(seconds=tuple(of_way), peak_bytes=peaks[name]) for name, of_way in seconds.items()}
+    return {name: Timing(seconds=tuple(values), peak_bytes=peaks[name]) for name, values in seconds.items()}
 
 
 def this_machine() -> Machine:
-    """Describe this machine."""
+    """Return a description of this machine."""
     import torch
 
     return Machine(
@@ -101,7 +104,7 @@ def this_machine() -> Machine:
 
 
 def _reset_peak() -> int:
-    """Set the process's record of its peak memory to what it has now, and return that."""
+    """Reset the process's peak memory to what it holds now, and return that in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status_bytes("VmRSS")
 

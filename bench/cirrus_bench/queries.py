@@ -1,20 +1,21 @@
-"""A real Triton against the bare engine: query latency by concurrency, where the time goes, and bulk embedding."""
+"""Queries through a real Triton server compared with queries in process: latency by concurrency, and bulk embedding."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tritonclient.grpc as grpcclient
 
 from cirrus_bench.errors import PeerError
 from cirrus_bench.latency import Latency, measure_latency
-from cirrus_bench.measure import Machine, this_machine, time_interleaved
-from cirrus_bench.models import bench_photos
+from cirrus_bench.measure import this_machine, time_interleaved
 from cirrus_bench.perf_analyzer import PerfAnalyzer
-from cirrus_bench.report_files import plot, write_report_files
+from cirrus_bench.report import Report, plot
+from cirrus_bench.subjects import bench_photos
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.gallery import embed_gallery
@@ -27,10 +28,14 @@ _CONCURRENCY = (1, 2, 4, 8, 16)
 _QUERIES = 300
 _PHOTOS, _PHOTO_PX, _ROUNDS = 256, 512, 3
 _COLOURS = {"p50": "#1f6feb", "p95": "#e09f3e", "p99": "#d1495b"}
+log = logging.getLogger(__name__)
 
 
 class Stage(Record):
-    """A served model's mean milliseconds a request, from Triton's statistics: waiting for its turn, and at work."""
+    """Mean milliseconds per request of one served model, from Triton's statistics.
+
+    queue_ms: waiting for a free instance or for a batch to fill. mean_batch: requests per execution.
+    """
 
     model: str
     queue_ms: float
@@ -38,35 +43,87 @@ class Stage(Record):
     mean_batch: float
 
 
-class QueryReport(Record):
-    """bare: the same queries by `LocalEncoder` in one process. stages: at concurrency 1 and at the highest.
+class BulkRates(Record):
+    """Images per second of `embed_gallery` from JPEG photos, in process and through the server."""
 
-    analyzer: what perf_analyzer measures, and its version; or why it is missing. bulk: images a second of
-    `embed_gallery` from JPEG photos, in process and through the server.
+    in_process: float
+    served: float
+
+
+class QueryReport(Report):
+    """One bundle, served and in process.
+
+    in_process: latency of the same queries by `LocalEncoder`. served: by Cirrus's client through Triton. stages: per
+    concurrency, the models of the server. analyzed: the latency that perf_analyzer measures. analyzer: its version, or
+    why it is missing.
     """
+
+    file_name: ClassVar[str] = "queries"
 
     bundle: str
     queries: int
-    bare: Latency
+    in_process: Latency
     served: tuple[Latency, ...]
     stages: dict[int, tuple[Stage, ...]]
     analyzed: tuple[Latency, ...]
     analyzer: str
-    bulk: tuple[float, float]
-    machine: Machine
+    bulk: BulkRates
 
     @property
     def overhead_ms(self) -> float:
-        """What Triton adds to the median of one query at a time."""
-        return self.served[0].p50_ms - self.bare.p50_ms
+        """Milliseconds that Triton adds to the median latency of one query at a time."""
+        return self.served[0].p50_ms - self.in_process.p50_ms
+
+    def markdown(self) -> str:
+        """Render the report as Markdown."""
+        share = self.overhead_ms / self.in_process.p50_ms
+        lines = [
+            f"# Queries: {self.bundle}",
+            "",
+            f"{self.queries} single queries of an image and a text, over gRPC on the same machine, response cache off. "
+            f"Triton adds **{self.overhead_ms:.1f} ms** ({share:.0%}) to the median of one query at a time.",
+            "",
+            "| measured | in flight | p50, ms | p95, ms | p99, ms | queries/s |",
+            "|---|--:|--:|--:|--:|--:|",
+            _row("in process", self.in_process),
+            *(_row("Triton, by Cirrus's client", latency) for latency in self.served),
+            *(_row(f"Triton, by {self.analyzer}", latency) for latency in self.analyzed),
+        ]
+        if not self.analyzed:
+            lines += ["", f"Not measured: {self.analyzer}"]
+        for concurrency, stages in self.stages.items():
+            lines += [
+                "",
+                f"## Where the time goes, {concurrency} in flight",
+                "",
+                "| model | queue, ms | compute, ms | requests per batch |",
+                "|---|--:|--:|--:|",
+                *(f"| {s.model} | {s.queue_ms:.2f} | {s.compute_ms:.2f} | {s.mean_batch:.1f} |" for s in stages),
+            ]
+        lines += [
+            "",
+            "## Bulk embedding",
+            "",
+            f"{_PHOTOS} JPEG photos of {_PHOTO_PX} px: {self.bulk.in_process:,.1f} images/s in process, "
+            f"{self.bulk.served:,.1f} through the server ({self.bulk.served / self.bulk.in_process:.0%}).",
+        ]
+        return "\n".join([*lines, "", str(self.machine)]) + "\n"
+
+    def write(self, out: Path) -> list[Path]:
+        """Write `queries.json`, `queries.md` and `queries.png`, and return their paths."""
+        return [*super().write(out), _plot(self, out / f"{self.file_name}.png")]
 
 
 def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
-    """Serve a bundle with the pip-installed Triton, answer cache off, and query it. Every query is another one."""
+    """Serve a bundle with the pip-installed Triton and query it, each time with another query.
+
+    The server's response cache is off. work: where photos and perf_analyzer are kept for the next run.
+    """
     queries = rendered_probe(queries=_QUERIES, gallery=2 * _QUERIES).queries
     photos = bench_photos(work, count=_PHOTOS, size_px=_PHOTO_PX)[0].parent
     local = LocalEncoder(bundle)
-    bare = measure_latency(local, queries, 1)
+    log.info("measuring %d queries in process", len(queries))
+    in_process = measure_latency(local, queries, 1)
     served: list[Latency] = []
     stages: dict[int, tuple[Stage, ...]] = {}
     http, grpc, metrics = free_ports(3)
@@ -74,6 +131,7 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
     with TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics, cache_bytes=0) as server:
         encoder = TritonEncoder(server.grpc_url)
         for concurrency in _CONCURRENCY:
+            log.info("measuring %d queries through Triton, %d in flight", len(queries), concurrency)
             before = _statistics(server.grpc_url)
             served.append(measure_latency(encoder, queries, concurrency))
             if concurrency in (_CONCURRENCY[0], _CONCURRENCY[-1]):
@@ -85,62 +143,21 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
             version = f"perf_analyzer {analyzer.version}"
         except PeerError as error:
             version = str(error)
-        ways: dict[str, Encoder] = {"local": local, "served": encoder}
-        timings = time_interleaved({way: partial(_embed, photos, ways[way]) for way in ways}, _ROUNDS)
+        encoders: dict[str, Encoder] = {"in_process": local, "served": encoder}
+        timings = time_interleaved(
+            {name: partial(_embed, photos, chosen) for name, chosen in encoders.items()}, _ROUNDS
+        )
     return QueryReport(
         bundle=f"{bundle.spec.recipe} on {bundle.spec.backbone}, {bundle.spec.precision}",
         queries=len(queries),
-        bare=bare,
+        in_process=in_process,
         served=tuple(served),
         stages=stages,
         analyzed=tuple(analyzed),
         analyzer=version,
-        bulk=(_PHOTOS / timings["local"].median, _PHOTOS / timings["served"].median),
+        bulk=BulkRates(**{name: _PHOTOS / timing.median for name, timing in timings.items()}),
         machine=this_machine(),
     )
-
-
-def write_report(report: QueryReport, out: Path) -> None:
-    """Write `queries.json`, `queries.md` and `queries.png`."""
-    write_report_files(report, markdown(report), out, "queries")
-    _plot(report, out / "queries.png")
-
-
-def markdown(report: QueryReport) -> str:
-    """Return the report as Markdown."""
-    share = report.overhead_ms / report.bare.p50_ms
-    lines = [
-        f"# Queries: {report.bundle}",
-        "",
-        f"{report.queries} single queries of an image and a text, over gRPC on the same machine, answer cache off. "
-        f"Triton adds **{report.overhead_ms:.1f} ms** ({share:.0%}) to the median of one query at a time.",
-        "",
-        "| way | in flight | p50, ms | p95, ms | p99, ms | queries/s |",
-        "|---|--:|--:|--:|--:|--:|",
-        _row("bare engine, in process", report.bare),
-        *(_row("Triton, by Cirrus's client", latency) for latency in report.served),
-        *(_row(f"Triton, by {report.analyzer}", latency) for latency in report.analyzed),
-    ]
-    if not report.analyzed:
-        lines += ["", f"Not measured: {report.analyzer}"]
-    for concurrency, stages in report.stages.items():
-        lines += [
-            "",
-            f"## Where the time goes, {concurrency} in flight",
-            "",
-            "| model | waiting, ms | at work, ms | requests a batch |",
-            "|---|--:|--:|--:|",
-            *(f"| {s.model} | {s.queue_ms:.2f} | {s.compute_ms:.2f} | {s.mean_batch:.1f} |" for s in stages),
-        ]
-    local, served = report.bulk
-    lines += [
-        "",
-        "## Bulk embedding",
-        "",
-        f"{_PHOTOS} JPEG photos of {_PHOTO_PX} px: {local:,.1f} images/s in process, {served:,.1f} through the server "
-        f"({served / local:.0%}).",
-    ]
-    return "\n".join([*lines, "", str(report.machine)]) + "\n"
 
 
 def _row(way: str, latency: Latency) -> str:
@@ -191,16 +208,17 @@ def _ns(now: dict[str, Any], then: dict[str, Any], part: str) -> int:
     return total(now) - total(then)
 
 
-def _plot(report: QueryReport, file: Path) -> None:
+def _plot(report: QueryReport, file: Path) -> Path:
     at = [latency.concurrency for latency in report.served]
     with plot(file, f"Query latency through Triton: {report.bundle}", (8, 4)) as axes:
         for name, colour in _COLOURS.items():
             values = [getattr(latency, f"{name}_ms") for latency in report.served]
             axes.plot(at, values, marker="o", color=colour, label=name)
-        axes.axhline(report.bare.p50_ms, color="#9aa4b2", linestyle="--", label="bare engine, p50")
+        axes.axhline(report.in_process.p50_ms, color="#9aa4b2", linestyle="--", label="in process, p50")
         axes.set_xscale("log", base=2)
         axes.set_xticks(at, [str(value) for value in at])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("queries in flight")
         axes.set_ylabel("milliseconds")
         axes.legend(frameon=False)
+    return file

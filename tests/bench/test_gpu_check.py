@@ -1,4 +1,4 @@
-"""The GPU check, as far as a machine without a GPU can hold it: what it says, and that no failure is lost."""
+"""The GPU check as far as it can be tested without a GPU: what it reports, and that no failure is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from cirrus_bench import gpu_check
-from cirrus_bench.gpu_check import Check, GpuReport, Outcome, markdown, write_report
+from cirrus_bench.gpu_check import Check, GpuReport, Outcome
 from cirrus_bench.measure import this_machine
 from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine
 from cirrus_client.errors import EngineError
@@ -41,15 +41,15 @@ def test_without_a_gpu_the_command_exits_1_and_says_why(tmp_path) -> None:
 
 
 def test_every_check_is_in_the_report_and_one_failure_fails_it(tmp_path) -> None:
-    failed = report(check(Outcome.PASS), check(Outcome.FAIL, "a | b"), check(Outcome.NOT_HERE, "not installed"))
+    failed = report(check(Outcome.PASS), check(Outcome.FAIL, "a | b"), check(Outcome.NOT_INSTALLED, "not installed"))
     assert not failed.passed
-    assert report(check(Outcome.PASS), check(Outcome.NOT_HERE)).passed
-    write_report(failed, tmp_path)
+    assert report(check(Outcome.PASS), check(Outcome.NOT_INSTALLED)).passed
+    failed.write(tmp_path)
     page = (tmp_path / "gpu_check.md").read_text()
     assert "**Something failed.**" in page
     assert "| TensorRT run | demo-fp16 | FAIL | a / b | 12,346 |" in page
-    assert json.loads((tmp_path / "gpu_check.json").read_text())["checks"][2]["outcome"] == "not here"
-    assert "Nothing failed." in markdown(report())
+    assert json.loads((tmp_path / "gpu_check.json").read_text())["checks"][2]["outcome"] == "not installed"
+    assert "Nothing failed." in report().markdown()
 
 
 def test_a_check_that_fails_does_not_stop_the_next() -> None:
@@ -60,14 +60,14 @@ def test_a_check_that_fails_does_not_stop_the_next() -> None:
         return run
 
     checks = gpu_check._Checks()
-    checks.try_out("a", "-", raises(EngineError("wrong\nnumbers")))
-    checks.try_out("b", "-", raises(RuntimeError("CUDA error")))
-    checks.try_out("c", "-", raises(gpu_check._NotHere("not installed")))
-    checks.try_out("d", "-", lambda: gpu_check._Found("right", 3.0))
+    checks.run("a", "-", raises(EngineError("wrong\nnumbers")))
+    checks.run("b", "-", raises(RuntimeError("CUDA error")))
+    checks.run("c", "-", raises(gpu_check._NotInstalled("not installed")))
+    checks.run("d", "-", lambda: gpu_check._Finding("right", 3.0))
     assert [(done.outcome, done.found) for done in checks.done] == [
         (Outcome.FAIL, "wrong numbers"),
         (Outcome.FAIL, "RuntimeError: CUDA error"),
-        (Outcome.NOT_HERE, "not installed"),
+        (Outcome.NOT_INSTALLED, "not installed"),
         (Outcome.PASS, "right"),
     ]
 
@@ -83,7 +83,7 @@ def test_parts_that_are_not_installed_say_what_to_install(bundle, probe, monkeyp
         (lambda: gpu_check._nvjpeg(probe.gallery[0]), "nvidia-nvimgcodec"),
     )
     for part, package in parts:
-        with pytest.raises(gpu_check._NotHere, match=package):
+        with pytest.raises(gpu_check._NotInstalled, match=package):
             part()
 
 

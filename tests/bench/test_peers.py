@@ -13,15 +13,15 @@ import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import CLIPModel
 
 from cirrus_bench.errors import PeerError
-from cirrus_bench.models import bench_photos
 from cirrus_bench.peers import PEERS, Peer, start_peers
 from cirrus_bench.peers.install import install
 from cirrus_bench.peers.process import PeerProcess
+from cirrus_bench.subjects import bench_photos
 from cirrus_client.image.preprocess import preprocess
 from cirrus_export.pipeline import ExportRequest, build_recipe
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.export
 def test_a_peer_embeds_the_same_files_with_the_same_weights(tmp_path: Path) -> None:
     request = ExportRequest(
         recipe="transagg-union",
@@ -52,6 +52,7 @@ def test_a_peer_embeds_the_same_files_with_the_same_weights(tmp_path: Path) -> N
     np.testing.assert_allclose(converted.numpy(), plain.numpy(), atol=1e-4)
 
 
+@pytest.mark.install
 def test_a_peer_that_does_not_install_says_why(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(PeerError, match="odd-tool does not install: ERROR: No matching distribution"):

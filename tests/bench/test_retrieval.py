@@ -11,7 +11,7 @@ import pytest
 from cirrus_bench.measure import this_machine
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, read_dataset
 from cirrus_bench.retrieval.evaluate import evaluate, query_texts
-from cirrus_bench.retrieval.report import RetrievalReport, markdown
+from cirrus_bench.retrieval.report import RetrievalReport
 from cirrus_bench.retrieval.submission import SubmissionError
 from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import LocalEncoder
@@ -123,7 +123,7 @@ def test_fashioniq_is_three_tasks_and_a_table(bundle, encoder, fashioniq, tmp_pa
     assert found.scores[0].metric == "Recall@10"
     assert found.scores[0].value == expected
     assert found.score("Recall@50") == 1.0
-    table = markdown(RetrievalReport(evaluations=(found,), machine=this_machine()))
+    table = RetrievalReport(evaluations=(found,), machine=this_machine()).markdown()
     assert "| Recall@10 | Recall@50 |" in table
     again, _ = run(bundle, DatasetName.FASHIONIQ, fashioniq, "val", tmp_path / "work")
     assert again.scores == found.scores

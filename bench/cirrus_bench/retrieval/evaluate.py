@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cirrus_bench.measure import this_machine
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Query, Task
 from cirrus_bench.retrieval.preflight import check_evaluable, has_ground_truth
 from cirrus_bench.retrieval.protocols import PROTOCOLS
 from cirrus_bench.retrieval.ranked import Ranked
+from cirrus_bench.retrieval.report import Evaluation, RetrievalReport, Score
 from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.protocol import ImageInput
@@ -21,42 +23,10 @@ from cirrus_client.gallery import FolderSource, embed_gallery, read_gallery
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.names import EnsembleName
-from cirrus_client.records import Record
 from cirrus_export.gate.probe import fashioniq_text
 
 _BATCH = 32
 log = logging.getLogger(__name__)
-
-
-class Score(Record):
-    """One metric of one task, as a share of 1."""
-
-    task: str
-    metric: str
-    value: float
-
-
-class Evaluation(Record):
-    """The scores of one bundle on one split, and what encoding costs.
-
-    scores: empty for a test split without ground truth. size_bytes: of all graphs. vectors: per gallery image.
-    query_ms, image_ms: mean milliseconds per query and per image, decoding included, in batches on this machine;
-    image_ms is None where an earlier run embedded the gallery.
-    """
-
-    bundle: str
-    recipe: str
-    dataset: str
-    split: str
-    scores: tuple[Score, ...]
-    size_bytes: int
-    vectors: int
-    query_ms: float
-    image_ms: float | None
-
-    def score(self, metric: str) -> float:
-        """Return the mean of a metric over the tasks."""
-        return float(np.mean([score.value for score in self.scores if score.metric == metric]))
 
 
 def evaluate(
@@ -109,6 +79,28 @@ def evaluate(
         image_ms=1000 * image_s / embedded if embedded else None,
     )
     return evaluation, written
+
+
+def evaluate_all(
+    bundles: Sequence[Bundle], dataset: DatasetName, tasks: Sequence[Task], *, root: Path, split: str, work: Path
+) -> tuple[RetrievalReport | None, list[Path]]:
+    """Evaluate several bundles side by side; return their report, and the submission files that were written.
+
+    The report is None for a test split without ground truth. Every bundle is checked before the first is evaluated.
+    Raises what `evaluate` raises.
+    """
+    for bundle in bundles:
+        check_evaluable(bundle.spec, dataset, tasks)
+    evaluations: list[Evaluation] = []
+    submissions: list[Path] = []
+    for bundle in bundles:
+        folder = work / f"{bundle.spec.name}-{bundle.spec.space.fingerprint[:12]}" / f"{dataset}-{split}"
+        evaluation, written = evaluate(bundle, dataset, tasks, root=root, split=split, work=folder)
+        evaluations.append(evaluation)
+        submissions += written
+    if not all(has_ground_truth(task) for task in tasks):
+        return None, submissions
+    return RetrievalReport(evaluations=tuple(evaluations), machine=this_machine()), submissions
 
 
 def query_texts(query: Query, join: CaptionJoin, dataset: DatasetName) -> list[str]:

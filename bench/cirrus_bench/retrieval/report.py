@@ -1,43 +1,69 @@
-"""The retrieval table: JSON for machines, Markdown for people."""
+"""The retrieval bench's report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import ClassVar
 
-from cirrus_bench.measure import Machine
-from cirrus_bench.report_files import write_report_files
-from cirrus_bench.retrieval.evaluate import Evaluation
+import numpy as np
+
+from cirrus_bench.report import Report
 from cirrus_client.records import Record
 
 
-class RetrievalReport(Record):
-    """Evaluations of one run, side by side."""
+class Score(Record):
+    """One metric of one task, as a share of 1."""
+
+    task: str
+    metric: str
+    value: float
+
+
+class Evaluation(Record):
+    """The scores of one bundle on one split, and what encoding costs.
+
+    scores: empty for a test split without ground truth. size_bytes: of all graphs. vectors: per gallery image.
+    query_ms, image_ms: mean milliseconds per query and per image, decoding included, in batches on this machine;
+    image_ms is None where an earlier run embedded the gallery.
+    """
+
+    bundle: str
+    recipe: str
+    dataset: str
+    split: str
+    scores: tuple[Score, ...]
+    size_bytes: int
+    vectors: int
+    query_ms: float
+    image_ms: float | None
+
+    def score(self, metric: str) -> float:
+        """Return the mean of a metric over the tasks."""
+        return float(np.mean([score.value for score in self.scores if score.metric == metric]))
+
+
+class RetrievalReport(Report):
+    """Evaluations of several bundles on one split, side by side."""
+
+    file_name: ClassVar[str] = "retrieval"
 
     evaluations: tuple[Evaluation, ...]
-    machine: Machine
 
-
-def write_report(report: RetrievalReport, out: Path) -> None:
-    """Write `retrieval.json` and `retrieval.md`."""
-    write_report_files(report, markdown(report), out, "retrieval")
-
-
-def markdown(report: RetrievalReport) -> str:
-    """Return the table: a row a bundle, metrics as means over the benchmark's tasks, in percent."""
-    first = report.evaluations[0]
-    names = list(dict.fromkeys(score.metric for score in first.scores))
-    lines = [
-        f"# Retrieval on {first.dataset}, split {first.split}",
-        "",
-        f"| bundle | recipe |{''.join(f' {name} |' for name in names)} graphs, MB | vectors an image | ms a query | "
-        "ms an image |",
-        "|---|---|" + "--:|" * (len(names) + 4),
-        *(_row(evaluation, names) for evaluation in report.evaluations),
-        "",
-        f"Times are means of one run, decoding included. {report.machine}",
-    ]
-    return "\n".join(lines) + "\n"
+    def markdown(self) -> str:
+        """Render one row per bundle, with each metric in percent as the mean over the benchmark's tasks."""
+        first = self.evaluations[0]
+        names = list(dict.fromkeys(score.metric for score in first.scores))
+        lines = [
+            f"# Retrieval on {first.dataset}, split {first.split}",
+            "",
+            f"| bundle | recipe |{''.join(f' {name} |' for name in names)} graphs, MB | vectors per image "
+            "| ms per query | ms per image |",
+            "|---|---|" + "--:|" * (len(names) + 4),
+            *(_row(evaluation, names) for evaluation in self.evaluations),
+            "",
+            f"Times are means of one run and include decoding. {self.machine}",
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def _row(evaluation: Evaluation, names: Sequence[str]) -> str:

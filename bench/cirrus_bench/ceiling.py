@@ -1,9 +1,9 @@
-"""What the machine could do at most: its rate of multiplications, and what an image costs of them."""
+"""The machine's ceiling: its peak rate of matrix multiplication, and the operations that one image needs."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from cirrus_bench.measure import Timing
+from cirrus_bench.gallery.report import PeakRate
+from cirrus_bench.measure import Timing, Work
 from cirrus_client.bundle import Precision
 from cirrus_client.engines import Engine, candidates, open_engine
-from cirrus_client.records import Record
 from cirrus_export.compile.precision import lower_precision
 from cirrus_export.graph import Graph
 
@@ -26,21 +26,13 @@ _SIDE = 2048
 _ROWS = 32
 _PRODUCTS = 6
 Product = tuple[Precision, str]
-"""A precision, and the engine that multiplies in it."""
-
-
-class GemmRate(Record):
-    """Operations a second in products of square matrices, on the fastest engine for a precision."""
-
-    precision: Precision
-    engine: str
-    operations_per_s: float
+"""A precision, and the `Engine.device` that multiplies in it."""
 
 
 def operations_per_image(graph: Graph) -> int:
-    """Return the floating-point operations of one image through a graph of pixels, two for each multiply-add.
+    """Count the floating-point operations of one image in a graph of pixels; a multiply-add is two.
 
-    torch's fused attention is not counted, so it is left aside for the count.
+    torch can't count its fused attention, which is therefore switched off while counting.
     """
     pixels = torch.zeros(1, *graph.inputs[0].shape)
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -53,8 +45,8 @@ def operations_per_image(graph: Graph) -> int:
     return int(counter.get_total_flops())
 
 
-def products(precisions: Sequence[Precision]) -> dict[Product, Callable[[], object]]:
-    """Return chains of products of 2,048 x 2,048 matrices, for each precision and engine that runs it here."""
+def products(precisions: Sequence[Precision]) -> dict[Product, Work]:
+    """Return functions to time that multiply 2,048 x 2,048 matrices, for each precision and engine that runs it."""
     generator = np.random.default_rng(0)
     rows = generator.standard_normal((_SIDE // _ROWS, _ROWS, _SIDE), dtype=np.float32)
     return {
@@ -64,13 +56,13 @@ def products(precisions: Sequence[Precision]) -> dict[Product, Callable[[], obje
     }
 
 
-def gemm_rates(timings: Mapping[Product, Timing]) -> list[GemmRate]:
-    """Return the fastest engine's rate at each precision, of what was measured of `products`."""
-    fastest: dict[Precision, GemmRate] = {}
-    for (precision, engine), timing in timings.items():
+def peak_rates(timings: Mapping[Product, Timing]) -> list[PeakRate]:
+    """Return the rate of the fastest engine at each precision, from the times of `products`."""
+    fastest: dict[Precision, PeakRate] = {}
+    for (precision, device), timing in timings.items():
         rate = 2 * _SIDE**3 * _PRODUCTS / timing.median
         if precision not in fastest or rate > fastest[precision].operations_per_s:
-            fastest[precision] = GemmRate(precision=precision, engine=engine, operations_per_s=rate)
+            fastest[precision] = PeakRate(precision=precision, device=device, operations_per_s=rate)
     return list(fastest.values())
 
 
@@ -85,7 +77,11 @@ def _engines(precision: Precision, rows: NDArray[np.float32]) -> Iterator[Engine
 
 
 def product_chain(generator: np.random.Generator) -> onnx.ModelProto:
-    """Products such as eight bits are for: an item has several rows, and a narrow last one makes the output."""
+    """Return a chain of matrix products that int8 quantisation accepts.
+
+    Each item has 32 rows, since layers of fewer than 8 are not quantised. A final narrow product stays in fp32,
+    because it makes the output.
+    """
     widths = [_SIDE] * (_PRODUCTS + 1) + [8]
     weights = [
         numpy_helper.from_array(

@@ -1,4 +1,4 @@
-"""What the gallery bench measures: one torch model with random weights, and its exports at several precisions."""
+"""The subjects of the benches: torch models, their bundles at several precisions, and rendered photos."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Models:
-    """The torch original, and its bundles at the precisions that an engine here runs, with the same weights."""
+class Subjects:
+    """A torch original, and its bundles at the precisions that an engine here runs, all with the same weights."""
 
     recipe: TransAggUnion
     bundles: dict[Precision, Bundle]
 
 
-def bench_models(backbone: str, work: Path) -> Models:
-    """Return the models of a bench; bundles are exported on the first run and kept below `work`."""
+def bench_subjects(backbone: str, work: Path) -> Subjects:
+    """Build the torch original with random weights, and export its bundles or find them below `work`."""
     precisions = [precision for precision in PRECISIONS if candidates(precision)]
     requests = {
         precision: ExportRequest(
@@ -45,11 +45,11 @@ def bench_models(backbone: str, work: Path) -> Models:
     }
     recipe = build_recipe(requests[Precision.FP32])
     assert isinstance(recipe, TransAggUnion)
-    return Models(recipe, {precision: _bundle(request) for precision, request in requests.items()})
+    return Subjects(recipe, {precision: _bundle(request) for precision, request in requests.items()})
 
 
 def demo_request(weights: DemoWeights, out: Path, precision: Precision) -> ExportRequest:
-    """Return the export of the demo's trained model at a precision."""
+    """Return the request that exports the demo's trained model at a precision."""
     return ExportRequest(
         recipe="transagg-union",
         backbone="cirrus-demo",
@@ -61,16 +61,21 @@ def demo_request(weights: DemoWeights, out: Path, precision: Precision) -> Expor
 
 
 def bench_photos(work: Path, *, count: int, size_px: int) -> list[Path]:
-    """Return rendered JPEG photos; they are written on the first run and kept below `work`."""
+    """Return rendered JPEG photos, which the first run writes below `work`. size_px: their longer side."""
     folder = work / f"photos-{count}-{size_px}px"
     existing = sorted(folder.glob("*.jpg"))
-    return existing if len(existing) == count else write_photos(folder, count=count, size_px=size_px, seed=1)
+    return (
+        existing
+        if len(existing) == count
+        else write_photos(folder, count=count, size_px=size_px, seed=1, show_progress=False)
+    )
 
 
 def _bundle(request: ExportRequest) -> Bundle:
-    """A random model may miss the gate of its precision: the bench reports its fidelity itself.
+    """Export a bundle if need be, compile its TensorRT plans where a GPU is, and open it.
 
-    Where TensorRT and a GPU are, plans are compiled as well, and whatever opens the bundle's graphs runs on them.
+    A bundle with random weights may fail its fidelity gate; it is opened all the same, since the bench reports its
+    fidelity itself.
     """
     if not (request.out / "bundle.json").is_file():
         log.info("exporting %s at %s for the bench", request.backbone, request.precision)

@@ -1,4 +1,4 @@
-"""The papers' way to embed a gallery, as their released code does it."""
+"""The baseline: how the released code of the papers embeds a gallery."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class _Photos(Dataset[Tensor]):
 
 
 def embed(recipe: TransAggUnion, paths: Sequence[Path], spec: PreprocessSpec) -> Tensor:
-    """Return UNION gallery embeddings [N, D] the way `extract_index_features` makes them.
+    """Embed image files as the authors' `extract_index_features` does; return UNION embeddings, float32 [N, D].
 
-    baohl00/UNION_for_IGROT `utils.py`: a DataLoader of batch 32 with 8 workers, and for each batch the image encoder,
-    then `union_features`, which runs the image encoder again and the text encoder on the empty string. fp32.
+    Source: baohl00/UNION_for_IGROT, `utils.py`. A DataLoader reads batches of 32 with 8 workers. For each batch the
+    image encoder runs, then `union_features`, which runs the image encoder again and the text encoder on the empty
+    string.
     """
     loader = DataLoader(_Photos(paths, spec), batch_size=BATCH_SIZE, num_workers=WORKERS)
     rows = []
