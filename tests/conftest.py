@@ -1,11 +1,13 @@
-"""What many tests need: the demo model, exported once a session through the real pipeline."""
+"""Fixtures that many tests share. What takes long is made once per run, also by several pytest-xdist workers."""
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,46 @@ from PIL import Image
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.triton.server import TritonServer, free_ports
 from tests.tiny import write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
 
 # The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cirrus-tests-")
+
+_MARKED_FIXTURES = {
+    "export": {"weights", "demo_bundle", "clip_bundle", "author_bundle", "dpo_bundle", "small_clip"},
+    "triton": {"server"},
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures that they use, so that `-m "not export"` never exports a model."""
+    for item in items:
+        for marker, fixtures in _MARKED_FIXTURES.items():
+            if fixtures.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(marker)
+
+
+Make = Callable[[Path], object]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """Return a function that makes a named folder or file once per run and returns its path."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make_once(name: str, make: Make) -> Path:
+        path = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                make(path)
+        return path
+
+    return make_once
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +76,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory):
-    from cirrus_demo.weights import materialise
+def weights(once):
+    """The demo's committed weights as files."""
+    from cirrus_demo.weights import DemoWeights, materialise
 
-    return materialise(tmp_path_factory.mktemp("weights"))
+    folder = once("weights", materialise)
+    return DemoWeights(*(folder / f"{name}.safetensors" for name in ("clip", "transagg_union", "sprc", "phi")))
 
 
 @pytest.fixture(scope="session")
 def probe():
+    """A probe of rendered garments, smaller than the one of `cirrus export`."""
     from cirrus_demo.probe import rendered_probe
 
     return rendered_probe(queries=24, gallery=64)
@@ -58,33 +99,25 @@ def bundle(demo_bundle: Bundle) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(weights, probe, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo's transagg-union bundle, fp32, exported once per session; its gate was passed."""
+def demo_bundle(weights, probe, once) -> Bundle:
+    """The demo's transagg-union bundle, fp32; its gate was passed."""
     from cirrus_export.pipeline import ExportRequest, export
 
-    request = ExportRequest(
-        recipe="transagg-union",
-        backbone="cirrus-demo",
-        pretrained=str(weights.clip),
-        head=str(weights.head),
-        out=tmp_path_factory.mktemp("bundles") / "demo",
-    )
-    return export(request, probe)
+    def make(out: Path) -> None:
+        export(ExportRequest("transagg-union", "cirrus-demo", str(weights.clip), str(weights.head), out), probe)
+
+    return Bundle.open(once("demo", make))
 
 
 @pytest.fixture(scope="session")
-def clip_bundle(weights, probe, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def clip_bundle(weights, probe, once) -> Bundle:
     """The demo's zero-shot bundle: the same backbone without a head."""
     from cirrus_export.pipeline import ExportRequest, export
 
-    request = ExportRequest(
-        recipe="clip",
-        backbone="cirrus-demo",
-        pretrained=str(weights.clip),
-        head=None,
-        out=tmp_path_factory.mktemp("bundles") / "clip",
-    )
-    return export(request, probe)
+    def make(out: Path) -> None:
+        export(ExportRequest("clip", "cirrus-demo", str(weights.clip), None, out), probe)
+
+    return Bundle.open(once("clip", make))
 
 
 @pytest.fixture(scope="session")
@@ -93,28 +126,77 @@ def encoder(bundle: Bundle) -> LocalEncoder:
 
 
 @pytest.fixture(scope="session")
-def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_clip(once) -> Path:
     """The CLIP of the authors' small files, alone, as OpenAI's package saves it."""
     import torch
 
     from tests.export.author_files import KEYS
 
-    keys = json.loads((KEYS / "pic2word.json").read_text())["state_dict"]
-    generator = torch.Generator().manual_seed(5)
-    state = {key.removeprefix("module."): 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()}
-    path = tmp_path_factory.mktemp("clip") / "clip.pt"
-    torch.save(state, path)
-    return path
+    def make(path: Path) -> None:
+        keys = json.loads((KEYS / "pic2word.json").read_text())["state_dict"]
+        generator = torch.Generator().manual_seed(5)
+        state = {
+            key.removeprefix("module."): 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()
+        }
+        torch.save(state, path)
+
+    return once("clip.pt", make)
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def author_bundle(small_clip, probe, once, tmp_path_factory) -> Callable[[str], Bundle]:
+    """Return a function that exports an authors' checkpoint by the name of its recipe."""
+    from cirrus_export.pipeline import export
+    from tests.export.author_files import request
+
+    def exported(recipe: str) -> Bundle:
+        files = tmp_path_factory.mktemp(recipe)
+        return Bundle.open(once(recipe, lambda out: export(request(files, recipe, small_clip, out=out), probe)))
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def dpo_head(small_clip, once) -> Path:
+    """Weights of another text transformer for the small CLIP, as Retrieval-DPO fine-tunes it."""
+    import torch
+
+    def make(path: Path) -> None:
+        state = torch.load(small_clip, weights_only=True)
+        prefix = "transformer."
+        torch.save({key.removeprefix(prefix): -value for key, value in state.items() if key.startswith(prefix)}, path)
+
+    return once("dpo.pt", make)
+
+
+@pytest.fixture(scope="session")
+def dpo_bundle(small_clip, dpo_head, probe, once) -> Bundle:
+    """A retrieval-dpo bundle, which answers texts alone."""
+    from cirrus_export.pipeline import export
+    from tests.export.author_files import request
+
+    def make(out: Path) -> None:
+        export(request(out.parent, "retrieval-dpo", small_clip, head=str(dpo_head), out=out), probe)
+
+    return Bundle.open(once("dpo", make))
+
+
+@pytest.fixture(scope="session")
+def photos(once) -> Path:
     """Sixty rendered photos of held-out garments."""
     from cirrus_demo.catalogue import write_photos
 
-    folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, count=60, size_px=256, seed=5, show_progress=False)
-    return folder
+    return once("photos", lambda folder: write_photos(folder, count=60, size_px=256, seed=5, show_progress=False))
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Bundle) -> Iterator[TritonServer]:
+    """A real Triton server with the demo bundle."""
+    http, grpc, metrics = free_ports(3)
+    with TritonServer(
+        bundle.root / "triton" / "python", http_port=http, grpc_port=grpc, metrics_port=metrics
+    ) as running:
+        yield running
 
 
 def jpeg(colour: str = "red", size: tuple[int, int] = (120, 160)) -> bytes:

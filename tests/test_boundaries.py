@@ -30,13 +30,13 @@ def imports_of(folder: Path) -> set[str]:
     return names
 
 
-def test_the_client_runs_without_torch(bundle, photos) -> None:
-    photo = sorted(photos.iterdir())[0]
+def test_the_client_runs_without_torch(tiny_bundle, pictures) -> None:
+    photo = sorted(pictures.iterdir())[0]
     script = BLOCK_TORCH + (
         "import cirrus_client.cli, cirrus_client.doctor, cirrus_client.triton.server\n"
         "from cirrus_client.bundle import Bundle\n"
         "from cirrus_client.encoders import LocalEncoder\n"
-        f"encoder = LocalEncoder(Bundle.open({str(bundle.root)!r}))\n"
+        f"encoder = LocalEncoder(Bundle.open({str(tiny_bundle.root)!r}))\n"
         f"print(encoder.encode_queries([{str(photo)!r}], ['in blue']).shape)\n"
         "assert 'torch' not in sys.modules\n"
     )

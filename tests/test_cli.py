@@ -22,7 +22,7 @@ CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
 
 
 def cirrus(*arguments: object, fails: bool = False) -> str:
-    done = subprocess.run([*CIRRUS, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([*CIRRUS, *map(str, arguments)], capture_output=True, text=True, check=False)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stderr if fails else done.stdout
 
@@ -123,8 +123,8 @@ def test_serve_answers_searches_and_stops_on_sigterm(bundle, photos, index_root)
     names = [[row["image"] for row in rows] for rows in (local, through_grpc, through_http)]
     assert names[0] == names[1] == names[2]
     server.send_signal(signal.SIGTERM)
-    assert server.wait(timeout=40) == 0
-    deadline = time.monotonic() + 10
+    assert server.wait(timeout=300) == 0
+    deadline = time.monotonic() + 300
     while _listening(grpc):
         assert time.monotonic() < deadline
         time.sleep(0.2)

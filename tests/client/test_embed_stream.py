@@ -84,7 +84,7 @@ def test_a_batch_does_not_wait_for_a_slow_file() -> None:
 
     def prepare(source: Source, file: ImageFile) -> int:
         if number(file) == 0:
-            assert release.wait(30)
+            assert release.wait(300)
         return number(file)
 
     def on_done(count: int) -> None:

@@ -47,7 +47,6 @@ def test_the_committed_weights_are_small() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 12_000_000
 
 
-@pytest.mark.timeout(300)
 def test_the_committed_weights_compose(weights, tmp_path) -> None:
     metrics = evaluate(weights, tmp_path, size=CatalogueSize(families=3, queries=60))
     baselines = (metrics.image_only, metrics.text_only, metrics.untrained_sum)
@@ -57,7 +56,6 @@ def test_the_committed_weights_compose(weights, tmp_path) -> None:
     assert metrics.sketch.at_10 > 10 * metrics.sketch_chance_at_10
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("recipe", "head", "floor"), [("sprc", "sprc", 0.85), ("searle", "phi", 0.75)])
 def test_the_other_heads_compose_as_well(recipe, head, floor, weights, probe, tmp_path) -> None:
     write_catalogue(tmp_path, split=Split.TEST, seed=3, size=CatalogueSize(families=3, queries=60), show_progress=False)

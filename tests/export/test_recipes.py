@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from cirrus_client.bundle import Bundle, Similarity
+from cirrus_client.bundle import Similarity
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.names import EnsembleName
 from cirrus_client.retriever import build_index, open_retriever
-from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.pipeline import ExportRequest, build_recipe
 from tests.export.author_files import AUTHORS, authors_file, request
 
 
 @pytest.mark.parametrize("recipe", AUTHORS)
-def test_an_authors_checkpoint_becomes_a_bundle_that_answers(recipe, small_clip, probe, photos, tmp_path) -> None:
-    bundle = export(request(tmp_path, recipe, small_clip), probe)
+def test_an_authors_checkpoint_becomes_a_bundle_that_answers(recipe, author_bundle, photos) -> None:
+    bundle = author_bundle(recipe)
     report = json.loads((bundle.root / "report.json").read_text())
     assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
     assert min(result["top10_agreement"] for result in report["retrieval"]) == 1.0
-    encoder = LocalEncoder(Bundle.open(bundle.root))
+    encoder = LocalEncoder(bundle)
     images = sorted(photos.iterdir())[:3]
     queries = encoder.encode_queries([images[0]] * 3, ["make it blue", None, ""])
     np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
@@ -35,22 +35,21 @@ def test_an_authors_checkpoint_becomes_a_bundle_that_answers(recipe, small_clip,
         encoder.encode_queries([None], ["a red dress"])
 
 
-def test_the_text_transformer_alone_is_replaced_and_images_are_refused(small_clip, probe, tmp_path) -> None:
-    state = torch.load(small_clip, weights_only=True)
-    replaced = {k.removeprefix("transformer."): -v for k, v in state.items() if k.startswith("transformer.")}
-    torch.save(replaced, tmp_path / "dpo.pt")
-    changes = {"head": str(tmp_path / "dpo.pt")}
-    recipe = build_recipe(request(tmp_path, "retrieval-dpo", small_clip, **changes))
+def test_the_text_transformer_alone_is_replaced_and_images_are_refused(
+    small_clip, dpo_head, dpo_bundle, probe, tmp_path
+) -> None:
+    replaced = torch.load(dpo_head, weights_only=True)
+    recipe = build_recipe(request(tmp_path, "retrieval-dpo", small_clip, head=str(dpo_head)))
     for key, value in recipe.backbone.clip.transformer.state_dict().items():
         torch.testing.assert_close(value, replaced[key])
-    encoder = LocalEncoder(export(request(tmp_path, "retrieval-dpo", small_clip, **changes), probe))
+    encoder = LocalEncoder(dpo_bundle)
     assert encoder.encode_queries([None], ["a red dress"]).shape == (1, 128)
     with pytest.raises(UnsupportedQuery, match="query 0 has an image, and this bundle's recipe answers texts alone"):
         encoder.encode_queries([probe.gallery[0]], ["a red dress"])
 
 
-def test_an_item_of_many_vectors_is_embedded_indexed_and_found(small_clip, probe, photos, tmp_path) -> None:
-    bundle = export(request(tmp_path, "sprc", small_clip), probe)
+def test_an_item_of_many_vectors_is_embedded_indexed_and_found(author_bundle, photos, tmp_path) -> None:
+    bundle = author_bundle("sprc")
     assert (bundle.spec.space.vectors, bundle.spec.space.similarity) == (32, Similarity.MAX_COSINE)
     encoder = LocalEncoder(bundle)
     embed_gallery(photos, tmp_path / "gallery", encoder, shard_size=25, show_progress=False)

@@ -89,6 +89,7 @@ def test_every_name_that_the_code_uses_is_listed() -> None:
     assert cuda == set(USED_OF_CUDA)
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("version", BINDINGS)
 def test_tensorrt_has_every_name_and_signature(version, wheels, tmp_path) -> None:
     answers = ask(bindings(BINDINGS[version], wheels, tmp_path / "bindings"), "tensorrt_bindings", sorted(USED))
@@ -108,6 +109,7 @@ def accepts(docstring: str, arguments: tuple[str, ...]) -> bool:
     return False
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("version", BINDINGS)
 def test_what_needs_no_gpu_runs_on_the_real_bindings(version, wheels, tmp_path) -> None:
     script = """
@@ -134,6 +136,7 @@ def test_a_signature_that_differs_is_noticed() -> None:
     assert not accepts(docstring, ("shape", "name"))
 
 
+@pytest.mark.network
 def test_cuda_has_every_name_and_signature(wheels) -> None:
     answers = ask(unpack(CUDA, wheels), "cuda.bindings.runtime", sorted(USED_OF_CUDA))
     for name, arguments in USED_OF_CUDA.items():
