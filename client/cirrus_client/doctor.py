@@ -1,121 +1,201 @@
-"""What is installed, which engines and GPUs work, and what is missing."""
+"""What is installed, which engines and GPUs work, and what is missing.
+
+A package is imported here only when it is looked at, so that a broken one is a finding and not an error.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from cirrus_client.bundle import Bundle
-from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
-from cirrus_client.errors import BundleError, EngineError
-from cirrus_client.plans import plan_file, read_plans, refusal
+if TYPE_CHECKING:
+    from cirrus_client.bundle import Bundle
+
+_LIGHT_CLIENT = {
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "cykooz_resizer": "cykooz-resizer",
+    "pydantic": "pydantic",
+    "pyarrow.parquet": "pyarrow",
+    "tokenizers": "tokenizers",
+    "ftfy": "ftfy",
+    "aiohttp": "aiohttp",
+    "tritonclient.grpc": "tritonclient",
+}
+"""Import name of what every installation has -> its name on PyPI."""
+
+_RIVALS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "faiss": ("faiss-cpu", "faiss-gpu")}
+"""Import name -> distributions that both install it, of which there may be only one."""
+
+_EXPORT = ("torch", "open_clip_torch", "transformers", "safetensors", "onnx", "onnxscript")
+_NONE = "none"
+_ON_GPU = "on a machine with an NVIDIA GPU: pip install 'cirrus-cir[gpu]'"
+
+
+class State(StrEnum):
+    """ABSENT: an optional part can't be used here. BROKEN: a part that is installed, or always needed, fails."""
+
+    OK = "ok"
+    ABSENT = "--"
+    BROKEN = "!!"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `way_out` says what to do where `ok` is false."""
+    """One thing that was looked at. way_out: what to do if it is absent or broken."""
 
     what: str
-    ok: bool
+    state: State
     found: str
     way_out: str = ""
-    required: bool = False
 
 
 def examine(bundle: Bundle | None = None) -> list[Finding]:
-    """Look at this machine, and whether it can run a bundle's TensorRT plans, without changing anything."""
-    plans = [] if bundle is None else [_plans(bundle)]
+    """Look at this installation and machine, and whether it can run a bundle's TensorRT plans. Change nothing."""
     return [
-        Finding("Python", True, platform.python_version(), required=True),
-        _onnxruntime(),
-        _openvino(),
-        _faiss(),
-        _package("tritonclient", "pip install 'cirrus-cir'", required=True),
-        _package("nvidia-pytriton", "pip install 'cirrus-cir[serve]' for `cirrus serve`; NGC's container needs none"),
-        _package("torch", "pip install 'cirrus-cir[export]' for `cirrus export`; the client needs none"),
-        _package("open_clip_torch", "pip install 'cirrus-cir[export]' for `cirrus export`"),
-        _tensorrt(),
+        Finding("Python", State.OK, platform.python_version()),
+        *_light_client(),
+        _package("ONNX Runtime", "onnxruntime", _providers, "pip install 'cirrus-cir[cpu]', or 'cirrus-cir[gpu]'"),
+        _package("OpenVINO", "openvino", _openvino, "faster on most CPUs: pip install 'cirrus-cir[cpu]'"),
+        _package("FAISS", "faiss", _faiss, "pip install 'cirrus-cir[search]', or 'cirrus-cir[gpu]'"),
+        _package("Triton server", "pytriton", _triton, "for `cirrus serve`: pip install 'cirrus-cir[serve]'"),
+        _export(),
+        _package("TensorRT", "tensorrt", _tensorrt, _ON_GPU),
         _gpu(),
-        *plans,
+        *([] if bundle is None else [_plans(bundle)]),
     ]
 
 
-def _package(name: str, way_out: str, *, required: bool = False) -> Finding:
+def _light_client() -> list[Finding]:
+    """One finding if all of its packages work, else one for each that does not."""
+    broken = []
+    for module, distribution in _LIGHT_CLIENT.items():
+        error = _import_error(module)
+        if error is not None:
+            way_out = "pip install --force-reinstall cirrus-cir"
+            if distribution == "pyarrow" and _version("numpy").startswith("1."):
+                way_out = "pyarrow 26 needs NumPy 2: pip install 'pyarrow<26'"
+            broken.append(Finding(distribution, State.BROKEN, error, way_out))
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("cirrus-cir", "numpy", "pyarrow", "tritonclient"))
+    return broken or [Finding("light client", State.OK, versions)]
+
+
+def _package(what: str, module: str, look: Callable[[], str], way_out: str) -> Finding:
+    """Look at an optional package. look: returns what to say of it. It may raise anything."""
+    if find_spec(module) is None:
+        return Finding(what, State.ABSENT, "not installed", way_out)
+    rivals = [name for name in _RIVALS.get(module, ()) if _version(name) != _NONE]
+    if len(rivals) > 1:
+        found = f"{' and '.join(rivals)} are both installed and overwrite each other"
+        return Finding(what, State.BROKEN, found, f"pip uninstall {' '.join(rivals)}; then {way_out}")
     try:
-        return Finding(name, True, version(name), required=required)
-    except PackageNotFoundError:
-        return Finding(name, False, "not installed", way_out, required)
+        return Finding(what, State.OK, look())
+    except Exception as error:  # whatever a broken package raises
+        return Finding(what, State.BROKEN, _first_line(error), way_out)
 
 
-def _imported(what: str, look: Callable[[], str], way_out: str, *, required: bool = False) -> Finding:
-    try:
-        return Finding(what, True, look(), required=required)
-    except (ImportError, OSError, RuntimeError, EngineError) as error:
-        return Finding(what, False, str(error).splitlines()[0], way_out, required)
+def _providers() -> str:
+    runtime = _quietly("onnxruntime")
+    names = ", ".join(name.removesuffix("ExecutionProvider") for name in runtime.get_available_providers())
+    return f"{runtime.__version__}: {names}"
 
 
-def _onnxruntime() -> Finding:
-    def look() -> str:
-        import onnxruntime
+def _openvino() -> str:
+    from cirrus_client.engines.openvino import capabilities
 
-        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
-        return f"{onnxruntime.__version__}: {providers}"
-
-    return _imported("ONNX Runtime", look, "pip install 'cirrus-cir[cpu]' or 'cirrus-cir[gpu]'", required=True)
+    return f"{_quietly('openvino').__version__.split('-')[0]}: {', '.join(capabilities())}"
 
 
-def _openvino() -> Finding:
-    def look() -> str:
-        import openvino
-
-        from cirrus_client.engines.openvino import capabilities
-
-        return f"{openvino.__version__.split('-')[0]}: {', '.join(capabilities())}"
-
-    return _imported("OpenVINO", look, "pip install openvino: faster on most CPUs; a GPU needs none")
+def _faiss() -> str:
+    faiss = _quietly("faiss")
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    return f"{faiss.__version__}: {gpus} GPUs"
 
 
-def _faiss() -> Finding:
-    def look() -> str:
-        import faiss
+def _triton() -> str:
+    from cirrus_client.triton.server import find_server
 
-        gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-        return f"{faiss.__version__}: {gpus} GPUs"
-
-    return _imported("FAISS", look, "pip install 'cirrus-cir[cpu]' or 'cirrus-cir[gpu]'", required=True)
+    find_server()
+    return f"nvidia-pytriton {_version('nvidia-pytriton')}"
 
 
-def _tensorrt() -> Finding:
-    def look() -> str:
-        return str(load_tensorrt().__version__)
+def _tensorrt() -> str:
+    from cirrus_client.engines import nvidia
 
-    return _imported("TensorRT", look, "pip install 'cirrus-cir[gpu]' on a machine with an NVIDIA GPU")
+    return str(nvidia.load_tensorrt().__version__)
+
+
+def _export() -> Finding:
+    """By name alone: importing them takes seconds."""
+    missing = [name for name in _EXPORT if _version(name) == _NONE]
+    if missing:
+        way_out = "for `cirrus export`: pip install 'cirrus-cir[export]'"
+        return Finding("export", State.ABSENT, f"not installed: {', '.join(missing)}", way_out)
+    return Finding("export", State.OK, ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx")))
 
 
 def _plans(bundle: Bundle) -> Finding:
+    from cirrus_client.engines import nvidia
+    from cirrus_client.errors import CirrusError
+    from cirrus_client.plans import plan_file, read_plans, refusal
+
     what, again = f"plans of {bundle.spec.name}", f"on this machine: cirrus compile {bundle.root}"
     try:
         record = read_plans(bundle)
         for graph in bundle.spec.graphs:
             plan_file(bundle, record, graph)
-        reason = refusal(record, load_tensorrt().__version__, this_gpu())
-    except (BundleError, EngineError) as error:
-        return Finding(what, False, str(error), again)
+        reason = refusal(record, nvidia.load_tensorrt().__version__, nvidia.this_gpu())
+    except CirrusError as error:
+        reason = str(error)
     if reason is not None:
-        return Finding(what, False, reason, again)
-    return Finding(what, True, f"TensorRT {record.tensorrt}, {record.gpu}: they run here")
+        return Finding(what, State.ABSENT, reason, again)
+    return Finding(what, State.OK, f"TensorRT {record.tensorrt}, {record.gpu}: they run here")
 
 
 def _gpu() -> Finding:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Finding("NVIDIA GPU", False, "no nvidia-smi", "everything runs on the CPU")
+        return Finding("NVIDIA GPU", State.ABSENT, "no nvidia-smi", "everything runs on the CPU")
     query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("NVIDIA GPU", State.BROKEN, _first_line(error), "check the NVIDIA driver")
     if answer.returncode != 0:
-        return Finding("NVIDIA GPU", False, (answer.stderr or answer.stdout).strip(), "check the NVIDIA driver")
-    return Finding("NVIDIA GPU", True, "; ".join(answer.stdout.strip().splitlines()))
+        return Finding("NVIDIA GPU", State.BROKEN, (answer.stderr or answer.stdout).strip(), "check the NVIDIA driver")
+    return Finding("NVIDIA GPU", State.OK, "; ".join(answer.stdout.strip().splitlines()))
+
+
+def _import_error(module: str) -> str | None:
+    try:
+        _quietly(module)
+    except Exception as error:  # whatever a broken package raises
+        return _first_line(error)
+    return None
+
+
+def _quietly(module: str) -> Any:
+    """Import a module without what some print to stderr when NumPy has another version than they were built for."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return import_module(module)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return _NONE
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ for a program: which item, which file, which parts differ.
     │   ├── InvalidImage
     │   ├── InvalidText
     │   └── UnsupportedQuery
+    ├── UnsupportedFormat       path, supported
     ├── SpaceMismatch           components
     ├── StoredDataError         path, field
     │   ├── BundleError
@@ -62,6 +63,15 @@ class InvalidText(InvalidInput):
 
 class UnsupportedQuery(InvalidInput):
     """A combination of image and text that the bundle's recipe does not define."""
+
+
+class UnsupportedFormat(CirrusError):
+    """A file to write whose suffix names a format that can't be written. supported: the suffixes that can."""
+
+    def __init__(self, message: str, *, path: Path, supported: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.path = path
+        self.supported = supported
 
 
 class SpaceMismatch(CirrusError):

@@ -8,10 +8,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
-from cirrus_client.errors import InvalidImage
+from cirrus_client.errors import InvalidImage, UnsupportedFormat
 from cirrus_client.image.preprocess import decode
 from cirrus_client.retriever import Match
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pdf")
 _TILE_PX = 220
 _CAPTION_PX = 44
 _GAP_PX = 12
@@ -68,7 +69,18 @@ def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -
     return "\n".join(lines[:2])
 
 
+def check_suffix(path: Path) -> None:
+    """Raise UnsupportedFormat if a sheet can't be written in the format that the path's suffix names."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UnsupportedFormat(
+            f"{path}: '{path.suffix}' names no image format that is supported; use one of {', '.join(SUFFIXES)}",
+            path=path,
+            supported=SUFFIXES,
+        )
+
+
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write the sheet as PNG or by the path's suffix."""
+    """Write a sheet in the format that the path's suffix names. Raises UnsupportedFormat, and OSError."""
+    check_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -127,19 +127,19 @@ def export_suggester_command(
 
 def recipes_command() -> None:
     """List the recipes: what each implements, what it needs, and its options."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from cirrus_client.cli.console import print_table
     from cirrus_export.recipes import RECIPES
 
-    table = Table()
-    for heading in ("recipe", "what it is", "head", "options"):
-        table.add_column(heading, overflow="fold")
-    for name, recipe in sorted(RECIPES.items()):
-        summary = (recipe.__doc__ or "").split("\n")[0]
-        options = ", ".join(recipe.options_type.model_fields) or "-"
-        table.add_row(name, summary, "needed" if recipe.needs_head else "none", options)
-    Console().print(table)
+    rows = [
+        (
+            name,
+            "needed" if recipe.needs_head else "none",
+            ", ".join(recipe.options_type.model_fields) or "-",
+            (recipe.__doc__ or "").split("\n")[0],
+        )
+        for name, recipe in sorted(RECIPES.items())
+    ]
+    print_table(("recipe", "head", "options", "what it is"), rows)
 
 
 def _probe(folder: Path | None, *, queries: int, gallery: int) -> Probe:

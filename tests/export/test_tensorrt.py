@@ -78,7 +78,7 @@ def record(**changes) -> PlansSpec:
 
 def here(monkeypatch, *, version: str, gpu: Gpu) -> None:
     """Stand for a machine with this TensorRT and GPU, as far as their names are asked."""
-    for module in (doctor, tensorrt_engine, tensorrt):
+    for module in (nvidia, tensorrt_engine, tensorrt):
         monkeypatch.setattr(module, "load_tensorrt", lambda: SimpleNamespace(__version__=version))
         monkeypatch.setattr(module, "this_gpu", lambda: gpu)
 
@@ -310,10 +310,10 @@ def test_a_graph_runs_on_its_plan_where_that_can_run_and_else_says_why_not(plann
 
 def test_the_doctor_says_whether_plans_run_here(planned, bundle, monkeypatch) -> None:
     here(monkeypatch, version="11.1.0.106", gpu=H100)
-    assert doctor.examine(planned)[-1].ok
+    assert doctor.examine(planned)[-1].state is doctor.State.OK
     here(monkeypatch, version="11.1.0.106", gpu=Gpu(name="NVIDIA L4", compute_capability="8.9"))
     finding = doctor.examine(planned)[-1]
-    assert not finding.ok
+    assert finding.state is doctor.State.ABSENT
     assert "here is NVIDIA L4 (8.9), and the plans need the same" in finding.found
     assert finding.way_out == f"on this machine: cirrus compile {planned.root}"
     assert "has no TensorRT plans" in doctor.examine(bundle)[-1].found

@@ -14,6 +14,7 @@ import sysconfig
 import tempfile
 import time
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +22,15 @@ from types import TracebackType
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.errors import BundleError, ServerError, ServerUnavailable
+from cirrus_client.errors import BundleError, MissingPackage, ServerError, ServerUnavailable
+from cirrus_client.plans import version_numbers
 
 _CACHE_BYTES = 256 * 2**20
 _EXIT_TIMEOUT_S = 5  # a stop waits this long for running requests, and for idle HTTP connections as well
 _LOG_LINES = 25
 _PR_SET_PDEATHSIG = 1
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_FIRST_UNSUPPORTED_NUMPY = (2,)
 
 
 class TritonServer:
@@ -82,8 +86,8 @@ class TritonServer:
     def start(self) -> None:
         """Start the server and wait until every model is ready.
 
-        Raises BundleError if there is no repository, ServerError if a port is taken or the wheel is missing, and
-        ServerUnavailable, with the end of the server's log, if it does not become ready.
+        Raises BundleError if there is no repository, ServerError if a port is taken, what `find_server` raises, and
+        ServerUnavailable, with the end of the server's log, if the server does not become ready.
         """
         if not any(self.repository.glob("*/config.pbtxt")):
             raise BundleError(
@@ -91,7 +95,7 @@ class TritonServer:
             )
         for port in (self.http_port, self.grpc_port, self.metrics_port):
             _check_port(self.host, port)
-        installed = _wheel()
+        installed = find_server()
         self._scratch = tempfile.TemporaryDirectory(prefix="cirrus-triton-")
         backends = _link_backends(installed, Path(self._scratch.name))
         with self.log_path.open("wb") as log:
@@ -201,23 +205,38 @@ def _is_ready(client: grpcclient.InferenceServerClient) -> bool:
         return False
 
 
-def _wheel() -> Path:
-    """The wheel's server directory, found without importing the package (which would start its own machinery)."""
-    spec = find_spec("pytriton")
+def find_server() -> Path:
+    """Return the `tritonserver` folder of the nvidia-pytriton wheel.
+
+    Raises MissingPackage if the wheel is not installed, and ServerError if it can't run models on this Python or NumPy.
+    """
+    spec = find_spec("pytriton")  # importing the package would start its own machinery
     if spec is None or spec.origin is None:
-        raise ServerError("`cirrus serve` needs the nvidia-pytriton wheel: pip install 'cirrus-cir[serve]'")
-    return Path(spec.origin).parent / "tritonserver"
+        raise MissingPackage(
+            "`cirrus serve` needs nvidia-pytriton: on Python 3.11 or 3.12, pip install 'cirrus-cir[serve]'",
+            package="pytriton",
+            extra="serve",
+        )
+    installed = Path(spec.origin).parent / "tritonserver"
+    if not _stub(installed).is_file():
+        raise ServerError(f"nvidia-pytriton has no Python backend for Python {_PYTHON}; use Python 3.11 or 3.12")
+    if version_numbers(version("numpy")) >= _FIRST_UNSUPPORTED_NUMPY:
+        raise ServerError(
+            f"nvidia-pytriton's Python backend needs NumPy 1, and NumPy {version('numpy')} is installed: "
+            "pip install 'cirrus-cir[serve]'"
+        )
+    return installed
+
+
+def _stub(installed: Path) -> Path:
+    return installed / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
 
 
 def _link_backends(installed: Path, scratch: Path) -> Path:
-    """A backend directory of links: a copied stub would lose the libraries that it finds relative to itself."""
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = installed / "python_backend_stubs" / python / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise ServerError(f"the nvidia-pytriton wheel has no Python backend for Python {python}; use 3.11 or 3.12")
+    """Make a backend folder of links: a copied stub would lose the libraries that it finds relative to itself."""
     backend = scratch / "backends" / "python"
     backend.mkdir(parents=True)
-    for file in [*(installed / "backends" / "python").glob("*.*"), stub]:
+    for file in [*(installed / "backends" / "python").glob("*.*"), _stub(installed)]:
         (backend / file.name).symlink_to(file)
     return backend.parent
 

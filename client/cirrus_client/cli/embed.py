@@ -1,0 +1,100 @@
+"""`cirrus embed`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.cli.console import printable, shows_progress
+from cirrus_client.cli.options import BundleOption, NameOption, ServerOption, TransportOption, open_encoder
+from cirrus_client.engines import EngineName
+from cirrus_client.errors import GalleryError
+from cirrus_client.gallery import BUNDLE, MANIFEST, GallerySummary, check_free, embed_gallery
+from cirrus_client.gallery.cached_encoder import CachedEncoder
+from cirrus_client.gallery.feature_cache import FeatureCache
+from cirrus_client.gallery.new_head import bundle_with_head
+from cirrus_client.image.preprocess import Decoding
+from cirrus_client.memory import keep_freed_memory
+from cirrus_client.names import Transport
+
+_REJECTED_SHOWN = 20
+
+
+def embed(
+    images: Annotated[Path, typer.Argument(help="Folder of image files, searched recursively.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the embeddings; an unfinished one is resumed.")],
+    bundle: BundleOption = None,
+    server: ServerOption = None,
+    name: NameOption = None,
+    transport: TransportOption = Transport.GRPC,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 32,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="Images per shard; an interrupted job loses at most one shard.")
+    ] = 10_000,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep the backbone's outputs here: embedding with a new head opens no image.")
+    ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(help="A newly trained head for the bundle's backbone; exported to OUT/bundle, to search with."),
+    ] = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
+    ] = None,
+    decode: Annotated[
+        Decoding,
+        typer.Option(help="fast scales large JPEGs as it decodes; report.md has its drift. nvjpeg decodes on a GPU."),
+    ] = Decoding.EXACT,
+) -> None:
+    """Embed a gallery. Broken files are listed and skipped; an interrupted job resumes where it was."""
+    if server is not None:
+        _refuse_with_server(engine=engine, decode=None if decode is Decoding.EXACT else decode, cache=cache, head=head)
+    keep_freed_memory()
+    if head is not None:
+        bundle = _with_head(_needed(bundle, "--head"), head, out)
+    run = partial(
+        embed_gallery, images, out, batch_size=batch_size, shard_size=shard_size, show_progress=shows_progress()
+    )
+    if cache is None:
+        summary = run(open_encoder(bundle, server, name, transport, engine=engine, decoding=decode))
+    else:
+        opened = Bundle.open(_needed(bundle, "--cache"))
+        with FeatureCache(cache, opened) as features:
+            cached = CachedEncoder(opened, features, engine=engine, decoding=decode)
+            summary = run(cached, prepare=cached.prepare_file)
+    _report(summary, out)
+    if head is not None:
+        typer.echo(f"search it with --bundle {bundle}")
+
+
+def _refuse_with_server(**options: object) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise typer.BadParameter("it needs --bundle; with --server, the server encodes", param_hint=f"--{option}")
+
+
+def _needed(bundle: Path | None, option: str) -> Path:
+    if bundle is None:
+        raise typer.BadParameter("it needs --bundle as well", param_hint=option)
+    return bundle
+
+
+def _with_head(base: Path, head: Path, out: Path) -> Path:
+    check_free(out)
+    if (out / MANIFEST).exists() and not (out / BUNDLE).exists():
+        raise GalleryError(f"gallery {out} was embedded without --head; embed into another folder", path=out)
+    return bundle_with_head(Bundle.open(base), head, out / BUNDLE).root
+
+
+def _report(summary: GallerySummary, out: Path) -> None:
+    typer.echo(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
+    if summary.rejected:
+        typer.echo(f"{len(summary.rejected):,} files were rejected:")
+        for item in summary.rejected[:_REJECTED_SHOWN]:
+            typer.echo(printable(f"  {item.file.path}: {item.reason}"))
+        if len(summary.rejected) > _REJECTED_SHOWN:
+            typer.echo(f"  ... all of them are in {out / 'rejected'}")

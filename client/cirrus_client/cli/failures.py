@@ -1,0 +1,63 @@
+"""How a command ends that did not succeed.
+
+Cirrus's own errors, missing packages and faults of the machine (a full disk, a folder without permission) end in a
+message and exit code 1. Ctrl-C ends in exit code 130. Anything else is a defect of Cirrus and stays a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+
+from cirrus_client.errors import CirrusError
+from cirrus_client.extras import missing_package
+
+_INTERRUPTED = 130
+_AFTER_INTERRUPT = {
+    "embed": "the same command resumes where this one stopped",
+    "export": "nothing was written to --out; run the same command again",
+}
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def as_messages(verb: Callable[[], str | None]) -> Iterator[None]:
+    """End the command in a message where its error is not a defect of Cirrus. verb: returns the verb that runs."""
+    try:
+        yield
+    except CirrusError as error:
+        _exit(f"cirrus: {type(error).__name__}: {error}")
+    except ImportError as error:
+        _exit(_import_message(error, f"cirrus {verb()}"))
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of our output has ended, as in `cirrus search ... | head`
+            raise
+        _exit(f"cirrus: {machine_message(error)}")
+    except KeyboardInterrupt:
+        what_now = _AFTER_INTERRUPT.get(verb() or "", "")
+        _exit(f"cirrus: interrupted{'; ' if what_now else ''}{what_now}", code=_INTERRUPTED)
+
+
+def machine_message(error: OSError) -> str:
+    """Return the path that an error of the operating system is about, and its reason."""
+    path = error.filename2 or error.filename
+    reason = error.strerror or str(error)
+    return reason if path is None else f"{path}: {reason}"
+
+
+def _import_message(error: ImportError, job: str) -> str:
+    if (error.name or "").startswith("cirrus_"):
+        raise error
+    missing = missing_package(error, job)
+    return str(missing or f"{job} can't start: {error}; `cirrus doctor` shows what is broken")
+
+
+def _exit(message: str, *, code: int = 1) -> NoReturn:
+    log.debug("the command ended here:", exc_info=True)
+    typer.secho(message, err=True, fg=typer.colors.RED)
+    raise typer.Exit(code) from None

@@ -1,0 +1,60 @@
+"""Options that several verbs share, and the encoder that they describe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import Encoder, LocalEncoder
+from cirrus_client.engines import EngineName
+from cirrus_client.image.preprocess import Decoding
+from cirrus_client.names import Transport
+from cirrus_client.triton import TritonEncoder
+
+
+def _check_address(address: str | None) -> str | None:
+    if address is not None and (address.startswith(("http://", "https://")) or not re.search(r":\d+$", address)):
+        raise typer.BadParameter(
+            f"'{address}' is not host:port; for example 127.0.0.1:8001 (gRPC), or 127.0.0.1:8000 with --transport http"
+        )
+    return address
+
+
+BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")]
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", "-s", help="Encode on the Triton server at this host:port.", callback=_check_address),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Which bundle, if the server has several.", show_default=False)
+]
+TransportOption = Annotated[
+    Transport,
+    typer.Option(
+        "--transport", "--protocol", help="How to talk to the server. Triton's ports: 8001 for gRPC, 8000 for HTTP."
+    ),
+]
+
+
+def open_encoder(
+    bundle: Path | None,
+    server: str | None,
+    name: str | None,
+    transport: Transport,
+    *,
+    engine: EngineName | None = None,
+    decoding: Decoding = Decoding.EXACT,
+) -> Encoder:
+    """Return the encoder that the options name. Raises BadParameter unless they name exactly one."""
+    if (bundle is None) == (server is None):
+        raise typer.BadParameter("give exactly one of them", param_hint="--bundle, --server")
+    if bundle is not None:
+        if name is not None:
+            raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
+        return LocalEncoder(Bundle.open(bundle), engine=engine, decoding=decoding)
+    assert server is not None
+    return TritonEncoder(server, bundle=name, transport=transport)

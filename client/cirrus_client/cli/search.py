@@ -1,0 +1,51 @@
+"""`cirrus search`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cirrus_client.cli.console import print_table
+from cirrus_client.cli.options import BundleOption, NameOption, ServerOption, TransportOption, open_encoder
+from cirrus_client.names import Transport
+from cirrus_client.retriever import open_retriever
+from cirrus_client.sheet import check_suffix, contact_sheet, save_sheet
+
+_TEXT_ALONE = "-"
+
+
+def search(
+    index: Annotated[Path, typer.Option("--index", "-i", help="An index that `cirrus index` wrote.")],
+    image: Annotated[
+        Path | None, typer.Argument(help=f"Reference image or sketch; '{_TEXT_ALONE}' for a query of text alone.")
+    ] = None,
+    text: Annotated[str | None, typer.Argument(help='Edit text, like "make it blue".')] = None,
+    bundle: BundleOption = None,
+    server: ServerOption = None,
+    name: NameOption = None,
+    transport: TransportOption = Transport.GRPC,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
+    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of query and results here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Search: this image, but as the text says."""
+    if sheet is not None:
+        check_suffix(sheet)
+    reference = None if image is None or str(image) == _TEXT_ALONE else image
+    retriever = open_retriever(open_encoder(bundle, server, name, transport), index)
+    matches = retriever.search(image=reference, text=text, k=k)
+    if as_json:
+        typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
+    else:
+        print_table(
+            ("rank", "score", "image"),
+            [(str(match.rank), f"{match.score:.4f}", match.image) for match in matches],
+            right=("rank", "score"),
+        )
+    if sheet is not None:
+        save_sheet(contact_sheet(reference, text, matches), sheet)
+        typer.echo(f"contact sheet: {sheet}", err=True)
