@@ -4,6 +4,7 @@ bundle.json          this contract: recipe, space, preprocessing, graphs, ensemb
 graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
 engines/*.plan       the same graphs compiled by TensorRT, where that was asked for; `plans.json` says where and how
 tokenizer.json       the text tokenizer
+probe_queries.npy    embeddings of the queries that the export was verified with
 triton/<flavour>/    the same bundle as a Triton model repository
 report.json, .md     the fidelity report; `bundle.json` says whether its gate was passed
 """
@@ -17,6 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from cirrus_client.ensemble import EnsembleSpec
@@ -28,6 +31,7 @@ from cirrus_client.records import Record, read_record
 from cirrus_client.tokenizer import TokenizerSpec
 
 CONTRACT = "bundle.json"
+PROBE_QUERIES = "probe_queries.npy"
 _WAY_OUT = "export it again or copy it whole"
 
 
@@ -183,6 +187,16 @@ class Bundle:
                 path=root,
             )
         return bundle
+
+    def probe_queries(self) -> NDArray[np.float32] | None:
+        """Return the embeddings of the queries that the export was verified with, float32 [Q, D].
+
+        None for a bundle of an export that did not keep them.
+        """
+        if PROBE_QUERIES not in self.spec.files:
+            return None
+        queries: NDArray[np.float32] = np.load(self.root / PROBE_QUERIES, allow_pickle=False)
+        return queries
 
     def graph_file(self, graph: str) -> Path:
         """Return the path of a graph's ONNX file."""

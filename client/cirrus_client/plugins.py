@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from cirrus_client.errors import PluginError
+from cirrus_client.extras import missing_package
 
 
 def find_plugin(name: str, *, what: str, table: Mapping[str, str], group: str) -> Any:
@@ -15,7 +16,7 @@ def find_plugin(name: str, *, what: str, table: Mapping[str, str], group: str) -
 
     what: the kind of thing, for errors, like "index backend". table: from a name in this tree to `module:Class`. group:
     the entry-point group of installed packages. Raises PluginError if nothing has this name, if two have it, or if it
-    can't be imported.
+    can't be imported; MissingPackage if that is for want of a package that an extra installs.
     """
     if ":" in name:
         return _imported(name, what)
@@ -48,6 +49,9 @@ def _imported(path: str, what: str) -> Any:
         found: Any = import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
+        missing = missing_package(error, f"{what} {path}")
+        raise missing or PluginError(f"{what} {path} can't be imported: {error}", name=path) from error
+    except AttributeError as error:
         raise PluginError(f"{what} {path} can't be imported: {error}", name=path) from error
     return found

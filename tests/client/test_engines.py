@@ -214,7 +214,7 @@ def test_an_engine_that_disagrees_is_not_chosen(gallery_graph: Path, tmp_path: P
         lambda self, inputs: {name: -value for name, value in honest(self, inputs).items()},
     )
     chosen = choose(gallery_graph, Precision.FP32)
-    assert chosen.engine is EngineName.ONNXRUNTIME
+    assert chosen.engine == EngineName.ONNXRUNTIME
     assert "is out, its cosine" in chosen.why
 
 

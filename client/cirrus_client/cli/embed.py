@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.cli.console import printable, shows_progress
 from cirrus_client.cli.options import BundleOption, NameOption, ServerOption, TransportOption, open_encoder
-from cirrus_client.engines import EngineName
 from cirrus_client.errors import GalleryError
 from cirrus_client.gallery import BUNDLE, MANIFEST, GallerySummary, check_free, embed_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
@@ -22,6 +21,7 @@ from cirrus_client.memory import keep_freed_memory
 from cirrus_client.names import Transport
 
 _REJECTED_SHOWN = 20
+T = TypeVar("T", Path, Bundle)
 
 
 def embed(
@@ -43,7 +43,7 @@ def embed(
         typer.Option(help="A newly trained head for the bundle's backbone; exported to OUT/bundle, to search with."),
     ] = None,
     engine: Annotated[
-        EngineName | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
+        str | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
     ] = None,
     decode: Annotated[
         Decoding,
@@ -56,13 +56,20 @@ def embed(
     keep_freed_memory()
     if head is not None:
         bundle = _with_head(_needed(bundle, "--head"), head, out)
+    opened = None if bundle is None else Bundle.open(bundle)
     run = partial(
-        embed_gallery, images, out, batch_size=batch_size, shard_size=shard_size, show_progress=shows_progress()
+        embed_gallery,
+        images,
+        out,
+        queries=None if opened is None else opened.probe_queries(),
+        batch_size=batch_size,
+        shard_size=shard_size,
+        show_progress=shows_progress(),
     )
     if cache is None:
-        summary = run(open_encoder(bundle, server, name, transport, engine=engine, decoding=decode))
+        summary = run(open_encoder(opened, server, name, transport, engine=engine, decoding=decode))
     else:
-        opened = Bundle.open(_needed(bundle, "--cache"))
+        opened = _needed(opened, "--cache")
         with FeatureCache(cache, opened) as features:
             cached = CachedEncoder(opened, features, engine=engine, decoding=decode)
             summary = run(cached, prepare=cached.prepare_file)
@@ -77,7 +84,7 @@ def _refuse_with_server(**options: object) -> None:
             raise typer.BadParameter("it needs --bundle; with --server, the server encodes", param_hint=f"--{option}")
 
 
-def _needed(bundle: Path | None, option: str) -> Path:
+def _needed(bundle: T | None, option: str) -> T:
     if bundle is None:
         raise typer.BadParameter("it needs --bundle as well", param_hint=option)
     return bundle

@@ -7,25 +7,73 @@ from typing import Annotated
 
 import typer
 
+from cirrus_client.cli.options import BundleOption, NameOption, ServerOption, TransportOption, open_encoder
 from cirrus_client.cli.wording import described
-from cirrus_client.gallery import read_gallery
-from cirrus_client.index import BuildOptions, IndexManifest, SearchKind, build_index
+from cirrus_client.gallery import Gallery, read_gallery
+from cirrus_client.index import (
+    BuildOptions,
+    IndexManifest,
+    QuerySample,
+    SearchKind,
+    Storage,
+    build_index,
+    read_metadata,
+    read_query_sample,
+)
+from cirrus_client.names import Transport
 
 
 def index(
     gallery: Annotated[Path, typer.Argument(help="A gallery that `cirrus embed` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the index; an older one is replaced.")],
     kind: Annotated[
-        SearchKind, typer.Option(help="Approximate is faster on large galleries; its agreement is measured.")
+        SearchKind, typer.Option(help="approximate is faster on large galleries; its agreement is measured.")
     ] = SearchKind.EXACT,
+    storage: Annotated[Storage, typer.Option(help="float16 takes half the memory, and rounds.")] = Storage.FLOAT32,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            help="Real queries to tune on and measure with: embeddings (.npy), or images and texts (.jsonl) that --bundle "
+            "or --server encodes. By default the bundle's, which `cirrus embed` keeps with the gallery."
+        ),
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="Parquet with a column image_path; its other columns come with the results.")
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="Where the images are now: a folder, or the prefix of their URLs.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="faiss, the name of an installed backend, or module:Class.", show_default=True)
+    ] = "faiss",
+    bundle: BundleOption = None,
+    server: ServerOption = None,
+    name: NameOption = None,
+    transport: TransportOption = Transport.GRPC,
 ) -> None:
-    """Build a FAISS index over an embedded gallery."""
-    built = build_index(read_gallery(gallery), out, options=BuildOptions(kind=kind))
+    """Build an index over an embedded gallery."""
+    read = read_gallery(gallery)
+    encoder = None if bundle is None and server is None else open_encoder(bundle, server, name, transport)
+    sample = _kept(read) if queries is None else read_query_sample(queries, read.space, encoder)
+    built = build_index(
+        read,
+        out,
+        options=BuildOptions(kind, storage, sample),
+        backend=backend,
+        metadata=None if metadata is None else read_metadata(metadata),
+        images=root,
+    )
     typer.echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")
+
+
+def _kept(gallery: Gallery) -> QuerySample | None:
+    queries = gallery.queries()
+    return None if queries is None else QuerySample(queries, "the probe of the gallery's bundle")
 
 
 def _agreement(built: IndexManifest) -> str:
     if built.agreement is None:
-        return "" if built.kind is SearchKind.EXACT else ", agreement with exact search not measured"
+        exact = built.kind is SearchKind.EXACT and built.storage is Storage.FLOAT32
+        return "" if exact else ", agreement with exact search not measured: give --queries"
     found = built.agreement
     return f", top-{found.k} agreement with exact search {found.share:.1%} ({found.queries} queries: {found.source})"

@@ -10,7 +10,6 @@ import typer
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import Encoder, LocalEncoder
-from cirrus_client.engines import EngineName
 from cirrus_client.image.preprocess import Decoding
 from cirrus_client.names import Transport
 from cirrus_client.triton import TritonEncoder
@@ -41,12 +40,12 @@ TransportOption = Annotated[
 
 
 def open_encoder(
-    bundle: Path | None,
+    bundle: Path | Bundle | None,
     server: str | None,
     name: str | None,
     transport: Transport,
     *,
-    engine: EngineName | None = None,
+    engine: str | None = None,
     decoding: Decoding = Decoding.EXACT,
 ) -> Encoder:
     """Return the encoder that the options name. Raises BadParameter unless they name exactly one."""
@@ -55,6 +54,7 @@ def open_encoder(
     if bundle is not None:
         if name is not None:
             raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
-        return LocalEncoder(Bundle.open(bundle), engine=engine, decoding=decoding)
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        return LocalEncoder(opened, engine=engine, decoding=decoding)
     assert server is not None
     return TritonEncoder(server, bundle=name, transport=transport)

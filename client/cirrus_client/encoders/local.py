@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes, prepare_all
-from cirrus_client.engines import Engine, EngineName, open_graph
+from cirrus_client.engines import Engine, open_graph
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import InvalidInput
 from cirrus_client.image.preprocess import Decoding, preprocess
@@ -33,7 +33,7 @@ class LocalEncoder:
         self,
         bundle: Bundle,
         *,
-        engine: EngineName | None = None,
+        engine: str | None = None,
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:

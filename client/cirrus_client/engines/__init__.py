@@ -1,6 +1,17 @@
 """Engines: what runs a graph."""
 
-from cirrus_client.engines.choice import Choice, candidates, choose, open_engine, open_graph
+from cirrus_client.engines.choice import Choice, choose, open_engine, open_graph
 from cirrus_client.engines.engine import Engine, EngineName
+from cirrus_client.engines.kinds import EngineKind, candidates, engine_kind
 
-__all__ = ["Choice", "Engine", "EngineName", "candidates", "choose", "open_engine", "open_graph"]
+__all__ = [
+    "Choice",
+    "Engine",
+    "EngineKind",
+    "EngineName",
+    "candidates",
+    "choose",
+    "engine_kind",
+    "open_engine",
+    "open_graph",
+]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,9 @@ from pydantic import ValidationError
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines.engine import Engine, EngineName, sample
-from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine, available_providers
-from cirrus_client.engines.tensorrt import TensorRtEngine
+from cirrus_client.engines.kinds import candidates, engine_kind
 from cirrus_client.ensemble import Arrays
-from cirrus_client.errors import BundleError, EngineError
+from cirrus_client.errors import BundleError, EngineError, MissingPackage
 from cirrus_client.files import user_cache, write_model
 from cirrus_client.plans import has_plans
 from cirrus_client.records import Record
@@ -37,56 +34,57 @@ log = logging.getLogger(__name__)
 class Choice(Record):
     """The engine for one graph on this machine, and why."""
 
-    engine: EngineName
+    engine: str
     why: str
 
 
 def open_graph(
-    bundle: Bundle, graph: str, *, engine: EngineName | None = None, threads: int | None = None, bulk: bool = False
+    bundle: Bundle, graph: str, *, engine: str | None = None, threads: int | None = None, bulk: bool = False
 ) -> Engine:
     """Load a graph of a bundle on the named engine, or on the fastest here.
 
-    That is its TensorRT plan, where one was compiled that runs on this GPU, and else what `choose` finds. threads,
-    bulk: see `open_engine`. Raises EngineError as `open_engine` does, BundleError if TENSORRT is asked for and the
-    bundle has no such plan.
+    The fastest is its TensorRT plan, if one was compiled that runs on this GPU, and else what `choose` finds. threads,
+    bulk: see `open_engine`. Raises EngineError and PluginError as `open_engine` does, BundleError if TENSORRT is asked
+    for and the bundle has no such plan.
     """
-    if engine is EngineName.TENSORRT:
-        return TensorRtEngine.of(bundle, graph)
     if engine is None and has_plans(bundle):
         try:
-            plan = TensorRtEngine.of(bundle, graph)
-        except (BundleError, EngineError) as error:
+            plan = engine_kind(EngineName.TENSORRT).load_graph(bundle, graph, threads=threads, bulk=bulk)
+        except (BundleError, EngineError, MissingPackage) as error:
             log.warning("%s does not run on its TensorRT plan: %s", graph, error)
         else:
             log.info("%s runs on tensorrt: a plan was compiled for this GPU", graph)
             return plan
-    return open_engine(bundle.graph_file(graph), bundle.spec.precision, engine=engine, threads=threads, bulk=bulk)
+    path, precision = bundle.graph_file(graph), bundle.spec.precision
+    name = engine or choose(path, precision, threads=threads, bulk=bulk).engine
+    return engine_kind(name).load_graph(bundle, graph, threads=threads, bulk=bulk)
 
 
 def open_engine(
     path: Path,
     precision: Precision,
     *,
-    engine: EngineName | None = None,
+    engine: str | None = None,
     threads: int | None = None,
     bulk: bool = False,
 ) -> Engine:
     """Load an ONNX graph on the named engine, or, with None, on the one that `choose` finds.
 
-    precision: that of the graph's bundle. threads: CPU threads of one run; None leaves it to the engine. bulk: for as
-    many items a second as possible, where else one batch is to be answered soon. Raises EngineError if the engine is
-    not installed, or can't run the graph.
+    precision: that of the graph's bundle. engine: a name of `ENGINES` or of an installed package, or `module:Class`.
+    threads: CPU threads per run; None leaves it to the engine. bulk: optimise for throughput instead of the latency of
+    one batch. Raises EngineError if the engine can't run the graph, MissingPackage if it is not installed, PluginError
+    if there is none of that name.
     """
     name = engine or choose(path, precision, threads=threads, bulk=bulk).engine
-    return _loader(name, precision, threads, bulk)(path)
+    return engine_kind(name).load(path, precision, threads=threads, bulk=bulk)
 
 
 def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> Choice:
     """Return the engine to run a graph on here.
 
-    Where several can, each runs the graph a few times on a batch of noise. One that disagrees with ONNX Runtime is out,
-    the fastest of the rest is chosen. The choice is kept in the user's cache folder until the graph, the versions or
-    the way of running it change. Raises EngineError if no installed engine runs this precision.
+    If several can, each runs the graph a few times on a batch of noise. The fastest that agrees with ONNX Runtime is
+    chosen. The choice is kept in the user's cache folder until the graph, the versions or the options change. Raises
+    EngineError if no installed engine runs this precision.
     """
     names = candidates(precision)
     if not names:
@@ -100,7 +98,8 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk
     try:
         return Choice.model_validate_json(kept.read_bytes())
     except (OSError, ValidationError):
-        choice = _measure(precision, {name: _loader(name, precision, threads, bulk)(path) for name in names})
+        loaded = {name: engine_kind(name).load(path, precision, threads=threads, bulk=bulk) for name in names}
+        choice = _measure(precision, loaded)
     log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
     try:
         write_model(kept, choice)
@@ -109,36 +108,7 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk
     return choice
 
 
-def candidates(precision: Precision) -> list[EngineName]:
-    """Return the installed engines that run graphs of a precision here, the reference first.
-
-    On a GPU that is ONNX Runtime on CUDA. On a CPU ONNX Runtime has no bfloat16 and only emulates float8, which is
-    good for verifying a graph and for nothing else.
-    """
-    on_gpu = "CUDAExecutionProvider" in available_providers()
-    names = [] if precision is Precision.BF16 and not on_gpu else [EngineName.ONNXRUNTIME]
-    if not on_gpu and importlib.util.find_spec("openvino") is not None:
-        from cirrus_client.engines.openvino import supports
-
-        if supports(precision):
-            names.append(EngineName.OPENVINO)
-    return names
-
-
-def _loader(name: EngineName, precision: Precision, threads: int | None, bulk: bool) -> Callable[[Path], Engine]:
-    if name is EngineName.TENSORRT:
-        raise EngineError("TensorRT runs the plans of a bundle, not ONNX files: see `cirrus compile`")
-    if name is not EngineName.OPENVINO:
-        providers = TENSORRT_PROVIDERS if name is EngineName.ONNXRUNTIME_TENSORRT else None
-        return lambda path: OnnxRuntimeEngine(path, precision, providers=providers, threads=threads)
-    if importlib.util.find_spec("openvino") is None:
-        raise EngineError("OpenVINO is not installed: pip install openvino")
-    from cirrus_client.engines.openvino import OpenVinoEngine
-
-    return lambda path: OpenVinoEngine(path, precision, threads=threads, bulk=bulk)
-
-
-def _measure(precision: Precision, engines: dict[EngineName, Engine]) -> Choice:
+def _measure(precision: Precision, engines: dict[str, Engine]) -> Choice:
     reference = next(iter(engines))
     noise = _noise(engines[reference])
     answers = {name: engine(noise) for name, engine in engines.items()}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
+from cirrus_client.engines.kinds import EngineKind
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 from cirrus_client.extras import need
@@ -20,6 +21,30 @@ _GPU_PROVIDERS = ("CUDAExecutionProvider",)
 _CPU_PROVIDER = "CPUExecutionProvider"
 TENSORRT_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", _CPU_PROVIDER)
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
+
+
+class OnnxRuntimeKind(EngineKind):
+    """ONNX Runtime on CUDA, or on the CPU."""
+
+    def runs(self, precision: Precision) -> bool:
+        """See `EngineKind.runs`. On a CPU ONNX Runtime has no bfloat16."""
+        return precision is not Precision.BF16 or on_gpu()
+
+    def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> OnnxRuntimeEngine:
+        """See `EngineKind.load`."""
+        return OnnxRuntimeEngine(path, precision, threads=threads)
+
+
+class OnnxRuntimeTensorRtKind(EngineKind):
+    """ONNX Runtime's TensorRT provider, which builds engines as it loads a graph. It is never chosen unasked."""
+
+    def runs(self, precision: Precision) -> bool:
+        """See `EngineKind.runs`."""
+        return False
+
+    def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> OnnxRuntimeEngine:
+        """See `EngineKind.load`."""
+        return OnnxRuntimeEngine(path, precision, providers=TENSORRT_PROVIDERS, threads=threads)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -33,7 +58,7 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         """Load the graph.
 
-        precision: that of its bundle. threads: CPU threads of one run; None leaves it to ONNX Runtime. TensorRT's
+        precision: that of its bundle. threads: CPU threads per run; None leaves it to ONNX Runtime. TensorRT's
         provider builds its engines here, which takes minutes, and keeps them in the user's cache folder.
         Raises EngineError if the file can't be loaded, uses operators that the provider does not have, or if the first
         of the given providers is not installed or can't start.
@@ -78,6 +103,11 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # the runtime's exception classes share no public base
             raise EngineError(f"ONNX Runtime could not run the graph: {error}") from error
         return {spec.name: output for spec, output in zip(self.outputs, outputs, strict=True)}
+
+
+def on_gpu() -> bool:
+    """Return whether graphs run on a GPU unless asked otherwise."""
+    return available_providers()[0] != _CPU_PROVIDER
 
 
 def available_providers() -> list[str]:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
+from cirrus_client.engines.kinds import EngineKind
+from cirrus_client.engines.onnx_runtime import on_gpu
 from cirrus_client.engines.openvino_sums import keep_sums
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
@@ -29,6 +31,18 @@ _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int3
 # While one call computes, the next has its inputs and outputs copied.
 _REQUESTS = 2
 _first_use = threading.Lock()
+
+
+class OpenVinoKind(EngineKind):
+    """OpenVINO on the CPU."""
+
+    def runs(self, precision: Precision) -> bool:
+        """See `EngineKind.runs`. Where there is a GPU, it is faster."""
+        return supports(precision) and not on_gpu()
+
+    def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> OpenVinoEngine:
+        """See `EngineKind.load`."""
+        return OpenVinoEngine(path, precision, threads=threads, bulk=bulk)
 
 
 class OpenVinoEngine(Engine):

@@ -11,14 +11,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus_client.bundle import Bundle, TensorSpec
+from cirrus_client.bundle import Bundle, Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
+from cirrus_client.engines.kinds import EngineKind
 from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_tensorrt, tensorrt_log, tensorrt_reason, this_gpu
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 from cirrus_client.plans import plan_file, read_plans, refusal
 
 _PROFILE = 0
+
+
+class TensorRtKind(EngineKind):
+    """The plans that `cirrus compile` made of a bundle's graphs."""
+
+    def runs(self, precision: Precision) -> bool:
+        """See `EngineKind.runs`. It runs plans, not ONNX files; `open_graph` prefers a plan that runs here."""
+        return False
+
+    def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> TensorRtEngine:
+        """Raise EngineError: a plan belongs to a bundle."""
+        raise EngineError("TensorRT runs the plans of a bundle, not ONNX files: see `cirrus compile`")
+
+    def load_graph(self, bundle: Bundle, graph: str, *, threads: int | None, bulk: bool) -> TensorRtEngine:
+        """See `EngineKind.load_graph`, and `TensorRtEngine.of`."""
+        return TensorRtEngine.of(bundle, graph)
 
 
 class TensorRtEngine(Engine):

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, ImageInput, prepare_all
-from cirrus_client.engines import EngineName
 from cirrus_client.gallery.feature_cache import FeatureCache, Features
 from cirrus_client.gallery.source import ImageFile, Source
 from cirrus_client.image.preprocess import Decoding
@@ -41,7 +40,7 @@ class CachedEncoder:
         bundle: Bundle,
         cache: FeatureCache,
         *,
-        engine: EngineName | None = None,
+        engine: str | None = None,
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:

@@ -1,6 +1,6 @@
 """Search indexes over gallery embeddings."""
 
-from cirrus_client.index.items import Item, Items
+from cirrus_client.index.items import Item, Items, read_metadata
 from cirrus_client.index.protocol import (
     Agreement,
     BuildOptions,
@@ -11,6 +11,7 @@ from cirrus_client.index.protocol import (
     SearchKind,
     Storage,
 )
+from cirrus_client.index.query_sample import read_query_sample
 from cirrus_client.index.saved import IndexManifest, SavedIndex, build_index, open_index
 
 __all__ = [
@@ -28,4 +29,6 @@ __all__ = [
     "Storage",
     "build_index",
     "open_index",
+    "read_metadata",
+    "read_query_sample",
 ]

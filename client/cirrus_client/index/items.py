@@ -85,6 +85,14 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None) -> None
             writer.close()
 
 
+def read_metadata(path: Path) -> pa.Table:
+    """Read the metadata of images from a Parquet file. Raises SearchIndexError if it can't be read."""
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SearchIndexError(f"metadata {path} can't be read as Parquet: {error}", path=path) from None
+
+
 def _check_metadata(metadata: pa.Table) -> None:
     if _PATH not in metadata.column_names:
         found = ", ".join(metadata.column_names)

@@ -60,13 +60,17 @@ def build_index(
     options: BuildOptions | None = None,
     backend: str = "faiss",
     metadata: pa.Table | None = None,
+    images: str | None = None,
 ) -> IndexManifest:
     """Build an index of an embedded gallery, one shard in memory at a time, and save it.
 
     backend: a name of `BACKENDS` or of the entry-point group `cirrus.indexes`, or `module:Class`. metadata: columns to
-    keep with the images, joined by its column `image_path`. An older index at `out` is replaced when the new one is
-    complete. Raises SearchIndexError if `out` is something else or the options don't fit, PluginError for an unknown
-    backend, and GalleryError for a damaged gallery.
+    keep with the images, joined by its column `image_path`. images: the root of the images where it is no longer the
+    one that they were embedded from: a folder, or the prefix of URLs. An older index at `out` is replaced when the new
+    one is complete.
+
+    Raises SearchIndexError if `out` is something else or the options do not fit, PluginError for an unknown backend,
+    and GalleryError for a damaged gallery.
     """
     out, options = Path(out), options or BuildOptions()
     builder = _backend(backend)
@@ -79,7 +83,7 @@ def build_index(
             backend=backend,
             space=gallery.space,
             count=len(gallery),
-            images=gallery.images,
+            images=images or gallery.images,
             kind=options.kind,
             storage=options.storage,
             agreement=agreement,
