@@ -45,8 +45,9 @@ def _response(futures: list[Future[Any]]) -> Any:
     for position, future in enumerate(futures):
         try:
             pixels.append(future.result())
-        except InvalidInput as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_message(error, position)))
+        except InvalidInput as error:  # the caller's mistake: HTTP 400, gRPC INVALID_ARGUMENT
+            refusal = pb_utils.TritonError(error_message(error, position), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=refusal)
         except Exception as error:  # a defect of ours, or no memory: it must not reach the other requests
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"image {position}: {error!r}"))
     done = np.zeros((len(pixels), 1), dtype=np.uint8)

@@ -30,7 +30,8 @@ class TritonPythonModel:
         for position, (reference, target) in enumerate(zip(*sides, strict=True)):
             try:
                 texts.append(self._suggester.suggest(reference, target).encode())
-            except InvalidInput as error:
-                return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_message(error, position)))
+            except InvalidInput as error:  # the caller's mistake: HTTP 400, gRPC INVALID_ARGUMENT
+                refusal = pb_utils.TritonError(error_message(error, position), pb_utils.TritonError.INVALID_ARG)
+                return pb_utils.InferenceResponse(error=refusal)
         answer = np.array(texts, dtype=np.object_).reshape(-1, 1)
         return pb_utils.InferenceResponse([pb_utils.Tensor("text", answer)])

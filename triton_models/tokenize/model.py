@@ -30,8 +30,9 @@ class TritonPythonModel:
         for position, text in enumerate(_texts(request)):
             try:
                 token_ids.append(self._tokenizer([decode_text(text)])[0])
-            except InvalidInput as error:
-                return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_message(error, position)))
+            except InvalidInput as error:  # the caller's mistake: HTTP 400, gRPC INVALID_ARGUMENT
+                refusal = pb_utils.TritonError(error_message(error, position), pb_utils.TritonError.INVALID_ARG)
+                return pb_utils.InferenceResponse(error=refusal)
             except Exception as error:  # a defect of ours must not reach the other requests
                 return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"text {position}: {error!r}"))
         done = np.zeros((len(token_ids), 1), dtype=np.uint8)
