@@ -33,8 +33,8 @@ def index(
     queries: Annotated[
         Path | None,
         typer.Option(
-            help="Real queries to tune on and measure with: embeddings (.npy), or images and texts (.jsonl) that --bundle "
-            "or --server encodes. By default the bundle's, which `cirrus embed` keeps with the gallery."
+            help="Real queries to tune on and measure with: embeddings (.npy), or images and texts (.jsonl) that "
+            "--bundle or --server encodes. By default the bundle's, which `cirrus embed` keeps with the gallery."
         ),
     ] = None,
     metadata: Annotated[
