@@ -56,6 +56,7 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(one_conversion_per
     report = measure_gallery(request)
     assert {row.stage for row in report.rows} == set(Stage)
     precisions = [precision for precision in (Precision.FP32, Precision.BF16, Precision.INT8) if candidates(precision)]
+    decodings = (Decoding.EXACT, Decoding.FAST)
     assert {row.title for row in report.of_stage(Stage.END_TO_END)} == {
         BASELINE.title,
         CACHED_FEATURES.title,
