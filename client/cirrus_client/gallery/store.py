@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,11 +195,15 @@ class Gallery:
         """Number of embedded images."""
         return sum(self._rows.values())
 
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Number of images of every shard, by its id, in the order of `shards`."""
+        return self._rows
+
     def shards(self) -> Iterator[GalleryShard]:
         """Yield the shards in the order of their ids. Raises GalleryError for a damaged one."""
         for shard in self._rows:
-            items = _read_table(self._files.metadata(shard))
-            yield GalleryShard(shard, self._embeddings(shard, items.num_rows), items)
+            yield GalleryShard(shard, self.shard_embeddings(shard), _read_table(self._files.metadata(shard)))
 
     @property
     def embeddings(self) -> Embeddings:
@@ -216,10 +220,11 @@ class Gallery:
         path = self.root / _QUERIES
         return np.asarray(_load(path, f"remove {path}")) if path.exists() else None
 
-    def _embeddings(self, shard: str, rows: int) -> Embeddings:
+    def shard_embeddings(self, shard: str) -> Embeddings:
+        """Return a shard's embeddings, float32 [rows, *item_shape], memory-mapped. Raises GalleryError."""
         path = self._files.embeddings(shard)
         embeddings: Embeddings = _load(path, _EMBED_AGAIN)
-        expected = (rows, *self.space.item_shape)
+        expected = (self._rows[shard], *self.space.item_shape)
         if embeddings.shape != expected or embeddings.dtype != np.float32:
             raise GalleryError(
                 f"{path}: has {embeddings.dtype} {list(embeddings.shape)}, its metadata and the space say float32 "

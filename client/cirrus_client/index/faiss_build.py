@@ -59,7 +59,7 @@ def index_in_memory(
 
     See `build_faiss`. It is searched on the GPU, if there is one.
     """
-    host, agreement = build_faiss(GalleryVectors(space, (embeddings,)), options or BuildOptions())
+    host, agreement = build_faiss(GalleryVectors.in_memory(space, embeddings), options or BuildOptions())
     return FaissIndex(space, host), agreement
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +14,37 @@ from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.gallery.store import Gallery
 
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a gallery's embeddings. open: returns them, float32 [rows, *item_shape]; they are not kept open."""
+
+    rows: int
+    open: Callable[[], Embeddings]
 
 
 @dataclass(frozen=True)
 class GalleryVectors:
     """The vectors of N images, V of each; vector i belongs to image i // V.
 
-    parts: float32 [rows, D] or [rows, V, D], memory-mapped or not. Passes over them read one block at a time.
+    Passes over them hold one part and one block at a time.
     """
 
     space: SpaceSpec
-    parts: tuple[Embeddings, ...]
+    parts: tuple[Part, ...]
 
     @staticmethod
     def of(gallery: Gallery) -> GalleryVectors:
-        """Return the vectors of an embedded gallery. Raises GalleryError for a damaged shard."""
-        return GalleryVectors(gallery.space, tuple(shard.embeddings for shard in gallery.shards()))
+        """Return the vectors of an embedded gallery."""
+        parts = (Part(rows, partial(gallery.shard_embeddings, shard)) for shard, rows in gallery.rows.items())
+        return GalleryVectors(gallery.space, tuple(parts))
+
+    @staticmethod
+    def in_memory(space: SpaceSpec, embeddings: Embeddings) -> GalleryVectors:
+        """Return the vectors of embeddings, float32 [N, *item_shape]."""
+        return GalleryVectors(space, (Part(len(embeddings), lambda: embeddings),))
 
     def __len__(self) -> int:
         """Number of vectors."""
@@ -38,22 +53,23 @@ class GalleryVectors:
     @property
     def images(self) -> int:
         """Number of images."""
-        return sum(len(part) for part in self.parts)
+        return sum(part.rows for part in self.parts)
 
     def blocks(self) -> Iterator[Embeddings]:
         """Yield all vectors in order, float32 [n, D], in memory.
 
-        Raises SearchIndexError if they do not fit the space or are not finite.
+        Raises SearchIndexError if they do not fit the space or are not finite, GalleryError for a damaged shard.
         """
         images_per_block = max(1, _BLOCK_BYTES // (4 * self.space.dim * self.space.vectors))
         first = 0
         for part in self.parts:
-            check_vectors("gallery", part, self.space.item_shape, finite=False)
-            for start in range(0, len(part), images_per_block):
-                block = np.ascontiguousarray(part[start : start + images_per_block])
+            embeddings = part.open()
+            check_vectors("gallery", embeddings, self.space.item_shape, finite=False)
+            for start in range(0, part.rows, images_per_block):
+                block = np.ascontiguousarray(embeddings[start : start + images_per_block])
                 _check_finite("gallery", block, first + start)
                 yield block.reshape(-1, self.space.dim)
-            first += len(part)
+            first += part.rows
 
     def sample(self, count: int) -> Embeddings:
         """Return about `count` vectors, evenly spread over the gallery, float32 [n, D]."""
@@ -77,11 +93,13 @@ class GalleryVectors:
     def scores_of(self, queries: Embeddings, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the exact scores of some images for each query, float32 [B, n]; rows: int64 [B, n]."""
         wanted, place = np.unique(rows, return_inverse=True)
-        ends = np.cumsum([len(part) for part in self.parts])
         vectors = np.empty((len(wanted), self.space.vectors, self.space.dim), dtype=np.float32)
-        for position, row in enumerate(wanted):
-            part = int(np.searchsorted(ends, row, side="right"))
-            vectors[position] = self.parts[part][row - ends[part]].reshape(self.space.vectors, -1)
+        first = 0
+        for part in self.parts:
+            here = np.flatnonzero((wanted >= first) & (wanted < first + part.rows))
+            if len(here):
+                vectors[here] = part.open()[wanted[here] - first].reshape(len(here), self.space.vectors, -1)
+            first += part.rows
         found = vectors[place.reshape(rows.shape)]
         scores: NDArray[np.float32] = np.einsum("bnvd,bd->bnv", found, queries).max(axis=2)
         return scores
