@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from cirrus_client.errors import CirrusError, StoredDataError
 
@@ -17,6 +17,23 @@ class Record(BaseModel):
     """Base of every contract, manifest and report: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GrownRecord(Record):
+    """A record that has gained fields since its first release.
+
+    A later field is written only where it differs from its default. Older clients can then read the file, and the
+    JSON of an older record, which is part of a space's fingerprint, stays the same to the byte.
+    """
+
+    later_fields: ClassVar[frozenset[str]]
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        fields = type(self).model_fields
+        unchanged = {name for name in self.later_fields if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in content.items() if name not in unchanged}
 
 
 def read_record(path: Path, kind: type[R], *, raises: type[StoredDataError], missing: str, way_out: str) -> R:

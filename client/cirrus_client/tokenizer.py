@@ -1,9 +1,10 @@
-"""From untrusted text to token ids: the one implementation, also run inside Triton."""
+"""Turn untrusted text into token ids. Triton runs this same code."""
 
 from __future__ import annotations
 
 import html
 import re
+import string
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -18,41 +19,45 @@ from cirrus_client.errors import InvalidText
 from cirrus_client.records import Record
 
 MAX_TEXT_CHARACTERS = 4096
-
-
 _PLACE = "{text}"
 _CAPTION_WORDS = 50
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class TextCleaning(StrEnum):
     """What happens to a text before `tokenizer.json` sees it.
 
-    CLIP: repaired, unescaped, white space collapsed, lower-cased. BLIP_CAPTION: LAVIS's `blip_caption` evaluation
-    processor, which turns punctuation into spaces and keeps 50 words. NONE: BERT's, whose rules are in the file.
+    CLIP, WHITESPACE and CANONICALIZE are open_clip's "lower", "whitespace" and "canonicalize". All three repair broken
+    Unicode (ftfy), unescape HTML twice and collapse white space. CLIP also lowers the case. CANONICALIZE lowers the
+    case and removes ASCII punctuation (SigLIP). BLIP_CAPTION is LAVIS's evaluation processor of that name: it lowers
+    the case, turns punctuation into spaces and keeps 50 words. NONE leaves the text to the file's own rules (BERT).
     """
 
     CLIP = "clip"
+    WHITESPACE = "whitespace"
+    CANONICALIZE = "canonicalize"
     BLIP_CAPTION = "blip_caption"
     NONE = "none"
 
 
 class TokenizerSpec(Record):
-    """How a text becomes token ids. `file` is a Hugging Face `tokenizer.json` inside the bundle.
+    """How a text becomes token ids: [start] content [end] [pad ...].
 
+    file: a Hugging Face `tokenizer.json` inside the bundle. start_id, end_id: None where the model has no such token.
     template: the prompt, in which `{text}` is the text. null_text: the prompt of an absent or blank text.
     """
 
     file: str = "tokenizer.json"
     context_length: int = Field(default=77, gt=2)
-    start_id: int
-    end_id: int
+    start_id: int | None
+    end_id: int | None
     pad_id: int = 0
     cleaning: TextCleaning = TextCleaning.CLIP
     template: str = _PLACE
     null_text: str = ""
 
     def prompt(self, text: str) -> str:
-        """Return the text within the prompt that the model was trained on, cleaned.
+        """Return the cleaned text inside the prompt that the model was trained with.
 
         Raises InvalidText if the text has more than MAX_TEXT_CHARACTERS characters, or lone surrogates.
         """
@@ -62,24 +67,30 @@ class TokenizerSpec(Record):
 
 
 class Tokenizer:
-    """Texts to token ids on the `tokenizers` library: the ids of CLIP's and BERT's own tokenizers.
+    """Turns texts into token ids with the `tokenizers` library. Threads may share one.
 
-    A text longer than the context is cut and closed with the end token, as `clip.tokenize(truncate=True)` and
-    `BertTokenizer(truncation=True)` do in the released evaluation code.
+    A text that is longer than the context is cut and still ends in the end token, as `clip.tokenize(truncate=True)` and
+    Hugging Face's `truncation=True` do.
     """
 
     def __init__(self, spec: TokenizerSpec, root: Path) -> None:
+        """root: the folder of `spec.file`."""
         self.spec = spec
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / spec.file))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Return int64 [B, T] token ids, padded with `pad_id`. Raises InvalidText over the length limit."""
+        """Return token ids, int64 [B, T], padded with `pad_id`. Raises InvalidText as `TokenizerSpec.prompt` does."""
         spec = self.spec
+        start = [] if spec.start_id is None else [spec.start_id]
+        end = [] if spec.end_id is None else [spec.end_id]
+        room = spec.context_length - len(start) - len(end)
         token_ids = np.full((len(texts), spec.context_length), spec.pad_id, dtype=np.int64)
         encodings = self._tokenizer.encode_batch([spec.prompt(text) for text in texts], add_special_tokens=False)
         for row, encoding in zip(token_ids, encodings, strict=True):
-            content = encoding.ids[: spec.context_length - 2]
-            row[: len(content) + 2] = [spec.start_id, *content, spec.end_id]
+            ids = [*start, *encoding.ids[:room], *end]
+            row[: len(ids)] = ids
         return token_ids
 
 
@@ -100,9 +111,20 @@ def _check(text: str) -> None:
         raise InvalidText(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
 
 
-def _clip_clean(text: str) -> str:
+def _whitespace(text: str) -> str:
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return " ".join(text.split())
+
+
+def _clip(text: str) -> str:
+    return _whitespace(text).lower()
+
+
+def _canonicalize(text: str) -> str:
+    """Clean as `canonicalize_text` of google-research/big_vision does, after open_clip's `basic_clean`."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = text.replace("_", " ").translate(_NO_PUNCTUATION).lower()
+    return " ".join(text.split())
 
 
 def _blip_caption(text: str) -> str:
@@ -116,7 +138,9 @@ def _unchanged(text: str) -> str:
 
 
 _CLEANERS = {
-    TextCleaning.CLIP: _clip_clean,
+    TextCleaning.CLIP: _clip,
+    TextCleaning.WHITESPACE: _whitespace,
+    TextCleaning.CANONICALIZE: _canonicalize,
     TextCleaning.BLIP_CAPTION: _blip_caption,
     TextCleaning.NONE: _unchanged,
 }

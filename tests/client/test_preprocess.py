@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageFilter
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as TF
@@ -18,7 +19,7 @@ from torchvision.transforms import functional as TF
 from cirrus_client.errors import EngineError, InvalidImage
 from cirrus_client.image.fast_resize import resize_fast
 from cirrus_client.image.nvjpeg import NvJpegDecoder
-from cirrus_client.image.preprocess import Decoding, Pad, PreprocessSpec, decode, preprocess
+from cirrus_client.image.preprocess import Decoding, Interpolation, Pad, PreprocessSpec, decode, preprocess
 from tests.conftest import BAD_IMAGES
 
 
@@ -36,7 +37,10 @@ def reference(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
     transform = Compose(
         [
             Lambda(pad),
-            Resize((spec.size_px,) * (2 if spec.pad is Pad.STRETCH else 1), interpolation=InterpolationMode.BICUBIC),
+            Resize(
+                (spec.size_px,) * (2 if spec.pad is Pad.STRETCH else 1),
+                interpolation=InterpolationMode(spec.interpolation.value),
+            ),
             CenterCrop(spec.size_px),
             Lambda(lambda picture: picture.convert("RGB")),
             ToTensor(),
@@ -58,15 +62,47 @@ def encoded(image: Image.Image) -> bytes:
     height=st.integers(9, 300),
     size_px=st.sampled_from([32, 96, 224]),
     pad=st.sampled_from(list(Pad)),
+    interpolation=st.sampled_from(list(Interpolation)),
     mode=st.sampled_from(["RGB", "L", "RGBA", "P"]),
     seed=st.integers(0, 1000),
 )
-def test_pixels_are_torchvisions(width: int, height: int, size_px: int, pad: Pad, mode: str, seed: int) -> None:
+def test_pixels_are_torchvisions(
+    width: int, height: int, size_px: int, pad: Pad, interpolation: Interpolation, mode: str, seed: int
+) -> None:
     levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(levels).convert(mode)
-    spec = PreprocessSpec(size_px=size_px, pad=pad, convert_rgb="after_crop")
+    spec = PreprocessSpec(size_px=size_px, pad=pad, interpolation=interpolation, convert_rgb="after_crop")
     stored = Image.open(io.BytesIO(encoded(image)))
     np.testing.assert_allclose(preprocess(encoded(image), spec), reference(stored, spec), atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", list(Interpolation))
+@pytest.mark.parametrize(("resize_mode", "pad"), [("shortest", Pad.NONE), ("squash", Pad.STRETCH)])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0, 0, 0), (1, 1, 1)), ((0.485, 0.456, 0.406), (0.2, 0.3, 0.4))],
+)
+def test_pixels_are_open_clips_own_transforms(interpolation, resize_mode, pad, mean, std) -> None:
+    theirs = PreprocessCfg(size=64, mean=mean, std=std, interpolation=interpolation.value, resize_mode=resize_mode)
+    ours = PreprocessSpec(
+        size_px=64, pad=pad, mean=mean, std=std, interpolation=interpolation, convert_rgb="after_crop"
+    )
+    for shape in ((120, 90), (33, 200), (64, 64)):
+        levels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        image = Image.fromarray(levels)
+        expected = image_transform_v2(theirs, is_train=False)(image).numpy()
+        np.testing.assert_allclose(preprocess(encoded(image), ours), expected, atol=1e-6)
+
+
+def test_a_field_that_was_added_later_is_written_only_where_it_differs() -> None:
+    """The JSON is part of every space's fingerprint, and older clients refuse keys that they do not know."""
+    assert PreprocessSpec(size_px=96).model_dump_json() == (
+        '{"size_px":96,"pad":"none","target_ratio":1.25,"convert_rgb":"before_resize",'
+        '"mean":[0.48145466,0.4578275,0.40821073],"std":[0.26862954,0.26130258,0.27577711]}'
+    )
+    bilinear = PreprocessSpec(size_px=96, interpolation=Interpolation.BILINEAR)
+    assert PreprocessSpec.model_validate_json(bilinear.model_dump_json()) == bilinear
+    assert '"interpolation":"bilinear"' in bilinear.model_dump_json()
 
 
 def test_a_sideways_photo_with_an_orientation_tag_is_turned_upright() -> None:
@@ -129,13 +165,14 @@ def test_fast_decoding_moves_pixels_little(shape) -> None:
     assert (moved > 0) == (min(shape) >= 4 * spec.size_px)  # decoded at a half or less
 
 
+@pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_the_fast_resize_is_pillows_but_for_a_level(mode) -> None:
+def test_the_fast_resize_is_pillows_but_for_a_level(mode, resampling) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode).filter(ImageFilter.GaussianBlur(2))
     for size in ((100, 80), (224, 168), (96, 200)):
-        exact = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).astype(int)
-        fast = np.asarray(resize_fast(image, size)).astype(int)
+        exact = np.asarray(image.resize(size, resampling)).astype(int)
+        fast = np.asarray(resize_fast(image, size, resampling)).astype(int)
         assert np.abs(exact - fast).max() <= 1
         assert (exact != fast).mean() < 0.01
 
@@ -144,7 +181,7 @@ def test_the_fast_resize_is_pillows_but_for_a_level(mode) -> None:
 def test_other_kinds_of_images_are_resized_by_pillow_itself(mode) -> None:
     image = Image.open(io.BytesIO(jpeg(300, 200))).convert("RGB").convert(mode)
     expected = image.resize((64, 48), Image.Resampling.BICUBIC)
-    assert resize_fast(image, (64, 48)).tobytes() == expected.tobytes()
+    assert resize_fast(image, (64, 48), Image.Resampling.BICUBIC).tobytes() == expected.tobytes()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""JPEG decoding on an NVIDIA GPU with nvImageCodec, whose decoder there is nvJPEG.
+"""Decode JPEGs on an NVIDIA GPU with nvImageCodec, whose JPEG decoder is nvJPEG.
 
 https://docs.nvidia.com/cuda/nvimagecodec/py_api.html
 """
@@ -18,10 +18,10 @@ _of_thread = threading.local()
 
 
 class NvJpegDecoder:
-    """Decodes one image at a time into host memory; a thread needs one of its own."""
+    """Decodes one image at a time into host memory. Threads must not share one: each makes its own."""
 
     def __init__(self, *, gpu: bool = True) -> None:
-        """gpu: False takes nvImageCodec's decoder for CPUs, which needs no GPU.
+        """gpu: False chooses nvImageCodec's CPU decoder.
 
         Raises EngineError if nvImageCodec is not installed or finds no GPU.
         """
@@ -42,7 +42,7 @@ class NvJpegDecoder:
         )
 
     def __call__(self, image: bytes) -> NDArray[np.uint8] | None:
-        """Return the upright image, uint8 RGB [height, width, 3], or None if it can't be decoded this way."""
+        """Return the upright image, uint8 RGB [height, width, 3], or None if this decoder can't decode it."""
         decoded = self._decoder.decode(image, params=self._parameters)
         return None if decoded is None else np.asarray(decoded.cpu())
 

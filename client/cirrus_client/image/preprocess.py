@@ -1,7 +1,7 @@
-"""From untrusted image bytes to model pixels: the one implementation, also run inside Triton.
+"""Turn untrusted image bytes into model pixels. Triton runs this same code.
 
-Pillow's antialiased bicubic resize is the reference of every supported recipe. The geometry is torchvision's
-(`Resize` of the shorter side, `CenterCrop`), the padding is TargetPad of the CIR papers' code.
+Pillow's antialiased resize is the reference. The geometry is torchvision's: `Resize` of the shorter side, then
+`CenterCrop`; or `Resize` of both sides. The padding is TargetPad of the CIR papers' code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,19 +22,19 @@ from pydantic import Field
 from cirrus_client.errors import InvalidImage
 from cirrus_client.image.fast_resize import resize_fast
 from cirrus_client.image.nvjpeg import decode_on_gpu
-from cirrus_client.records import Record
+from cirrus_client.records import GrownRecord
 
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000
 _SCALED_MARGIN = 2
-Resize = Callable[[Image.Image, tuple[int, int]], Image.Image]
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Pad(StrEnum):
-    """What happens to elongated images: nothing but the crop, TargetPad before the resize, or a resize out of shape.
+    """How an image becomes square.
 
-    STRETCH is the image processor of InstructBLIP, which resizes both sides at once.
+    NONE resizes the shorter side and crops the centre. TARGET pads elongated images first (the CIR papers' TargetPad).
+    STRETCH resizes both sides at once, out of proportion: open_clip's "squash", and InstructBLIP's image processor.
     """
 
     NONE = "none"
@@ -42,12 +42,24 @@ class Pad(StrEnum):
     STRETCH = "stretch"
 
 
-class Decoding(StrEnum):
-    """How a photo is decoded: exactly as the reference does, or, for a gallery, faster and a little differently.
+class Interpolation(StrEnum):
+    """The resize filter, Pillow's of that name, with antialiasing."""
 
-    FAST decodes a JPEG at half, a quarter or an eighth of its size, no smaller than twice the model's, and resizes with
-    SIMD instructions; the fidelity report of a bundle says how its embeddings differ. NVJPEG decodes JPEGs on an NVIDIA
-    GPU, whose arithmetic rounds otherwise, `cirrus gpu-check` says by how much; it resizes as FAST does.
+    BICUBIC = "bicubic"
+    BILINEAR = "bilinear"
+
+
+Resize = Callable[[Image.Image, tuple[int, int], Interpolation], Image.Image]
+"""Resizes an image to [width, height] with a filter."""
+
+
+class Decoding(StrEnum):
+    """How an image file is decoded.
+
+    EXACT is the reference, and what queries use. FAST is for galleries: it decodes a JPEG at 1/2, 1/4 or 1/8 of its
+    size, but not under twice the model's, and resizes with SIMD instructions; a bundle's fidelity report measures the
+    difference. NVJPEG decodes JPEGs on an NVIDIA GPU, with other rounding (`cirrus gpu-check` measures it), and resizes
+    as FAST does.
     """
 
     EXACT = "exact"
@@ -55,8 +67,14 @@ class Decoding(StrEnum):
     NVJPEG = "nvjpeg"
 
 
-class PreprocessSpec(Record):
-    """How an image becomes pixels. Part of a bundle's contract and of its space's fingerprint."""
+class PreprocessSpec(GrownRecord):
+    """How an image becomes pixels. Part of a bundle's contract, and its JSON is part of the space's fingerprint.
+
+    The defaults are OpenAI CLIP's. convert_rgb: when palette, grey and transparent images become RGB; before the resize
+    or after the crop gives different pixels.
+    """
+
+    later_fields: ClassVar[frozenset[str]] = frozenset({"interpolation"})
 
     size_px: int = Field(gt=0, le=4096)
     pad: Pad = Pad.NONE
@@ -64,31 +82,36 @@ class PreprocessSpec(Record):
     convert_rgb: Literal["before_resize", "after_crop"] = "before_resize"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: Interpolation = Interpolation.BICUBIC
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image.resize(size, Image.Resampling.BICUBIC)
+_FILTERS = {Interpolation.BICUBIC: Image.Resampling.BICUBIC, Interpolation.BILINEAR: Image.Resampling.BILINEAR}
+
+
+def resize_exactly(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
+    """Resize an image to [width, height] with Pillow, the reference."""
+    return image.resize(size, _FILTERS[interpolation])
 
 
 def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding = Decoding.EXACT) -> NDArray[np.float32]:
-    """Return normalised pixels, float32 [3, size_px, size_px], of an encoded image.
+    """Return the normalised pixels of one encoded image, float32 [3, size_px, size_px].
 
-    The EXIF orientation is applied first: cameras store upright photos sideways, and encoders only know upright.
-    Raises InvalidImage with the reason if the bytes are not an acceptable image, EngineError if NVJPEG is asked for and
-    there is no such decoder.
+    The EXIF orientation is applied first, since cameras store upright photos sideways.
+    Raises InvalidImage with the reason if the bytes are not an acceptable image. Raises EngineError if NVJPEG is asked
+    for and nvImageCodec or a GPU is missing.
     """
     if decoding is Decoding.NVJPEG:
         decoded = _nvjpeg(image) or decode(image)
     else:
         decoded = decode(image, _SCALED_MARGIN * spec.size_px if decoding is Decoding.FAST else None)
-    return normalise(fit(decoded, spec, _resize if decoding is Decoding.EXACT else resize_fast), spec)
+    return normalise(fit(decoded, spec, resize_exactly if decoding is Decoding.EXACT else _resize_fast), spec)
 
 
 def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
-    """Decode untrusted bytes, upright, after `check_header`. Raises InvalidImage.
+    """Decode untrusted bytes to an upright image, after `check_header`. Raises InvalidImage.
 
-    shorter_px: None decodes all of the image; else a JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8)
-    whose shorter side is at least that.
+    shorter_px: None decodes at full size. A number decodes a JPEG at the smallest of its scales (1, 1/2, 1/4, 1/8)
+    whose shorter side is still at least that many pixels.
     """
     decoded = check_header(image)
     try:
@@ -103,7 +126,7 @@ def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
 
 
 def check_header(image: bytes) -> Image.Image:
-    """Return the image, not decoded yet, after checking its size limits on the header alone.
+    """Open untrusted bytes without decoding them, and check the size limits on the header.
 
     Raises InvalidImage if the bytes are empty, too many, of no known format, broken, or have too many pixels.
     """
@@ -132,31 +155,28 @@ def check_header(image: bytes) -> Image.Image:
     return opened
 
 
-def fit(image: Image.Image, spec: PreprocessSpec, resize: Resize = _resize) -> Image.Image:
-    """Pad, resize the shorter side and centre-crop, or stretch, to size_px x size_px, in RGB.
-
-    resize: from an image and a size, [width, height], to the image in that size.
-    """
+def fit(image: Image.Image, spec: PreprocessSpec, resize: Resize = resize_exactly) -> Image.Image:
+    """Return the image as size_px x size_px RGB: padded as `Pad` says, then resized and cropped, or stretched."""
     if spec.convert_rgb == "before_resize":
         image = image.convert("RGB")
     if spec.pad is Pad.TARGET:
         image = _target_pad(image, spec.target_ratio)
     if spec.pad is Pad.STRETCH:
-        image = resize(image, (spec.size_px, spec.size_px))
+        image = resize(image, (spec.size_px, spec.size_px), spec.interpolation)
     else:
-        image = _centre_crop(_resize_shorter_side(image, spec.size_px, resize), spec.size_px)
+        image = _centre_crop(_resize_shorter_side(image, spec, resize), spec.size_px)
     return image.convert("RGB")
 
 
 def normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
-    """Return (value / 255 - mean) / std of an RGB image, float32 [3, H, W]."""
+    """Return (level / 255 - mean) / std of an RGB image, float32 [3, H, W]."""
     levels = np.asarray(image)
     table = _normalised_levels(spec.mean, spec.std)
     return np.stack([table[channel].take(levels[..., channel]) for channel in range(3)])
 
 
 def _nvjpeg(image: bytes) -> Image.Image | None:
-    """The image, upright, if nvJPEG takes it: other formats, CMYK and broken files are left to Pillow."""
+    """Return the upright image, or None for what is left to Pillow: other formats, CMYK and broken files."""
     header = check_header(image)
     if header.format != "JPEG" or header.mode not in ("L", "RGB"):
         return None
@@ -172,7 +192,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _check_elongation(image: Image.Image, width: int, height: int) -> None:
-    """A line of pixels in a file of a few bytes would be padded or resized to gigabytes."""
+    """Refuse a line of pixels: a file of a few bytes that padding or resizing would turn into gigabytes."""
     if width * height > MAX_IMAGE_PIXELS:
         raise InvalidImage(
             f"the image of {image.width} x {image.height} pixels is too elongated: fitted to the model it would have "
@@ -195,12 +215,16 @@ def _target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
     return padded
 
 
-def _resize_shorter_side(image: Image.Image, size_px: int, resize: Resize) -> Image.Image:
+def _resize_shorter_side(image: Image.Image, spec: PreprocessSpec, resize: Resize) -> Image.Image:
     width, height = image.size
     shorter = min(width, height)
-    size = (int(size_px * width / shorter), int(size_px * height / shorter))
+    size = (int(spec.size_px * width / shorter), int(spec.size_px * height / shorter))
     _check_elongation(image, *size)
-    return image if size == image.size else resize(image, size)
+    return image if size == image.size else resize(image, size, spec.interpolation)
+
+
+def _resize_fast(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
+    return resize_fast(image, size, _FILTERS[interpolation])
 
 
 def _centre_crop(image: Image.Image, size_px: int) -> Image.Image:
