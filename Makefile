@@ -20,12 +20,12 @@ help:  ## show this help
 
 setup: $(READY)  ## install everything into .venv (with the gpu extra where there is an NVIDIA GPU)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml export/cirrus_demo/pyproject.toml constraints.txt
 	@echo "setting up $(VENV) with the $(EXTRA) extra"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --no-deps torchvision timm nvidia-modelopt onnx-graphsurgeon polygraphy
-	$(PIP) --constraint constraints.txt --editable ".[$(EXTRA),dev]"
+	$(PIP) --constraint constraints.txt --editable ".[$(EXTRA),dev]" --editable export/cirrus_demo
 	@touch $@
 
 export: $(DEMO)/index/index.json  ## export the demo model, verify it, embed and index a gallery, search it

@@ -14,16 +14,27 @@ from cirrus_export.repository import Flavour
 
 
 def export_command(
-    recipe: Annotated[str, typer.Option(help="The CIR method; `cirrus recipes` lists them.")],
+    recipe: Annotated[str, typer.Option(help="The CIR method: a name that `cirrus recipes` lists, or module:Class.")],
     backbone: Annotated[
-        str, typer.Option(help="An open_clip model, like ViT-L-14; blip-base-coco, blip2-vit-g; or from-checkpoint.")
+        str,
+        typer.Option(
+            help="An open_clip model, like ViT-L-14; blip-base-coco, blip2-vit-g; from-checkpoint; or module:Class."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; an older bundle is replaced.")],
     pretrained: Annotated[
         str | None,
-        typer.Option(help="An open_clip tag (openai), a file, or 'random'; not needed where the head carries it."),
+        typer.Option(
+            help="An open_clip tag (openai), a file, TAG=FILE, or 'random'; not needed where the head carries it."
+        ),
     ] = None,
     head: Annotated[str | None, typer.Option(help="The trained head's checkpoint, or 'random'.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="A tokenizer.json for a backbone whose tokenizer is on a hub (SigLIP); without it, it is fetched."
+        ),
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic inside the graphs.")] = Precision.FP32,
     option: Annotated[
         list[str] | None, typer.Option(help="A recipe's option as name=value, like pad_mask=additive; repeatable.")
@@ -50,8 +61,9 @@ def export_command(
         precision=precision,
         options=_options(option or []),
         for_triton=for_triton,
+        tokenizer=tokenizer,
     )
-    bundle = export(request, _probe(probe, queries=queries, gallery=gallery))
+    bundle = export(request, _probe(probe, queries=queries, gallery=gallery), show_progress=True)
     typer.echo(
         f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}"
     )
@@ -128,7 +140,7 @@ def export_suggester_command(
 def recipes_command() -> None:
     """List the recipes: what each implements, what it needs, and its options."""
     from cirrus_client.cli.console import print_table
-    from cirrus_export.recipes import RECIPES
+    from cirrus_export.recipes import recipes
 
     rows = [
         (
@@ -137,7 +149,7 @@ def recipes_command() -> None:
             ", ".join(recipe.options_type.model_fields) or "-",
             (recipe.__doc__ or "").split("\n")[0],
         )
-        for name, recipe in sorted(RECIPES.items())
+        for name, recipe in sorted(recipes().items())
     ]
     print_table(("recipe", "head", "options", "what it is"), rows)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cirrus_client.bundle import DType, TensorSpec
+from cirrus_client.names import TensorName
 
 TORCH_DTYPES = {DType.FLOAT32: torch.float32, DType.INT64: torch.int64}
 
@@ -16,8 +18,8 @@ TORCH_DTYPES = {DType.FLOAT32: torch.float32, DType.INT64: torch.int64}
 class Graph:
     """A module whose positional arguments are `inputs`, in order, and whose results are `outputs`.
 
-    Names of outputs must differ from every parameter's name: an ONNX graph with such a clash is invalid, and no
-    exporter says so.
+    name: a `GraphName`, or a name of the recipe's own. An output must not be called like a parameter of the module: the
+    ONNX graph would be invalid, and no exporter says so.
     """
 
     name: str
@@ -26,21 +28,34 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
 
 
+class Call(nn.Module):
+    """A bound method of one tensor as a module that owns the weights which the method uses."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor | tuple[Tensor, ...]], owner: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.owner = owner
+
+    def forward(self, tensor: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Call the method."""
+        return self.function(tensor)
+
+
 def pixels(size_px: int) -> TensorSpec:
-    """Normalised RGB, float32 [B, 3, size_px, size_px]."""
-    return TensorSpec(name="pixels", shape=(3, size_px, size_px))
+    """Return the input of normalised RGB images, float32 [B, 3, size_px, size_px]."""
+    return TensorSpec(name=TensorName.PIXELS, shape=(3, size_px, size_px))
 
 
 def token_ids(context_length: int) -> TensorSpec:
-    """Text token ids, int64 [B, T]."""
-    return TensorSpec(name="token_ids", dtype=DType.INT64, shape=(context_length,))
+    """Return the input of tokenized texts, int64 [B, T]."""
+    return TensorSpec(name=TensorName.TOKEN_IDS, dtype=DType.INT64, shape=(context_length,))
 
 
 def vector(name: str, dim: int) -> TensorSpec:
-    """One vector an item, float32 [B, D]."""
+    """Return a tensor with one vector per item, float32 [B, D]."""
     return TensorSpec(name=name, shape=(dim,))
 
 
 def vectors(name: str, count: int, dim: int) -> TensorSpec:
-    """Several vectors an item, float32 [B, count, D]."""
+    """Return a tensor with several vectors per item, float32 [B, count, D]."""
     return TensorSpec(name=name, shape=(count, dim))

@@ -3,70 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from cirrus_client.bundle import (
-    CONTRACT,
-    Bundle,
-    BundleSpec,
-    FidelityStatus,
-    GraphSpec,
-    Precision,
-    SpaceSpec,
-    write_contract,
-)
+from cirrus_client.bundle import CONTRACT, Bundle, FidelityStatus, GraphSpec, Precision, write_contract
 from cirrus_client.errors import CheckpointError, ExportError, FidelityError
-from cirrus_client.files import is_foreign, replace_directory, sha256_of_file
-from cirrus_export.backbones.registry import RANDOM, load_backbone
-from cirrus_export.checkpoints.state import StateDict, fingerprint, one_error_for_all_keys
+from cirrus_client.files import is_foreign, replace_directory
+from cirrus_export.backbones.backbone import check_kind
+from cirrus_export.backbones.registry import RANDOM, BackboneSource, find_backbone
+from cirrus_export.checkpoints.state import StateDict, one_error_for_all_keys
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.compile.precision import check_precision, lower_precision
 from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
-from cirrus_export.gate.fidelity import FidelityReport, ProbeTensors, measure
+from cirrus_export.draft import NOT_MEASURED, ContractDraft
+from cirrus_export.gate.fidelity import ProbeTensors, measure
 from cirrus_export.gate.probe import Probe
 from cirrus_export.gate.report import write_report
 from cirrus_export.graph import Graph
 from cirrus_export.recipes import Recipe, recipe_named
 from cirrus_export.recipes.recipe import Parts, parse_options
 from cirrus_export.repository import Flavour, write_repository
+from cirrus_export.request import ExportRequest
 
-MAX_BATCH = 64
+__all__ = ["ExportRequest", "build_recipe", "export"]
+
 _CALIBRATION_ITEMS = 64
 _RANDOM_HEAD_SEED = 20251128
-_RECORDED_PACKAGES = ("torch", "onnx", "onnxruntime", "open_clip_torch", "transformers", "tokenizers", "pillow")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to export, as the user says it.
+def export(request: ExportRequest, probe: Probe, *, show_progress: bool = False) -> Bundle:
+    """Export a model, compare the export with its original, and write the bundle.
 
-    pretrained: an open_clip tag, a file, or "random"; None where the head's checkpoint carries its backbone.
-    head: the head's checkpoint, "random", or None where the recipe has no head.
-    for_triton: an NGC release of Triton for which TensorRT plans are compiled as well, or None.
-    """
-
-    recipe: str
-    backbone: str
-    pretrained: str | None
-    head: str | None
-    out: Path
-    precision: Precision = Precision.FP32
-    options: Mapping[str, str | float | bool] = field(default_factory=dict)
-    for_triton: str | None = None
-
-
-def export(request: ExportRequest, probe: Probe) -> Bundle:
-    """Export a model, hold it to its original, and write the bundle.
-
-    Raises ExportError (CheckpointError) before anything is written if the request can't be met: also if this machine's
-    TensorRT is not the one of `for_triton`. Raises FidelityError if the exported graphs miss the gate: the bundle is
-    then there, with its report, marked as failed and without a model repository.
+    Raises ExportError or CheckpointError before anything is written if the request can't be met: also if this
+    machine's TensorRT is not the one of `for_triton`. Raises FidelityError if the exported graphs miss the gate: the
+    bundle is then there, with its report, marked as failed and without a model repository.
     """
     plans = CompileOptions(for_triton=request.for_triton)
     if request.for_triton is not None:
@@ -77,16 +50,20 @@ def export(request: ExportRequest, probe: Probe) -> Bundle:
     with replace_directory(request.out) as root:
         log.info("building %s on %s", request.recipe, request.backbone)
         recipe = build_recipe(request)
-        draft = _draft(request, recipe, root)
+        draft = ContractDraft(request, recipe, root)
         graphs = recipe.graphs()
         specs = {graph.name: _write_graph(graph, root) for graph in graphs}
-        draft = draft.model_copy(update={"graphs": specs, "files": _checksums(root)})
-        tensors = ProbeTensors(probe, Bundle(root, draft))
+        written = Bundle(root, draft.contract(specs, NOT_MEASURED))
+        tensors = ProbeTensors(probe, written)
         if request.precision is not Precision.FP32:
             _lower(graphs, tensors, root, request.precision)
-        report = measure(Bundle(root, draft), recipe, graphs, tensors)
+        report = measure(written, recipe, graphs, tensors, show_progress=show_progress)
         write_report(report, root)
-        _finish(root, draft, report)
+        contract = draft.contract(specs, FidelityStatus(passed=report.passed, failures=report.failures))
+        write_contract(root, contract)
+        if report.passed:
+            for flavour in (Flavour.PYTHON, Flavour.ONNXRUNTIME):
+                write_repository(root, contract, flavour, root / "triton" / flavour)
     bundle = Bundle.open(request.out, allow_failed=True)
     if not report.passed:
         raise FidelityError(
@@ -105,47 +82,22 @@ def build_recipe(request: ExportRequest) -> Recipe:
     head = _read_head(request, recipe_type)
     fine_tuned = recipe_type.checkpoint_backbone(head) if head else None
     try:
+        source = find_backbone(request.backbone, request.pretrained, fine_tuned, tokenizer=request.tokenizer)
+        _check_source(recipe_type, source)
         with one_error_for_all_keys():
-            backbone = load_backbone(request.backbone, request.pretrained, fine_tuned)
+            backbone = source.load()
             torch.manual_seed(_RANDOM_HEAD_SEED)
             return recipe_type(Parts(backbone, head), options)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; read as {recipe_type.name} on --backbone {request.backbone}") from None
 
 
-def _draft(request: ExportRequest, recipe: Recipe, root: Path) -> BundleSpec:
-    """The contract as far as it is known before the graphs are written; the tokenizer is written."""
-    tokenizer = recipe.backbone.write_tokenizer(root, recipe.prompt)
-    preprocess = recipe.preprocess(recipe.backbone.image_size_px)
-    components = {name: fingerprint(module) for name, module in recipe.target_modules().items()} | {
-        "preprocess": preprocess.model_dump_json(),
-        "tokenizer": sha256_of_file(root / tokenizer.file),
-        "pooling": recipe.pooling(),
-    }
-    return BundleSpec(
-        name=request.out.name,
-        recipe=recipe.name,
-        backbone=request.backbone,
-        pretrained=_located(request.pretrained),
-        head=request.head if request.head in (None, RANDOM) else sha256_of_file(Path(request.head)),
-        options=recipe.options.model_dump(mode="json"),
-        precision=request.precision,
-        space=SpaceSpec.of(components, dim=recipe.dim, vectors=recipe.vectors, similarity=recipe.similarity),
-        preprocess=preprocess,
-        tokenizer=tokenizer,
-        graphs={},
-        ensembles=recipe.ensembles(),
-        max_batch=MAX_BATCH,
-        caption_join=recipe.caption_join,
-        fidelity=FidelityStatus(passed=False, failures=("not measured yet",)),
-        versions={package: version(package) for package in _RECORDED_PACKAGES},
-        files={},
-    )
-
-
-def _located(pretrained: str | None) -> str | None:
-    """A path so that it holds from any folder; a tag as it is."""
-    return str(Path(pretrained).resolve()) if pretrained is not None and Path(pretrained).exists() else pretrained
+def _check_source(recipe: type[Recipe], source: BackboneSource) -> None:
+    """Refuse a backbone that the recipe can't use before its weights are fetched."""
+    check_kind(source.family.backbone_type, recipe.works_on, recipe.name)
+    own = source.preprocess()
+    if own is not None:
+        recipe.preprocess(own)
 
 
 def _read_head(request: ExportRequest, recipe: type[Recipe]) -> StateDict | None:
@@ -169,17 +121,3 @@ def _lower(graphs: Sequence[Graph], probe: ProbeTensors, root: Path, precision: 
         log.info("fp32 -> %s: %s", precision, graph.name)
         calibration = {spec.name: inputs[spec.name] for spec in graph.inputs}
         lower_precision(root / "graphs" / f"{graph.name}.onnx", precision, calibration)
-
-
-def _finish(root: Path, draft: BundleSpec, report: FidelityReport) -> None:
-    status = FidelityStatus(passed=report.passed, failures=report.failures)
-    spec = draft.model_copy(update={"fidelity": status, "files": _checksums(root)})
-    write_contract(root, spec)
-    if report.passed:
-        for flavour in (Flavour.PYTHON, Flavour.ONNXRUNTIME):
-            write_repository(root, spec, flavour, root / "triton" / flavour)
-
-
-def _checksums(root: Path) -> dict[str, str]:
-    paths = [*sorted((root / "graphs").iterdir()), root / "tokenizer.json"]
-    return {str(path.relative_to(root)): sha256_of_file(path) for path in paths}

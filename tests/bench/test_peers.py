@@ -34,7 +34,7 @@ def test_a_peer_embeds_the_same_files_with_the_same_weights(tmp_path: Path) -> N
     photos = bench_photos(tmp_path, count=5, size_px=300)
     running, missing = start_peers(tmp_path, recipe, photos, [PEERS[0], Peer("no such tool")])
     assert set(missing) == {"no such tool"}
-    spec = recipe.preprocess(recipe.backbone.image_size_px)
+    spec = recipe.preprocess(recipe.backbone.preprocess)
     with running[0] as peer:
         assert peer.title.startswith("open_clip ")
         peer.run()

@@ -84,7 +84,9 @@ def test_the_embedding_alone_is_the_one_that_comes_with_the_tokens(weights, tmp_
         backbone = OpenClipBackbone(open_clip.CLIP(64, vision, open_clip.CLIPTextCfg(width=64, heads=2, layers=1)))
     pixels = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(backbone.embed_image(pixels), backbone.encode_image(pixels)[0], atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            backbone.embed_gallery_image(pixels), backbone.encode_image(pixels)[0], atol=2e-6, rtol=1e-5
+        )
 
 
 @pytest.fixture

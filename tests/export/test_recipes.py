@@ -92,7 +92,7 @@ def test_a_removed_and_a_renamed_key_are_both_named(recipe, removed, renamed, sm
 
 
 def test_a_recipe_on_the_wrong_kind_of_backbone_says_which_it_takes(small_clip, tmp_path) -> None:
-    with pytest.raises(ExportError, match="recipe searle works on CLIP backbones, and this one is BLIP"):
+    with pytest.raises(ExportError, match="recipe searle needs a text tower that takes word embeddings, and a BLIP"):
         build_recipe(
             ExportRequest("searle", "blip-base-coco", "random", "random", tmp_path / "out"),
         )

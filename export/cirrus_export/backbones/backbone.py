@@ -1,4 +1,12 @@
-"""What a recipe can ask of a frozen backbone."""
+"""What a backbone offers to recipes.
+
+    Backbone                an image encoder, its preprocessing, and a text tokenizer
+    └── PooledBackbone      one embedding per image and one per text, in one space
+        └── TokenBackbone   every image and text token, projected into that space
+            └── WordBackbone    the text tower from word embeddings on
+
+A recipe asks for the least that it needs (`require`), so that it works on every family that has it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +14,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from cirrus_client.errors import ExportError
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
+from cirrus_export.graph import Call, Graph, pixels, token_ids, vector, vectors
 
 
 class TextToken(StrEnum):
@@ -22,9 +34,10 @@ class TextToken(StrEnum):
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a recipe words a text: `{text}` in the template is the text, null_text stands for an absent one.
+    """How a recipe words a text.
 
-    cleaning: where it is not the tokenizer's own.
+    template: the prompt, in which `{text}` is the text. null_text: the prompt of an absent text. cleaning: replaces the
+    tokenizer's own cleaning, where the method has another.
     """
 
     template: str = "{text}"
@@ -32,9 +45,15 @@ class Prompt:
     cleaning: TextCleaning | None = None
 
     def spec(
-        self, *, context_length: int, start_id: int, end_id: int, cleaning: TextCleaning, pad_id: int = 0
+        self,
+        *,
+        context_length: int,
+        start_id: int | None,
+        end_id: int | None,
+        cleaning: TextCleaning,
+        pad_id: int = 0,
     ) -> TokenizerSpec:
-        """Return how a tokenizer is used with this prompt; cleaning is the tokenizer's own."""
+        """Return how a tokenizer is used with this prompt. cleaning: the tokenizer's own."""
         return TokenizerSpec(
             context_length=context_length,
             start_id=start_id,
@@ -47,39 +66,52 @@ class Prompt:
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen image encoder with the text tokenizer that belongs to it."""
+    """A frozen image encoder, and everything about it that a query and a gallery must share.
+
+    label, offers: the family, and what it gives to a recipe, for messages.
+    """
 
     label: ClassVar[str]
+    offers: ClassVar[str] = "an image encoder"
 
     @property
     @abstractmethod
-    def image_size_px(self) -> int:
-        """Side of the square input image."""
-
-    @property
-    @abstractmethod
-    def num_image_tokens(self) -> int:
-        """Number of image tokens N, the CLS token included."""
-
-    @property
-    @abstractmethod
-    def context_length(self) -> int:
-        """Number of text tokens T."""
+    def preprocess(self) -> PreprocessSpec:
+        """How the backbone's trainers turned an image into pixels. A recipe may narrow it."""
 
     @property
     @abstractmethod
     def vision(self) -> nn.Module:
         """The module whose weights determine what an image becomes."""
 
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """Number of text tokens T."""
+
     @abstractmethod
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """Write `tokenizer.json` into root and return how to use it with a recipe's prompt."""
 
+    @abstractmethod
+    def vision_graph(self) -> Graph:
+        """Return the image encoder as a graph, from pixels to unnormalised outputs."""
 
-class ImageTextBackbone(Backbone):
-    """Two towers with one embedding space, which show every token, projected and unnormalised."""
+    @property
+    def image_size_px(self) -> int:
+        """Side of the square input image."""
+        return self.preprocess.size_px
 
-    text_token: ClassVar[TextToken]
+
+class PooledBackbone(Backbone):
+    """Two towers that give one embedding per image and one per text, in one space."""
+
+    offers = "one embedding per image and per text"
+
+    @property
+    @abstractmethod
+    def pooling(self) -> str:
+        """How an image becomes one embedding, in words. Part of the space's fingerprint."""
 
     @property
     @abstractmethod
@@ -94,19 +126,135 @@ class ImageTextBackbone(Backbone):
     @property
     @abstractmethod
     def null_token_ids(self) -> Tensor:
-        """The empty text, int64 [1, T]: what the released code tokenizes for every gallery image."""
+        """The token ids of the empty text, int64 [1, T]."""
+
+    @abstractmethod
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Return unnormalised image embeddings [B, D] of pixels float32 [B, 3, H, W]."""
+
+    @abstractmethod
+    def embed_text(self, token_ids: Tensor) -> Tensor:
+        """Return unnormalised text embeddings [B, D] of token ids int64 [B, T]."""
+
+    def embed_gallery_image(self, pixels: Tensor) -> Tensor:
+        """Return what `embed_image` does. A family may leave out work that only other tokens need."""
+        return self.embed_image(pixels)
+
+    def vision_graph(self) -> Graph:
+        """Return the image tower as a graph, from pixels to `image_embedding` [B, D]."""
+        return Graph(
+            GraphName.VISION_ENCODER,
+            Call(self.embed_image, self.vision),
+            inputs=(pixels(self.image_size_px),),
+            outputs=(vector("image_embedding", self.dim),),
+        )
+
+    def text_graph(self) -> Graph:
+        """Return the text tower as a graph, from token ids to `text_embedding` [B, D]."""
+        return Graph(
+            GraphName.TEXT_ENCODER,
+            Call(self.embed_text, self.text),
+            inputs=(token_ids(self.context_length),),
+            outputs=(vector("text_embedding", self.dim),),
+        )
+
+
+class TokenBackbone(PooledBackbone):
+    """Two towers that also show every token, projected into the shared space and unnormalised."""
+
+    offers = "every token of an image and a text"
+    text_token: ClassVar[TextToken]
+
+    @property
+    @abstractmethod
+    def num_image_tokens(self) -> int:
+        """Number of image tokens N, the CLS token included."""
 
     @abstractmethod
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (image_embedding [B, D], image_tokens [B, N, D]) of normalised pixels float32 [B, 3, H, W]."""
-
-    def embed_image(self, pixels: Tensor) -> Tensor:
-        """Return `encode_image`'s embedding [B, D] alone, for galleries, without computing what only tokens need."""
-        return self.encode_image(pixels)[0]
+        """Return (image_embedding [B, D], image_tokens [B, N, D]) of pixels float32 [B, 3, H, W]."""
 
     @abstractmethod
     def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (text_embedding [B, D], text_tokens [B, T, D]) of int64 [B, T] token ids."""
+        """Return (text_embedding [B, D], text_tokens [B, T, D]) of token ids int64 [B, T]."""
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Return the embedding of `encode_image` alone."""
+        return self.encode_image(pixels)[0]
+
+    def embed_text(self, token_ids: Tensor) -> Tensor:
+        """Return the embedding of `encode_text` alone."""
+        return self.encode_text(token_ids)[0]
+
+    def vision_graph(self) -> Graph:
+        """Return the image tower as a graph, from pixels to `image_embedding` [B, D] and `image_tokens` [B, N, D]."""
+        return Graph(
+            GraphName.VISION_ENCODER,
+            Call(self.encode_image, self.vision),
+            inputs=(pixels(self.image_size_px),),
+            outputs=(vector("image_embedding", self.dim), vectors("image_tokens", self.num_image_tokens, self.dim)),
+        )
+
+    def text_graph(self) -> Graph:
+        """Return the text tower as a graph, from token ids to `text_embedding` [B, D] and `text_tokens` [B, T, D]."""
+        return Graph(
+            GraphName.TEXT_ENCODER,
+            Call(self.encode_text, self.text),
+            inputs=(token_ids(self.context_length),),
+            outputs=(vector("text_embedding", self.dim), vectors("text_tokens", self.context_length, self.dim)),
+        )
+
+
+class WordBackbone(TokenBackbone):
+    """Two towers whose text tower can be entered at its word embeddings and left before its projection."""
+
+    offers = "a text tower that takes word embeddings"
+
+    @property
+    @abstractmethod
+    def word_width(self) -> int:
+        """Width W of a word embedding, and of a text token before the projection."""
+
+    @property
+    @abstractmethod
+    def text_transformer(self) -> nn.Module:
+        """The text tower's transformer, which Retrieval-DPO trains alone."""
+
+    @abstractmethod
+    def word_id(self, word: str) -> int:
+        """Return the first token id of a word."""
+
+    @abstractmethod
+    def embed_words(self, token_ids: Tensor) -> Tensor:
+        """Return the word embeddings [B, T, W] of token ids int64 [B, T]."""
+
+    @abstractmethod
+    def encode_word_embeddings(self, words: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Do what `encode_text` does with word embeddings [B, T, W]; token_ids say where the text ends."""
+
+    @abstractmethod
+    def encode_text_unprojected(self, token_ids: Tensor) -> Tensor:
+        """Return the end-of-text token before the projection, [B, W], of token ids int64 [B, T]."""
+
+
+B = TypeVar("B", bound=Backbone)
+
+
+def require(backbone: Backbone, kind: type[B], recipe: str) -> B:
+    """Return the backbone if it is of the kind that a recipe needs. Raises ExportError."""
+    check_kind(type(backbone), (kind,), recipe)
+    assert isinstance(backbone, kind)
+    return backbone
+
+
+def check_kind(found: type[Backbone], needed: tuple[type[Backbone], ...], recipe: str) -> None:
+    """Raise ExportError if a recipe can't work on a kind of backbone. Nothing has to be built or fetched for it."""
+    if not issubclass(found, needed):
+        wanted = " or ".join(kind.offers for kind in needed)
+        raise ExportError(
+            f"recipe {recipe} needs {wanted}, and a {found.label} backbone gives {found.offers}: name another "
+            "--backbone, or another --recipe"
+        )
 
 
 def at_end_of_text(tokens: Tensor, token_ids: Tensor) -> Tensor:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from cirrus_client.errors import ExportError
+from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
-from cirrus_export.backbones.backbone import ImageTextBackbone, Prompt, TextToken
+from cirrus_export.backbones.backbone import Prompt, TextToken, TokenBackbone
 from cirrus_export.backbones.bert_tokenizer import bert_null_token_ids, write_bert_tokenizer
+from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, count_layers, pass_over
+from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, pass_over
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import BlipTextConfig, BlipVisionConfig
@@ -19,6 +23,7 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 CONTEXT_LENGTH = 35
+_KIND = "a BLIP (blip-base-coco)"
 _HEAD_WIDTH = 64
 _RANDOM_STD = 0.02  # with transformers' default, 1e-10, a random model sees every image alike
 _BLOCK, _LAYER = "visual_encoder.blocks.{n}.", "vision_model.encoder.layers.{n}."
@@ -39,10 +44,10 @@ _UNUSED = re.compile(
     r"|^text_encoder\.encoder\.layer\.\d+\.crossattention\."
     r"|^text_encoder\.embeddings\.position_ids$"
 )
-"""What retrieval does not use: momentum twins, queues, the matching head, and cross-attention in text mode."""
+"""What retrieval does not use: momentum twins, queues, the matching head, and cross-attention of the text encoder."""
 
 
-class BlipBackbone(ImageTextBackbone):
+class BlipBackbone(TokenBackbone):
     """A BLIP whose encoders return the global embedding and all tokens, projected and unnormalised.
 
     `encode_image(return_local=True)` and `encode_text` of `BLIP/models/blip_retrieval.py` in Code-kunkun/ZS-CIR and
@@ -62,13 +67,13 @@ class BlipBackbone(ImageTextBackbone):
 
     @staticmethod
     def base() -> BlipBackbone:
-        """BLIP-B with random weights, as `blip_retrieval(image_size=384, vit="base")` builds it."""
+        """Build BLIP-B with random weights, as `blip_retrieval(image_size=384, vit="base")` does."""
         vision = BlipVisionConfig(image_size=384, patch_size=16, layer_norm_eps=1e-6, initializer_range=_RANDOM_STD)
         return BlipBackbone(vision, _text_config(vocabulary=30524, width=768, layers=12, inner=3072), dim=256)
 
     @staticmethod
     def shaped_as(state: StateDict) -> BlipBackbone:
-        """A BLIP with random weights and the sizes of a checkpoint in its authors' key names; 64 wide heads."""
+        """Build a BLIP with random weights in the sizes of a checkpoint. Attention heads are 64 wide."""
         patches = state["visual_encoder.patch_embed.proj.weight"]
         words = state["text_encoder.embeddings.word_embeddings.weight"]
         width, patch_px = patches.shape[0], patches.shape[-1]
@@ -98,9 +103,14 @@ class BlipBackbone(ImageTextBackbone):
         return self.vision_proj.out_features
 
     @property
-    def image_size_px(self) -> int:
-        """Side of the square input image."""
-        return int(self.vision_model.config.image_size)
+    def preprocess(self) -> PreprocessSpec:
+        """CLIP's mean and standard deviation, in the model's size: BLIP's `transform_test`."""
+        return PreprocessSpec(size_px=int(self.vision_model.config.image_size))
+
+    @property
+    def pooling(self) -> str:
+        """The CLS token through the projection."""
+        return "cls, projected"
 
     @property
     def context_length(self) -> int:
@@ -141,6 +151,36 @@ class BlipBackbone(ImageTextBackbone):
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""
         return write_bert_tokenizer(root, context_length=CONTEXT_LENGTH, prompt=prompt)
+
+
+class BlipFamily(Family):
+    """BLIP-B as it is fine-tuned for retrieval, on COCO or Flickr."""
+
+    backbone_type = BlipBackbone
+
+    def names(self) -> Sequence[str]:
+        """Return the two published models' names; they are one architecture."""
+        return ("blip-base-coco", "blip-base-flickr")
+
+    def kind_named(self, name: str) -> str:
+        """Return the one kind that there is."""
+        return _KIND
+
+    def kind_of(self, state: StateDict) -> str | None:
+        """Recognise timm's vision transformer with a final norm, under BLIP's name."""
+        return _KIND if "visual_encoder.norm.weight" in state else None
+
+    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> BlipBackbone:
+        """See `Family.load`."""
+        refuse_tokenizer(name, tokenizer)
+        if weights.folder is not None:
+            raise ExportError(f"--pretrained {weights.folder}: a BLIP's weights are a file")
+        state = weights.state
+        if state is None:
+            return BlipBackbone.base()
+        blip = BlipBackbone.shaped_as(state) if name is None else BlipBackbone.base()
+        load_strictly(blip, blip_state(state), theirs=BLIP_KEYS.theirs)
+        return blip
 
 
 def blip_state(state: StateDict) -> StateDict:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from cirrus_client.errors import ExportError
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
+from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, count_layers, report_problems
+from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, report_problems
+from cirrus_export.graph import Graph, pixels, vectors
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.transformer import QuickGELU, VisionTransformer
@@ -20,6 +26,8 @@ from transformers import Blip2VisionConfig
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 
 CONTEXT_LENGTH = 32
+VIT_G, VIT_L = "blip2-vit-g", "blip2-vit-l"
+_KINDS = {VIT_G: "BLIP-2's ViT-g (blip2-vit-g)", VIT_L: "BLIP-2's ViT-L (blip2-vit-l)"}
 _LN_VISION_EPS = 1e-5
 _EVA_HEAD_WIDTH = 88
 _CLIP_HEAD_WIDTH = 64
@@ -43,28 +51,32 @@ _QV_BIAS = re.compile(r"^(?P<attention>visual_encoder\.blocks\.\d+\.attn)\.(?P<w
 
 
 class Blip2Backbone(Backbone):
-    """An image encoder and `ln_vision`, which show every token to a Q-Former. The text is the Q-Former's own."""
+    """An image encoder and `ln_vision`, which show every token to a Q-Former. The Q-Former reads the text itself."""
 
     label = "BLIP-2"
+    offers = "image tokens for a Q-Former"
 
-    def __init__(self, visual: Blip2VisionModel | VisionTransformer) -> None:
+    def __init__(self, visual: Blip2VisionModel | VisionTransformer, preprocess: PreprocessSpec | None = None) -> None:
+        """preprocess: None is LAVIS's `BlipImageEvalProcessor`, which has CLIP's mean and standard deviation."""
         super().__init__()
         self.visual = visual
+        size = visual.config.image_size if isinstance(visual, Blip2VisionModel) else visual.image_size[0]
+        self._preprocess = preprocess or PreprocessSpec(size_px=int(size))
         self.eval().requires_grad_(False)
 
     @staticmethod
     def vit_g() -> Blip2Backbone:
-        """EVA-CLIP ViT-g/14 with random weights: 39 blocks of width 1408, as LAVIS's `create_eva_vit_g`."""
+        """Build EVA-CLIP ViT-g/14 with random weights: 39 blocks of width 1408, as LAVIS's `create_eva_vit_g` does."""
         return Blip2Backbone(_eva(width=1408, layers=39, inner=6144, patch_px=14, size_px=224))
 
     @staticmethod
     def vit_l() -> Blip2Backbone:
-        """CLIP ViT-L/14 with random weights: 23 blocks of width 1024, as LAVIS's `create_clip_vit_L`."""
+        """Build CLIP ViT-L/14 with random weights: 23 blocks of width 1024, as LAVIS's `create_clip_vit_L` does."""
         return Blip2Backbone(_clip(width=1024, layers=23, patch_px=14, size_px=224))
 
     @staticmethod
     def shaped_as(state: StateDict) -> Blip2Backbone:
-        """An encoder of the kind and sizes of a checkpoint; heads are as wide as the published model's."""
+        """Build an encoder of a checkpoint's kind and sizes. Attention heads are as wide as the published model's."""
         is_eva = "visual_encoder.cls_token" in state
         patches = state[f"visual_encoder.{'patch_embed.proj' if is_eva else 'conv1'}.weight"]
         width, patch_px = patches.shape[0], patches.shape[-1]
@@ -91,11 +103,9 @@ class Blip2Backbone(Backbone):
         return int(self.visual.class_embedding.shape[0])
 
     @property
-    def image_size_px(self) -> int:
-        """Side of the square input image."""
-        if isinstance(self.visual, Blip2VisionModel):
-            return int(self.visual.config.image_size)
-        return int(self.visual.image_size[0])
+    def preprocess(self) -> PreprocessSpec:
+        """How the weights' trainers turned an image into pixels."""
+        return self._preprocess
 
     @property
     def num_image_tokens(self) -> int:
@@ -115,16 +125,61 @@ class Blip2Backbone(Backbone):
         return self.visual
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return image_tokens [B, N, W] after `ln_vision`, of normalised pixels float32 [B, 3, H, W]."""
+        """Return image_tokens [B, N, W] after `ln_vision`, of pixels float32 [B, 3, H, W]."""
         if isinstance(self.visual, Blip2VisionModel):
             tokens: Tensor = self.visual(pixels).last_hidden_state
         else:
             tokens = self.visual.ln_post(self.visual.transformer(self.visual._embeds(pixels)))
         return tokens
 
+    def vision_graph(self) -> Graph:
+        """Return the image encoder as a graph, from pixels to `image_tokens` [B, N, W]."""
+        return Graph(
+            GraphName.VISION_ENCODER,
+            self,
+            inputs=(pixels(self.image_size_px),),
+            outputs=(vectors("image_tokens", self.num_image_tokens, self.width),),
+        )
+
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""
         return write_bert_tokenizer(root, context_length=CONTEXT_LENGTH, prompt=prompt)
+
+
+class Blip2Family(Family):
+    """The two image encoders that BLIP-2 was published with."""
+
+    backbone_type = Blip2Backbone
+
+    def names(self) -> Sequence[str]:
+        """Return our names of them."""
+        return tuple(_KINDS)
+
+    def kind_named(self, name: str) -> str:
+        """Return which of the two encoders a name is."""
+        return _KINDS[name]
+
+    def kind_of(self, state: StateDict) -> str | None:
+        """Recognise a vision transformer without a final norm: EVA-CLIP's in timm's key names, or CLIP's in its own."""
+        if "visual_encoder.class_embedding" in state:
+            return _KINDS[VIT_L]
+        is_eva = "visual_encoder.cls_token" in state and "visual_encoder.norm.weight" not in state
+        return _KINDS[VIT_G] if is_eva else None
+
+    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> Blip2Backbone:
+        """See `Family.load`."""
+        refuse_tokenizer(name, tokenizer)
+        if weights.folder is not None:
+            raise ExportError(f"--pretrained {weights.folder}: BLIP-2's weights are a file")
+        state = weights.state
+        if name is None:
+            assert state is not None
+            blip2 = Blip2Backbone.shaped_as(state)
+        else:
+            blip2 = Blip2Backbone.vit_g() if name == VIT_G else Blip2Backbone.vit_l()
+        if state is not None:
+            load_strictly(blip2, blip2_state(state), theirs=blip2_keys(state).theirs)
+        return blip2
 
 
 def blip2_keys(state: StateDict) -> KeyMap:

@@ -12,20 +12,25 @@ LoRA factors `<layer>.lora_A.weight` and `<layer>.lora_B.weight` beside a langua
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError
-from cirrus_client.records import Record
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.names import GraphName
+from cirrus_client.records import Record, parse_record
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
+from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, load_strictly, read_state_dict
+from cirrus_export.graph import Graph, pixels, vectors
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig
@@ -78,6 +83,7 @@ class LvlmBackbone(Backbone):
     """The model with random weights; `load_lvlm` reads a checkpoint."""
 
     label = "LVLM"
+    offers = "a language model that reads visual tokens"
 
     def __init__(self, config: LvlmConfig, folder: Path | None = None) -> None:
         """folder: where `tokenizer.json` lies."""
@@ -101,9 +107,14 @@ class LvlmBackbone(Backbone):
         return int(self.language.config.hidden_size)
 
     @property
-    def image_size_px(self) -> int:
-        """Side of the square input image."""
-        return int(self.vision_tower.config.image_size)
+    def preprocess(self) -> PreprocessSpec:
+        """CLIP's, in the vision tower's size."""
+        return PreprocessSpec(size_px=int(self.vision_tower.config.image_size))
+
+    @property
+    def pooling(self) -> str:
+        """The mean over the sequence that `embed` takes."""
+        return "position-weighted mean"
 
     @property
     def num_image_tokens(self) -> int:
@@ -121,9 +132,18 @@ class LvlmBackbone(Backbone):
         return nn.ModuleDict({"vision": self.vision_tower, "connector": self.connector})
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return visual tokens [B, Q, W] of normalised pixels float32 [B, 3, H, W]."""
+        """Return visual tokens [B, Q, W] of pixels float32 [B, 3, H, W]."""
         tokens: Tensor = self.connector(self.vision_tower(pixels).last_hidden_state)
         return tokens
+
+    def vision_graph(self) -> Graph:
+        """Return vision tower and connector as a graph, from pixels to `image_tokens` [B, Q, W]."""
+        return Graph(
+            GraphName.VISION_ENCODER,
+            self,
+            inputs=(pixels(self.image_size_px),),
+            outputs=(vectors("image_tokens", self.num_image_tokens, self.width),),
+        )
 
     def embed(self, image_tokens: Tensor, task_prompt: tuple[int, ...], token_ids: Tensor | None) -> Tensor:
         """Return unnormalised embeddings [B, W] of visual tokens [B, Q, W] and int64 token ids [B, T] or None.
@@ -204,6 +224,30 @@ class PromptPool(nn.Module):
         return self.values[places].flatten(1, 2)
 
 
+class LvlmFamily(Family):
+    """Checkpoint folders of CIR-LVLM in the layout above."""
+
+    backbone_type = LvlmBackbone
+
+    def names(self) -> Sequence[str]:
+        """Return the one name; the sizes are in the folder."""
+        return ("lvlm",)
+
+    def kind_named(self, name: str) -> str:
+        """Return the one kind that there is."""
+        return "an LVLM's folder"
+
+    def kind_of(self, state: StateDict) -> None:
+        """Return None: no single file is an LVLM."""
+
+    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> LvlmBackbone:
+        """See `Family.load`."""
+        refuse_tokenizer(name, tokenizer)
+        if weights.folder is None:
+            raise CheckpointError("--backbone lvlm: an LVLM's checkpoint is a folder; give it as --pretrained FOLDER")
+        return load_lvlm(weights.folder)
+
+
 def load_lvlm(folder: Path) -> LvlmBackbone:
     """Return the model of a checkpoint folder. Raises CheckpointError for a file or key that is missing or wrong."""
     backbone = LvlmBackbone(read_config(folder), folder)
@@ -218,12 +262,16 @@ def read_config(folder: Path) -> LvlmConfig:
     """Read `config.json`. Raises CheckpointError."""
     path = folder / "config.json"
     try:
-        return LvlmConfig.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: {error.strerror}; an LVLM's checkpoint is a folder") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"checkpoint {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return parse_record(
+        content,
+        LvlmConfig,
+        source=f"checkpoint {path}",
+        raises=CheckpointError,
+        way_out="backbones/lvlm.py says what belongs there",
+    )
 
 
 def merge_lora(state: StateDict, scale: float) -> StateDict:

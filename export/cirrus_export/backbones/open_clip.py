@@ -1,22 +1,37 @@
-"""open_clip models as a frozen backbone that shows every token."""
+"""CLIP models of open_clip, OpenAI's and other files of their form: vision transformers that show every token."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
-from cirrus_export.backbones.backbone import ImageTextBackbone, Prompt, TextToken, at_end_of_text
+from cirrus_export.backbones.backbone import Prompt, TextToken, WordBackbone, at_end_of_text
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
+from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.backbones.open_clip_models import (
+    Config,
+    fetch,
+    preprocess_of,
+    tags_of,
+    uses_quick_gelu,
+    warn_if_a_file_could_be_several,
+)
+from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import ResidualAttentionBlock
 
+_HEAD_WIDTH = 64
+_OPENAI_ARCHIVE_KEYS = ("input_resolution", "context_length", "vocab_size")
 
-class OpenClipBackbone(ImageTextBackbone):
+
+class OpenClipBackbone(WordBackbone):
     """A CLIP whose encoders return the global embedding and all tokens, projected and unnormalised.
 
     TransAgg's modified CLIP (Code-kunkun/ZS-CIR `model/clip/model.py`) sends every patch through `ln_post` and
@@ -27,9 +42,22 @@ class OpenClipBackbone(ImageTextBackbone):
     label = "CLIP"
     text_token = TextToken.END_OF_TEXT
 
-    def __init__(self, clip: open_clip.CLIP) -> None:
+    def __init__(self, clip: open_clip.CLIP, preprocess: PreprocessSpec | None = None) -> None:
+        """preprocess: None is OpenAI's, in the model's size."""
         super().__init__()
         self.clip = clip.eval().requires_grad_(False)
+        size = clip.visual.image_size
+        self._preprocess = preprocess or PreprocessSpec(size_px=size[0] if isinstance(size, tuple) else size)
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """How the weights' trainers turned an image into pixels."""
+        return self._preprocess
+
+    @property
+    def pooling(self) -> str:
+        """The CLS token through the projection."""
+        return "cls, projected"
 
     @property
     def vision(self) -> nn.Module:
@@ -43,15 +71,20 @@ class OpenClipBackbone(ImageTextBackbone):
         return self.clip
 
     @property
+    def text_transformer(self) -> nn.Module:
+        """The text tower's transformer."""
+        transformer: nn.Module = self.clip.transformer
+        return transformer
+
+    @property
     def dim(self) -> int:
         """Width D of the shared embedding."""
         return int(self.clip.text_projection.shape[1])
 
     @property
-    def image_size_px(self) -> int:
-        """Side of the square input image."""
-        size = self.clip.visual.image_size
-        return int(size[0] if isinstance(size, tuple) else size)
+    def word_width(self) -> int:
+        """Width W of a word embedding."""
+        return int(self.clip.token_embedding.embedding_dim)
 
     @property
     def context_length(self) -> int:
@@ -69,18 +102,22 @@ class OpenClipBackbone(ImageTextBackbone):
         """Number of image tokens N, the CLS token included."""
         return int(self.clip.visual.positional_embedding.shape[0])
 
+    def word_id(self, word: str) -> int:
+        """Return the first token id of a word."""
+        return int(SimpleTokenizer().encode(word)[0])
+
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (image_embedding [B, D], image_tokens [B, N, D]) of normalised pixels float32 [B, 3, H, W]."""
+        """Return (image_embedding [B, D], image_tokens [B, N, D]) of pixels float32 [B, 3, H, W]."""
         visual = self.clip.visual
         tokens = visual.ln_post(visual.transformer(visual._embeds(pixels))) @ visual.proj
         return tokens[:, 0], tokens
 
-    def embed_image(self, pixels: Tensor) -> Tensor:
-        """See `ImageTextBackbone.embed_image`: the last block is computed for the CLS token, which alone is read."""
+    def embed_gallery_image(self, pixels: Tensor) -> Tensor:
+        """Return `encode_image`'s embedding; the last block is computed for the CLS token alone."""
         visual = self.clip.visual
         *blocks, last = visual.transformer.resblocks
         if type(last) is not ResidualAttentionBlock:
-            return super().embed_image(pixels)
+            return self.embed_image(pixels)
         tokens = visual._embeds(pixels)
         for block in blocks:
             tokens = block(tokens)
@@ -91,17 +128,22 @@ class OpenClipBackbone(ImageTextBackbone):
         return embedding
 
     def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (text_embedding [B, D], text_tokens [B, T, D]) of int64 [B, T] token ids."""
-        return self.encode_word_embeddings(self.clip.token_embedding(token_ids), token_ids)
+        """Return (text_embedding [B, D], text_tokens [B, T, D]) of token ids int64 [B, T]."""
+        return self.encode_word_embeddings(self.embed_words(token_ids), token_ids)
+
+    def embed_words(self, token_ids: Tensor) -> Tensor:
+        """Return the word embeddings [B, T, W] of token ids int64 [B, T]."""
+        words: Tensor = self.clip.token_embedding(token_ids)
+        return words
 
     def encode_word_embeddings(self, words: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Like `encode_text`, with the word embeddings [B, T, W] given; token_ids say where the text ends."""
+        """Do what `encode_text` does with word embeddings [B, T, W]; token_ids say where the text ends."""
         tokens = self._contextual(words) @ self.clip.text_projection
         return at_end_of_text(tokens, token_ids), tokens
 
     def encode_text_unprojected(self, token_ids: Tensor) -> Tensor:
-        """Return the end-of-text token before the projection, [B, W] of int64 [B, T] token ids."""
-        return at_end_of_text(self._contextual(self.clip.token_embedding(token_ids)), token_ids)
+        """Return the end-of-text token before the projection, [B, W], of token ids int64 [B, T]."""
+        return at_end_of_text(self._contextual(self.embed_words(token_ids)), token_ids)
 
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""
@@ -112,3 +154,101 @@ class OpenClipBackbone(ImageTextBackbone):
         hidden = clip.transformer(words + clip.positional_embedding, attn_mask=clip.attn_mask)
         normalised: Tensor = clip.ln_final(hidden)
         return normalised
+
+
+class OpenClipFamily(Family):
+    """Every architecture of open_clip that reads an image off its CLS token and a text off its end."""
+
+    backbone_type = OpenClipBackbone
+
+    def names(self) -> Sequence[str]:
+        """Return open_clip's names of such models."""
+        return [name for name in open_clip.list_models() if shows_every_token(open_clip.get_model_config(name))]
+
+    def config(self, name: str) -> Config:
+        """Return the architecture of a name, as open_clip writes it."""
+        config: Config = open_clip.get_model_config(name)
+        return config
+
+    def kind_named(self, name: str) -> str:
+        """Return the one kind that there is."""
+        return "a CLIP"
+
+    def kind_of(self, state: StateDict) -> str | None:
+        """Recognise a vision transformer beside a text tower, in OpenAI's key names."""
+        return "a CLIP" if "visual.class_embedding" in state and "token_embedding.weight" in state else None
+
+    def tags(self, name: str) -> Sequence[str]:
+        """Return the tags of a model's published weights."""
+        return tags_of(name)
+
+    def preprocess(self, name: str, weights: Weights) -> PreprocessSpec:
+        """Return the preprocessing of a tag or a file."""
+        return preprocess_of(name, self.config(name), weights)
+
+    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> OpenClipBackbone:
+        """See `Family.load`."""
+        refuse_tokenizer(name, tokenizer)
+        state = weights.state
+        if name is None:
+            assert state is not None
+            plain = _without_archive_keys(state)
+            clip = OpenClipBackbone(_shaped_as(plain))
+            load_strictly(clip.clip, plain)
+            return clip
+        config = self.config(name)
+        from_openai = weights.fine_tuned or (state is not None and _is_openai_archive(state))
+        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=from_openai)
+        if not from_openai:
+            warn_if_a_file_could_be_several(name, config, weights)
+        preprocess = self.preprocess(name, weights)
+        clip = OpenClipBackbone(open_clip.CLIP(**config | {"quick_gelu": quick_gelu}), preprocess)
+        if state is not None:
+            load_strictly(clip.clip, _without_archive_keys(state))
+        elif weights.tag is not None:
+            fetch(clip.clip, name, weights.tag)
+        return clip
+
+
+def shows_every_token(config: Config) -> bool:
+    """Return whether a model of open_clip has the form of OpenAI's CLIP with a vision transformer."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    return (
+        not config.get("custom_text")
+        and "timm_model_name" not in vision
+        and isinstance(vision["layers"], int)
+        and vision.get("pool_type", "tok") == "tok"
+        and not vision.get("attentional_pool")
+        and text.get("pool_type", "argmax") == "argmax"
+        and not any(key in text for key in ("hf_model_name", "hf_tokenizer_name"))
+    )
+
+
+def _is_openai_archive(state: StateDict) -> bool:
+    return all(key in state for key in _OPENAI_ARCHIVE_KEYS)
+
+
+def _without_archive_keys(state: StateDict) -> StateDict:
+    return state.derived({key: value for key, value in state.items() if key not in _OPENAI_ARCHIVE_KEYS})
+
+
+def _shaped_as(state: StateDict) -> open_clip.CLIP:
+    """Build OpenAI's CLIP in the sizes of its own state dict, as `clip.model.build_model` infers them."""
+    patches, words = state["visual.conv1.weight"], state["token_embedding.weight"]
+    side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+    vision = open_clip.CLIPVisionCfg(
+        layers=count_layers(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
+        width=patches.shape[0],
+        head_width=min(_HEAD_WIDTH, patches.shape[0]),
+        patch_size=patches.shape[-1],
+        image_size=side * patches.shape[-1],
+    )
+    text = open_clip.CLIPTextCfg(
+        context_length=state["positional_embedding"].shape[0],
+        vocab_size=words.shape[0],
+        width=words.shape[1],
+        heads=max(1, words.shape[1] // _HEAD_WIDTH),
+        layers=count_layers(state, r"^transformer\.resblocks\.(\d+)\."),
+    )
+    dim = state["text_projection"].shape[1]
+    return open_clip.CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=True)

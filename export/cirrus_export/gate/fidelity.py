@@ -7,7 +7,9 @@ as cosine: a tolerance alone cries wolf or misses real damage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from cirrus_export.graph import Graph
 from cirrus_export.recipes.recipe import Recipe
 
 Vectors = NDArray[np.float32]
+Progress = Callable[..., Iterable[Any]]
 _STAGE_ITEMS = 8
 _BATCH = 16
 _TOP = 10
@@ -110,21 +113,21 @@ class ProbeTensors:
         return tensors
 
 
-def measure(bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: ProbeTensors) -> FidelityReport:
+def measure(
+    bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: ProbeTensors, *, show_progress: bool = False
+) -> FidelityReport:
     """Compare a bundle, as its client would run it, with the torch original."""
+    progress = partial(tqdm, disable=not show_progress)
     thresholds = THRESHOLDS[bundle.spec.precision]
     inputs = probe.stage_inputs(graphs)
     encoder = LocalEncoder(bundle)
     stages: list[StageFidelity] = []
-    for graph in tqdm(graphs, desc="fidelity: graphs", unit="graph"):
+    for graph in progress(graphs, desc="fidelity: graphs", unit="graph"):
         stages += _stage(graph, encoder.graph(graph.name), inputs)
-    targets = np.concatenate(
-        [
-            encoder.encode_targets(probe.probe.gallery[start : start + _BATCH])
-            for start in tqdm(range(0, len(probe.gallery_pixels), _BATCH), desc="fidelity: exported gallery")
-        ]
-    )
-    retrieval = _retrieval(encoder, recipe, probe, targets)
+    gallery = probe.probe.gallery
+    starts = progress(range(0, len(gallery), _BATCH), desc="fidelity: exported gallery", unit="batch")
+    targets = np.concatenate([encoder.encode_targets(gallery[start : start + _BATCH]) for start in starts])
+    retrieval = _retrieval(encoder, recipe, probe, targets, progress)
     failures = [*_stage_failures(stages, thresholds), *_retrieval_failures(retrieval, thresholds)]
     return FidelityReport(
         bundle=bundle.spec.name,
@@ -189,17 +192,18 @@ def _decoding(encoder: LocalEncoder, probe: ProbeTensors, targets: Vectors) -> D
 
 
 def _retrieval(
-    encoder: LocalEncoder, recipe: Recipe, probe: ProbeTensors, exported_targets: Vectors
+    encoder: LocalEncoder, recipe: Recipe, probe: ProbeTensors, exported_targets: Vectors, progress: Progress
 ) -> list[RetrievalFidelity]:
     queries = probe.probe.queries
-    original_targets = _in_batches("fidelity: original gallery", recipe.target, probe.gallery_pixels)
+    in_batches = partial(_in_batches, progress)
+    original_targets = in_batches("fidelity: original gallery", recipe.target, probe.gallery_pixels)
     texts = [query.text for query in queries]
     images = [query.image for query in queries]
     original_queries = {
-        EnsembleName.ENCODE_QUERY: lambda: _in_batches(
+        EnsembleName.ENCODE_QUERY: lambda: in_batches(
             "fidelity: original queries", recipe.query, probe.query_pixels, probe.token_ids
         ),
-        EnsembleName.ENCODE_TEXT_QUERY: lambda: _in_batches(
+        EnsembleName.ENCODE_TEXT_QUERY: lambda: in_batches(
             "fidelity: original text queries", recipe.text_query, probe.token_ids
         ),
     }
@@ -277,10 +281,12 @@ def _pixels(images: Sequence[bytes], bundle: Bundle) -> Vectors:
     return np.stack([preprocess(image, bundle.spec.preprocess) for image in images])
 
 
-def _in_batches(label: str, function: Callable[..., torch.Tensor], *arrays: NDArray[np.generic]) -> Vectors:
+def _in_batches(
+    progress: Progress, label: str, function: Callable[..., torch.Tensor], *arrays: NDArray[np.generic]
+) -> Vectors:
     rows = []
     with torch.no_grad():
-        for start in tqdm(range(0, len(arrays[0]), _BATCH), desc=label, unit="batch"):
+        for start in progress(range(0, len(arrays[0]), _BATCH), desc=label, unit="batch"):
             batch = [torch.from_numpy(array[start : start + _BATCH]) for array in arrays]
             rows.append(function(*batch).numpy())
     return np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""Textual inversion: a small network turns an image into a word, which stands in the query's prompt."""
+"""Textual inversion: a small network turns an image into a word embedding of the query's prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirrus_export.backbones.open_clip import OpenClipBackbone
+from cirrus_export.backbones.backbone import WordBackbone
 
 
 class Replaced(StrEnum):
@@ -58,15 +58,15 @@ class Im2Text(nn.Module):
 
 
 class PseudoWordQuery(nn.Module):
-    """CLIP's text tower over a prompt whose placeholder is an image's word.
+    """CLIP's text tower over a prompt in which an image's word replaces the placeholder.
 
-    The released codes find the placeholder with `nonzero`, whose size depends on the data; a mask over the token ids
-    is the same function with shapes that are known.
+    The released codes find the placeholder with `nonzero`, whose output size depends on the data. A mask over the token
+    ids is the same function with fixed shapes, which can be exported.
     """
 
     def __init__(
         self,
-        backbone: OpenClipBackbone,
+        backbone: WordBackbone,
         network: nn.Module,
         *,
         placeholder_id: int,
@@ -87,6 +87,6 @@ class PseudoWordQuery(nn.Module):
         is_word = token_ids == self.placeholder_id
         if self.replaced is Replaced.FIRST:
             is_word = is_word & (is_word.long().cumsum(dim=1) == 1)
-        words = self.backbone.clip.token_embedding(token_ids)
+        words = self.backbone.embed_words(token_ids)
         words = torch.where(is_word[..., None], self.network(image_embedding)[:, None], words)
         return F.normalize(self.backbone.encode_word_embeddings(words, token_ids)[0], dim=-1)

@@ -1,7 +1,8 @@
-"""One file a CIR method, registered by name."""
+"""One file per CIR method. Importing the package registers those of the tree."""
 
 from cirrus_export.recipes import cir_lvlm, clip, retrieval_dpo, searle, sprc, transagg, transagg_union
-from cirrus_export.recipes.recipe import RECIPES, Recipe, recipe_named
+from cirrus_export.recipes.recipe import Recipe
+from cirrus_export.recipes.registry import RECIPES, recipe_named, recipes, register
 
 __all__ = [
     "RECIPES",
@@ -9,6 +10,8 @@ __all__ = [
     "cir_lvlm",
     "clip",
     "recipe_named",
+    "recipes",
+    "register",
     "retrieval_dpo",
     "searle",
     "sprc",

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from cirrus_client.bundle import TensorSpec
 from cirrus_client.ensemble import EnsembleSpec
-from cirrus_client.image.preprocess import PreprocessSpec
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, GraphName
+from cirrus_export.backbones.backbone import require
 from cirrus_export.backbones.lvlm import LvlmBackbone
-from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
-from cirrus_export.recipes.recipe import Options, Parts, Recipe, register
-from cirrus_export.recipes.two_tower import backbone_of
+from cirrus_export.graph import Graph, token_ids, vector, vectors
+from cirrus_export.recipes.recipe import Options, Parts, Recipe
+from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
 
 
@@ -25,11 +25,12 @@ class CirLvlm(Recipe):
     of an instance's visual tokens plus that of its words, and weights that grow with the place.
     """
 
+    works_on = (LvlmBackbone,)
     needs_head = False
 
     def __init__(self, parts: Parts, options: Options) -> None:
         super().__init__(parts, options)
-        self._backbone = backbone_of(self, parts, (LvlmBackbone,))
+        self._backbone = require(parts.backbone, LvlmBackbone, self.name)
 
     @property
     def backbone(self) -> LvlmBackbone:
@@ -41,49 +42,42 @@ class CirLvlm(Recipe):
         """Width of the language model."""
         return self.backbone.width
 
-    @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """The vision tower's own."""
-        return PreprocessSpec(size_px=image_size_px)
-
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
-        """The query task's pass."""
+        """Return the query task's pass."""
         prompt = self.backbone.config.query_prompt
         return F.normalize(self.backbone.embed(self.backbone(pixels), prompt, token_ids), dim=-1)
 
     def target(self, pixels: Tensor) -> Tensor:
-        """The target task's pass, without a text."""
+        """Return the target task's pass, without a text."""
         prompt = self.backbone.config.target_prompt
         return F.normalize(self.backbone.embed(self.backbone(pixels), prompt, None), dim=-1)
 
     def graphs(self) -> list[Graph]:
-        """Vision tower with connector, and the language model with each task's prompt."""
-        return [self._vision_graph(), self._query_graph(), self._target_graph()]
+        """Return vision tower with connector, and the language model with each task's prompt."""
+        return [self.backbone.vision_graph(), self._query_graph(), self._target_graph()]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Queries need an image. No fused gallery graph: a third copy of the language model would be too much."""
+        """Wire queries, which need an image, and targets.
+
+        There is no fused gallery graph, which would be a third copy of the language model.
+        """
         return {
-            EnsembleName.ENCODE_QUERY: ensemble(self._vision_graph(), self._query_graph()),
-            EnsembleName.ENCODE_TARGET: ensemble(self._vision_graph(), self._target_graph()),
+            EnsembleName.ENCODE_QUERY: ensemble(self.backbone.vision_graph(), self._query_graph()),
+            EnsembleName.ENCODE_TARGET: ensemble(self.backbone.vision_graph(), self._target_graph()),
         }
 
     def target_modules(self) -> dict[str, nn.Module]:
-        """The whole model."""
+        """Return the whole model."""
         return {"backbone": self.backbone}
 
     def pooling(self) -> str:
         """Return the pooling, with the prompt that a target is read with."""
         prompt = self.backbone.config.target_prompt
-        return f"position-weighted mean, l2-normalised, target prompt {prompt}"
-
-    def _vision_graph(self) -> Graph:
-        return Graph(
-            "vision_encoder", self.backbone, inputs=(pixels(self.backbone.image_size_px),), outputs=self._tokens()
-        )
+        return f"{self.backbone.pooling}, l2-normalised, target prompt {prompt}"
 
     def _query_graph(self) -> Graph:
         return Graph(
-            "query_head",
+            GraphName.QUERY_HEAD,
             _Query(self.backbone),
             inputs=(*self._tokens(), token_ids(self.backbone.context_length)),
             outputs=(vector("query_embedding", self.dim),),
@@ -91,7 +85,7 @@ class CirLvlm(Recipe):
 
     def _target_graph(self) -> Graph:
         return Graph(
-            "target_head",
+            GraphName.TARGET_HEAD,
             _Target(self.backbone),
             inputs=self._tokens(),
             outputs=(vector("target_embedding", self.dim),),

@@ -8,16 +8,17 @@ from torch import Tensor
 
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.image.preprocess import PreprocessSpec
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, GraphName
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.zero_shot import Normalise, WeightedSum
-from cirrus_export.recipes.recipe import Options, Parts, register
+from cirrus_export.recipes.recipe import Options, Parts, narrowed
+from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.two_tower import TwoTowerRecipe
 from cirrus_export.recipes.wiring import ensemble
 
 
 class ClipOptions(Options):
-    """text_weight: share of the text in a query that has both; 0 is the image alone, 1 the text alone."""
+    """text_weight: share of the text in a query that has both; 0 is the image alone, 1 is the text alone."""
 
     text_weight: float = Field(default=0.5, ge=0, le=1)
 
@@ -34,28 +35,28 @@ class Clip(TwoTowerRecipe):
         self.query_head = WeightedSum(options.text_weight, self.backbone.null_token_ids)
 
     @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """CLIP's own: resize the shorter side, centre crop, RGB last."""
-        return PreprocessSpec(size_px=image_size_px, convert_rgb="after_crop")
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Convert to RGB last, as open_clip's and OpenAI's transforms do."""
+        return narrowed(own, convert_rgb="after_crop")
 
     def text_query(self, token_ids: Tensor) -> Tensor:
-        """The normalised text embedding."""
-        return F.normalize(self.backbone.encode_text(token_ids)[0], dim=-1)
+        """Return the normalised text embedding."""
+        return F.normalize(self.backbone.embed_text(token_ids), dim=-1)
 
     def graphs(self) -> list[Graph]:
-        """A head for texts alone as well."""
+        """Return a head for texts alone as well."""
         return [*super().graphs(), self._text_query_graph()]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Any combination of image and text."""
-        text_query = ensemble(self.text_graph(), self._text_query_graph())
+        """Wire queries of an image, a text, or both."""
+        text_query = ensemble(self.backbone.text_graph(), self._text_query_graph())
         return super().ensembles() | {EnsembleName.ENCODE_TEXT_QUERY: text_query}
 
     def query_graph(self) -> Graph:
-        """The weighted sum of the normalised embeddings."""
+        """Return the weighted sum of the normalised embeddings."""
         dim, length = self.dim, self.backbone.context_length
         return Graph(
-            "query_head",
+            GraphName.QUERY_HEAD,
             self.query_head,
             inputs=(vector("image_embedding", dim), vector("text_embedding", dim), token_ids(length)),
             outputs=(vector("query_embedding", dim),),
@@ -63,7 +64,7 @@ class Clip(TwoTowerRecipe):
 
     def _text_query_graph(self) -> Graph:
         return Graph(
-            "text_query_head",
+            GraphName.TEXT_QUERY_HEAD,
             Normalise(),
             inputs=(vector("text_embedding", self.dim),),
             outputs=(vector("query_embedding", self.dim),),

@@ -1,12 +1,12 @@
-"""What a recipe declares: the torch original, and the graphs it is exported as."""
+"""What a recipe declares: the torch original, and the graphs that it is exported as."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from cirrus_client.bundle import CaptionJoin, Similarity
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
-from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import EnsembleName
-from cirrus_client.records import Record
+from cirrus_client.records import Record, first_problem
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 from cirrus_export.graph import Graph
@@ -42,9 +42,12 @@ class Recipe(ABC):
 
     `query`, `target` and `text_query` are the torch original with the published evaluation semantics; `graphs` and
     `ensembles` are the same functions as they are exported. The fidelity gate compares the two.
+
+    name: set by `register`. works_on: the kinds of backbone that the method can be built on.
     """
 
     name: ClassVar[str]
+    works_on: ClassVar[tuple[type[Backbone], ...]]
     similarity: ClassVar[Similarity] = Similarity.COSINE
     needs_head: ClassVar[bool] = True
     options_type: ClassVar[type[Options]] = Options
@@ -69,13 +72,16 @@ class Recipe(ABC):
         return 1
 
     @staticmethod
-    @abstractmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """Return how the published evaluation turns an image into pixels."""
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Return how the published evaluation turns an image into pixels. own: the backbone's preprocessing.
+
+        A method may narrow it with `narrowed`: padding, and when an image becomes RGB.
+        """
+        return own
 
     @property
     def prompt(self) -> Prompt:
-        """How a text is worded before it is tokenized."""
+        """The words around a text before it is tokenized."""
         return Prompt()
 
     @staticmethod
@@ -109,48 +115,40 @@ class Recipe(ABC):
 
     @abstractmethod
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Return how the graphs are wired."""
+        """Return how the graphs are wired, by ensemble."""
 
     @abstractmethod
     def target_modules(self) -> dict[str, nn.Module]:
         """Return the modules, by component name, whose weights determine a gallery embedding."""
 
+    @abstractmethod
     def pooling(self) -> str:
-        """Return, in words, how the target side gets its embedding out of an image; part of the fingerprint."""
-        return "cls, projected, l2-normalised"
+        """Return, in words, how the target side gets its embedding out of an image. Part of the fingerprint."""
 
 
-RECIPES: dict[str, type[Recipe]] = {}
+def narrowed(own: PreprocessSpec, **changes: Any) -> PreprocessSpec:
+    """Return a backbone's preprocessing with some of its fields changed.
 
-
-def register(name: str) -> Callable[[type[Recipe]], type[Recipe]]:
-    """Class decorator: make a recipe available under this name."""
-
-    def add(recipe: type[Recipe]) -> type[Recipe]:
-        recipe.name = name
-        RECIPES[name] = recipe
-        return recipe
-
-    return add
-
-
-def recipe_named(name: str) -> type[Recipe]:
-    """Return a registered recipe. Raises ExportError naming those there are."""
-    try:
-        return RECIPES[name]
-    except KeyError:
-        raise ExportError(f"there is no recipe '{name}'; there are: {', '.join(sorted(RECIPES))}") from None
+    Raises ExportError if images are to be padded that the backbone was trained on stretched: the method was published
+    for another kind of backbone.
+    """
+    pad = changes.get("pad", own.pad)
+    if own.pad is Pad.STRETCH and pad is not Pad.STRETCH:
+        raise ExportError(
+            f"the recipe prepares images with pad={pad}, and these weights were trained on images resized to a square "
+            "out of proportion (open_clip's resize_mode squash), so embeddings would be wrong: name other weights"
+        )
+    return PreprocessSpec(**own.model_dump() | changes)
 
 
 def parse_options(recipe: type[Recipe], options: Mapping[str, str | float | bool]) -> Options:
-    """Return the recipe's options, texts read as what they stand for.
+    """Return a recipe's options from `--option` values: "0.3" becomes 0.3 where the option is a number.
 
     Raises ExportError for an unknown or invalid one.
     """
     try:
         return recipe.options_type.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
+        field, problem = first_problem(error)
         known = ", ".join(recipe.options_type.model_fields) or "none"
-        option = ".".join(str(part) for part in first["loc"])
-        raise ExportError(f"recipe {recipe.name}: option '{option}': {first['msg']}; known options: {known}") from None
+        raise ExportError(f"recipe {recipe.name}: option '{field}': {problem}; known options: {known}") from None

@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from cirrus_client.bundle import CaptionJoin
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
-from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.names import EnsembleName
-from cirrus_export.backbones.backbone import Prompt
-from cirrus_export.backbones.open_clip import OpenClipBackbone
+from cirrus_export.backbones.backbone import Prompt, WordBackbone, require
 from cirrus_export.checkpoints.state import load_strictly
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.frozen import freeze
-from cirrus_export.recipes.recipe import Options, Parts, register
-from cirrus_export.recipes.two_tower import TwoTowerRecipe, backbone_of
+from cirrus_export.recipes.recipe import Options, Parts
+from cirrus_export.recipes.registry import register
+from cirrus_export.recipes.two_tower import TwoTowerRecipe
 from cirrus_export.recipes.wiring import ensemble
 
 
@@ -32,13 +31,14 @@ class RetrievalDpoOptions(Options):
 class RetrievalDpo(TwoTowerRecipe):
     """A text alone is the query; the checkpoint is the bare state dict of the text tower's transformer."""
 
+    works_on = (WordBackbone,)
     caption_join = CaptionJoin.EACH
     options_type = RetrievalDpoOptions
 
     def __init__(self, parts: Parts, options: RetrievalDpoOptions) -> None:
         super().__init__(parts, options)
-        clip = backbone_of(self, parts, (OpenClipBackbone,))
-        width = int(clip.clip.token_embedding.embedding_dim)
+        words = require(parts.backbone, WordBackbone, self.name)
+        width = words.word_width
         if width != self.dim and not options.project_text:
             raise ExportError(
                 f"recipe {self.name} leaves out the text projection, as its released code does; that needs a CLIP "
@@ -46,30 +46,25 @@ class RetrievalDpo(TwoTowerRecipe):
                 "choose another --backbone, or --option project_text=true"
             )
         if parts.head is not None:
-            load_strictly(clip.clip.transformer, parts.head)
-        self.text_query_head = freeze(_TextQuery(clip, project=options.project_text))
-
-    @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """CLIP's own, on images converted to RGB first."""
-        return PreprocessSpec(size_px=image_size_px)
+            load_strictly(words.text_transformer, parts.head)
+        self.text_query_head = freeze(_TextQuery(words, project=options.project_text))
 
     @property
     def prompt(self) -> Prompt:
-        """The literal marker of the released code, which CLIP's tokenizer spells out."""
+        """Use the released code's literal marker, which CLIP's tokenizer spells out."""
         return Prompt(template="<|image|> {text}")
 
     def text_query(self, token_ids: Tensor) -> Tensor:
-        """The normalised end-of-text token."""
+        """Return the normalised end-of-text token."""
         query: Tensor = self.text_query_head(token_ids)
         return query
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
-        """There is no query with an image."""
+        """Raise UnsupportedQuery: a query has no image."""
         raise UnsupportedQuery(f"recipe {self.name} does not define queries with an image")
 
     def query_graph(self) -> Graph:
-        """The text tower, from token ids to the query."""
+        """Return the text tower, from token ids to the query."""
         return Graph(
             "text_query_encoder",
             self.text_query_head,
@@ -78,7 +73,7 @@ class RetrievalDpo(TwoTowerRecipe):
         )
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Queries are texts alone."""
+        """Wire queries of a text alone, and targets."""
         return {
             EnsembleName.ENCODE_TEXT_QUERY: ensemble(self.query_graph()),
             EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph()),
@@ -86,12 +81,12 @@ class RetrievalDpo(TwoTowerRecipe):
 
 
 class _TextQuery(nn.Module):
-    def __init__(self, clip: OpenClipBackbone, *, project: bool) -> None:
+    def __init__(self, words: WordBackbone, *, project: bool) -> None:
         super().__init__()
-        self.clip = clip
+        self.words = words
         self.project = project
 
     def forward(self, token_ids: Tensor) -> Tensor:
         if self.project:
-            return F.normalize(self.clip.encode_text(token_ids)[0], dim=-1)
-        return F.normalize(self.clip.encode_text_unprojected(token_ids), dim=-1)
+            return F.normalize(self.words.embed_text(token_ids), dim=-1)
+        return F.normalize(self.words.encode_text_unprojected(token_ids), dim=-1)

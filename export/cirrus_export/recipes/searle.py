@@ -5,38 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from cirrus_client.bundle import CaptionJoin
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
-from cirrus_export.backbones.backbone import Prompt
-from cirrus_export.backbones.open_clip import OpenClipBackbone
+from cirrus_client.names import GraphName
+from cirrus_export.backbones.backbone import Prompt, WordBackbone, require
 from cirrus_export.checkpoints import inversion as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.inversion import PseudoWordQuery, Replaced
-from cirrus_export.recipes.recipe import Options, Parts, register
-from cirrus_export.recipes.two_tower import TwoTowerRecipe, backbone_of
+from cirrus_export.recipes.recipe import Options, Parts, narrowed
+from cirrus_export.recipes.registry import register
+from cirrus_export.recipes.two_tower import TwoTowerRecipe
 
 
 @register("searle")
 class Searle(TwoTowerRecipe):
     """phi turns the reference image into a word; "a photo of $ that <text>" with that word is an ordinary CLIP text."""
 
+    works_on = (WordBackbone,)
     caption_join = CaptionJoin.BOTH_ORDERS
     placeholder: ClassVar[str] = "$"
     replaced: ClassVar[Replaced] = Replaced.FIRST
 
     def __init__(self, parts: Parts, options: Options) -> None:
+        self._words = require(parts.backbone, WordBackbone, self.name)
         super().__init__(parts, options)
-        self._clip = backbone_of(self, parts, (OpenClipBackbone,))
         self.query_head = freeze(
             PseudoWordQuery(
-                self._clip,
+                self.backbone,
                 self.network(parts.head),
-                placeholder_id=SimpleTokenizer().encode(self.placeholder)[0],
+                placeholder_id=self.backbone.word_id(self.placeholder),
                 replaced=self.replaced,
                 normalise_input=self.normalise_input,
             )
@@ -44,37 +45,37 @@ class Searle(TwoTowerRecipe):
 
     @property
     def normalise_input(self) -> bool:
-        """Whether the network takes a normalised image embedding."""
+        """True if the network takes a normalised image embedding."""
         return False
 
     @property
-    def word_width(self) -> int:
-        """Width of a word embedding of the text tower."""
-        return int(self._clip.clip.token_embedding.embedding_dim)
+    def backbone(self) -> WordBackbone:
+        """The frozen CLIP."""
+        return self._words
 
     def network(self, head: StateDict | None) -> nn.Module:
         """Return the network from image to word, with the checkpoint's weights."""
-        return checkpoint.load_phi(head, self.dim, self.word_width)
+        return checkpoint.load_phi(head, self.dim, self.backbone.word_width)
 
     @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """`targetpad_transform(1.25, 224)`, the default of `src/validate.py`."""
-        return PreprocessSpec(size_px=image_size_px, pad=Pad.TARGET, convert_rgb="after_crop")
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Apply `targetpad_transform(1.25, 224)`, the default of `src/validate.py`."""
+        return narrowed(own, pad=Pad.TARGET, convert_rgb="after_crop")
 
     @property
     def prompt(self) -> Prompt:
-        """The prompt of `src/validate.py`; without a text, the one that phi was trained with."""
+        """Use the prompt of `src/validate.py`; without a text, the one that phi was trained with."""
         return Prompt(template="a photo of $ that {text}", null_text="a photo of $")
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
-        """`encode_with_pseudo_tokens`, normalised."""
-        query: Tensor = self.query_head(self.backbone.encode_image(pixels)[0], token_ids)
+        """Return `encode_with_pseudo_tokens` of the released code, normalised."""
+        query: Tensor = self.query_head(self.backbone.embed_image(pixels), token_ids)
         return query
 
     def query_graph(self) -> Graph:
-        """Inversion and the text tower in one graph."""
+        """Return inversion and the text tower in one graph."""
         return Graph(
-            "query_head",
+            GraphName.QUERY_HEAD,
             self.query_head,
             inputs=(vector("image_embedding", self.dim), token_ids(self.backbone.context_length)),
             outputs=(vector("query_embedding", self.dim),),
@@ -100,13 +101,13 @@ class LinCir(Searle):
 
     @property
     def normalise_input(self) -> bool:
-        """The option of that name."""
+        """True if the option of that name is set."""
         return self._normalise_input
 
     @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """CLIP's own, the default of `validate.py`."""
-        return PreprocessSpec(size_px=image_size_px, convert_rgb="after_crop")
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Apply CLIP's own transform, the default of `validate.py`."""
+        return narrowed(own, convert_rgb="after_crop")
 
 
 @register("pic2word")
@@ -118,24 +119,24 @@ class Pic2Word(Searle):
 
     @staticmethod
     def read_head(path: Path) -> StateDict:
-        """See `checkpoints.inversion.read_pic2word`."""
+        """Read the file as `checkpoints.inversion.read_pic2word` does."""
         return checkpoint.read_pic2word(path)
 
     @staticmethod
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
-        """The CLIP is saved beside the network."""
+        """Return the CLIP that is saved beside the network."""
         return checkpoint.pic2word_backbone(head)
 
     def network(self, head: StateDict | None) -> nn.Module:
         """Return `IM2TEXT` with the checkpoint's weights."""
-        return checkpoint.load_im2text(head, self.dim, self.word_width)
+        return checkpoint.load_im2text(head, self.dim, self.backbone.word_width)
 
     @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """CLIP's own."""
-        return PreprocessSpec(size_px=image_size_px, convert_rgb="after_crop")
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Apply CLIP's own transform."""
+        return narrowed(own, convert_rgb="after_crop")
 
     @property
     def prompt(self) -> Prompt:
-        """The prompt of `src/eval_utils.py` for CIRR and FashionIQ."""
+        """Use the prompt of `src/eval_utils.py` for CIRR and FashionIQ."""
         return Prompt(template="a photo of * , {text}", null_text="a photo of *")

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from cirrus_client.bundle import Similarity
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, GraphName
 from cirrus_client.tokenizer import TextCleaning
-from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.backbone import Prompt, require
 from cirrus_export.backbones.blip2 import Blip2Backbone
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.checkpoints import sprc as checkpoint
@@ -17,26 +17,27 @@ from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.qformer import QFormer, QFormerSize
-from cirrus_export.recipes.recipe import Options, Parts, Recipe, register
-from cirrus_export.recipes.two_tower import backbone_of
+from cirrus_export.recipes.recipe import Options, Parts, Recipe, narrowed
+from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
 
 
 @register("sprc")
 class Sprc(Recipe):
-    """A query makes its own prompt in one pass and reads it with the text in a second; a target is 32 vectors.
+    """A query makes its own prompt in a first pass and reads it with the text in a second; a target is 32 vectors.
 
     Of a plain CLIP the vision tower is taken, its last layer norm as `ln_vision`.
     """
 
+    works_on = (Blip2Backbone, OpenClipBackbone)
     similarity = Similarity.MAX_COSINE
 
     def __init__(self, parts: Parts, options: Options) -> None:
         super().__init__(parts, options)
         backbone = parts.backbone
         if isinstance(backbone, OpenClipBackbone):
-            backbone = Blip2Backbone(backbone.clip.visual)
-        self._backbone = backbone_of(self, Parts(backbone, parts.head), (Blip2Backbone,))
+            backbone = Blip2Backbone(backbone.clip.visual, backbone.preprocess)
+        self._backbone = require(backbone, Blip2Backbone, self.name)
         size = (
             QFormerSize(self.backbone.width) if parts.head is None else checkpoint.size(parts.head, self.backbone.width)
         )
@@ -57,71 +58,62 @@ class Sprc(Recipe):
 
     @property
     def vectors(self) -> int:
-        """One vector a learned query."""
+        """Number of learned queries: each gives one vector."""
         return self.qformer.size.num_queries
 
     @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """`targetpad_transform(1.25, 224)`: RGB after the crop."""
-        return PreprocessSpec(size_px=image_size_px, pad=Pad.TARGET, convert_rgb="after_crop")
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Apply `targetpad_transform(1.25, 224)`: RGB after the crop."""
+        return narrowed(own, pad=Pad.TARGET, convert_rgb="after_crop")
 
     @property
     def prompt(self) -> Prompt:
-        """LAVIS's `blip_caption` evaluation processor."""
+        """Use LAVIS's `blip_caption` evaluation processor."""
         return Prompt(cleaning=TextCleaning.BLIP_CAPTION)
 
     @staticmethod
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
-        """The whole BLIP-2 is saved."""
+        """Return the BLIP-2 that is saved beside the head."""
         return checkpoint.backbone(head)
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
-        """`inference` of the released class, up to the similarity."""
+        """Return `inference` of the released class, up to the similarity."""
         return self.qformer.query(self.backbone(pixels), token_ids)
 
     def target(self, pixels: Tensor) -> Tensor:
-        """`extract_target_features` of the released class."""
+        """Return `extract_target_features` of the released class."""
         return self.qformer.target(self.backbone(pixels))
 
     def graphs(self) -> list[Graph]:
-        """The image encoder, the two-pass query, the target's vectors, and encoder and target in one."""
+        """Return the image encoder, the two-pass query, the target's vectors, and encoder and target in one."""
         tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
         target = (vectors("target_embeddings", self.vectors, self.dim),)
         return [
-            self._vision_graph(),
+            self.backbone.vision_graph(),
             self._query_graph(),
-            Graph("target_head", _Target(self.qformer), inputs=(tokens,), outputs=target),
+            Graph(GraphName.TARGET_HEAD, _Target(self.qformer), inputs=(tokens,), outputs=target),
             self._gallery_graph(),
         ]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Queries need an image; an absent text is the empty one."""
+        """Wire queries, which need an image, and targets. An absent text is the empty one."""
         return {
-            EnsembleName.ENCODE_QUERY: ensemble(self._vision_graph(), self._query_graph()),
+            EnsembleName.ENCODE_QUERY: ensemble(self.backbone.vision_graph(), self._query_graph()),
             EnsembleName.ENCODE_TARGET: ensemble(self._gallery_graph()),
         }
 
     def target_modules(self) -> dict[str, nn.Module]:
-        """The image encoder and the Q-Former."""
+        """Return the image encoder and the Q-Former."""
         return {"backbone": self.backbone.vision, "target_head": self.qformer}
 
     def pooling(self) -> str:
         """Return how the target side gets its vectors out of an image."""
         return "learned queries, projected, l2-normalised"
 
-    def _vision_graph(self) -> Graph:
-        backbone = self.backbone
-        return Graph(
-            "vision_encoder",
-            backbone,
-            inputs=(pixels(backbone.image_size_px),),
-            outputs=(vectors("image_tokens", backbone.num_image_tokens, backbone.width),),
-        )
-
     def _query_graph(self) -> Graph:
         tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
         return Graph(
-            "query_head",
+            GraphName.QUERY_HEAD,
             _Query(self.qformer),
             inputs=(tokens, token_ids(self.backbone.context_length)),
             outputs=(vector("query_embedding", self.dim),),
@@ -129,7 +121,7 @@ class Sprc(Recipe):
 
     def _gallery_graph(self) -> Graph:
         return Graph(
-            "gallery",
+            GraphName.GALLERY,
             nn.Sequential(self.backbone, _Target(self.qformer)),
             inputs=(pixels(self.backbone.image_size_px),),
             outputs=(vectors("target_embeddings", self.vectors, self.dim),),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
+from cirrus_client.names import GraphName
+from cirrus_export.backbones.backbone import TokenBackbone, require
 from cirrus_export.checkpoints import transagg_union as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.transagg import PadMask, TransAgg
-from cirrus_export.recipes.recipe import Options, Parts, register
+from cirrus_export.recipes.recipe import Options, Parts, narrowed
+from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.two_tower import TwoTowerRecipe
 
 
@@ -22,9 +25,11 @@ class TransAggOptions(Options):
 class TransAggRecipe(TwoTowerRecipe):
     """A query is fused over all tokens by TransAgg; a target is the backbone's image embedding."""
 
+    works_on = (TokenBackbone,)
     options_type = TransAggOptions
 
     def __init__(self, parts: Parts, options: TransAggOptions) -> None:
+        self._tokens = require(parts.backbone, TokenBackbone, self.name)
         super().__init__(parts, options)
         self.query_head = TransAgg(
             self.dim,
@@ -36,21 +41,26 @@ class TransAggRecipe(TwoTowerRecipe):
             checkpoint.load_query_head(parts.head, self.query_head)
         freeze(self.query_head)
 
+    @property
+    def backbone(self) -> TokenBackbone:
+        """The frozen CLIP or BLIP."""
+        return self._tokens
+
     @staticmethod
-    def preprocess(image_size_px: int) -> PreprocessSpec:
-        """TargetPad(1.25), then CLIP's resize and crop: `targetpad_transform` of the released code."""
-        return PreprocessSpec(size_px=image_size_px, pad=Pad.TARGET)
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Apply TargetPad(1.25) before resize and crop: `targetpad_transform` of the released code."""
+        return narrowed(own, pad=Pad.TARGET)
 
     @staticmethod
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
-        """Released training saves the CLIP or BLIP beside the head, under `model.` or `pretrained_model.`."""
+        """Return the CLIP or BLIP that released training saves beside the head, or None."""
         return checkpoint.backbone(head)
 
     def query_graph(self) -> Graph:
-        """`combine_features` of the released code."""
+        """Return `combine_features` of the released code."""
         dim, length = self.dim, self.backbone.context_length
         return Graph(
-            "query_head",
+            GraphName.QUERY_HEAD,
             self.query_head,
             inputs=(
                 vector("image_embedding", dim),

@@ -9,7 +9,8 @@ from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.checkpoints import transagg_union as checkpoint
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.union import NullTextUnion, Union
-from cirrus_export.recipes.recipe import Parts, register
+from cirrus_export.recipes.recipe import Parts
+from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.transagg import TransAggOptions, TransAggRecipe
 
 
@@ -24,7 +25,7 @@ class TransAggUnion(TransAggRecipe):
             checkpoint.load_union(parts.head, self.union)
         freeze(self.union)
         with torch.no_grad():
-            null_text, _ = self.backbone.encode_text(self.backbone.null_token_ids)
+            null_text = self.backbone.embed_text(self.backbone.null_token_ids)
         self._null_text_union = NullTextUnion(self.union, null_text)
 
     @property
@@ -33,9 +34,9 @@ class TransAggUnion(TransAggRecipe):
         return self._null_text_union
 
     def target(self, pixels: Tensor) -> Tensor:
-        """`union_features(images, [""] * B)` of the released code, the text encoder run on the empty text."""
-        image_embedding, _ = self.backbone.encode_image(pixels)
-        null_text, _ = self.backbone.encode_text(self.backbone.null_token_ids.expand(len(pixels), -1))
+        """Return `union_features(images, [""] * B)` of the released code, which encodes the empty text B times."""
+        image_embedding = self.backbone.embed_image(pixels)
+        null_text = self.backbone.embed_text(self.backbone.null_token_ids.expand(len(pixels), -1))
         target: Tensor = self.union(image_embedding, null_text)
         return target
 
@@ -62,5 +63,5 @@ class UnionSketch(TransAggUnion):
 
     @property
     def prompt(self) -> Prompt:
-        """The option's text where a query has none."""
+        """Use the option's text where a query has none."""
         return Prompt(null_text=self._sketch_text)

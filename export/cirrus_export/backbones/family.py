@@ -1,0 +1,73 @@
+"""A backbone family: the one file that knows how its models are named, recognised, loaded and prepared for.
+
+A family inside the tree is a line in `registry.py`. One outside it is an entry point of the group `cirrus.backbones`,
+or is named on the command line: `--backbone module:Class`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from cirrus_client.errors import ExportError
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_export.backbones.backbone import Backbone
+from cirrus_export.checkpoints.state import StateDict
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a backbone's weights come from. Without a tag, a state or a folder they are random, drawn from a seed.
+
+    tag: published weights, by the family's name for them. state: the tensors of a file. folder: a checkpoint that is a
+    folder. tag and state: a tag's file that was fetched elsewhere. fine_tuned: the state was saved beside a head.
+    """
+
+    tag: str | None = None
+    state: StateDict | None = None
+    folder: Path | None = None
+    fine_tuned: bool = False
+
+
+class Family(ABC):
+    """Backbones that are loaded alike. `backbone_type` says what they offer to a recipe."""
+
+    backbone_type: ClassVar[type[Backbone]]
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """Return the values of `--backbone` that are this family's."""
+
+    @abstractmethod
+    def kind_named(self, name: str) -> str:
+        """Return, in words, which kind of checkpoint a name needs, like "a BLIP (blip-base-coco)"."""
+
+    @abstractmethod
+    def kind_of(self, state: StateDict) -> str | None:
+        """Return the kind of a checkpoint in the same words, or None if it is not this family's."""
+
+    @abstractmethod
+    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> Backbone:
+        """Build a frozen backbone.
+
+        name: None takes the sizes from `weights.state`. tokenizer: a `tokenizer.json`, for models whose own is
+        published apart from their code. Raises ExportError for weights that this family has not, or that can't be
+        fetched; CheckpointError for a file that does not fit; KeyError if the sizes can't be told from the state.
+        """
+
+    def tags(self, name: str) -> Sequence[str]:
+        """Return the published weights of a name."""
+        return ()
+
+    def preprocess(self, name: str, weights: Weights) -> PreprocessSpec | None:
+        """Return the backbone's own preprocessing where it is known before anything is fetched, else None."""
+        return None
+
+
+def refuse_tokenizer(name: str | None, tokenizer: Path | None) -> None:
+    """Raise ExportError if a tokenizer is given to a backbone whose own is part of Cirrus."""
+    if tokenizer is not None:
+        raise ExportError(f"--tokenizer {tokenizer}: the tokenizer of {name} is part of Cirrus: leave --tokenizer away")

@@ -1,0 +1,143 @@
+"""What open_clip knows of a model and of a tag's weights: architecture, activation, preprocessing, files.
+
+Preprocessing and activation of published weights come from open_clip's own table of tags and from nowhere else: the
+same architecture was trained on images of other means, other resizes and with another GELU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from cirrus_client.errors import ExportError
+from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
+from cirrus_export.backbones.family import Weights
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+import open_clip
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+Config = dict[str, Any]
+_QUICK_GELU = "quick_gelu"
+_PADS = {"shortest": Pad.NONE, "squash": Pad.STRETCH}
+log = logging.getLogger(__name__)
+
+
+def tags_of(name: str) -> Sequence[str]:
+    """Return the tags of a model's published weights."""
+    tags: Sequence[str] = open_clip.list_pretrained_tags_by_model(name)
+    return tags
+
+
+def uses_quick_gelu(name: str, config: Config, weights: Weights, *, from_openai: bool) -> bool:
+    """Return whether weights were trained with QuickGELU (open_clip#771, #915).
+
+    A tag's own setting wins over the architecture's, which a dozen tags contradict. from_openai: the file is OpenAI's
+    own or was fine-tuned from it, always with QuickGELU. Other files are taken to be the architecture's.
+    Raises ExportError if a tag does not say QuickGELU and its architecture does: its trainers may have meant either.
+    """
+    of_architecture = bool(config.get(_QUICK_GELU, False))
+    if from_openai:
+        return True
+    if weights.tag is None:
+        return of_architecture
+    of_tag = bool(_tag(name, weights.tag).get(_QUICK_GELU, False))
+    if of_architecture and not of_tag:
+        raise ExportError(
+            f"--pretrained {weights.tag}: open_clip's configuration of {name} says QuickGELU and this tag does not, so "
+            "its activation function is unknown: name another tag"
+        )
+    return of_tag
+
+
+def preprocess_of(name: str, config: Config, weights: Weights) -> PreprocessSpec:
+    """Return how the trainers of some weights turned an image into pixels.
+
+    A file without a tag is taken to be prepared as all of the architecture's tags are, or as OpenAI's if they differ.
+    Raises ExportError for a form that Cirrus does not have.
+    """
+    if weights.tag is not None:
+        return _preprocess_of_tag(name, config, weights.tag)
+    known = {_preprocess_of_tag(name, config, tag) for tag in tags_of(name)}
+    return known.pop() if len(known) == 1 and not weights.fine_tuned else _spec(name, config, {})
+
+
+def warn_if_a_file_could_be_several(name: str, config: Config, weights: Weights) -> None:
+    """Log a warning if a model's tags differ in what a file does not show: its activation and its preprocessing."""
+    if weights.state is None or weights.tag is not None:
+        return
+    forms = {(_preprocess_of_tag(name, config, tag), bool(_tag(name, tag).get(_QUICK_GELU))) for tag in tags_of(name)}
+    if len(forms) > 1:
+        quick_gelu = bool(config.get(_QUICK_GELU, False))
+        file = weights.state.source
+        log.warning(
+            "%s: the published weights of %s differ in their preprocessing or in QuickGELU, and a file does not show "
+            "which it is; %s and QuickGELU=%s are assumed. If it is a tag's file, say so: --pretrained TAG=%s",
+            *(file, name, preprocess_of(name, config, weights), quick_gelu, file),
+        )
+
+
+def create(name: str, *, quick_gelu: bool) -> nn.Module:
+    """Build a model with random weights, in evaluation mode. Nothing is fetched."""
+    with _no_word_of_random_weights():
+        model: nn.Module = open_clip.create_model(name, force_quick_gelu=quick_gelu)
+    return model.eval().requires_grad_(False)
+
+
+def fetch(model: nn.Module, name: str, tag: str) -> None:
+    """Fill a model with a tag's weights, from open_clip's cache or the network. Raises ExportError."""
+    try:
+        path = open_clip.download_pretrained(_tag(name, tag))
+        open_clip.load_checkpoint(model, path, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise ExportError(
+            f"the weights '{tag}' of {name} can't be fetched ({error}); download them elsewhere and give the file: "
+            f"--pretrained {tag}=FILE"
+        ) from error
+
+
+def _tag(name: str, tag: str) -> Config:
+    entry: Config = open_clip.get_pretrained_cfg(name, tag)
+    return entry
+
+
+def _preprocess_of_tag(name: str, config: Config, tag: str) -> PreprocessSpec:
+    return _spec(f"{name}, tag {tag}", config, _tag(name, tag))
+
+
+def _spec(where: str, config: Config, overlay: Config) -> PreprocessSpec:
+    settings = merge_preprocess_dict(PreprocessCfg(), overlay)
+    size = config["vision_cfg"].get("image_size", 224)
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    mode = settings["resize_mode"]
+    if len(sides) != 1 or mode not in _PADS:
+        raise ExportError(
+            f"{where}: images of {size} px, resized by '{mode}'; Cirrus has square images, resized by "
+            f"{' or '.join(_PADS)}"
+        )
+    return PreprocessSpec(
+        size_px=sides.pop(),
+        pad=_PADS[mode],
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation=Interpolation(settings["interpolation"]),
+    )
+
+
+@contextlib.contextmanager
+def _no_word_of_random_weights() -> Iterator[None]:
+    """Keep open_clip from warning that a model is random, where its weights are loaded next."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "initialized randomly" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)

@@ -1,0 +1,175 @@
+"""Every other two-tower model of open_clip, as one embedding per image and per text: SigLIP, SigLIP 2, PE-Core,
+MobileCLIP, EVA-02, CLIPA, MetaCLIP 2, CoCa, ConvNeXt and ResNet CLIPs.
+
+How a model pools, normalises and prepares its inputs is open_clip's `encode_image` and `encode_text`, and its
+configuration of the model and the tag.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cirrus_client.errors import ExportError
+from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
+from cirrus_export.backbones.backbone import PooledBackbone, Prompt
+from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
+from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
+from cirrus_export.backbones.open_clip import shows_every_token
+from cirrus_export.backbones.open_clip_models import (
+    Config,
+    create,
+    fetch,
+    preprocess_of,
+    tags_of,
+    uses_quick_gelu,
+    warn_if_a_file_could_be_several,
+)
+from cirrus_export.checkpoints.state import StateDict, load_strictly
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+import open_clip
+
+_CONTEXT_LENGTH = 77
+_KIND_KEYS = ("visual.trunk.", "visual.attnpool.", "visual.attn_pool.", "text.")
+
+
+class PooledOpenClipBackbone(PooledBackbone):
+    """A model of open_clip behind its own `encode_image` and `encode_text`, unnormalised."""
+
+    label = "pooled open_clip"
+
+    def __init__(
+        self, model: nn.Module, config: Config, preprocess: PreprocessSpec, hub_tokenizer: HubTokenizer | None
+    ) -> None:
+        """hub_tokenizer: None is CLIP's byte-pair tokenizer."""
+        super().__init__()
+        self.model = model
+        self._config = config
+        self._preprocess = preprocess
+        self._hub_tokenizer = hub_tokenizer
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """How the weights' trainers turned an image into pixels."""
+        return self._preprocess
+
+    @property
+    def pooling(self) -> str:
+        """Open_clip's `encode_image`, with what its configuration says of the pooling."""
+        vision = self._config["vision_cfg"]
+        settings = {key: value for key, value in vision.items() if "pool" in key or key == "timm_proj"}
+        return "open_clip encode_image" + "".join(f", {key} {value}" for key, value in sorted(settings.items()))
+
+    @property
+    def vision(self) -> nn.Module:
+        """The vision tower."""
+        visual: nn.Module = self.model.visual  # type: ignore[assignment]
+        return visual
+
+    @property
+    def text(self) -> nn.Module:
+        """The whole model, which holds the text tower's parts."""
+        return self.model
+
+    @property
+    def dim(self) -> int:
+        """Width D of the shared embedding."""
+        return int(self._config["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        """Number of text tokens T."""
+        return int(self._config["text_cfg"].get("context_length", _CONTEXT_LENGTH))
+
+    @property
+    def null_token_ids(self) -> Tensor:
+        """The empty text, int64 [1, T]."""
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = Tokenizer(self.write_tokenizer(Path(folder), Prompt()), Path(folder))
+        return torch.from_numpy(tokenizer([""]))
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Return unnormalised image embeddings [B, D] of pixels float32 [B, 3, H, W]."""
+        embedding: Tensor = self.model.encode_image(pixels, normalize=False)  # type: ignore[operator]
+        return embedding
+
+    def embed_text(self, token_ids: Tensor) -> Tensor:
+        """Return unnormalised text embeddings [B, D] of token ids int64 [B, T]."""
+        embedding: Tensor = self.model.encode_text(token_ids, normalize=False)  # type: ignore[operator]
+        return embedding
+
+    def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
+        """See `Backbone.write_tokenizer`."""
+        if self._hub_tokenizer is None:
+            return write_clip_tokenizer(root, context_length=self.context_length, prompt=prompt)
+        return self._hub_tokenizer.write(root, context_length=self.context_length, prompt=prompt)
+
+
+class PooledOpenClipFamily(Family):
+    """Models of open_clip that do not show every token, or pool them otherwise than OpenAI's CLIP does."""
+
+    backbone_type = PooledOpenClipBackbone
+
+    def names(self) -> Sequence[str]:
+        """Return open_clip's names of such models."""
+        return [name for name in open_clip.list_models() if not shows_every_token(open_clip.get_model_config(name))]
+
+    def kind_named(self, name: str) -> str:
+        """Return the one kind that there is."""
+        return "a pooled model of open_clip"
+
+    def kind_of(self, state: StateDict) -> str | None:
+        """Recognise a timm tower, an attention pooling, or a text tower under a name of its own."""
+        found = any(key.startswith(_KIND_KEYS) for key in state)
+        return "a pooled model of open_clip" if found else None
+
+    def tags(self, name: str) -> Sequence[str]:
+        """Return the tags of a model's published weights."""
+        return tags_of(name)
+
+    def preprocess(self, name: str, weights: Weights) -> PreprocessSpec:
+        """Return the preprocessing of a tag or a file."""
+        return preprocess_of(name, open_clip.get_model_config(name), weights)
+
+    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> PooledOpenClipBackbone:
+        """See `Family.load`."""
+        if name is None:
+            raise ExportError(
+                "--backbone from-checkpoint: the file holds a model of open_clip whose form can't be told from its "
+                "keys: name it, like --backbone ViT-B-16-SigLIP2"
+            )
+        config = open_clip.get_model_config(name)
+        _check_text_tower(name, config)
+        hub_tokenizer = self._tokenizer(name, config, tokenizer)
+        preprocess = self.preprocess(name, weights)
+        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned)
+        warn_if_a_file_could_be_several(name, config, weights)
+        model = create(name, quick_gelu=quick_gelu)
+        if weights.state is not None:
+            load_strictly(model, weights.state)
+        elif weights.tag is not None:
+            fetch(model, name, weights.tag)
+        return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer)
+
+    def _tokenizer(self, name: str, config: Config, file: Path | None) -> HubTokenizer | None:
+        text = config["text_cfg"]
+        if "hf_tokenizer_name" not in text:
+            refuse_tokenizer(name, file)
+            return None
+        return find_hub_tokenizer(name, text, file)
+
+
+def _check_text_tower(name: str, config: Config) -> None:
+    language_model = config["text_cfg"].get("hf_model_name")
+    if language_model is not None:
+        raise ExportError(
+            f"backbone {name}: its text tower is transformers' {language_model}, whose configuration and padding mask "
+            "are fetched from a hub; Cirrus exports the text towers that are open_clip's own: name another --backbone"
+        )

@@ -1,0 +1,62 @@
+"""A bundle's contract while the bundle is being written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from cirrus_client.bundle import BundleSpec, FidelityStatus, GraphSpec, SpaceSpec
+from cirrus_client.files import sha256_of_file
+from cirrus_export.checkpoints.state import fingerprint
+from cirrus_export.recipes import Recipe
+from cirrus_export.request import ExportRequest
+
+MAX_BATCH = 64
+NOT_MEASURED = FidelityStatus(passed=False, failures=("not measured yet",))
+_RECORDED_PACKAGES = ("torch", "onnx", "onnxruntime", "open_clip_torch", "transformers", "tokenizers", "pillow")
+
+
+class ContractDraft:
+    """What a contract says before the graphs are written. Making a draft writes the bundle's tokenizer."""
+
+    def __init__(self, request: ExportRequest, recipe: Recipe, root: Path) -> None:
+        """root: the bundle's folder."""
+        self._request = request
+        self._recipe = recipe
+        self._root = root
+        self._tokenizer = recipe.backbone.write_tokenizer(root, recipe.prompt)
+        self._preprocess = recipe.preprocess(recipe.backbone.preprocess)
+        components = {name: fingerprint(module) for name, module in recipe.target_modules().items()} | {
+            "preprocess": self._preprocess.model_dump_json(),
+            "tokenizer": sha256_of_file(root / self._tokenizer.file),
+            "pooling": recipe.pooling(),
+        }
+        self.space = SpaceSpec.of(components, dim=recipe.dim, vectors=recipe.vectors, similarity=recipe.similarity)
+
+    def contract(self, graphs: Mapping[str, GraphSpec], fidelity: FidelityStatus) -> BundleSpec:
+        """Return the contract with these graphs, and the checksums of the files as they are now."""
+        request, recipe = self._request, self._recipe
+        return BundleSpec(
+            name=request.out.name,
+            recipe=request.recipe,
+            backbone=request.backbone,
+            pretrained=request.located_pretrained(),
+            head=request.head_identity(),
+            options=recipe.options.model_dump(mode="json"),
+            precision=request.precision,
+            space=self.space,
+            preprocess=self._preprocess,
+            tokenizer=self._tokenizer,
+            graphs=dict(graphs),
+            ensembles=recipe.ensembles(),
+            max_batch=MAX_BATCH,
+            caption_join=recipe.caption_join,
+            fidelity=fidelity,
+            versions={package: version(package) for package in _RECORDED_PACKAGES},
+            files=self._checksums(),
+        )
+
+    def _checksums(self) -> dict[str, str]:
+        paths = [*sorted((self._root / "graphs").iterdir()), self._root / self._tokenizer.file]
+        return {str(path.relative_to(self._root)): sha256_of_file(path) for path in paths}

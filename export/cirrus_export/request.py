@@ -1,0 +1,44 @@
+"""What to export, as the user says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cirrus_client.bundle import Precision
+from cirrus_client.files import sha256_of_file
+from cirrus_export.backbones.registry import RANDOM, split_pretrained
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export.
+
+    recipe, backbone: names, or `module:Class`. pretrained: an open_clip tag, a file or folder, `TAG=FILE`, or "random";
+    None where the head's checkpoint carries its backbone. head: the head's checkpoint, "random", or None where the
+    recipe has no head. for_triton: an NGC release of Triton for which TensorRT plans are compiled as well, or None.
+    tokenizer: the `tokenizer.json` of a backbone whose tokenizer is on a hub, or None to fetch it.
+    """
+
+    recipe: str
+    backbone: str
+    pretrained: str | None
+    head: str | None
+    out: Path
+    precision: Precision = Precision.FP32
+    options: Mapping[str, str | float | bool] = field(default_factory=dict)
+    for_triton: str | None = None
+    tokenizer: Path | None = None
+
+    def located_pretrained(self) -> str | None:
+        """Return `pretrained` with its path made absolute, so that it holds from any folder."""
+        if self.pretrained is None:
+            return None
+        tag, path = split_pretrained(self.pretrained)
+        parts = (tag, None if path is None else str(path.resolve()))
+        return "=".join(part for part in parts if part is not None)
+
+    def head_identity(self) -> str | None:
+        """Return the sha256 of the head's checkpoint, "random", or None."""
+        return self.head if self.head in (None, RANDOM) else sha256_of_file(Path(str(self.head)))
