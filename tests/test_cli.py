@@ -108,6 +108,7 @@ def test_verify_and_doctor(bundle) -> None:
     assert "ONNX Runtime" in cirrus("doctor")
 
 
+@pytest.mark.triton
 def test_serve_answers_searches_and_stops_on_sigterm(bundle, photos, index_root) -> None:
     http, grpc, metrics = free_ports(3)
     ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)

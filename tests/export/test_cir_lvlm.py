@@ -88,6 +88,7 @@ def request(checkpoint: Path, out: Path) -> ExportRequest:
     return ExportRequest("cir-lvlm", "lvlm", str(checkpoint), None, out)
 
 
+@pytest.mark.export
 def test_a_small_lvlm_is_exported_passes_its_gate_and_answers(checkpoint, probe, tmp_path) -> None:
     bundle = export(request(checkpoint, tmp_path / "bundle"), probe)
     report = json.loads((bundle.root / "report.json").read_text())

@@ -12,8 +12,9 @@ from cirrus_client.bundle import Similarity
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
 from cirrus_client.gallery import embed_gallery, read_gallery
+from cirrus_client.index import build_index
 from cirrus_client.names import EnsembleName
-from cirrus_client.retriever import build_index, open_retriever
+from cirrus_client.retriever import open_retriever
 from cirrus_export.pipeline import ExportRequest, build_recipe
 from tests.export.author_files import AUTHORS, authors_file, request
 

@@ -16,6 +16,8 @@ from cirrus_export.suggester import export as module
 from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration
 from cirrus_export.suggester.export import export_suggester
 
+pytestmark = pytest.mark.export
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
@@ -69,6 +71,7 @@ def test_texts_depend_on_both_images_and_their_order(suggester, pairs) -> None:
     assert len(set(texts)) > 1
 
 
+@pytest.mark.triton
 def test_the_server_gives_the_same_text_and_names_the_bad_image(suggester, pairs) -> None:
     http, grpc, metrics = free_ports(3)
     with TritonServer(suggester / "triton/python", http_port=http, grpc_port=grpc, metrics_port=metrics) as server:

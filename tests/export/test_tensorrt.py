@@ -219,6 +219,7 @@ def test_a_tensorrt_before_10_is_refused(monkeypatch) -> None:
         nvidia.load_tensorrt()
 
 
+@pytest.mark.network
 def test_without_a_gpu_the_error_carries_cudas_name_of_it(wheels) -> None:
     script = "from cirrus_client.engines.nvidia import this_gpu; this_gpu()"
     path = os.pathsep.join([str(unpack(CUDA, wheels)), *sys.path])
