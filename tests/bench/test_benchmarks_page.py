@@ -30,7 +30,10 @@ def speed_rows() -> list[str]:
     )
     cases: dict[str, Case] = {
         BASELINE.title: BASELINE,
-        **{f"{row.title}, plain CLIP": Case(**{name: getattr(row, name) for name in Case.model_fields}) for row in peers},
+        **{
+            f"{row.title}, plain CLIP": Case(**{name: getattr(row, name) for name in Case.model_fields})
+            for row in peers
+        },
         **{
             f"**Cirrus, {precision}**" + (", `--decode fast`" if decoding is Decoding.FAST else ""): cirrus(
                 precision, decoding
@@ -43,9 +46,9 @@ def speed_rows() -> list[str]:
     rows = []
     for title, case in cases.items():
         row = GALLERY.of_case(case)
-        drift = (
-            f"{row.fidelity.cosine_min:.6f} | {row.fidelity.top10_agreement:.1%}" if row.fidelity is not None else "- | -"
-        )
+        drift = "- | -"
+        if row.fidelity is not None:
+            drift = f"{row.fidelity.cosine_min:.6f} | {row.fidelity.top10_agreement:.1%}"
         rows.append(f"| {title} | {row.images_per_s:,.1f} | {GALLERY.speed_up(row.images_per_s):.2f} | {drift} |")
     return rows
 
