@@ -63,8 +63,10 @@ class _TritonClient:
 
     def _config_of(self, client: Any) -> Any:
         """The served ensemble's configuration as JSON; a coroutine of it from an asyncio client."""
-        as_json = {"as_json": True} if self._transport is Transport.GRPC else {}
-        return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, self._bundle), **as_json)
+        options: dict[str, Any] = {}
+        if self._transport is Transport.GRPC:
+            options = {"as_json": True, "client_timeout": self._timeout_s}
+        return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, self._bundle), **options)
 
     def _pause_after(self, error: BaseException, request: Request | None, pause_s: float | None) -> float:
         """The pause before the next attempt. Raises what the failure means, if there is to be none."""
@@ -227,7 +229,8 @@ class AsyncTritonEncoder(_TritonClient):
 
     async def _model(self) -> ServedModel:
         if self._served is None:
-            self._served = read_config(await self._call(self._config_of), self.url, self._bundle)
+            config = await self._call(lambda client: asyncio.wait_for(self._config_of(client), self._timeout_s))
+            self._served = read_config(config, self.url, self._bundle)
         return self._served
 
     async def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
