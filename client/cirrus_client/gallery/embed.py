@@ -46,7 +46,7 @@ def embed_gallery(
     """
     source: Source = FolderSource(images) if isinstance(images, (str, Path)) else images
     files = source.list()
-    writer = GalleryWriter.open(Path(out), images=source.root, space=encoder.space)
+    writer = GalleryWriter.open(out, images=source.root, space=encoder.space)
     if queries is not None:
         writer.keep_queries(queries)
     plan = writer.plan(files, shard_size)

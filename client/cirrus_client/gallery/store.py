@@ -98,13 +98,13 @@ class GalleryWriter:
         self.manifest = manifest
 
     @staticmethod
-    def open(root: Path, *, images: str, space: SpaceSpec) -> GalleryWriter:
+    def open(root: Path | str, *, images: str, space: SpaceSpec) -> GalleryWriter:
         """Create a gallery, or open one to go on with it. images: the root of the source, see `Source.root`.
 
         Raises SpaceMismatch if it was embedded in another space, GalleryError if it is a gallery of other images, is
         damaged, or the folder holds something else.
         """
-        manifest = GalleryManifest(images=images, space=space)
+        root, manifest = Path(root), GalleryManifest(images=images, space=space)
         if (root / MANIFEST).exists():
             _check_same(root, read_manifest(root), manifest)
         check_free(root)
