@@ -1,0 +1,126 @@
+"""What the pages under docs/ say is true: their code runs, and their tables name what there is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import io
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import cirrus_client
+from cirrus_client import Bundle, LocalEncoder, Match, build_index, embed_gallery, open_retriever, read_gallery
+from cirrus_client.triton.server import TritonServer
+from tests.tiny import write_pictures, write_tiny_bundle
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FILE_NAME = re.compile(r"# (\w+\.py)\n")
+
+
+def run_page(page: Path) -> dict[str, Any]:
+    """Run a page's Python blocks in order and return their namespace; a block that names a file becomes that file."""
+    namespace: dict[str, Any] = {"__name__": "page"}
+    text = page.read_text()
+    for block in _BLOCK.finditer(text):
+        code = block[1]
+        named = _FILE_NAME.match(code)
+        if named is None:
+            line = text.count("\n", 0, block.start(1))
+            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        else:
+            Path(named[1]).write_text(code)
+            importlib.invalidate_caches()
+    return namespace
+
+
+@pytest.fixture(scope="module")
+def api_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """The names that the blocks of python-api.md leave behind, and the folder that they ran in, which is current."""
+    folder = tmp_path_factory.mktemp("page")
+    write_tiny_bundle(folder / "build" / "union")
+    photos = write_pictures(folder / "photos", 60)
+    shutil.copy(photos / "000007.jpg", folder / "dress.jpg")
+    shutil.make_archive(str(folder / "photos"), "zip", photos)
+    modules = set(sys.modules)
+    with pytest.MonkeyPatch.context() as session:
+        session.chdir(folder)
+        session.syspath_prepend(folder)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            names = run_page(DOCS / "python-api.md")
+        yield SimpleNamespace(**names, folder=folder, printed=printed.getvalue())
+    for name in set(sys.modules) - modules:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == folder:
+            del sys.modules[name]
+
+
+def test_the_api_page_embeds_and_finds(api_page: SimpleNamespace) -> None:
+    assert api_page.summary.embedded == 60
+    assert api_page.summary.new == 0
+    assert isinstance(api_page.match, Match)
+    assert api_page.match.rank == 5
+
+
+def test_the_api_pages_source_and_shared_writer_make_the_folders_gallery(api_page: SimpleNamespace) -> None:
+    embedded = set(api_page.gallery.paths)
+    for name in ("zip-gallery", "shared-gallery"):
+        assert set(read_gallery(api_page.folder / "build" / name).paths) == embedded
+    assert len(list(read_gallery(api_page.folder / "build" / "shared-gallery").shards())) == 8
+
+
+def test_the_api_pages_index_measures_its_agreement_and_keeps_metadata(api_page: SimpleNamespace) -> None:
+    assert api_page.manifest.agreement.source == "queries of last week"
+    first = api_page.saved.items.rows(range(60))
+    assert {item.id: item.metadata["title"] for item in first}["000001.jpg"] == "striped shirt"
+    assert all(item.image == f"https://images.example/photos/{item.id}" for item in first)
+
+
+def test_the_api_pages_plug_ins_answer_as_the_built_in_ones_do(api_page: SimpleNamespace) -> None:
+    expected = api_page.retriever.search(image="dress.jpg", text="in blue", k=3)
+    assert [match.id for match in api_page.same] == [match.id for match in expected]
+    assert [match.id for match in api_page.in_blue[:3]] == [match.id for match in expected]
+    assert api_page.embedding == pytest.approx(api_page.encoder.encode_queries(["dress.jpg"], ["in blue"]), abs=1e-5)
+
+
+def test_the_api_pages_searches_through_a_server_answer_as_the_local_one_does(
+    api_page: SimpleNamespace, server: TritonServer, bundle: Bundle, tmp_path: Path, monkeypatch
+) -> None:
+    shutil.copy("dress.jpg", tmp_path)
+    encoder = LocalEncoder(bundle)
+    embed_gallery("photos", tmp_path / "build" / "gallery", encoder)
+    build_index(read_gallery(tmp_path / "build" / "gallery"), tmp_path / "build" / "index")
+    monkeypatch.chdir(tmp_path)
+    answers = [
+        api_page.search_on_server(server.grpc_url),
+        asyncio.run(api_page.search_with_asyncio(server.grpc_url)),
+        open_retriever(encoder, "build/index").search(image="dress.jpg", text="in blue", k=3),
+    ]
+    on_server, with_asyncio, here = ([match.id for match in answer] for answer in answers)
+    assert on_server == with_asyncio == here
+
+
+def test_the_api_page_reports_which_query_is_bad(api_page: SimpleNamespace) -> None:
+    assert "InvalidImage query 1 | the bytes are not an image" in api_page.printed
+
+
+def test_the_api_page_names_everything_public() -> None:
+    page = (DOCS / "python-api.md").read_text()
+    table = page.partition("## Every name")[2]
+    named = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    assert named == set(cirrus_client.__all__)
+
+
+def test_the_api_page_names_every_entry_point_group() -> None:
+    sources = [path for package in ("client", "export") for path in (ROOT / package).rglob("*.py")]
+    groups = {group for path in sources for group in re.findall(r'"(cirrus\.[a-z]+)"', path.read_text())}
+    named = set(re.findall(r"^\| `(cirrus\.[a-z]+)`", (DOCS / "python-api.md").read_text(), re.MULTILINE))
+    assert groups <= named
