@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import importlib
@@ -124,3 +125,22 @@ def test_the_api_page_names_every_entry_point_group() -> None:
     groups = {group for path in sources for group in re.findall(r'"(cirrus\.[a-z]+)"', path.read_text())}
     named = set(re.findall(r"^\| `(cirrus\.[a-z]+)`", (DOCS / "python-api.md").read_text(), re.MULTILINE))
     assert groups <= named
+
+
+def test_the_troubleshooting_page_explains_every_error_and_no_other() -> None:
+    explained = re.findall(r"^### `(\w+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(explained) == len(set(explained))
+    assert set(explained) == errors_of("client", "export", "bench")
+
+
+def errors_of(*packages: str) -> set[str]:
+    """Return the names of all classes below CirrusError, read from the source: importing all would import torch."""
+    bases: dict[str, set[str]] = {}
+    for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    found = {"CirrusError"}
+    while more := {name for name, parents in bases.items() if parents & found} - found:
+        found |= more
+    return found
