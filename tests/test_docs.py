@@ -20,6 +20,7 @@ import pytest
 import cirrus_client
 from cirrus_client import Bundle, LocalEncoder, Match, build_index, embed_gallery, open_retriever, read_gallery
 from cirrus_client.triton.server import TritonServer
+from tests.test_boundaries import imports_of
 from tests.tiny import write_pictures, write_tiny_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +132,59 @@ def test_the_troubleshooting_page_explains_every_error_and_no_other() -> None:
     explained = re.findall(r"^### `(\w+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(explained) == len(set(explained))
     assert set(explained) == errors_of("client", "export", "bench")
+
+
+ARROWS = {
+    package: (folder, set(re.findall(r"`(\w+)`", allowed)))
+    for package, folder, allowed in re.findall(
+        r"^\| `(\w+)` \| `([\w/]+)` \| ([^|]*)\|", (DOCS / "architecture.md").read_text(), re.MULTILINE
+    )
+}
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        pytest.param(package, marks=[pytest.mark.xfail(reason="the default probe is rendered by the demo")])
+        if package == "cirrus_export"
+        else package
+        for package in ARROWS
+    ],
+)
+def test_a_package_imports_those_that_the_architecture_page_says(package: str) -> None:
+    folder, allowed = ARROWS[package]
+    assert imports_of(ROOT / folder) & set(ARROWS) - {package} == allowed
+
+
+def test_the_picture_has_the_arrows_and_floors_of_the_architecture_page() -> None:
+    picture = (DOCS / "architecture.svg").read_text()
+    drawn = set(re.findall(r'data-from="(\w+)" data-to="(\w+)"', picture))
+    assert drawn == {(package, imported) for package, (_, allowed) in ARROWS.items() for imported in allowed}
+    rooms = {floor: rooms.split(", ") for floor, rooms in re.findall(r'data-floor="(\w+)"[^>]*>([^<]*)<', picture)}
+    assert rooms == floors()
+
+
+def test_rooms_of_the_client_import_what_is_below_them() -> None:
+    order = [room for rooms in floors().values() for room in rooms]
+    client = ROOT / "client" / "cirrus_client"
+    found = {path.relative_to(client).parts[0].removesuffix(".py") for path in client.rglob("*.py")}
+    assert found - {"__init__"} == set(order), "docs/architecture.md: its table of floors lists every room"
+    for path in client.rglob("*.py"):
+        room = path.relative_to(client).parts[0].removesuffix(".py")
+        if room != "__init__":
+            above = set(order[: order.index(room)])
+            assert above.isdisjoint(rooms_imported_by(path)), f"{path} imports a room that stands above its own"
+
+
+def floors() -> dict[str, list[str]]:
+    """Return the rooms of the client by floor, from the top, as the architecture page lists them."""
+    table = (DOCS / "architecture.md").read_text().partition("| floor | rooms |")[2].partition("\n\n")[0]
+    return {floor: re.findall(r"`(\w+)`", rooms) for floor, rooms in re.findall(r"\| (\w+) \| (.*) \|", table)}
+
+
+def rooms_imported_by(path: Path) -> set[str]:
+    modules = (node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom))
+    return {module.split(".")[1] for module in modules if module.startswith("cirrus_client.")}
 
 
 def errors_of(*packages: str) -> set[str]:
