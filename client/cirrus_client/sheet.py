@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cirrus_client.encoders.protocol import ImageInput, image_bytes
 from cirrus_client.errors import InvalidImage, UnsupportedFormat
+from cirrus_client.files import atomic_path
 from cirrus_client.image.preprocess import decode
 from cirrus_client.retriever import Match
 
@@ -82,5 +83,5 @@ def check_suffix(path: Path) -> None:
 def save_sheet(sheet: Image.Image, path: Path) -> None:
     """Write a sheet in the format that the path's suffix names. Raises UnsupportedFormat, and OSError."""
     check_suffix(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format=Image.registered_extensions()[path.suffix.lower()])

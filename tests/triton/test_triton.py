@@ -95,7 +95,7 @@ def test_a_text_of_ten_thousand_words_is_a_typed_error(triton) -> None:
 
 
 def test_a_query_without_an_image_is_refused(triton) -> None:
-    with pytest.raises(UnsupportedQuery, match="query 0 has no image"):
+    with pytest.raises(UnsupportedQuery, match="query 0: it has no image"):
         triton.encode_queries([None], ["a red dress"])
 
 

@@ -21,7 +21,10 @@ class FaissBackend(IndexBackend):
     def build(self, gallery: Gallery, root: Path, options: BuildOptions) -> Agreement | None:
         """See `IndexBackend.build`."""
         index, agreement = build_faiss(GalleryVectors.of(gallery), options)
-        need("faiss", "search").write_index(index, str(root / _VECTORS))
+        try:
+            need("faiss", "search").write_index(index, str(root / _VECTORS))
+        except RuntimeError as error:  # so FAISS reports a full disk
+            raise OSError(f"FAISS can't write the index: {error}") from None
         return agreement
 
     def open(self, root: Path, space: SpaceSpec) -> FaissIndex:

@@ -1,0 +1,221 @@
+"""What every command has in common: how it prints, how it fails, how it is interrupted."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cirrus_client.cli.app import app
+from cirrus_client.triton.server import free_ports
+from tests.test_optional_packages import run_without
+
+CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
+
+
+def run(*arguments: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner(env={"COLUMNS": "250"}).invoke(app, [str(argument) for argument in arguments])
+
+
+def run_alone(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
+    command = [*CIRRUS, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+def message_of(result: Result) -> str:
+    """The message of a command that failed as it should: without a traceback, and with exit code 1."""
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+def message_alone(done: subprocess.CompletedProcess[str]) -> str:
+    """The same of a command that ran in a process of its own."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def images(pictures, tmp_path_factory) -> Path:
+    """Two pictures, one of them under a name that reads like markup."""
+    folder = tmp_path_factory.mktemp("images") / ("long-" * 30)
+    folder.mkdir()
+    first, second = sorted(pictures.iterdir())[:2]
+    (folder / "shirt[blue].jpg").write_bytes(first.read_bytes())
+    (folder / "plain.jpg").write_bytes(second.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(tiny_bundle, images, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("index")
+    embedded = run("--quiet", "embed", images, "--bundle", tiny_bundle.root, "--out", root / "gallery")
+    assert embedded.exit_code == 0, embedded.stderr
+    assert run("index", root / "gallery", "--out", root / "index").exit_code == 0
+    return root / "index"
+
+
+@pytest.fixture(scope="module")
+def search(tiny_bundle, images, index) -> list[object]:
+    return ["search", images / "shirt[blue].jpg", "in red", "--bundle", tiny_bundle.root, "--index", index]
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version").stdout.startswith("cirrus 0.")
+
+
+def test_a_mistyped_verb_is_corrected() -> None:
+    assert "Did you mean 'verify'?" in run("verfy").stderr
+
+
+def test_a_path_in_a_table_is_whole_on_one_line(search, images) -> None:
+    lines = run(*search).stdout.splitlines()
+    assert lines[0].split() == ["rank", "score", "image"]
+    assert lines[1].endswith(str(images / "shirt[blue].jpg"))
+    assert len(lines) == 3
+
+
+def test_quiet_prints_results_alone_and_verbose_prints_more(tiny_bundle, images, tmp_path) -> None:
+    embed = ("embed", images, "--bundle", tiny_bundle.root, "--engine", "onnxruntime", "--out")
+    quiet = run_alone("--quiet", *embed, tmp_path / "quiet")
+    assert quiet.stderr == ""
+    assert "2 images embedded" in quiet.stdout
+    assert "embedding: 100%" in run_alone(*embed, tmp_path / "loud").stderr
+    assert "Traceback" in run_alone("--verbose", "verify", tmp_path).stderr
+    assert run("-v", "-q", "verify", tmp_path).exit_code == 2
+
+
+def test_a_sheet_of_an_unknown_format_is_refused_before_the_search(search, tmp_path) -> None:
+    message = message_of(run(*search, "--sheet", tmp_path / "out.xyz"))
+    assert "UnsupportedFormat" in message
+    assert "'.xyz' names no image format that is supported; use one of .png, .jpg" in message
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".pdf"])
+def test_a_sheet_is_written_in_the_format_of_its_suffix(search, tmp_path, suffix) -> None:
+    assert run(*search, "--sheet", tmp_path / f"sheet{suffix}").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == [f"sheet{suffix}"]
+    if suffix != ".pdf":
+        assert Image.open(tmp_path / f"sheet{suffix}").width > 500
+
+
+def verbs(tiny_bundle, images, index, search, out: Path) -> dict[str, list[object]]:
+    """Commands that write to a path."""
+    return {
+        "embed": ["embed", images, "--bundle", tiny_bundle.root, "--out", out],
+        "index": ["index", index.parent / "gallery", "--out", out],
+        "search": [*search, "--sheet", out / "sheet.png"],
+    }
+
+
+@pytest.mark.parametrize("verb", ["embed", "index", "search"])
+def test_a_path_that_cannot_be_written_is_a_message_with_the_path(
+    tiny_bundle, images, index, search, tmp_path, verb
+) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "out", Path("/proc/out")):
+        message = message_of(run(*verbs(tiny_bundle, images, index, search, out)[verb]))
+        assert str(out.parent) in message
+
+
+@pytest.mark.parametrize("verb", ["embed", "index", "search"])
+def test_a_full_disk_is_a_message_with_the_path(tiny_bundle, images, index, search, tmp_path, verb) -> None:
+    """A limit on the size of files stands for the full disk: the write fails in the kernel in the same way."""
+    command = verbs(tiny_bundle, images, index, search, tmp_path / "out")[verb]
+    limited = run_alone(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (256, 256)))
+    message = message_alone(limited)
+    assert str(tmp_path / "out") in message
+    assert "File too large" in message
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8000", "https://here:8001", "127.0.0.1"])
+def test_an_address_that_is_not_host_and_port_names_the_cure(index, address) -> None:
+    done = run("search", "-", "a red dress", "--index", index, "--server", address)
+    assert done.exit_code == 2
+    assert f"'{address}' is not host:port; for example 127.0.0.1:8001 (gRPC)" in done.stderr
+    assert "--transport http" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bundle", "B", "--server", "h:1"], "--bundle, --server: give exactly one of them"),
+        (["--server", "h:1", "--cache", "c"], "--cache: it needs --bundle"),
+        (["--server", "h:1", "--engine", "openvino"], "--engine: it needs --bundle"),
+        (["--cache", "c"], "--cache: it needs --bundle as well"),
+        (["--head", "h.pt"], "--head: it needs --bundle as well"),
+        (["--bundle", "B", "--name", "n"], "--name: it chooses among the bundles of a --server"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path, options, message) -> None:
+    done = run("embed", tmp_path, "--out", tmp_path / "out", *options)
+    assert done.exit_code == 2
+    assert f"Invalid value for {message}" in done.stderr
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_path) -> None:
+    out = tmp_path / "out"
+    embed = ["embed", pictures, "--bundle", tiny_bundle.root, "--shard-size", 1, "--out", out]
+    job = subprocess.Popen([*CIRRUS, *map(str, embed)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("metadata/*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    _, messages = job.communicate(timeout=60)
+    assert job.returncode == 130, messages
+    assert messages.splitlines()[-1] == "cirrus: interrupted; the same command resumes where this one stopped"
+    assert "60 images embedded" in run(*embed).stdout
+
+
+@pytest.mark.parametrize("verb", [["export", "--recipe", "clip", "--backbone", "ViT-B-32", "--out", "o"], ["recipes"]])
+def test_a_verb_whose_package_is_missing_names_the_extra(verb) -> None:
+    done = run_without({"torch"}, f"import sys; sys.argv[1:] = {verb!r}; from cirrus_client.cli import main; main()")
+    assert message_alone(done) == f"cirrus {verb[0]} needs torch: pip install 'cirrus-cir[export]'"
+
+
+def test_help_lists_every_verb_though_some_cannot_start() -> None:
+    done = run_without(
+        {"torch", "onnxruntime", "faiss", "pyarrow", "matplotlib"},
+        "import sys; sys.argv[1:] = ['--help']; from cirrus_client.cli import main; main()",
+    )
+    assert done.returncode == 0, done.stderr
+    for verb in ("embed", "search", "doctor", "export", "bench"):
+        assert verb in done.stdout
+
+
+def test_a_verb_that_is_defined_twice_is_refused_and_the_others_are_not(monkeypatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from cirrus_client.cli.verbs import Verbs
+    from cirrus_client.errors import PluginError
+
+    verbs = Verbs(
+        [
+            EntryPoint("verify", "cirrus_client.cli.verify:verify", "cirrus.commands"),
+            EntryPoint("doctor", "cirrus_client.cli.doctor:doctor", "cirrus.commands"),
+            EntryPoint("verify", "elsewhere:verify", "cirrus.commands"),
+        ]
+    )
+    assert list(verbs) == ["verify", "doctor"]
+    assert verbs["doctor"].help.startswith("Print what is installed")
+    with pytest.raises(PluginError, match=r"'verify' is defined more than once: .*elsewhere:verify"):
+        verbs["verify"].callback()
+
+
+def test_nobody_at_the_address_is_an_error_with_the_ports(tiny_bundle, index, images) -> None:
+    (port,) = free_ports(1)
+    done = run("search", images / "plain.jpg", "in red", "--index", index, "--server", f"127.0.0.1:{port}")
+    message = message_of(done)
+    assert f"127.0.0.1:{port}" in message
+    assert "8001" in message
