@@ -82,17 +82,14 @@ def _light_client() -> list[Finding]:
     for module, distribution in _LIGHT_CLIENT.items():
         error = _import_error(module)
         if error is not None:
-            way_out = "pip install --force-reinstall cirrus-cir"
-            if distribution == "pyarrow" and _version("numpy").startswith("1."):
-                way_out = "pyarrow 26 needs NumPy 2: pip install 'pyarrow<26'"
-            broken.append(Finding(distribution, State.BROKEN, error, way_out))
+            broken.append(Finding(distribution, State.BROKEN, _first_line(error), _repair(distribution, error)))
     versions = ", ".join(f"{name} {_version(name)}" for name in ("cirrus-cir", "numpy", "pyarrow", "tritonclient"))
     return broken or [Finding("light client", State.OK, versions)]
 
 
 def _package(what: str, module: str, look: Callable[[], str], way_out: str) -> Finding:
     """Look at an optional package. look: returns what to say of it. It may raise anything."""
-    if find_spec(module) is None:
+    if not _is_installed(module):
         return Finding(what, State.ABSENT, "not installed", way_out)
     rivals = [name for name in _RIVALS.get(module, ()) if _version(name) != _NONE]
     if len(rivals) > 1:
@@ -176,12 +173,26 @@ def _gpu() -> Finding:
     return Finding("NVIDIA GPU", State.OK, "; ".join(answer.stdout.strip().splitlines()))
 
 
-def _import_error(module: str) -> str | None:
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def _import_error(module: str) -> Exception | None:
     try:
         _quietly(module)
     except Exception as error:  # whatever a broken package raises
-        return _first_line(error)
+        return error
     return None
+
+
+def _repair(distribution: str, error: Exception) -> str:
+    is_missing = isinstance(error, ModuleNotFoundError)
+    if distribution == "pyarrow" and not is_missing and _version("numpy").startswith("1."):
+        return "pyarrow 26 needs NumPy 2: pip install 'pyarrow<26'"
+    return "pip install --force-reinstall cirrus-cir"
 
 
 def _quietly(module: str) -> Any:
