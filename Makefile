@@ -11,9 +11,11 @@ DEMO := build/demo
 # onnxruntime-gpu, tensorrt and faiss-gpu where there is an NVIDIA GPU, their CPU packages elsewhere
 EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
 BUNDLE ?= $(DEMO)/bundle
+# Exporting is Python on one core, so tests run in processes beside each other; each takes up to 4 GB.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast lint demo-train clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -89,8 +91,11 @@ bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by
 	$(BIN)/cirrus bench retrieval --root $(DEMO)/catalogue --split test --out bench/reports --work $(DEMO)/retrieval \
 		$(foreach recipe,$(DEMO_RECIPES),--bundle $(DEMO)/$(recipe))
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## run every test that this machine can run; the others are skipped with the reason
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-fast: $(READY)  ## run the tests that export nothing, start no server and install nothing: under a minute
+	$(BIN)/python -m pytest -m "not (export or triton or gpu or network or install)"
 
 gpu-check: $(READY)  ## verify everything that uses a GPU, and write a report (FULL=1: a ViT-L/14 as well)
 	$(BIN)/cirrus gpu-check --out build/gpu-check $(if $(FULL),--full-size)

@@ -1,1 +1,1 @@
-"""What it costs to embed a gallery, side by side with the papers' way."""
+"""Measure speed and retrieval quality, and write reports."""

@@ -1,4 +1,4 @@
-"""What can go wrong in a bench."""
+"""Errors of the bench."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from cirrus_client.errors import CirrusError
 
 
 class PeerError(CirrusError):
-    """Another tool can't be installed, or its driver died."""
+    """Another tool that can't be installed, does not start, or stopped during a run."""

@@ -1,4 +1,4 @@
-"""Latency of single queries, asked by a number of clients at once."""
+"""Measure the latency of single queries, with a number of them in flight at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from cirrus_export.gate.probe import ProbeQuery
 
 
 class Latency(Record):
-    """Milliseconds of single queries, each with an image and a text, and how many were answered a second."""
+    """Latency of single queries of an image and a text.
+
+    concurrency: queries in flight. p50_ms, p95_ms, p99_ms: percentiles in milliseconds. queries_per_s: throughput.
+    """
 
     concurrency: int
     p50_ms: float
@@ -24,7 +27,7 @@ class Latency(Record):
 
 
 def measure_latency(encoder: Encoder, queries: Sequence[ProbeQuery], concurrency: int) -> Latency:
-    """Ask every query once, `concurrency` at a time, after a few to warm up."""
+    """Encode every query once, `concurrency` at a time, after a few to warm up, and return the latency."""
 
     def ask(query: ProbeQuery) -> float:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Triton's own load generator, perf_analyzer, against a served bundle: the same figures from another hand than ours.
+"""Measure a served bundle with perf_analyzer, Triton's own load generator, to check Cirrus's own measurement.
 
-The registry's package of that name is empty; the program came with the wheels of tritonclient until 2.60. 2.51 is the
-last that runs on glibc 2.36. One on the PATH, as in NVIDIA's SDK container, is taken before that.
+The package named perf-analyzer on the registry is empty. The program came with the wheels of tritonclient until 2.60, of
+which 2.51 is the last that runs on glibc 2.36. A perf_analyzer on the PATH, as in NVIDIA's SDK container, is preferred.
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/perf_analyzer/docs/cli.html
 """
 
@@ -27,10 +27,13 @@ _REQUIREMENTS = ("--no-deps", "tritonclient==2.51.0", "nvidia-cuda-runtime-cu12"
 
 
 class PerfAnalyzer:
-    """The program, found or installed."""
+    """perf_analyzer, found on the PATH or installed into an environment of its own."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: where its environment is made on the first call. Raises PeerError if it does not install or start."""
+        """Find or install the program, and read its version.
+
+        folder: where its environment is created on the first call. Raises PeerError if it does not install or start.
+        """
         self._environment = dict(os.environ)
         found = shutil.which(_NAME)
         if found is None:
@@ -42,7 +45,10 @@ class PerfAnalyzer:
         self.version = self._run(["--version"]).split("Version", 1)[-1].split("(")[0].strip()
 
     def measure(self, url: str, queries: Sequence[ProbeQuery], concurrency: int) -> Latency:
-        """Ask each query once of the server at `url` (host:port, gRPC), `concurrency` at a time. Raises PeerError."""
+        """Send each query once, `concurrency` at a time, and return the latency.
+
+        url: host:port of the server's gRPC endpoint. Raises PeerError if the program fails.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             given, answer = Path(scratch) / "queries.json", Path(scratch) / "latency.csv"
             given.write_text(json.dumps({"data": [_tensors(query) for query in queries]}))
@@ -67,7 +73,7 @@ class PerfAnalyzer:
 
 
 def _tensors(query: ProbeQuery) -> dict[str, object]:
-    """The query's inputs. Base64 stands for a tensor as it is on the wire, where a string follows its length."""
+    """Return the query as perf_analyzer reads it; in base64 a string is preceded by its length, as on the wire."""
     wire = len(query.image).to_bytes(4, "little") + query.image
     return {
         "image": {"b64": base64.b64encode(wire).decode(), "shape": [1]},

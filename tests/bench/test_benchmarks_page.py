@@ -46,9 +46,11 @@ def speed_rows() -> list[str]:
     rows = []
     for title, case in cases.items():
         row = GALLERY.of_case(case)
-        drift = "- | -"
-        if row.fidelity is not None:
-            drift = f"{row.fidelity.cosine_min:.6f} | {row.fidelity.top10_agreement:.1%}"
+        drift = (
+            f"{row.fidelity.cosine_min:.6f} | {row.fidelity.top10_agreement:.1%}"
+            if row.fidelity is not None
+            else "- | -"
+        )
         rows.append(f"| {title} | {row.images_per_s:,.1f} | {GALLERY.speed_up(row.images_per_s):.2f} | {drift} |")
     return rows
 

@@ -1,4 +1,4 @@
-"""The tools that people embed galleries with today, each in an environment of its own."""
+"""Peers: other tools that embed galleries, each in a virtual environment of its own."""
 
 from cirrus_bench.peers.install import PEERS, Peer
 from cirrus_bench.peers.process import PeerProcess, start_peers

@@ -1,4 +1,4 @@
-"""Which tools, and their installation from the package registry."""
+"""The list of peers, and their installation from the package registry."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ _LIMIT_S = 900
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool: what it needs, and the driver beside this file that embeds a folder with it.
-
-    No requirements: it runs in this environment.
-    """
+    """A tool to compare with. requirements: what pip installs for it; none if it runs in this environment."""
 
     name: str
     requirements: tuple[str, ...] = ()
 
     @property
     def driver(self) -> Path:
-        """The script that its own Python runs."""
+        """The script in `drivers/` that embeds a folder of photos with the tool."""
         return Path(__file__).parent / "drivers" / f"{self.name.replace('-', '_')}_driver.py"
 
 
@@ -42,10 +39,10 @@ PEERS = (
 
 
 def install(peer: Peer, folder: Path) -> Path:
-    """Return the Python that runs a peer, in a virtual environment below `folder` that is made on the first call.
+    """Install a peer into a virtual environment below `folder`, unless it is there, and return its Python.
 
-    torch comes first and torchvision without its dependencies, so that a CPU machine gets no CUDA packages. Raises
-    PeerError with pip's own reason.
+    torch is installed first and torchvision without its dependencies, so that a CPU machine gets no CUDA packages.
+    Raises PeerError with pip's own reason.
     """
     if not peer.requirements:
         return Path(sys.executable)
@@ -53,9 +50,10 @@ def install(peer: Peer, folder: Path) -> Path:
 
 
 def environment(path: Path, steps: Sequence[Sequence[str]]) -> Path:
-    """Return the Python of a virtual environment at `path`, in which `pip install` has run with each step's arguments.
+    """Create a virtual environment at `path` and return its Python.
 
-    It is made on the first call, and again when the steps change. Raises PeerError with pip's own reason.
+    steps: arguments of `pip install`, one list per call. The environment is created again if they change. Raises
+    PeerError with pip's own reason.
     """
     python = path / "bin" / "python"
     stamp = path / _STAMP

@@ -1,7 +1,7 @@
-"""A peer as a process that keeps its model and embeds the same folder as often as it is asked.
+"""Run a peer as a process that loads its model once and embeds the same folder on every request.
 
-The driver gets the folder of photos, the folder of weights and a file for its embeddings; it prints a line of JSON when
-it is ready, and one for every line that it reads: its peak memory after a whole run.
+The driver's arguments are the folder of photos, the folder of weights and the file for its embeddings. It prints one
+line of JSON when it is ready. For every line that it reads, it embeds the folder and prints its peak memory as JSON.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class PeerProcess:
-    """A running peer. Leave its `with` block to stop it."""
+    """A running peer, for one thread. Leaving the `with` block stops it."""
 
     def __init__(self, peer: Peer, python: Path, photos: Path, weights: Path) -> None:
-        """Start the driver and wait until its model is loaded. Raises PeerError with what it said last."""
+        """Start the driver and wait until its model is loaded. Raises PeerError with the last line of its output."""
         self.name = peer.name
         self.peak_bytes = 0
         self._scratch = tempfile.TemporaryDirectory(prefix="cirrus-peer-")
@@ -40,7 +40,7 @@ class PeerProcess:
         paths = (python, peer.driver, photos, weights, self._embeddings)
         self._process = subprocess.Popen(
             [str(path.absolute()) for path in paths],
-            # Some tools write beside where they are started.
+            # Some tools write files into the folder that they are started in.
             cwd=self._scratch.name,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -54,7 +54,7 @@ class PeerProcess:
             raise
 
     def run(self) -> None:
-        """Embed the folder once more. Raises PeerError if the driver dies."""
+        """Embed the folder once. Raises PeerError if the driver stops."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write("run\n")
@@ -64,7 +64,7 @@ class PeerProcess:
         self.peak_bytes = max(self.peak_bytes, int(self._answer()["peak_bytes"]))
 
     def embeddings(self) -> NDArray[np.float32]:
-        """Return the embeddings of the last run, float32 [N, D], rows in the order of the files' names."""
+        """Return the embeddings of the last run, float32 [N, D], ordered by file name."""
         rows: NDArray[np.float32] = np.load(self._embeddings).astype(np.float32)
         return rows
 
@@ -84,7 +84,7 @@ class PeerProcess:
         self.close()
 
     def _answer(self) -> dict[str, Any]:
-        """The driver's next answer; the tools themselves print to the same place."""
+        """Return the driver's next line of JSON, and skip what the tool itself prints."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(_ANSWER):
@@ -98,15 +98,15 @@ class PeerProcess:
 def start_peers(
     folder: Path, recipe: TransAggUnion, photos: Sequence[Path], peers: Sequence[Peer] = PEERS
 ) -> tuple[list[PeerProcess], dict[str, str]]:
-    """Install and start every peer; return those that run, and the reasons of those that do not.
+    """Install and start every peer; return those that run, and by name the reasons why the others do not.
 
-    folder: where environments and weights are kept. recipe: its backbone's weights are what every peer loads.
+    folder: where environments and weights are kept. recipe: every peer loads the weights of its backbone.
     """
     weights = write_weights(recipe, folder / "weights")
     running: list[PeerProcess] = []
     missing: dict[str, str] = {}
     for peer in peers:
-        log.info("bench: starting %s", peer.name)
+        log.info("installing and starting %s", peer.name)
         try:
             running.append(PeerProcess(peer, install(peer, folder), photos[0].parent, weights))
         except PeerError as error:

@@ -1,4 +1,4 @@
-"""The bench's CLIP in the forms that peers read: an open_clip state dict, and a transformers folder."""
+"""Write the bench's CLIP in the forms that peers read: an open_clip state dict, and a transformers folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TEXT = {
 
 
 def write_weights(recipe: TransAggUnion, folder: Path) -> Path:
-    """Write `open_clip.pt` (a state dict) and `transformers/` (with image processor and tokenizer); return it all."""
+    """Write `open_clip.pt` and `transformers/` (with image processor and tokenizer) into a folder, and return it."""
     backbone = recipe.backbone
     assert isinstance(backbone, OpenClipBackbone)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Retrieval quality on the official files of the benchmarks that CIR papers report."""
+"""Measure retrieval quality on the official files of the benchmarks that CIR papers report."""

@@ -1,13 +1,13 @@
-"""Readers of the official files of the benchmarks. No image is opened; every image is looked for.
+"""Read the official files of the benchmarks. Images are not opened, but every image must exist.
 
 fashioniq  captions/cap.<category>.<split>.json, image_splits/split.<category>.<split>.json, images/<id>.png or .jpg
-cirr       cirr/captions/cap.rc2.<split>.json, cirr/image_splits/split.rc2.<split>.json, images below the root; a
-           checkout of the annotations with the images inside it, without the folder cirr, is read as well
+cirr       cirr/captions/cap.rc2.<split>.json, cirr/image_splits/split.rc2.<split>.json, images below the root; the
+           folder cirr may be left out, as in a checkout of the annotations with the images inside it
 circo      annotations/<split>.json, COCO2017_unlabeled/annotations/image_info_unlabeled2017.json, images in
            COCO2017_unlabeled/unlabeled2017/
 sketchy, tuberlin, quickdraw
-           <split>/ with a list of sketches and one of photos, "path class_id" a line, paths below the root, as in
-           baohl00/UNION_for_IGROT; the splits of Sketchy are zeroshot1 (25 classes) and zeroshot0 (21 classes)
+           <split>/ with a list of sketches and a list of photos, one "path class_id" per line, paths relative to the
+           root, as in baohl00/UNION_for_IGROT; the splits of Sketchy are zeroshot1 (25 classes) and zeroshot0 (21 classes)
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cirrus_client.errors import CirrusError
 
 
 class DatasetError(CirrusError):
-    """A benchmark whose files are missing, broken or don't fit together."""
+    """A benchmark whose files are missing, broken or inconsistent, or a split that can't be evaluated."""
 
 
 class DatasetName(StrEnum):
-    """The benchmarks that can be read."""
+    """The supported benchmarks."""
 
     FASHIONIQ = "fashioniq"
     CIRR = "cirr"
@@ -39,7 +39,7 @@ class DatasetName(StrEnum):
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """One image of a gallery, with the benchmark's own id of it."""
+    """One gallery image. id: as the benchmark names it."""
 
     id: str
     path: Path
@@ -47,13 +47,13 @@ class GalleryImage:
 
 @dataclass(frozen=True)
 class Query:
-    """One query; rows count the gallery of its task.
+    """One query. Rows are positions in the gallery of its task.
 
-    id: the benchmark's own; where it has none (FashionIQ), the category and the place in the captions' file.
-    image: the reference image or sketch. reference: its row, None where it is not in the gallery.
-    captions: as the file has them: two for FashionIQ, none for sketches, one else. shared_concept: CIRCO's.
-    targets: every correct row, the annotated target first; empty on a test split.
-    subset: CIRR's five other members of the image set.
+    id: as the benchmark names it; FashionIQ has no ids, so it is the category and the position in the captions file.
+    image: the reference image or sketch. reference: its row, or None if it is not in the gallery.
+    captions: two for FashionIQ, none for sketches, otherwise one. shared_concept: CIRCO only.
+    targets: all correct rows, the annotated target first; empty on a test split.
+    subset: CIRR only, the rows of the image set's five other members.
     """
 
     id: str
@@ -84,10 +84,10 @@ _SKETCH_AND_PHOTO_LISTS = {
 
 
 def read_dataset(name: DatasetName, root: Path, split: str) -> list[Task]:
-    """Return the tasks of a benchmark's split: one a category for FashionIQ, one else.
+    """Read a split of a benchmark; return one task per category for FashionIQ, otherwise a single task.
 
-    root: the benchmark's folder, laid out as above. Raises DatasetError for a split that isn't there, a file or image
-    that is missing, a file that isn't of the official form, and ids that the gallery lacks.
+    root: the benchmark's folder, laid out as described above. Raises DatasetError for an unknown split, a missing file
+    or image, a file that is not in the official format, and ids that the gallery does not have.
     """
     if not root.is_dir():
         raise DatasetError(f"{name}: {root} is not a folder; name the folder that holds the official files")
@@ -101,7 +101,7 @@ def read_dataset(name: DatasetName, root: Path, split: str) -> list[Task]:
 
 
 class _Rows:
-    """Finds the rows of a gallery's ids, on behalf of one file that names them."""
+    """Maps a gallery's ids to rows, and names the file whose id is unknown."""
 
     def __init__(self, ids: Sequence[str], *, gallery: Path, file: Path) -> None:
         self._row_of = {identity: row for row, identity in enumerate(ids)}

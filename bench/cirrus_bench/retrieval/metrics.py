@@ -1,8 +1,8 @@
-"""Metrics of the papers, over rankings and ground truths.
+"""The metrics that papers report, computed from rankings and ground truth.
 
-A ranking is int64 [Q, K]: rows of the gallery, best first, none twice. Ground truths are gallery rows, one or several
-a query. Each metric returns float64 [Q], one value a query as a share of 1; the figure of a paper is their mean, so
-that a gallery too large for one [Q, K] array is measured in parts.
+A ranking is int64 [Q, K]: gallery rows per query, best first, none twice. Ground truth is one or several gallery rows
+per query. Each metric returns float64 [Q] between 0 and 1, one value per query. A paper's figure is their mean, so a
+gallery that is too large for one [Q, K] array can be measured in parts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _UNION_EPSILON = 1e-5
 def recall_at_k(ranking: Ranking, targets: Sequence[int], k: int) -> Values:
     """Return 1 where the target is among the first k, else 0 (FashionIQ; CIRR; CIRCO with the annotated target).
 
-    ranking: int64 [Q, K >= k]. targets: one row a query. Raises ValueError if a length or a row doesn't fit.
+    ranking: int64 [Q, K >= k]. targets: one row per query. Raises ValueError if lengths differ, K < k, or a query's
+    ranking has a row twice or a negative row.
     """
     return _relevance(ranking, _one_each(targets), k).any(axis=1).astype(np.float64)
 
@@ -39,7 +40,7 @@ def average_precision_at_k(ranking: Ranking, truths: Sequence[Sequence[int]], k:
 
     CIRCO (arXiv 2303.15247, section 4). With k the size of the gallery it is the AP@all of sketch-based retrieval.
     ranking: int64 [Q, K >= k]. truths: every correct row of each query, at least one. Raises ValueError as
-    `recall_at_k`, or for a query without truth.
+    `recall_at_k`, or for a query without ground truth.
     """
     relevant = _relevance(ranking, truths, k)
     possible = np.array([min(len(set(truth)), k) for truth in truths])
@@ -67,10 +68,10 @@ def trapezoidal_average_precision_at_k(ranking: Ranking, truths: Sequence[Sequen
 
 
 def without_reference(ranking: Ranking, references: Sequence[int]) -> Ranking:
-    """Return the ranking less each query's reference image, int64 [Q, K - 1] (CIRR).
+    """Remove each query's reference image from its ranking; return int64 [Q, K - 1] (CIRR).
 
-    A ranking that doesn't hold its reference, because it is cut at K, loses its last place instead. Raises
-    ValueError if a length or a row doesn't fit.
+    A ranking that is cut at K may not contain the reference; it loses its last place instead. Raises ValueError as
+    `recall_at_k`.
     """
     _check_shape(ranking, len(references))
     _check_rows(ranking)
@@ -82,9 +83,8 @@ def without_reference(ranking: Ranking, references: Sequence[int]) -> Ranking:
 def within_subset(ranking: Ranking, subsets: Sequence[Sequence[int]]) -> Ranking:
     """Return each query's subset in the order of its ranking, int64 [Q, S].
 
-    CIRR: the image set without its reference, S = 5.
-    ranking: int64 [Q, K], usually of the whole gallery. Raises ValueError if the subsets' sizes differ or a ranking
-    lacks a member.
+    CIRR's subset is the image set without its reference: S = 5. ranking: int64 [Q, K], usually of the whole gallery.
+    Raises ValueError if the subsets' sizes differ or a ranking lacks a member.
     """
     _check_shape(ranking, len(subsets))
     _check_rows(ranking)

@@ -1,4 +1,4 @@
-"""Predictions for the test servers of CIRR and CIRCO, checked before they are written."""
+"""Write predictions for the test servers of CIRR and CIRCO, after checking them against the servers' rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CIRCO_QUERIES = 800
 
 
 class SubmissionError(CirrusError):
-    """Predictions that a test server would reject, or score as something else."""
+    """Predictions that a test server would reject or misread."""
 
 
 def check_cirr_task(task: Task) -> None:

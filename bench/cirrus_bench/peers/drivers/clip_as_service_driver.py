@@ -1,5 +1,7 @@
-"""clip-as-service's executor in this process, given the bytes of every file. Its
-download of a known model of the same size is replaced by our file."""
+"""Run clip-as-service's executor in this process on the bytes of every file.
+
+It only knows models that it downloads; the download of one of the same architecture is replaced by our file.
+"""
 
 import asyncio
 

@@ -1,6 +1,6 @@
-"""clip-retrieval's own inference command, with its own defaults for a folder of files but for the batch size.
+"""Run clip-retrieval's own inference command with its defaults for a folder of files, except the batch size.
 
-Its model loader keeps a model for the life of the process, so that only the first run loads it.
+Its model loader keeps the model in the process, so only the first run loads it.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""What every driver does: load, say so, and embed the folder whenever a line comes in. Runs in a peer's environment."""
+"""What all drivers share. A driver runs in a peer's environment; `cirrus_bench.peers.process` describes the protocol."""
 
 import json
 import os
@@ -15,17 +15,17 @@ def paths():
 
 
 def serve(package, embed):
-    """Answer every line on stdin with a run of `embed()`, which writes the embeddings."""
+    """Report readiness, then run `embed()`, which writes the embeddings, for every line on stdin."""
     _say(version=version(package))
     for _ in sys.stdin:
         try:
             embed()
         except Exception:
             traceback.print_exc()
-            os._exit(1)  # threads of the tool may never end
+            os._exit(1)  # a plain exit would wait for threads of the tool
         peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         _say(peak_bytes=int(peak[1]) * 1024)
-    os._exit(0)  # the bench has ended; threads of the tool may not
+    os._exit(0)  # as above
 
 
 def let_torchvision_import():
@@ -41,5 +41,5 @@ def let_torchvision_import():
 
 
 def _say(**answer):
-    """On a line of its own: tools leave lines of progress unfinished."""
+    """Print an answer on a new line, since tools leave lines of progress unfinished."""
     print(f"\ncirrus:{json.dumps(answer)}", flush=True)

@@ -1,4 +1,4 @@
-"""infinity's engine in this process, given the bytes of every file at once; it batches by itself."""
+"""Run infinity's engine in this process on the bytes of all files at once; it forms the batches itself."""
 
 import asyncio
 

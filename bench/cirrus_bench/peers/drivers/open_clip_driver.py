@@ -1,4 +1,4 @@
-"""open_clip with a PyTorch DataLoader: what a notebook does."""
+"""Run open_clip with a PyTorch DataLoader, as a notebook would."""
 
 import driver
 
