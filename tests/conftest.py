@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,22 @@ _MARKED_FIXTURES = {
 }
 
 
+_MISSING = {
+    "triton": None if find_spec("pytriton") else "Triton is not installed (pip install 'cirrus-cir[serve]')",
+    "gpu": None if Path("/dev/nvidiactl").exists() else "this machine has no NVIDIA GPU",
+}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use, so that `-m "not export"` never exports a model."""
+    """Mark tests by the fixtures that they use, and skip those that need what this machine does not have."""
     for item in items:
         for marker, fixtures in _MARKED_FIXTURES.items():
             if fixtures.intersection(getattr(item, "fixturenames", ())):
                 item.add_marker(marker)
+        for marker, reason in _MISSING.items():
+            if reason is not None and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 Make = Callable[[Path], object]

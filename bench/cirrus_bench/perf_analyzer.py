@@ -1,7 +1,7 @@
 """Measure a served bundle with perf_analyzer, Triton's own load generator, to check Cirrus's own measurement.
 
-The package named perf-analyzer on the registry is empty. The program came with the wheels of tritonclient until 2.60, of
-which 2.51 is the last that runs on glibc 2.36. A perf_analyzer on the PATH, as in NVIDIA's SDK container, is preferred.
+The package named perf-analyzer on the registry is empty. The program came with the wheels of tritonclient until 2.60;
+2.51 is the last that runs on glibc 2.36. A perf_analyzer on the PATH, as in NVIDIA's SDK container, is preferred.
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/perf_analyzer/docs/cli.html
 """
 

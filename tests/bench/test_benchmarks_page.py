@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from cirrus_bench.full_size import FullSizeReport
-from cirrus_bench.gallery.case import BASELINE, CACHED_FEATURES, Case, Method, Stage, cirrus
+from cirrus_bench.gallery.case import BASELINE, CACHED_FEATURES, Case, Method, Stage, cirrus, peer
 from cirrus_bench.gallery.report import GalleryReport
 from cirrus_bench.precisions import PrecisionReport
 from cirrus_bench.queries import QueryReport
@@ -30,10 +30,7 @@ def speed_rows() -> list[str]:
     )
     cases: dict[str, Case] = {
         BASELINE.title: BASELINE,
-        **{
-            f"{row.title}, plain CLIP": Case(**{name: getattr(row, name) for name in Case.model_fields})
-            for row in peers
-        },
+        **{f"{row.title}, plain CLIP": peer(row.title) for row in peers},
         **{
             f"**Cirrus, {precision}**" + (", `--decode fast`" if decoding is Decoding.FAST else ""): cirrus(
                 precision, decoding
@@ -46,11 +43,8 @@ def speed_rows() -> list[str]:
     rows = []
     for title, case in cases.items():
         row = GALLERY.of_case(case)
-        drift = (
-            f"{row.fidelity.cosine_min:.6f} | {row.fidelity.top10_agreement:.1%}"
-            if row.fidelity is not None
-            else "- | -"
-        )
+        found = row.fidelity
+        drift = "- | -" if found is None else f"{found.cosine_min:.6f} | {found.top10_agreement:.1%}"
         rows.append(f"| {title} | {row.images_per_s:,.1f} | {GALLERY.speed_up(row.images_per_s):.2f} | {drift} |")
     return rows
 

@@ -7,7 +7,7 @@ circo      annotations/<split>.json, COCO2017_unlabeled/annotations/image_info_u
            COCO2017_unlabeled/unlabeled2017/
 sketchy, tuberlin, quickdraw
            <split>/ with a list of sketches and a list of photos, one "path class_id" per line, paths relative to the
-           root, as in baohl00/UNION_for_IGROT; the splits of Sketchy are zeroshot1 (25 classes) and zeroshot0 (21 classes)
+           root, as in baohl00/UNION_for_IGROT; Sketchy's splits are zeroshot1 (25 classes) and zeroshot0 (21 classes)
 """
 
 from __future__ import annotations

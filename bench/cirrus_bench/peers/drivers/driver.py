@@ -1,4 +1,4 @@
-"""What all drivers share. A driver runs in a peer's environment; `cirrus_bench.peers.process` describes the protocol."""
+"""What all drivers share. A driver runs in a peer's environment; see `cirrus_bench.peers.process`."""
 
 import json
 import os
