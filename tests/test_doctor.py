@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cirrus_client.doctor import State, examine
-from cirrus_client.extras import EXTRAS
+from cirrus_client.extras import REQUIREMENTS
 from tests.test_optional_packages import run_without
 
 DOCTOR = "import sys; sys.argv[1:] = ['doctor']; from cirrus_client.cli import main; main()"
@@ -33,7 +33,7 @@ def test_what_works_here_is_ok_and_nothing_is_broken() -> None:
 
 
 def test_without_any_optional_package_the_light_client_is_well() -> None:
-    done = run_without(set(EXTRAS), DOCTOR)
+    done = run_without(set(REQUIREMENTS), DOCTOR)
     assert done.returncode == 0, done.stderr
     rows = {line.split()[1]: line for line in done.stdout.splitlines()[1:]}
     assert rows["light"].startswith("ok")

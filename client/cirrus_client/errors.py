@@ -15,7 +15,7 @@ for a program: which item, which file, which parts differ.
     │   ├── GalleryError
     │   └── SearchIndexError
     ├── EngineError
-    ├── MissingPackage          package, extra
+    ├── MissingPackage          package, requirement
     ├── PluginError             name
     ├── ServerError             url
     │   ├── ServerUnavailable
@@ -116,13 +116,13 @@ class EngineError(CirrusError):
 class MissingPackage(CirrusError):
     """A package that this job needs and that is not installed.
 
-    package: what can't be imported. extra: the extra of cirrus-cir that brings it.
+    package: what can't be imported. requirement: what `pip install` takes to bring it, like "cirrus-cir[cpu]".
     """
 
-    def __init__(self, message: str, *, package: str, extra: str) -> None:
+    def __init__(self, message: str, *, package: str, requirement: str) -> None:
         super().__init__(message)
         self.package = package
-        self.extra = extra
+        self.requirement = requirement
 
 
 class PluginError(CirrusError):

@@ -1,4 +1,4 @@
-"""Optional packages: the extra of cirrus-cir that installs each, and the error where one is missing."""
+"""Optional packages: what to install for each, and the error where one is missing."""
 
 from __future__ import annotations
 
@@ -7,31 +7,24 @@ from types import ModuleType
 
 from cirrus_client.errors import MissingPackage
 
-EXTRAS = {
-    "onnxruntime": "cpu",
-    "openvino": "cpu",
-    "faiss": "search",
-    "tensorrt": "gpu",
-    "cuda": "gpu",
-    "pytriton": "serve",
-    "torch": "export",
-    "open_clip": "export",
-    "transformers": "export",
-    "safetensors": "export",
-    "onnx": "export",
-    "onnxscript": "export",
-    "modelopt": "export",
-    "skia": "demo",
-    "matplotlib": "bench",
-    "psutil": "bench",
+_BY_EXTRA = {
+    "search": ("faiss",),
+    "cpu": ("onnxruntime", "openvino"),
+    "gpu": ("tensorrt", "cuda"),
+    "serve": ("pytriton",),
+    "export": ("torch", "open_clip", "transformers", "safetensors", "onnx", "onnxscript", "modelopt"),
+    "bench": ("matplotlib", "psutil"),
 }
-"""Import name of a package -> the smallest extra that installs it."""
 
+REQUIREMENTS = {package: f"cirrus-cir[{extra}]" for extra, packages in _BY_EXTRA.items() for package in packages}
+"""Import name of a package -> what `pip install` takes to bring it: the smallest extra, or another distribution."""
+
+REQUIREMENTS |= dict.fromkeys(("cirrus_demo", "skia"), "cirrus-cir-demo")
 _ON_GPU = {"onnxruntime", "faiss"}
 
 
 def need(package: str, job: str) -> ModuleType:
-    """Import a package that an extra installs. job: what needs it, for the message, like "search".
+    """Import an optional package. job: what needs it, for the message, like "search".
 
     Raises MissingPackage if it is not installed or can't be imported.
     """
@@ -42,12 +35,12 @@ def need(package: str, job: str) -> ModuleType:
 
 
 def missing_package(error: ImportError, job: str) -> MissingPackage | None:
-    """Return a failed import as a MissingPackage, or None if no extra installs the package."""
+    """Return a failed import as a MissingPackage, or None if the package is none of these."""
     package = (error.name or "").split(".")[0]
-    if package not in EXTRAS:
+    if package not in REQUIREMENTS:
         return None
-    extra = EXTRAS[package]
+    requirement = REQUIREMENTS[package]
     on_gpu = "; with an NVIDIA GPU: 'cirrus-cir[gpu]'" if package in _ON_GPU else ""
     broken = "" if isinstance(error, ModuleNotFoundError) else f", which can't be imported ({error})"
-    message = f"{job} needs {package}{broken}: pip install 'cirrus-cir[{extra}]'{on_gpu}"
-    return MissingPackage(message, package=package, extra=extra)
+    message = f"{job} needs {package}{broken}: pip install '{requirement}'{on_gpu}"
+    return MissingPackage(message, package=package, requirement=requirement)

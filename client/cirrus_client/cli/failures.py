@@ -51,9 +51,9 @@ def machine_message(error: OSError) -> str:
 
 
 def _import_message(error: ImportError, job: str) -> str:
-    if (error.name or "").startswith("cirrus_"):
-        raise error
     missing = missing_package(error, job)
+    if missing is None and (error.name or "").startswith("cirrus_"):
+        raise error
     return str(missing or f"{job} can't start: {error}; `cirrus doctor` shows what is broken")
 
 

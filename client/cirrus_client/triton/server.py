@@ -215,7 +215,7 @@ def find_server() -> Path:
         raise MissingPackage(
             "`cirrus serve` needs nvidia-pytriton: on Python 3.11 or 3.12, pip install 'cirrus-cir[serve]'",
             package="pytriton",
-            extra="serve",
+            requirement="cirrus-cir[serve]",
         )
     installed = Path(spec.origin).parent / "tritonserver"
     if not _stub(installed).is_file():
