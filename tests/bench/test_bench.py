@@ -11,7 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from cirrus_bench import queries, search
+from cirrus_bench import ceiling, queries, search
 from cirrus_bench.ceiling import operations_per_image, peak_rates, product_chain, products
 from cirrus_bench.errors import PeerError
 from cirrus_bench.gallery.case import BASELINE, CACHED_FEATURES, Stage, cirrus
@@ -88,12 +88,14 @@ def test_operations_are_those_of_the_layers() -> None:
     # The last block: keys and values of all tokens, the rest of the CLS token alone.
     blocks = (layers - 1) * block + 2 * tokens * width * width + 10 * width * width
     assert blocks < operations_per_image(recipe.gallery_graph()) / 2 < 1.3 * blocks
-    assert operations_per_image(recipe.gallery_graph()) < operations_per_image(recipe.vision_graph()) - block
+    assert operations_per_image(recipe.gallery_graph()) < operations_per_image(recipe.backbone.vision_graph()) - block
 
 
-def test_a_peak_rate_is_measured_for_each_precision_that_runs() -> None:
-    rates = peak_rates(time_interleaved(products([Precision.FP32, Precision.INT8]), 1))
-    assert [rate.precision for rate in rates] == [Precision.FP32, Precision.INT8]
+def test_a_peak_rate_is_measured_for_each_precision_that_runs(monkeypatch) -> None:
+    monkeypatch.setattr(ceiling, "_SIDE", 256)
+    precisions = [precision for precision in (Precision.FP32, Precision.INT8) if candidates(precision)]
+    rates = peak_rates(time_interleaved(products(precisions), 1))
+    assert [rate.precision for rate in rates] == precisions
     assert all(rate.operations_per_s > 0 for rate in rates)
 
 

@@ -137,7 +137,7 @@ def test_a_key_or_option_out_of_place_is_named(checkpoint) -> None:
     with pytest.raises(CheckpointError, match=r"key 'vision\..*post_layernorm\.bias' is missing"):
         load_lvlm(checkpoint)
     (checkpoint / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"config\.json: vision: Field required"):
+    with pytest.raises(CheckpointError, match=r"config\.json: field 'vision': Field required"):
         load_lvlm(checkpoint)
 
 
