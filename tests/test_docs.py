@@ -16,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 import cirrus_client
 from cirrus_client import Bundle, LocalEncoder, Match, build_index, embed_gallery, open_retriever, read_gallery
+from cirrus_client.cli.app import app
 from cirrus_client.triton.server import TritonServer
 from tests.test_boundaries import imports_of
 from tests.tiny import write_pictures, write_tiny_bundle
@@ -185,6 +187,36 @@ def floors() -> dict[str, list[str]]:
 def rooms_imported_by(path: Path) -> set[str]:
     modules = (node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom))
     return {module.split(".")[1] for module in modules if module.startswith("cirrus_client.")}
+
+
+PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_documentation_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        file, _, anchor = target.partition("#")
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors_of(linked), target
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_documentation_exists_with_its_options(page: Path) -> None:
+    for line in re.findall(r"^    (?:\$ )?(cirrus (?:[^#\n]|\\\n)*)", page.read_text(), re.MULTILINE):
+        words = line.replace("\\\n", " ").split()[1:]
+        command: Any = typer.main.get_command(app)
+        while words and hasattr(command, "commands") and not words[0].startswith("-"):
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}
+        options = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert options <= known | {"--help"}, line
 
 
 def errors_of(*packages: str) -> set[str]:
