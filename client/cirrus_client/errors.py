@@ -36,10 +36,10 @@ class CirrusError(Exception):
 
 
 class InvalidInput(CirrusError):
-    """A query or gallery item that can't be encoded; other items are unaffected.
+    """A query or gallery image that can't be encoded.
 
-    reason: what is wrong with it. item, position: which item of a call it is, like "query" and 3; None where an item
-    was given alone.
+    reason: what is wrong with it. item, position: which item of the call it is, like "query" and 3, counted from 0;
+    None if it was the only one.
     """
 
     def __init__(self, reason: str, *, item: str | None = None, position: int | None = None) -> None:
@@ -49,12 +49,12 @@ class InvalidInput(CirrusError):
         self.position = position
 
     def at(self, item: str, position: int) -> Self:
-        """Return this error as that of one item of a call."""
+        """Return a copy of this error that names the item of a call, like "query" and 3."""
         return type(self)(self.reason, item=item, position=position)
 
 
 class InvalidImage(InvalidInput):
-    """Bytes that are no image, a broken image, or one over the size limits."""
+    """Bytes that are not an image, a broken image, or an image over the size limits."""
 
 
 class InvalidText(InvalidInput):
@@ -66,7 +66,7 @@ class UnsupportedQuery(InvalidInput):
 
 
 class UnsupportedFormat(CirrusError):
-    """A file to write whose suffix names a format that can't be written. supported: the suffixes that can."""
+    """A file whose suffix names a format that can't be written. path: the file. supported: suffixes that work."""
 
     def __init__(self, message: str, *, path: Path, supported: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -75,7 +75,7 @@ class UnsupportedFormat(CirrusError):
 
 
 class SpaceMismatch(CirrusError):
-    """A query and a gallery that live in different vector spaces.
+    """A query and a gallery, or a gallery and an encoder, in different vector spaces.
 
     components: names of the parts in which the two spaces differ, like "backbone" or "preprocess".
     """
@@ -86,9 +86,9 @@ class SpaceMismatch(CirrusError):
 
 
 class StoredDataError(CirrusError):
-    """A folder that Cirrus wrote, or should have written, and that can't be used.
+    """A bundle, gallery, index or cache that can't be used.
 
-    path: the file or folder. field: the field of a record that is wrong, where it is one.
+    path: the file or folder at fault. field: the wrong field of a JSON record. Both may be None.
     """
 
     def __init__(self, message: str, *, path: Path | None = None, field: str | None = None) -> None:
@@ -106,11 +106,11 @@ class GalleryError(StoredDataError):
 
 
 class SearchIndexError(StoredDataError):
-    """A search index that is missing, corrupted or asked for something it can't do."""
+    """A search index that is missing or corrupted, or a request that it can't answer."""
 
 
 class EngineError(CirrusError):
-    """A graph that no available engine can run as asked."""
+    """A graph that can't be loaded or run, or an engine that is not available here."""
 
 
 class MissingPackage(CirrusError):

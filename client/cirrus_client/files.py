@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Write files and folders atomically, and check files against their sha256."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cirrus_client.errors import StoredDataError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`.
+    """Yield a temporary path beside `path`. If the block succeeds, flush the file to disk and rename it to `path`.
 
-    An OSError of the block that names no file, like that of a full disk, names `path`.
+    An OSError in the block that names no file (disk full) is given the name `path`.
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +40,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
-    """Give an empty directory beside `path`; when the block ends well, it takes the place of `path`.
+    """Yield an empty directory beside `path`. If the block succeeds, the directory replaces `path`.
 
-    An OSError of the block that names no file, like that of a full disk, names `path`.
+    An OSError in the block that names no file (disk full) is given the name `path`.
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,33 +64,33 @@ def replace_directory(path: Path) -> Iterator[Path]:
 
 
 def is_foreign(path: Path, mark: str) -> bool:
-    """Return whether a path holds something that must not be replaced: not empty, and without a file like `mark`."""
+    """Return whether a path must not be replaced: it is not empty, and no file in it matches the pattern `mark`."""
     return path.exists() and not any(path.glob(mark)) and (not path.is_dir() or any(path.iterdir()))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees either the old content or the new."""
+    """Write a file. A reader, or a crash, sees either the old content or the new, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_model(path: Path, model: BaseModel) -> None:
-    """Write a contract, manifest or report as JSON that people can read, atomically."""
+    """Write a record atomically, as indented JSON."""
     write_atomically(path, model.model_dump_json(indent=2).encode() + b"\n")
 
 
 def user_cache() -> Path:
-    """Return the folder for what is only kept to save time; it need not exist."""
+    """Return the user's cache folder, whose content may be deleted at any time. The folder may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cirrus"
 
 
 def check_files(
     root: Path, files: Mapping[str, str], *, what: str, raises: type[StoredDataError], way_out: str
 ) -> None:
-    """Compare the sha256 of files below a folder with what its contract says.
+    """Compare the sha256 of files below a folder with those in its contract.
 
-    files: from a file's name, relative to root, to its sha256. what: the kind of folder, for the message of `raises`,
-    which is raised if a file is missing, does not lie below root, or has another sha256.
+    files: maps a file's path, relative to root, to its sha256. what: the kind of folder, for the message. Raises
+    `raises` if a file is missing, lies outside root, or has another sha256.
     """
     for name, expected in files.items():
         path = root / name
@@ -115,7 +115,7 @@ def sha256_of_file(path: Path) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have an OSError name a path, where it names no file or the temporary one beside it."""
+    """Give an OSError the name `path` if it names no file, or the temporary file beside `path`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What must not be used in a process that was forked after it was made."""
+"""Detect objects that are used in a process that was forked after they were made."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ E = TypeVar("E", bound=CirrusError)
 
 
 class MadeHere:
-    """The process in which something was made that holds threads or connections, which a fork does not copy."""
+    """Remembers in which process an object was made. A fork does not copy the threads and connections that it holds."""
 
     def __init__(self, what: str) -> None:
-        """what: the name of the thing in an error."""
+        """Remember the current process. what: the name of the object in error messages."""
         self._what = what
         self._process = os.getpid()
 
     def check(self, raises: type[CirrusError]) -> None:
-        """Raise `raises` in a process that was forked since: the call would wait for a thread that is not there."""
+        """Raise `raises` in a forked process, where a call could wait forever for a thread that does not exist."""
         if os.getpid() != self._process:
             raise raises(
                 f"{self._what} was loaded in process {self._process} and can't be used in {os.getpid()}, which was "

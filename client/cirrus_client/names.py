@@ -1,4 +1,4 @@
-"""Names that more than one room compares: of ensembles, graphs and tensors of a bundle, and of transports."""
+"""Names that several modules compare: ensembles, graphs and tensors of a bundle, and transports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class EnsembleName(StrEnum):
-    """The ensembles a bundle can have. Every bundle has ENCODE_TARGET; queries depend on the recipe."""
+    """Ensembles of a bundle. Every bundle has ENCODE_TARGET; which query ensembles it has depends on the recipe."""
 
     ENCODE_QUERY = "encode_query"
     ENCODE_TEXT_QUERY = "encode_text_query"
@@ -14,7 +14,7 @@ class EnsembleName(StrEnum):
 
 
 class GraphName(StrEnum):
-    """The graphs that a recipe may have. A recipe may add its own; what is named here has one meaning everywhere."""
+    """Graphs with the same meaning in every recipe. A recipe may add graphs of its own."""
 
     VISION_ENCODER = "vision_encoder"
     TEXT_ENCODER = "text_encoder"
@@ -25,7 +25,7 @@ class GraphName(StrEnum):
 
 
 class TensorName(StrEnum):
-    """Tensors that the host makes or reads; tensors between two graphs are a recipe's own."""
+    """Tensors that host code makes or reads. A recipe names the tensors between its graphs itself."""
 
     IMAGE = "image"
     TEXT = "text"

@@ -1,4 +1,4 @@
-"""Plug-ins: what is found by its name in a table, in an installed package's entry points, or as `module:Class`."""
+"""Find plug-ins by name in a table or in the entry points of installed packages, or as `module:Class`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cirrus_client.extras import missing_package
 
 
 def find_plugin(name: str, *, what: str, table: Mapping[str, str], group: str) -> Any:
-    """Return what a name stands for, imported.
+    """Import the object that a name stands for, and return it.
 
-    what: the kind of thing, for errors, like "index backend". table: from a name in this tree to `module:Class`. group:
-    the entry-point group of installed packages. Raises PluginError if nothing has this name, if two have it, or if it
-    can't be imported; MissingPackage if that is for want of a package that an extra installs.
+    what: the kind of plug-in, for error messages, like "index backend". table: maps a name in this tree to
+    `module:Class`. group: the entry-point group of installed packages. Raises PluginError if the name is unknown, is
+    taken twice, or can't be imported. Raises MissingPackage if the import fails because an optional package is missing.
     """
     if ":" in name:
         return _imported(name, what)
@@ -28,7 +28,7 @@ def find_plugin(name: str, *, what: str, table: Mapping[str, str], group: str) -
 
 
 def known_plugins(*, what: str, table: Mapping[str, str], group: str) -> dict[str, str]:
-    """Return every name and its `module:Class`: those of the table, then those of installed packages.
+    """Return the `module:Class` of every name: first those of the table, then those of installed packages.
 
     Raises PluginError if a name is taken twice.
     """

@@ -1,4 +1,4 @@
-"""Records: what Cirrus writes as JSON and reads back, and the one way in which it reads them."""
+"""Records are the JSON files that Cirrus writes and reads back. Here is the only code that reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_VALUE = 60
 
 
 class Record(BaseModel):
-    """Base of every contract, manifest and report: frozen, and an unknown key is an error."""
+    """The base class of contracts, manifests and reports. Records are frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,8 +39,8 @@ class GrownRecord(Record):
 def read_record(path: Path, kind: type[R], *, raises: type[StoredDataError], missing: str, way_out: str) -> R:
     """Read a record from a JSON file.
 
-    missing: the message if there is no such file. way_out: what to do about a file that is damaged.
-    Raises `raises`, with the path and the name of the first field that is wrong.
+    missing: the message if there is no such file. way_out: what the user can do about a damaged file. Raises `raises`,
+    with the path and the name of the first wrong field.
     """
     try:
         content = path.read_bytes()
@@ -56,7 +56,7 @@ def read_record(path: Path, kind: type[R], *, raises: type[StoredDataError], mis
 
 
 def parse_record(content: str | bytes, kind: type[R], *, source: str, raises: type[CirrusError], way_out: str) -> R:
-    """Read a record from JSON text. source: where the text came from, for the message of `raises`."""
+    """Read a record from JSON text. source: where the text came from, for the error message. Raises `raises`."""
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
@@ -64,7 +64,7 @@ def parse_record(content: str | bytes, kind: type[R], *, source: str, raises: ty
 
 
 def first_problem(error: ValidationError) -> tuple[str | None, str]:
-    """Return the first field that is wrong (None: the text is no JSON), and what is wrong with which value."""
+    """Return the name of the first wrong field (None: the text is not JSON), and a description of the problem."""
     first = error.errors(include_url=False)[0]
     others = error.error_count() - 1
     more = f" ({others} more {'problem' if others == 1 else 'problems'})" if others else ""
