@@ -2,10 +2,10 @@
 
 bundle.json          this contract: recipe, space, preprocessing, graphs, ensembles, checksums
 graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
-engines/*.plan       the same graphs compiled by TensorRT, where that was asked for; `plans.json` says where and how
+engines/*.plan       the graphs compiled by TensorRT, if `cirrus compile` was run; `plans.json` says where and how
 tokenizer.json       the text tokenizer
 probe_queries.npy    embeddings of the queries that the export was verified with
-triton/<flavour>/    the same bundle as a Triton model repository
+triton/<flavour>/    the bundle as a Triton model repository
 report.json, .md     the fidelity report; `bundle.json` says whether its gate was passed
 """
 
@@ -43,7 +43,7 @@ class DType(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic inside the graphs; inputs and outputs are float32 in each."""
+    """Arithmetic inside the graphs. Inputs and outputs are always float32."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -53,14 +53,17 @@ class Precision(StrEnum):
 
 
 class Similarity(StrEnum):
-    """How a query embedding is compared with a gallery item: its one embedding, or the best of its several."""
+    """How a query embedding is compared with a gallery image.
+
+    COSINE: with its one embedding. MAX_COSINE: with each of its V embeddings; the largest cosine is the score.
+    """
 
     COSINE = "cosine"
     MAX_COSINE = "max_cosine"
 
 
 class CaptionJoin(StrEnum):
-    """How a recipe's published evaluation makes queries of FashionIQ's two captions.
+    """How a recipe's published evaluation turns the two captions of a FashionIQ query into text.
 
     CAPITALISED: "C0 and c1", and on CIRCO "<concept> but <caption>" (TransAgg, UNION, SPRC). BOTH_ORDERS: "c0 and c1"
     and "c1 and c0", their embeddings averaged (SEARLE, LinCIR). SECOND_FIRST: "c1 and c0" (Pic2Word). EACH: every
@@ -74,7 +77,7 @@ class CaptionJoin(StrEnum):
 
 
 class TensorSpec(Record):
-    """A named input or output. Its shape is without the batch dimension, which always comes first."""
+    """A named input or output. shape: without the batch dimension, which always comes first."""
 
     name: str
     dtype: DType = DType.FLOAT32
@@ -82,7 +85,7 @@ class TensorSpec(Record):
 
 
 class GraphSpec(Record):
-    """An exported graph: its ONNX file within the bundle, and what it takes and gives."""
+    """An exported graph: its ONNX file, relative to the bundle, and its inputs and outputs."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -92,11 +95,12 @@ class GraphSpec(Record):
 class SpaceSpec(Record):
     """The vector space that a query and a gallery must share.
 
-    A query is one vector of width `dim`; a gallery item has `vectors` of them, and its embedding is [dim], or
-    [vectors, dim] where there are several.
+    A query embedding is one vector, float32 [dim]. A gallery image has `vectors` of them: its embedding is [dim], or
+    [vectors, dim] if there are several.
 
-    `fingerprint` is the sha256 of `components`: the hashes of the target-side weights, preprocessing, tokenizer,
-    pooling, normalisation and metric. Precision and engine do not change it; the fidelity report bounds them.
+    components: hashes or descriptions of the target-side weights, preprocessing, tokenizer and pooling. fingerprint:
+    the sha256 of components, dim, vectors and similarity. Precision and engine are not part of it; the fidelity report
+    bounds their effect.
     """
 
     fingerprint: str
@@ -107,7 +111,7 @@ class SpaceSpec(Record):
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        """Shape of one gallery item's embedding."""
+        """The shape of the embedding of one gallery image."""
         return (self.dim,) if self.vectors == 1 else (self.vectors, self.dim)
 
     def differences(self, other: SpaceSpec) -> tuple[str, ...]:
@@ -117,7 +121,7 @@ class SpaceSpec(Record):
 
     @staticmethod
     def of(components: Mapping[str, str], *, dim: int, vectors: int, similarity: Similarity) -> SpaceSpec:
-        """Return the space with these components, its fingerprint computed."""
+        """Return a space of these components with its fingerprint."""
         named = dict(components) | {"dim": str(dim), "similarity": similarity.value}
         if vectors > 1:
             named["vectors"] = str(vectors)
@@ -191,7 +195,7 @@ class Bundle:
     def probe_queries(self) -> NDArray[np.float32] | None:
         """Return the embeddings of the queries that the export was verified with, float32 [Q, D].
 
-        None for a bundle of an export that did not keep them.
+        Return None if the bundle does not contain them.
         """
         if PROBE_QUERIES not in self.spec.files:
             return None

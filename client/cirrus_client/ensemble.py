@@ -1,7 +1,7 @@
-"""Graphs and host steps wired into one function of named arrays.
+"""Wire graphs and host steps (preprocessing, tokenizing) into one function of named arrays.
 
-The same `EnsembleSpec` of a bundle is run here by `LocalEncoder`, and written as a Triton ensemble by the export:
-one wiring, two executors.
+A bundle's `EnsembleSpec` has two executors: `LocalEncoder` runs it in this process, and the export writes it as a
+Triton ensemble.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENIZE = "tokenize"
 
 
 class StepSpec(Record):
-    """One model of an ensemble: which tensors feed its inputs, and what its outputs are called."""
+    """One model of an ensemble. inputs: maps its inputs to tensors. outputs: maps its outputs to tensors."""
 
     model: str
     inputs: dict[str, str]
@@ -30,9 +30,9 @@ class StepSpec(Record):
 
 
 class EnsembleSpec(Record):
-    """Steps in order. `inputs` are client inputs ("image", "text"); the result is the tensor "embedding".
+    """Steps in the order in which they run. The result is the tensor "embedding".
 
-    An input named in `optional` may be absent; an absent text is the empty string.
+    inputs: what a client sends, "image" or "text". optional: inputs that may be absent; an absent text is empty.
     """
 
     inputs: tuple[str, ...]
@@ -44,21 +44,22 @@ EMBEDDING = "embedding"
 
 
 def image_step() -> StepSpec:
-    """Encoded images, bytes [B], to pixels."""
+    """Return the step that turns encoded images, bytes [B], into pixels, float32 [B, 3, size_px, size_px]."""
     return StepSpec(model=IMAGE_PREPROCESS, inputs={"image": "image"}, outputs={"pixels": "pixels"})
 
 
 def text_step() -> StepSpec:
-    """UTF-8 texts, bytes [B], to token ids."""
+    """Return the step that turns UTF-8 texts, bytes [B], into token ids, int64 [B, T]."""
     return StepSpec(model=TOKENIZE, inputs={"text": "text"}, outputs={"token_ids": "token_ids"})
 
 
 def run(
     ensemble: EnsembleSpec, models: Mapping[str, Model], inputs: Arrays, *, given: Arrays | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Run the steps in order and return every named tensor, the result under "embedding".
+    """Run the steps in order and return all tensors by name. The result is "embedding".
 
-    Tensors in `given` are taken as computed: a step whose outputs are all given is skipped.
+    models: the function for each step's model. given: tensors that are already computed. A step whose outputs are all
+    given is skipped.
     """
     tensors: dict[str, NDArray[Any]] = {**inputs, **(given or {})}
     for step in ensemble.steps:
@@ -70,7 +71,7 @@ def run(
 
 
 def bytes_array(items: list[bytes]) -> NDArray[np.object_]:
-    """Return encoded items as an object array [B], the form that Triton's BYTES tensors take."""
+    """Return encoded items as an object array [B], as tritonclient expects BYTES tensors."""
     array = np.empty(len(items), dtype=np.object_)
     array[:] = items
     return array

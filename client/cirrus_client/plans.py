@@ -1,7 +1,7 @@
-"""TensorRT plans of a bundle: what was compiled where, and where that can run.
+"""Read the record of a bundle's TensorRT plans, and decide whether they run on this machine.
 
-`engines/plans.json` is written by `cirrus compile` and read before a plan is loaded: TensorRT itself answers a plan of
-another version or GPU with a serialisation error that names neither.
+`cirrus compile` writes `engines/plans.json`. It is read before a plan is loaded, because TensorRT rejects a plan of
+another version or GPU with an error that names neither.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _ACROSS_MAJORS = {(10, 11)}
 
 
 class Fusion(StrEnum):
-    """Whether a plan's attention runs in fused kernels. NONE: the graph has none. UNKNOWN: the plan does not say."""
+    """How much of a plan's attention runs in fused kernels.
+
+    NONE: the graph has no attention. UNKNOWN: the plan has no information about its layers.
+    """
 
     FUSED = "fused"
     PARTLY = "partly"
@@ -36,7 +39,11 @@ class Fusion(StrEnum):
 
 
 class AttentionSpec(Record):
-    """Attentions of a graph, fused kernels in its plan, and the layers by which the engine inspector shows it."""
+    """How a plan runs its attention.
+
+    attentions: number of attention blocks in the graph. fused_layers: number of fused attention kernels in the plan.
+    evidence: names of those layers in the engine inspector.
+    """
 
     fusion: Fusion
     attentions: int
@@ -45,7 +52,7 @@ class AttentionSpec(Record):
 
 
 class BatchProfile(Record):
-    """Batch sizes that a plan takes, and the one that it is tuned for."""
+    """Smallest and largest batch size of a plan, and the one that it is tuned for."""
 
     smallest: int = Field(gt=0)
     tuned: int = Field(gt=0)
@@ -53,7 +60,7 @@ class BatchProfile(Record):
 
 
 class PlanSpec(Record):
-    """One compiled graph. cosine_min: the worst of its outputs against the ONNX graph, on real inputs."""
+    """A compiled graph. cosine_min: smallest cosine between an output and that of the ONNX graph, on real inputs."""
 
     file: str
     sha256: str
@@ -84,7 +91,7 @@ class Gpu:
 
 
 def has_plans(bundle: Bundle) -> bool:
-    """Whether TensorRT plans were compiled for a bundle, here or elsewhere."""
+    """Return whether a bundle has TensorRT plans, compiled on this machine or another."""
     return (bundle.root / ENGINES / PLANS).exists()
 
 
@@ -122,7 +129,7 @@ def graph_sha256(spec: BundleSpec, graph: str) -> str:
 
 
 def refusal(record: PlansSpec, tensorrt: str, gpu: Gpu) -> str | None:
-    """Return why plans can't run on this TensorRT and GPU: what was built where, and what is here. None if they can."""
+    """Return why plans can't run on a TensorRT version and GPU, or None if they can."""
     built = f"built with TensorRT {record.tensorrt} on {record.gpu} (compute capability {record.compute_capability})"
     if not runs_on(record.tensorrt, tensorrt, version_compatible=record.version_compatible):
         allowed = "that version or a newer one of its major" if record.version_compatible else "exactly that version"
@@ -136,7 +143,7 @@ def refusal(record: PlansSpec, tensorrt: str, gpu: Gpu) -> str | None:
 
 
 def runs_on(built: str, here: str, *, version_compatible: bool) -> bool:
-    """Whether a plan of one TensorRT version runs on another.
+    """Return whether a plan that was built with one TensorRT version runs on another.
 
     A plan needs the same version to the build number. A version-compatible one runs on newer versions of its major, and
     one of TensorRT 10 on TensorRT 11 as well (TensorRT 11.4 documentation: "Support Policies", "Support Matrix").

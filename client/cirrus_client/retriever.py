@@ -1,4 +1,4 @@
-"""Composed search: an encoder, an index, and what is known of the gallery's images."""
+"""Composed search: encode a query, search an index, and return gallery images with their metadata."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from cirrus_client.index.saved import open_index
 class Match:
     """One answer.
 
-    rank: 1 is best. id: the image's path relative to the root of the gallery's images. score: the similarity. image:
-    where the image is, a file's path or a URL. metadata: what the index keeps of it besides.
+    rank: 1 is best. id: the image's path relative to the root of the gallery's images. score: inner product of query
+    and image, which is their cosine. image: where the image is, a file path or a URL. metadata: the other columns of
+    the index's `items.parquet`.
     """
 
     rank: int
@@ -33,16 +34,16 @@ class Match:
 
 
 class Retriever:
-    """Answers "this image, but ..." with gallery images, best first.
+    """Answers composed queries with gallery images, best first.
 
-    Threads may share a retriever. It closes its encoder's connections when its `with` block ends.
+    Threads may share a retriever. `close`, or the end of a `with` block, closes its encoder's connections.
     """
 
     def __init__(self, encoder: Encoder, index: Index, items: Items) -> None:
-        """Join an encoder, an index and the images of its rows.
+        """Join an encoder, an index, and the images that the rows of the index stand for.
 
-        Raises SpaceMismatch if encoder and index live in different spaces, SearchIndexError if the index has another
-        number of rows than there are images.
+        Raises SpaceMismatch if encoder and index have different spaces. Raises SearchIndexError if the number of rows
+        differs from the number of images.
         """
         _check_fit(encoder.space, index, items)
         self._encoder = encoder
@@ -60,7 +61,7 @@ class Retriever:
     def search_many(
         self, images: Sequence[ImageInput | None], texts: Sequence[str | None], *, k: int = 10
     ) -> list[list[Match]]:
-        """Return the k best gallery images for each (image, text) pair; errors name the position of the pair."""
+        """Return the k best gallery images for each (image, text) pair. Errors have the position of the pair."""
         return _matches(self._index.search(self._encoder.encode_queries(images, texts), k), self._items)
 
     def close(self) -> None:
@@ -79,20 +80,20 @@ class Retriever:
 
 
 class AsyncRetriever:
-    """`Retriever` for asyncio: the same verbs as coroutines. Tasks of one event loop may share it.
+    """`Retriever` for asyncio: the same methods as coroutines. Tasks of one event loop may share it.
 
-    An `AsyncEncoder` is awaited; another encoder, and the index, run in threads, so that the loop goes on.
+    An `AsyncEncoder` is awaited. Any other encoder, and the index, run in threads, so they do not block the event loop.
     """
 
     def __init__(self, encoder: Encoder | AsyncEncoder, index: Index, items: Items) -> None:
-        """Join an encoder, an index and the images of its rows; the first search checks that they fit."""
+        """Join an encoder, an index and the images of its rows. The first search checks that they fit."""
         self._encoder: Any = encoder
         self._index = index
         self._items = items
         self._fits = False
 
     async def search(self, *, image: ImageInput | None = None, text: str | None = None, k: int = 10) -> list[Match]:
-        """See `Retriever.search`. Raises SpaceMismatch and SearchIndexError as the constructor of `Retriever` does."""
+        """See `Retriever.search`. Also raises what the constructor of `Retriever` raises."""
         return (await self.search_many([image], [text], k=k))[0]
 
     async def search_many(
@@ -132,7 +133,10 @@ class AsyncRetriever:
 
 
 def open_retriever(encoder: Encoder, index: Path | str, *, images: str | None = None) -> Retriever:
-    """Open a saved index for an encoder. images: see `open_index`. Raises SearchIndexError or SpaceMismatch."""
+    """Open a saved index and join it with an encoder. images: see `open_index`.
+
+    Raises SearchIndexError if the index is damaged, SpaceMismatch if it was built in another space.
+    """
     saved = open_index(index, images=images)
     return Retriever(encoder, saved.index, saved.items)
 
@@ -140,7 +144,7 @@ def open_retriever(encoder: Encoder, index: Path | str, *, images: str | None = 
 def open_async_retriever(
     encoder: Encoder | AsyncEncoder, index: Path | str, *, images: str | None = None
 ) -> AsyncRetriever:
-    """Open a saved index for an encoder, for asyncio. images: see `open_index`. Raises SearchIndexError."""
+    """Do what `open_retriever` does, for asyncio. SpaceMismatch is raised by the first search."""
     saved = open_index(index, images=images)
     return AsyncRetriever(encoder, saved.index, saved.items)
 
