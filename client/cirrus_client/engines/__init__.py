@@ -1,4 +1,4 @@
-"""Engines: what runs a graph."""
+"""Engines run graphs: ONNX Runtime, OpenVINO, TensorRT, and plug-ins."""
 
 from cirrus_client.engines.choice import Choice, choose, open_engine, open_graph
 from cirrus_client.engines.engine import Engine, EngineName

@@ -1,4 +1,4 @@
-"""Which engine runs a graph here: what is installed and can run its precision, and of those the fastest, measured."""
+"""Choose the engine for a graph: of those that are installed and run its precision, the fastest by measurement."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Choice(Record):
-    """The engine for one graph on this machine, and why."""
+    """The engine that was chosen for a graph on this machine, and why."""
 
     engine: str
     why: str
@@ -41,11 +41,11 @@ class Choice(Record):
 def open_graph(
     bundle: Bundle, graph: str, *, engine: str | None = None, threads: int | None = None, bulk: bool = False
 ) -> Engine:
-    """Load a graph of a bundle on the named engine, or on the fastest here.
+    """Load a graph of a bundle on the named engine, or on the fastest one.
 
-    The fastest is its TensorRT plan, if one was compiled that runs on this GPU, and else what `choose` finds. threads,
-    bulk: see `open_engine`. Raises EngineError and PluginError as `open_engine` does, BundleError if TENSORRT is asked
-    for and the bundle has no such plan.
+    The fastest is the graph's TensorRT plan, if there is one that runs on this GPU, else the engine that `choose`
+    returns. threads, bulk: see `open_engine`. Raises what `open_engine` raises, and BundleError if TENSORRT is named
+    and the bundle has no plan of the graph.
     """
     if engine is None and has_plans(bundle):
         try:
@@ -68,23 +68,23 @@ def open_engine(
     threads: int | None = None,
     bulk: bool = False,
 ) -> Engine:
-    """Load an ONNX graph on the named engine, or, with None, on the one that `choose` finds.
+    """Load an ONNX graph on the named engine, or on the one that `choose` returns.
 
-    precision: that of the graph's bundle. engine: a name of `ENGINES` or of an installed package, or `module:Class`.
-    threads: CPU threads per run; None leaves it to the engine. bulk: optimise for throughput instead of the latency of
-    one batch. Raises EngineError if the engine can't run the graph, MissingPackage if it is not installed, PluginError
-    if there is none of that name.
+    precision: the precision of the graph's bundle. engine: a name in `ENGINES` or of an installed plug-in,
+    `module:Class`, or None to choose. threads: CPU threads per run; None leaves it to the engine. bulk: optimise for
+    throughput instead of the latency of one batch. Raises EngineError if the engine can't run the graph,
+    MissingPackage if its package is not installed, PluginError if the name is unknown.
     """
     name = engine or choose(path, precision, threads=threads, bulk=bulk).engine
     return engine_kind(name).load(path, precision, threads=threads, bulk=bulk)
 
 
 def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> Choice:
-    """Return the engine to run a graph on here.
+    """Return the engine to run a graph on.
 
-    If several can, each runs the graph a few times on a batch of noise. The fastest that agrees with ONNX Runtime is
-    chosen. The choice is kept in the user's cache folder until the graph, the versions or the options change. Raises
-    EngineError if no installed engine runs this precision.
+    If several engines can run it, each runs a batch of noise a few times. The fastest of those that agree with ONNX
+    Runtime is chosen. The choice is kept in the user's cache folder until the graph, the versions or the options
+    change. Raises EngineError if no installed engine runs this precision.
     """
     names = candidates(precision)
     if not names:

@@ -1,4 +1,4 @@
-"""What an engine is: it loads one graph, and maps named arrays to named arrays."""
+"""The interface of engines. An engine loads one graph and maps named arrays to named arrays."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from cirrus_client.errors import EngineError
 from cirrus_client.forks import MadeHere
 
 DYNAMIC = -1
-"""A dimension other than the batch that varies from call to call."""
+"""Size of a dimension, other than the batch, that may differ between calls."""
 
 
 class EngineName(StrEnum):
-    """What can run a graph.
+    """Engines of this tree.
 
-    ONNXRUNTIME_TENSORRT has TensorRT build engines as it loads; TENSORRT runs the plans that a bundle has already.
+    ONNXRUNTIME_TENSORRT: TensorRT builds its engine while ONNX Runtime loads a graph. TENSORRT: runs plans that
+    `cirrus compile` built.
     """
 
     ONNXRUNTIME = "onnxruntime"
@@ -33,11 +34,11 @@ class EngineName(StrEnum):
 class Engine(ABC):
     """A loaded graph.
 
-    Threads may share an engine: each call returns its own answer. Whether calls run at the same time or take turns is
-    the engine's own matter. A process that is forked after the graph was loaded gets an EngineError: use "spawn".
+    Threads may share an engine: each call returns its own answer. An engine decides whether calls run at the same time
+    or one after the other. A process that is forked after the graph was loaded gets an EngineError: use "spawn".
 
-    inputs, outputs: as the loaded graph declares them. device: the engine, its version, and what it runs on, for
-    reports: "OpenVINO 2026.4.1, CPU, bf16".
+    inputs, outputs: tensors as the loaded graph declares them. device: engine, version and hardware for reports, like
+    "OpenVINO 2026.4.1, CPU, bf16".
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -49,17 +50,17 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Run the graph on contiguous arrays of the declared dtypes, [B, *shape], from any thread.
+        """Run the graph on contiguous arrays of the declared dtypes, [B, *shape]. Any thread may call it.
 
-        Raises EngineError.
+        Raises EngineError if the graph can't be run.
         """
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Return every output by name, [B, *shape].
+        """Check the inputs, run the graph, and return every output by name, [B, *shape].
 
-        Raises EngineError, naming the tensor, if an input is missing, or has another dtype or shape than the graph
-        declares; with the engine's own reason if it can't run the graph; and if an output does not have one row per
-        item: OpenVINO 2026.4 was seen to answer [1, B, D] where the graph says [B, D].
+        Raises EngineError if an input is missing or has another dtype or shape than the graph declares, if the engine
+        can't run the graph, or if an output does not have one row per item: OpenVINO 2026.4 was seen to return
+        [1, B, D] where the graph declares [B, D].
         """
         self._made_here.check(EngineError)
         feed = {spec.name: _fitting(spec, inputs) for spec in self.inputs}
@@ -72,12 +73,12 @@ class Engine(ABC):
         return outputs
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Run once on zeros, so that the first real call does not pay for what engines do lazily."""
+        """Run once on zeros, so that the first real call does not pay for lazy initialisation."""
         self(sample(self.inputs, batch_size))
 
 
 def sample(inputs: tuple[TensorSpec, ...], batch_size: int) -> dict[str, NDArray[Any]]:
-    """Return zeros for every input, [batch_size, *shape]; dimensions that vary are one."""
+    """Return zeros for every input, [batch_size, *shape]. Dynamic dimensions have size 1."""
     return {
         spec.name: np.zeros((batch_size, *(max(size, 1) for size in spec.shape)), dtype=spec.dtype.value)
         for spec in inputs
@@ -85,9 +86,9 @@ def sample(inputs: tuple[TensorSpec, ...], batch_size: int) -> dict[str, NDArray
 
 
 def tensor_spec(name: str, dtype: str, shape: tuple[int | str | None, ...]) -> TensorSpec:
-    """Return the description of a tensor whose first dimension is the batch.
+    """Return the spec of an input or output whose first dimension is the batch.
 
-    dtype: numpy's name. Raises EngineError if it is none that a graph of a bundle may have at its ends.
+    dtype: NumPy's name. Raises EngineError if a bundle's graph may not have inputs or outputs of this dtype.
     """
     if dtype not in set(DType):
         raise EngineError(f"tensor {name} is {dtype}; a bundle's graphs take and give {' and '.join(DType)}")

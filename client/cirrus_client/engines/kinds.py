@@ -1,4 +1,4 @@
-"""Kinds of engine, by name: each says what it runs here, and loads graphs."""
+"""Look up kinds of engine by name. A kind says which precisions it runs on this machine, and loads graphs."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ _WHAT = "engine"
 
 
 class EngineKind(ABC):
-    """A kind of engine.
+    """Base class of kinds of engine.
 
-    A new one is a subclass in a file of its own, and a line in `ENGINES` or in the entry-point group `cirrus.engines`.
+    To add one, write a subclass in a file of its own, and add a line to `ENGINES` or an entry point to the group
+    `cirrus.engines`.
     """
 
     @abstractmethod
     def runs(self, precision: Precision) -> bool:
-        """Return whether `choose` may take it here for graphs of a precision: they run in hardware, and faithfully."""
+        """Return whether `choose` may pick this engine for a precision: the hardware here runs it accurately."""
 
     @abstractmethod
     def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> Engine:
-        """Load an ONNX file. threads, bulk: see `open_engine`. Raises EngineError if it can't run here."""
+        """Load an ONNX file. threads, bulk: see `open_engine`. Raises EngineError if it can't run on this machine."""
 
     def load_graph(self, bundle: Bundle, graph: str, *, threads: int | None, bulk: bool) -> Engine:
-        """Load a graph of a bundle: from its ONNX file, unless the kind runs something else."""
+        """Load a graph of a bundle from its ONNX file. A kind that runs other files, like plans, overrides this."""
         return self.load(bundle.graph_file(graph), bundle.spec.precision, threads=threads, bulk=bulk)
 
 
 def engine_kind(name: str) -> EngineKind:
-    """Return a kind of engine by its name, or by `module:Class`.
+    """Return a kind of engine by its name or as `module:Class`.
 
-    Raises PluginError if there is none, MissingPackage if what it runs on is not installed.
+    Raises PluginError if the name is unknown, MissingPackage if its package is not installed.
     """
     found = find_plugin(name, what=_WHAT, table=ENGINES, group=ENGINE_GROUP)
     if not (isinstance(found, type) and issubclass(found, EngineKind)):
@@ -51,7 +52,7 @@ def engine_kind(name: str) -> EngineKind:
 
 
 def candidates(precision: Precision) -> list[str]:
-    """Return the names of the engines that run graphs of a precision here, ONNX Runtime, the reference, first."""
+    """Return the names of engines that run a precision on this machine. ONNX Runtime, the reference, comes first."""
     names = []
     for name in known_plugins(what=_WHAT, table=ENGINES, group=ENGINE_GROUP):
         try:

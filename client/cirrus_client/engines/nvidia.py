@@ -1,4 +1,4 @@
-"""TensorRT and CUDA as this machine has them, loaded when something asks for them."""
+"""Load TensorRT and CUDA when they are first needed, and turn their errors into EngineError."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load_cuda() -> Any:
 
 
 def cuda_result(answer: tuple[Any, ...]) -> Any:
-    """Return what a call of CUDA's runtime gave. Raises EngineError with CUDA's own name of the error."""
+    """Return the value that a call of the CUDA runtime returned. Raises EngineError with CUDA's name of the error."""
     error, *values = answer
     if int(error) != 0:
         raise EngineError(f"CUDA answered {error.name}; `nvidia-smi` shows whether the driver sees a GPU")
@@ -58,14 +58,14 @@ def this_gpu() -> Gpu:
 
 
 def tensorrt_log(tensorrt: Any) -> Any:
-    """Return this process's logger for TensorRT, which keeps the last errors: TensorRT gives reasons nowhere else."""
+    """Return this process's TensorRT logger. It keeps the last errors, because TensorRT only reports reasons there."""
     with _first_use:
         return _only_log(tensorrt)
 
 
 @cache
 def _only_log(tensorrt: Any) -> Any:
-    """One logger for the life of the process: TensorRT goes on using the first that it is given."""
+    """Return one logger for the life of the process: TensorRT keeps using the first one that it gets."""
 
     class Log(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -81,7 +81,7 @@ def _only_log(tensorrt: Any) -> Any:
 
 
 def tensorrt_reason(tensorrt: Any) -> str:
-    """Return what TensorRT complained of since this was last asked."""
+    """Return the errors that TensorRT logged since the last call of this function, and forget them."""
     errors = tensorrt_log(tensorrt).errors
     reason = "; ".join(errors) or "it gives no reason"
     errors.clear()

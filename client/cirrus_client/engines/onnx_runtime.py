@@ -1,4 +1,4 @@
-"""Graphs on ONNX Runtime."""
+"""Run graphs on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class OnnxRuntimeKind(EngineKind):
 
 
 class OnnxRuntimeTensorRtKind(EngineKind):
-    """ONNX Runtime's TensorRT provider, which builds engines as it loads a graph. It is never chosen unasked."""
+    """ONNX Runtime's TensorRT provider, which builds an engine while it loads a graph. Used only if it is named."""
 
     def runs(self, precision: Precision) -> bool:
         """See `EngineKind.runs`."""
@@ -48,7 +48,7 @@ class OnnxRuntimeTensorRtKind(EngineKind):
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs a graph on the first of the given providers that this machine has; by default CUDA, then CPU.
+    """Runs a graph on the first available provider: CUDA, then CPU, unless others are given.
 
     Calls from several threads run at the same time.
     """
@@ -58,8 +58,8 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         """Load the graph.
 
-        precision: that of its bundle. threads: CPU threads per run; None leaves it to ONNX Runtime. TensorRT's
-        provider builds its engines here, which takes minutes, and keeps them in the user's cache folder.
+        precision: the precision of its bundle. threads: CPU threads per run; None leaves it to ONNX Runtime. The
+        TensorRT provider builds its engine here, which takes minutes, and keeps it in the user's cache folder.
         Raises EngineError if the file can't be loaded, uses operators that the provider does not have, or if the first
         of the given providers is not installed or can't start.
         """
@@ -106,23 +106,26 @@ class OnnxRuntimeEngine(Engine):
 
 
 def on_gpu() -> bool:
-    """Return whether graphs run on a GPU unless asked otherwise."""
+    """Return whether graphs run on a GPU by default."""
     return available_providers()[0] != _CPU_PROVIDER
 
 
 def available_providers() -> list[str]:
-    """Return the execution providers to use here, best first."""
+    """Return the execution providers to use on this machine, fastest first."""
     installed = _onnxruntime().get_available_providers()
     return [name for name in _GPU_PROVIDERS if name in installed] + [_CPU_PROVIDER]
 
 
 def _onnxruntime() -> ModuleType:
-    """ONNX Runtime, imported when a graph is first loaded: what only asks a server does not need it."""
+    """Import ONNX Runtime when a graph is first loaded. Clients of a server do not need it."""
     return need("onnxruntime", "running a graph in this process")
 
 
 def _with_options(provider: str) -> str | tuple[str, dict[str, str]]:
-    """Have TensorRT's engines kept: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html."""
+    """Return a provider with its options. TensorRT caches its engines.
+
+    https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
+    """
     if provider != TENSORRT_PROVIDERS[0]:
         return provider
     kept = user_cache() / "tensorrt"

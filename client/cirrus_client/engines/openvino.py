@@ -1,4 +1,4 @@
-"""Graphs on OpenVINO, Intel's runtime for CPUs, which runs on AMD's as well."""
+"""Run graphs on OpenVINO, Intel's runtime for CPUs. It runs on AMD's CPUs as well."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from cirrus_client.errors import EngineError
 from cirrus_client.forks import MadeHere
 
 _DEVICE = "CPU"
-# Left alone, OpenVINO computes float32 graphs in bfloat16 on every CPU that can: silently other embeddings.
+# By default OpenVINO computes float32 graphs in bfloat16 on CPUs that have it, which changes embeddings silently.
 _ARITHMETIC = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "i64": "int64", "i32": "int32"}
-# While one call computes, the next has its inputs and outputs copied.
+# Two: while one call computes, inputs and outputs of the next are copied.
 _REQUESTS = 2
 _first_use = threading.Lock()
 
@@ -37,7 +37,7 @@ class OpenVinoKind(EngineKind):
     """OpenVINO on the CPU."""
 
     def runs(self, precision: Precision) -> bool:
-        """See `EngineKind.runs`. Where there is a GPU, it is faster."""
+        """See `EngineKind.runs`. False if there is a GPU, which is faster."""
         return supports(precision) and not on_gpu()
 
     def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> OpenVinoEngine:
@@ -46,17 +46,17 @@ class OpenVinoKind(EngineKind):
 
 
 class OpenVinoEngine(Engine):
-    """Runs a graph on the CPU, in the arithmetic of its bundle's precision and no other.
+    """Runs a graph on the CPU, in exactly the precision of its bundle.
 
-    Calls from several threads share a pool of OpenVINO's inference requests. A call that finds none idle waits.
+    Calls from several threads share a pool of OpenVINO inference requests. A call waits until one is idle.
     """
 
     def __init__(self, path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> None:
         """Load the graph.
 
-        threads: CPU threads per run; None leaves it to OpenVINO. bulk: split a batch among streams, each on cores of
-        its own, which wait for each other once per batch instead of at every layer.
-        Raises EngineError if the file can't be loaded, or this CPU does not have the precision's arithmetic.
+        threads: CPU threads per run; None leaves it to OpenVINO. bulk: split each batch among streams that have cores
+        of their own, and wait for each other once per batch instead of at every layer.
+        Raises EngineError if the file can't be loaded, or this CPU does not support the precision.
         """
         super().__init__()
         if not supports(precision):
@@ -103,7 +103,7 @@ class OpenVinoEngine(Engine):
 
 
 class _RequestPool:
-    """Inference requests of one model; each is used by one call at a time."""
+    """The inference requests of a model. Each is used by one call at a time. Threads may share the pool."""
 
     def __init__(self, model: openvino.CompiledModel, size: int) -> None:
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
@@ -113,9 +113,9 @@ class _RequestPool:
 
     @contextmanager
     def take(self, count: int) -> Iterator[list[openvino.InferRequest]]:
-        """Give `count` idle requests, waiting for them; they are idle again when the block ends.
+        """Wait for `count` idle requests and yield them. They are idle again when the block ends.
 
-        One call takes at a time, so that no two wait for each other with half of their requests.
+        Only one call at a time takes requests. Otherwise two calls could each hold half and wait for the rest forever.
         """
         with self._taking:
             requests = [self._idle.get() for _ in range(count)]
@@ -123,30 +123,30 @@ class _RequestPool:
             yield requests
         finally:
             for request in requests:
-                with suppress(Exception):  # a request that failed tells its failure once more
+                with suppress(Exception):  # a request that failed raises its error again
                     request.wait()
                 self._idle.put(request)
 
 
 def supports(precision: Precision) -> bool:
-    """Return whether this CPU has the arithmetic of a precision in hardware."""
+    """Return whether this CPU computes a precision in hardware."""
     return precision is not Precision.FP8 and precision.name in capabilities()
 
 
 def _arithmetic(precision: Precision) -> str:
-    """Arithmetic of layers that are not quantised; quantised ones carry their own precision."""
+    """Return the arithmetic of layers that are not quantised. Quantised layers have their own in the graph."""
     if precision is Precision.INT8:
         return "bf16" if Precision.BF16.name in capabilities() else "f32"
     return _ARITHMETIC[precision]
 
 
 def capabilities() -> list[str]:
-    """Return OpenVINO's names of the arithmetic that this CPU has in hardware."""
+    """Return the precisions that this CPU computes in hardware, by OpenVINO's names, like "BF16"."""
     return list(_core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
 def _core() -> openvino.Core:
-    """Return this process's core. Raises EngineError in a process that was forked since it was made."""
+    """Return this process's OpenVINO core. Raises EngineError in a process that was forked after it was made."""
     with _first_use:
         made_here, core = _only_core()
     made_here.check(EngineError)
@@ -155,10 +155,10 @@ def _core() -> openvino.Core:
 
 @cache
 def _only_core() -> tuple[MadeHere, openvino.Core]:
-    """One core for the life of the process.
+    """Return one core for the life of the process.
 
-    A core's CPU plugin installs a signal stack of its own, and puts back the one it found when it goes. Where two have
-    lived, the thread is left with a freed one, and the next signal that Python handles is a segmentation fault.
+    A core's CPU plugin installs its own signal stack, and restores the previous one when it is destroyed. After two
+    cores, the thread is left with a freed stack, and the next signal that Python handles crashes the process.
     """
     return MadeHere("OpenVINO"), openvino.Core()
 

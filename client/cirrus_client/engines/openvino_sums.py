@@ -1,7 +1,8 @@
-"""What a graph adds up in float32 stays in float32, also where OpenVINO computes everything else in bfloat16.
+"""Keep residual additions in float32 when OpenVINO runs a graph in bfloat16.
 
-A transformer's blocks add to one running sum: rounded to bfloat16 after each block, it loses more than their products
-do. OpenVINO has a mark for such an operation; from Python it is only to be had from a model file that says it.
+The blocks of a transformer add to one residual stream. Rounding it to bfloat16 after each block loses more accuracy
+than the matrix products do. OpenVINO marks operations that must keep their precision with the attribute "precise".
+Python has no call to set it, so the mark is copied from a small model file.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MARKED = b"""<net name="sum" version="11">
 
 
 def keep_sums(core: openvino.Core, model: openvino.Model) -> None:
-    """Mark a model's float32 sums of two computed tensors, in place, to be computed in float32."""
+    """Mark all float32 additions of two computed tensors in a model, in place, so they run in float32."""
     for operation in model.get_ordered_ops():
         if _is_sum(operation):
             marked = next(found for found in core.read_model(_MARKED, b"").get_ops() if found.get_type_name() == "Add")

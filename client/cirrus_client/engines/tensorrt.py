@@ -1,4 +1,4 @@
-"""Graphs compiled by TensorRT, run on the GPU without torch."""
+"""Run TensorRT plans on the GPU, without torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PROFILE = 0
 
 
 class TensorRtKind(EngineKind):
-    """The plans that `cirrus compile` made of a bundle's graphs."""
+    """TensorRT plans that `cirrus compile` built from a bundle's graphs."""
 
     def runs(self, precision: Precision) -> bool:
-        """See `EngineKind.runs`. It runs plans, not ONNX files; `open_graph` prefers a plan that runs here."""
+        """See `EngineKind.runs`. TensorRT runs plans, not ONNX files; `open_graph` prefers a plan that runs here."""
         return False
 
     def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> TensorRtEngine:
-        """Raise EngineError: a plan belongs to a bundle."""
+        """Raise EngineError: plans belong to a bundle, so use `load_graph`."""
         raise EngineError("TensorRT runs the plans of a bundle, not ONNX files: see `cirrus compile`")
 
     def load_graph(self, bundle: Bundle, graph: str, *, threads: int | None, bulk: bool) -> TensorRtEngine:
@@ -39,12 +39,15 @@ class TensorRtKind(EngineKind):
 
 
 class TensorRtEngine(Engine):
-    """Runs a plan. Device memory for the largest batch is taken when the plan is loaded; calls take turns."""
+    """Runs a plan. Calls from several threads run one after the other.
+
+    Device memory for the largest batch is allocated when the plan is loaded.
+    """
 
     def __init__(self, path: Path, *, version_compatible: bool = False) -> None:
         """Load a plan.
 
-        version_compatible: the plan carries a runtime of its own, which is code that this process then runs.
+        version_compatible: the plan contains its own TensorRT runtime, which is code that this process will run.
         Raises EngineError if TensorRT, CUDA or a GPU is missing, or TensorRT refuses the plan.
         """
         super().__init__()
@@ -74,8 +77,7 @@ class TensorRtEngine(Engine):
     def of(bundle: Bundle, graph: str) -> TensorRtEngine:
         """Load a graph's plan from a bundle.
 
-        Raises BundleError if the bundle has no such plan or a damaged one, EngineError if it was built for another
-        TensorRT or GPU.
+        Raises BundleError if the plan is missing or damaged, EngineError if it was built for another TensorRT or GPU.
         """
         record = read_plans(bundle)
         path = plan_file(bundle, record, graph)
@@ -127,7 +129,7 @@ class TensorRtEngine(Engine):
         cuda_result(self._cuda.cudaMemcpyAsync(destination, source, size, kind, self._stream))
 
     def _take_memory(self) -> None:
-        """Inputs and outputs keep their addresses, so that a call only sets the batch."""
+        """Allocate inputs and outputs once. Their addresses stay the same, so a call only sets the batch size."""
         self._memory: dict[str, int] = {}
         self._stream = cuda_result(self._cuda.cudaStreamCreate())
         weakref.finalize(self, _release, self._cuda, self._memory, self._stream)
