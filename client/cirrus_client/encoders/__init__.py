@@ -1,4 +1,4 @@
-"""Query and gallery encoders: what an encoder is, and the one that runs in this process."""
+"""The interface of encoders, and the encoder that runs in this process."""
 
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, Encoder, ImageInput

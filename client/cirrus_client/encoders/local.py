@@ -1,4 +1,4 @@
-"""Encode in this process."""
+"""Encode in this process, on the engines that are installed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Pixels = NDArray[np.float32]
 
 
 class LocalEncoder:
-    """A bundle's ensembles in this process. A graph is loaded, once, when a call first needs it.
+    """Runs a bundle's ensembles in this process. A graph is loaded once, by the first call that needs it.
 
-    Threads may share an encoder: its engines take calls from several threads. A process that is forked after the first
-    call gets an EngineError: load the encoder in each worker, or use "spawn".
+    Threads may share an encoder. A process that is forked after the first call gets an EngineError: load the encoder in
+    each worker, or use "spawn".
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class LocalEncoder:
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:
-        """Keep the bundle; no graph is loaded yet.
+        """Keep the bundle. No graph is loaded yet.
 
-        engine: what runs the graphs; None takes the fastest one here, see `cirrus_client.engines.open_graph`.
-        decoding: how gallery images are decoded; queries are always decoded exactly. threads: CPU threads per run; None
+        engine: the engine that runs the graphs; None takes the fastest, see `cirrus_client.engines.open_graph`.
+        decoding: how gallery images are decoded. Queries are always decoded exactly. threads: CPU threads per run; None
         leaves it to the engine.
         """
         self.bundle = bundle
@@ -57,7 +57,7 @@ class LocalEncoder:
 
     @property
     def concurrency(self) -> int:
-        """One call at a time keeps the device busy."""
+        """One: a single call keeps the device busy."""
         return 1
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
@@ -101,10 +101,10 @@ class LocalEncoder:
         return self._encode(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
 
     def graph(self, name: str, *, bulk: bool | None = None) -> Engine:
-        """Return the engine of one of the bundle's graphs, loading it if this is the first call for it.
+        """Return the engine of one of the bundle's graphs. The first call loads it.
 
-        bulk: see `open_engine`; None chooses it for a graph that only galleries need. Raises EngineError if no engine
-        here can run the graph.
+        bulk: see `open_engine`; None means True for a graph that only galleries use. Raises EngineError if no engine on
+        this machine can run the graph.
         """
         if bulk is None:
             bulk = self.bundle.spec.is_for_bulk(name)

@@ -1,4 +1,4 @@
-"""What an encoder is, whatever runs behind it."""
+"""The interface of query and gallery encoders."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cirrus_client.names import EnsembleName
 T = TypeVar("T")
 
 Embeddings = NDArray[np.float32]
-"""float32 [B, D], L2-normalised; [B, V, D] for gallery items of several vectors."""
+"""float32 [B, D], L2-normalised; [B, V, D] for gallery images of V vectors."""
 
 ImageInput = bytes | str | Path | Image.Image
-"""Encoded bytes, the path of an image file, or a decoded picture."""
+"""The bytes of an image file, its path, or a decoded image."""
 
 
 class Encoder(Protocol):
     """Turns composed queries and gallery images into embeddings of one space.
 
-    Threads may share an encoder: every answer is that of its own call.
+    Threads may share an encoder: each call returns its own answer.
     """
 
     @property
@@ -38,38 +38,38 @@ class Encoder(Protocol):
 
     @property
     def concurrency(self) -> int:
-        """How many calls of `encode_prepared` it takes at once to keep the engine busy."""
+        """Number of concurrent calls of `encode_prepared` that keep the engine busy."""
         ...
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
-        """Return one query embedding per (image, text) pair, float32 [B, D]; either of a pair may be None.
+        """Return one query embedding per (image, text) pair, float32 [B, D]. Image or text may be None.
 
-        Raises InvalidImage or InvalidText naming the position of the bad item, and UnsupportedQuery for a
-        combination that the recipe does not define.
+        Raises InvalidImage or InvalidText for a bad item, and UnsupportedQuery for a combination that the recipe does
+        not define. Each has the position of the pair.
         """
         ...
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
-        """Return one gallery embedding per image, float32 [B, D], or [B, V, D] where the space has V vectors an item.
+        """Return one gallery embedding per image, float32 [B, D], or [B, V, D] if the space has V vectors per image.
 
-        Raises InvalidImage naming the position.
+        Raises InvalidImage with the position of the image.
         """
         ...
 
     def prepare(self, image: bytes) -> Any:
-        """Do the part of encoding a gallery image that can run in parallel threads.
+        """Do the part of encoding a gallery image that can run in parallel threads, like decoding.
 
-        Raises InvalidImage. The result is only meant for `encode_prepared` of the same encoder.
+        Only `encode_prepared` of the same encoder takes the result. Raises InvalidImage.
         """
         ...
 
     def encode_prepared(self, prepared: Sequence[Any]) -> Embeddings:
-        """Return one gallery embedding per prepared image, of the shape that `encode_targets` has."""
+        """Return one gallery embedding per prepared image, in the shape that `encode_targets` returns."""
         ...
 
 
 class AsyncEncoder(Protocol):
-    """`Encoder` for asyncio, as far as queries go. Tasks of one event loop may share it."""
+    """The query methods of `Encoder` for asyncio. Tasks of one event loop may share it."""
 
     async def space(self) -> SpaceSpec:
         """Return the vector space of every embedding that this encoder returns."""
@@ -80,17 +80,17 @@ class AsyncEncoder(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close what the encoder holds open."""
+        """Close the encoder's connections."""
         ...
 
 
 def is_async(encoder: Encoder | AsyncEncoder) -> TypeGuard[AsyncEncoder]:
-    """Return whether an encoder is one for asyncio."""
+    """Return whether an encoder is an `AsyncEncoder`."""
     return iscoroutinefunction(encoder.encode_queries)
 
 
 def image_bytes(image: ImageInput) -> bytes:
-    """Return the encoded bytes of an image; a decoded picture is encoded as PNG, which loses nothing.
+    """Return an image as the bytes of a file. A decoded image is encoded as PNG, without loss.
 
     Raises InvalidImage if a path can't be read.
     """
@@ -107,7 +107,7 @@ def image_bytes(image: ImageInput) -> bytes:
 
 
 def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T]) -> list[T]:
-    """Prepare gallery images in order. Raises what `prepare` raises, naming the position."""
+    """Prepare gallery images in order. Raises the error of `prepare` with the position of the image."""
     prepared = []
     for position, image in enumerate(images):
         try:
@@ -118,7 +118,7 @@ def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T]) -> 
 
 
 def check_query(image: object | None, text: str | None, *, position: int, ensembles: Collection[EnsembleName]) -> None:
-    """Raise UnsupportedQuery if the pair is empty, or is not of a kind that the bundle has an ensemble for."""
+    """Raise UnsupportedQuery if a pair is empty, or if the bundle has no ensemble for it."""
     if image is not None:
         if EnsembleName.ENCODE_QUERY not in ensembles:
             raise UnsupportedQuery(

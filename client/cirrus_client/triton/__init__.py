@@ -1,4 +1,4 @@
-"""A Triton server: the clients of its ensembles, and a real server on this machine."""
+"""Triton: clients of its ensembles, and a server on this machine."""
 
 from cirrus_client.triton.encoder import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.triton.requests import RetryPolicy

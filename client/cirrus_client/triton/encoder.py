@@ -1,4 +1,4 @@
-"""Encode through a Triton server: encoded bytes go in, embeddings come out."""
+"""Encode on a Triton server: image files and texts are sent, embeddings come back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class _TritonClient:
-    """What the clients for threads and for asyncio have in common: the server's address, and what a failure means."""
+    """The part that the clients for threads and for asyncio share: the server's address, retries and typed errors."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class _TritonClient:
         return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, self._bundle), **options)
 
     def _pause_after(self, error: BaseException, request: Request | None, pause_s: float | None) -> float:
-        """The pause before the next attempt. Raises what the failure means, if there is to be none."""
+        """Return the pause before the next attempt in seconds. Raises the typed error if there is no next attempt."""
         failure = typed_error(error, self.url, request)
         if pause_s is None or not isinstance(failure, ServerUnavailable):
             raise failure from None
@@ -77,9 +77,9 @@ class _TritonClient:
 
 
 class TritonEncoder(_TritonClient):
-    """A bundle's ensembles on a Triton server.
+    """Runs a bundle's ensembles on a Triton server.
 
-    Threads may share an encoder; each gets its own connection. `close`, or the end of a `with` block, closes them all.
+    Threads may share an encoder: each has its own connection. `close`, or the end of a `with` block, closes them all.
     A process that is forked after the first call gets a ServerError: use "spawn".
     """
 
@@ -94,9 +94,9 @@ class TritonEncoder(_TritonClient):
     ) -> None:
         """Name the server; nothing is contacted before the first call.
 
-        url: host:port. bundle: which of several bundles that the server has; None where it serves one. timeout_s: limit
-        for one attempt of one request. retry: how an unreachable or restarting server is tried again; bad input never
-        is. Raises ServerError if the url is not host:port.
+        url: host:port. bundle: the name of the bundle, if the server has several. timeout_s: time limit of one attempt
+        of one request. retry: when an unreachable or restarting server is tried again; bad input never is. Raises
+        ServerError if the url is not host:port.
         """
         super().__init__(url, bundle=bundle, transport=transport, timeout_s=timeout_s, retry=retry)
         self._of_thread = threading.local()
@@ -106,12 +106,12 @@ class TritonEncoder(_TritonClient):
 
     @property
     def space(self) -> SpaceSpec:
-        """The space of the served bundle, as the server tells it."""
+        """The vector space of the served bundle. The first use asks the server."""
         return self._model().space
 
     @property
     def concurrency(self) -> int:
-        """Four batches at once: one is decoded, one is encoded, and two gather on the server."""
+        """Four: one batch is decoded, one is encoded, and two wait in the server's queue."""
         return 4
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
@@ -123,7 +123,7 @@ class TritonEncoder(_TritonClient):
         return self.encode_prepared([image_bytes(image) for image in images])
 
     def prepare(self, image: bytes) -> bytes:
-        """Return the bytes themselves, after a look at their header. Raises InvalidImage."""
+        """Check the header of an image file and return the bytes unchanged. Raises InvalidImage."""
         check_header(image)
         return image
 
@@ -132,7 +132,7 @@ class TritonEncoder(_TritonClient):
         return self._encode(target_requests(prepared, self._model()), (len(prepared), *self.space.item_shape))
 
     def close(self) -> None:
-        """Close the connections of every thread. A later call connects anew."""
+        """Close the connections of all threads. A later call opens a new one."""
         with self._connecting:
             for client in self._connections:
                 client.close()
@@ -191,7 +191,7 @@ class TritonEncoder(_TritonClient):
 
 
 class AsyncTritonEncoder(_TritonClient):
-    """`TritonEncoder` for asyncio: the same verbs as coroutines. Tasks of one event loop may share it.
+    """`TritonEncoder` for asyncio: the same methods as coroutines. Tasks of one event loop may share it.
 
     `close`, or the end of an `async with` block, closes its connection.
     """
@@ -199,7 +199,7 @@ class AsyncTritonEncoder(_TritonClient):
     _client: Any = None
 
     async def space(self) -> SpaceSpec:
-        """Return the space of the served bundle, as the server tells it."""
+        """Return the vector space of the served bundle. The first call asks the server."""
         return (await self._model()).space
 
     async def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
@@ -214,7 +214,7 @@ class AsyncTritonEncoder(_TritonClient):
         return await self._encode(target_requests(encoded, served), (len(encoded), *served.space.item_shape))
 
     async def close(self) -> None:
-        """Close the connection. A later call connects anew."""
+        """Close the connection. A later call opens a new one."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()

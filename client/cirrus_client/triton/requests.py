@@ -1,4 +1,4 @@
-"""Requests to and answers from a Triton server, the same for every kind of client."""
+"""Requests to a Triton server, checks of its answers, and typed errors, for both transports and both clients."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _TIMED_OUT = ("deadline exceeded", "timed out", "timeout")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how patiently an unavailable server is tried: pauses double, with jitter.
+    """When an unavailable server is tried again. Pauses double after each attempt, with a jitter of 25%.
 
-    The default waits about 16 s in all, in which a server of small models restarts.
+    The defaults wait about 16 s in total, which is enough for a server of small models to restart.
     """
 
     attempts: int = 7
@@ -43,7 +43,7 @@ class RetryPolicy:
     longest_pause_s: float = 10.0
 
     def pauses(self) -> Iterator[float | None]:
-        """Yield, for each attempt, the pause in seconds to make if it fails; None for the last."""
+        """Yield for each attempt the pause after its failure, in seconds. Yield None for the last attempt."""
         for attempt in range(self.attempts - 1):
             pause_s = min(self.first_pause_s * 2**attempt, self.longest_pause_s)
             yield pause_s * random.uniform(0.75, 1.25)
@@ -55,7 +55,7 @@ DEFAULT_RETRY = RetryPolicy()
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What the server says of the bundle that it serves."""
+    """The bundle that a server serves, as its model configuration describes it."""
 
     space: SpaceSpec
     max_batch: int
@@ -65,7 +65,11 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Request:
-    """One inference request: its ensemble, what the server calls that, BYTES inputs, and the call's rows it answers."""
+    """One inference request.
+
+    model: the server's name of the ensemble. rows: positions in the call of the items in this request. arrays: BYTES
+    inputs by name. item: "query" or "image", for errors.
+    """
 
     ensemble: EnsembleName
     model: str
@@ -96,7 +100,7 @@ def check_address(url: str) -> None:
 def query_requests(
     images: Sequence[ImageInput | None], texts: Sequence[str | None], served: ServedModel
 ) -> list[Request]:
-    """Split queries into requests: those with an image, those without, none larger than the server's batch."""
+    """Split queries into requests with and without images, none larger than the server's maximum batch."""
     pairs = list(zip(images, texts, strict=True))
     for position, (image, text) in enumerate(pairs):
         check_query(image, text, position=position, ensembles=served.ensembles)
@@ -126,7 +130,7 @@ def query_requests(
 
 
 def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Request]:
-    """Split gallery images into requests no larger than the server's batch."""
+    """Split gallery images into requests that are no larger than the server's maximum batch."""
     return [
         Request(
             EnsembleName.ENCODE_TARGET,
@@ -140,7 +144,7 @@ def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Reques
 
 
 def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
-    """Return what an ensemble's configuration says. Raises ServerError if it is not one of Cirrus's."""
+    """Read the configuration of an ensemble. Raises ServerError if Cirrus did not export it."""
     config = answer.get("config", answer)
     parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
     if SPACE_PARAMETER not in parameters:
@@ -160,7 +164,7 @@ def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
 
 
 def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
-    """Return the embeddings of an answer. Raises ServerError if they are not what the space says."""
+    """Return the embeddings in an answer. Raises ServerError if their shape is wrong or values are not finite."""
     embeddings = answer.as_numpy(EMBEDDING)
     shape = space.item_shape if request.ensemble is EnsembleName.ENCODE_TARGET else (space.dim,)
     expected = (len(request.rows), *shape)
@@ -172,7 +176,10 @@ def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
 
 
 def typed_error(error: BaseException, url: str, request: Request | None) -> CirrusError:
-    """Return what a failed request means: bad input with its position in the call, a time-out, or a server's state."""
+    """Return the typed error for a failed request.
+
+    That is InvalidInput with its position in the call, ServerTimeout, ServerUnavailable, or ServerError.
+    """
     message = error.message() if isinstance(error, InferenceServerException) else str(error) or type(error).__name__
     status = str(error.status() or "") if isinstance(error, InferenceServerException) else ""
     invalid = parse_error(str(message))

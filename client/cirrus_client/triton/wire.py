@@ -1,4 +1,4 @@
-"""What Cirrus's Triton models and the client agree on: parameters of ensembles, and typed errors in messages."""
+"""The protocol between the client and Cirrus's Triton models: ensemble parameters, and errors as messages."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _MESSAGE = re.compile(r"cirrus:(?P<kind>\w+)@(?P<position>\d+): (?P<reason>.*)",
 
 
 def served_name(ensemble: EnsembleName, bundle: str | None) -> str:
-    """Return what a server calls an ensemble: its own name, or `<bundle>.<name>` where several bundles are served."""
+    """Return the server's name of an ensemble: its own name, or `<bundle>.<name>` if several bundles are served."""
     return ensemble.value if bundle is None else f"{bundle}.{ensemble.value}"
 
 
 def error_message(error: InvalidInput, position: int) -> str:
-    """Return the message with which a Triton model reports a bad item at a position of its request."""
+    """Return the message by which a Triton model reports a bad item at a position in its request."""
     return f"cirrus:{type(error).__name__}@{position}: {error}"
 
 
 def parse_error(message: str) -> tuple[type[InvalidInput], int, str] | None:
-    """Return (error class, position in the request, reason) of a server's message, or None if it is another error."""
+    """Return (error class, position in the request, reason) of a server's message, or None for any other error."""
     found = _MESSAGE.search(message)
     if found is None or found["kind"] not in _INVALID:
         return None
