@@ -1,4 +1,4 @@
-"""Embedded galleries: list and open images, embed them, and keep the embeddings."""
+"""Galleries: list and read images, embed them, and store the embeddings."""
 
 from cirrus_client.gallery.embed import embed_gallery
 from cirrus_client.gallery.source import FolderSource, ImageFile, Rejected, Source

@@ -1,4 +1,4 @@
-"""An encoder whose gallery images go through a feature cache."""
+"""Encode gallery images through a feature cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cirrus_client.names import GraphName, TensorName
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image on its way: its features if they are cached, else its pixels."""
+    """A prepared image: its features if they are cached, else its pixels. digest: the sha256 of the image file."""
 
     digest: str
     features: Features | None
@@ -29,10 +29,10 @@ class _Prepared:
 
 
 class CachedEncoder:
-    """A bundle in this process, with a feature cache: the encoder runs once per image, the head every time.
+    """Runs a bundle in this process with a feature cache: the backbone once per image, the head in every call.
 
-    Features are rounded to float16. Threads may share it. Give `prepare_file` to `embed_gallery`, so that known files
-    stay closed.
+    Threads may share an encoder. Features are rounded to float16. Pass `prepare_file` to `embed_gallery` as `prepare`,
+    so that known files are not opened.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class CachedEncoder:
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:
-        """engine, decoding, threads: see `LocalEncoder`."""
+        """Keep the bundle and the cache. engine, decoding, threads: see `LocalEncoder`."""
         self._local = LocalEncoder(bundle, engine=engine, decoding=decoding, threads=threads)
         self._cache = cache
         self._spec = bundle.spec
 
     @property
     def space(self) -> SpaceSpec:
-        """The vector space of the bundle; the cache does not change it."""
+        """The vector space of the bundle. The cache does not change it."""
         return self._spec.space
 
     @property
@@ -60,7 +60,7 @@ class CachedEncoder:
         return self._local.concurrency
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
-        """See `Encoder.encode_queries`; queries are not cached."""
+        """See `Encoder.encode_queries`. Queries are not cached."""
         return self._local.encode_queries(images, texts)
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
@@ -68,7 +68,7 @@ class CachedEncoder:
         return self.encode_prepared(prepare_all(images, self.prepare))
 
     def prepare_file(self, source: Source, file: ImageFile) -> _Prepared:
-        """Prepare an image of a source, which is read only if it is new or has changed. Raises InvalidImage."""
+        """Prepare an image of a source. It is only read if it is new or has changed. Raises InvalidImage."""
         key = (f"{source.root}/{file.path}", file.size, file.mtime_ns)
         digest = self._cache.digest_of(key)
         features = self._cache.get(digest) if digest is not None else None

@@ -1,8 +1,8 @@
-"""Embed the images of a source: decode in parallel, resume after a crash, list broken files and go on.
+"""Embed the images of a source: decode in parallel, resume after a crash, and list broken files instead of stopping.
 
-A shard is a slice of the sorted list of files, embedded and committed as one. A job that is killed at any moment
-resumes with the first shard that is not committed: nothing is lost or doubled. When the source has changed, shards with
-changed or vanished files are embedded again, and new files form new shards.
+A shard is a slice of the sorted list of files. It is embedded and committed as a whole. A job that was killed at any
+moment resumes with the first shard that is not committed, so nothing is lost or embedded twice. If the source has
+changed, shards with changed or removed files are embedded again, and new files form new shards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cirrus_client.gallery.stream import EmbedStream
 log = logging.getLogger(__name__)
 
 Prepare = Callable[[Source, ImageFile], Any]
-"""An encoder's own way from an image of a source to what its `encode_prepared` takes. Raises InvalidImage."""
+"""Reads an image of a source and prepares it for the encoder's `encode_prepared`. Raises InvalidImage."""
 
 
 def embed_gallery(
@@ -37,12 +37,13 @@ def embed_gallery(
     workers: int | None = None,
     show_progress: bool = False,
 ) -> GallerySummary:
-    """Embed every image of a folder or another source into `out`, or resume doing so.
+    """Embed every image of a folder or another source into the gallery `out`, or resume an earlier run.
 
-    prepare: None reads an image and calls `Encoder.prepare`. queries: real query embeddings of the encoder's space,
-    float32 [Q, D], kept with the gallery to tune an approximate index on. workers: decoding threads; None takes the
-    machine's cores. show_progress: draw a progress bar on stderr. Raises GalleryError if the source has no image or
-    `out` is not a gallery of it, and SpaceMismatch if `out` was embedded in another space.
+    prepare: how images are read and prepared; None reads an image and calls `Encoder.prepare`. queries: real query
+    embeddings in the encoder's space, float32 [Q, D]. They are stored in the gallery to tune an approximate index on.
+    batch_size, shard_size: images per batch and per shard. workers: number of decoding threads; None means one per
+    core. show_progress: draw a progress bar on stderr. Raises GalleryError if the source has no image, or `out` is
+    not a gallery of this source. Raises SpaceMismatch if `out` was embedded in another space.
     """
     source: Source = FolderSource(images) if isinstance(images, (str, Path)) else images
     files = source.list()

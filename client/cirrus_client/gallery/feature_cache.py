@@ -1,13 +1,13 @@
-"""The frozen backbone's outputs for images, kept: a new head over a cached gallery opens no image.
+"""Store the frozen backbone's outputs for images, so that embedding with a new head opens no image.
 
     cache/
-      cache.json               the backbone, preprocessing and tensor that the features are of; others are refused
+      cache.json               backbone, preprocessing and tensor of the features; others are refused
       features/00000.npy       float16 [rows, ...], one file per 4,096 images
-      features/00000.json      sha256 of that file, and of each row's image; written last, it is the commit mark
-      files/00000.parquet      image_path, size, mtime_ns, digest: which image a file was when it was read
+      features/00000.json      sha256 of that file, and of each row's image; written last, so it marks the commit
+      files/00000.parquet      image_path, size, mtime_ns, digest: the content of a file when it was read
 
-Features are keyed by the content of an image: a file that was moved or touched is read and hashed, but not decoded or
-encoded again, and one that looks as it did is not even read.
+Features are keyed by the sha256 of the image file. A file that was moved or touched is read and hashed, but not decoded
+or encoded again. A file whose path, size and time are known is not even read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ENCODE_AGAIN = "and its images are encoded again"
 
 
 class CacheManifest(Record):
-    """`cache.json`: sha256 of the backbone's weights, the preprocessing, and which of the encoder's outputs is kept."""
+    """`cache.json`: sha256 of the backbone's weights, the preprocessing, and which encoder output is stored."""
 
     backbone: str
     preprocess: str
@@ -52,16 +52,16 @@ class _ShardRecord(Record):
 
 
 class FeatureCache:
-    """Features on disk, of one backbone. Leave its `with` block, or call `flush`, to write the last rows.
+    """The features of one backbone on disk. `flush`, or the end of a `with` block, writes the last rows.
 
-    Threads may share a cache. One process writes to it.
+    Threads may share a cache. Only one process may write to it.
     """
 
     def __init__(self, root: Path, bundle: Bundle) -> None:
         """Open or create the cache of a bundle's backbone.
 
-        Raises SpaceMismatch if the cache is of another backbone, GalleryError if it is damaged or the folder holds
-        something else, and BundleError if the bundle's gallery embeddings are not made by a head over an encoder.
+        Raises SpaceMismatch if the cache is of another backbone or preprocessing, GalleryError if it is damaged or the
+        folder has other content, and BundleError if the bundle has no target head over an image encoder.
         """
         self._root = root
         self.manifest = _manifest(bundle)
@@ -81,7 +81,7 @@ class FeatureCache:
         return len(self._places) + len(self._new_rows)
 
     def get(self, digest: str) -> Features | None:
-        """Return the features of an image's content, or None. digest: its sha256, in hexadecimal."""
+        """Return the features of an image, or None if they are not cached. digest: the file's sha256 in hexadecimal."""
         key = bytes.fromhex(digest)
         with self._lock:
             if key in self._new_rows:
@@ -90,7 +90,7 @@ class FeatureCache:
         return None if place is None else self._shards[place[0]][place[1]]
 
     def put(self, digest: str, features: Features) -> None:
-        """Keep an image's features; every 4,096 of them are written."""
+        """Add the features of an image. They are written in groups of 4,096."""
         key = bytes.fromhex(digest)
         with self._lock:
             if key not in self._places:
@@ -99,19 +99,19 @@ class FeatureCache:
                 self._write_rows()
 
     def digest_of(self, file: FileKey) -> str | None:
-        """Return the content's sha256 of a file that looks as it did when it was read, or None."""
+        """Return the sha256 of a file that is unchanged since it was read, or None if it is new or has changed."""
         digest = self._digests.get(file)
         return None if digest is None else digest.hex()
 
     def remember(self, file: FileKey, digest: str) -> None:
-        """Keep which content a file has."""
+        """Remember the sha256 of a file."""
         key = bytes.fromhex(digest)
         with self._lock:
             if self._digests.get(file) != key:
                 self._digests[file] = self._new_files[file] = key
 
     def flush(self) -> None:
-        """Write what is new."""
+        """Write all rows and files that are not written yet."""
         with self._lock:
             if self._new_rows:
                 self._write_rows()

@@ -1,4 +1,4 @@
-"""A newly trained head on the backbone of a bundle: a bundle of its own, which the export package makes."""
+"""Export a newly trained head on the backbone of a bundle, as a bundle of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cirrus_client.errors import BundleError, CheckpointError, ExportError
 from cirrus_client.files import sha256_of_file
 
 HeadExporter = Callable[[Bundle, Path, Path], None]
-"""Exports a head's checkpoint, on the backbone of a bundle, to a bundle at the last path."""
+"""Exports a head. Arguments: the bundle with its backbone, the head's checkpoint, the folder of the new bundle."""
 
 
 def bundle_with_head(base: Bundle, head: Path, out: Path) -> Bundle:
-    """Return the bundle at `out` of this head on the base's backbone; one that is not there yet is exported.
+    """Return the bundle of a head on the backbone of `base`. Export it to `out` if it is not there yet.
 
-    Raises CheckpointError if the head is no file or does not fit, BundleError if `out` holds another bundle,
-    ExportError if the export package is not installed here, and FidelityError if the export misses its gate.
+    Raises CheckpointError if the head is not a file or does not fit, BundleError if `out` is another bundle,
+    ExportError if the export package is not installed, and FidelityError if the export fails its gate.
     """
     if not head.is_file():
         raise CheckpointError(f"--head {head}: there is no such file")

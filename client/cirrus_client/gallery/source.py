@@ -1,4 +1,4 @@
-"""Sources: where a gallery's images are, listed and opened."""
+"""Sources list the images of a gallery and read their bytes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as it was when it was listed.
+    """An image at the time when it was listed.
 
-    path: relative to the source's root; it identifies the image in the gallery. size: bytes. mtime_ns: time of the last
-    change in ns.
+    path: relative to the source's root; it identifies the image in the gallery. size: in bytes. mtime_ns: time of the
+    last change in ns.
     """
 
     path: str
@@ -35,11 +35,11 @@ class Rejected:
 
 
 class Source(Protocol):
-    """Lists and opens the images of a gallery. Threads may call `read` at the same time."""
+    """Lists and reads the images of a gallery. Several threads call `read` at the same time."""
 
     @property
     def root(self) -> str:
-        """Where the images are: an absolute folder or a URL. A gallery keeps it; image paths are relative to it."""
+        """Where the images are: an absolute folder or a URL. The gallery stores it. Image paths are relative to it."""
         ...
 
     def list(self) -> list[ImageFile]:
@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
     def read(self, file: ImageFile) -> bytes:
-        """Return the encoded bytes of an image. Raises InvalidImage if it can't be read."""
+        """Return the bytes of an image file. Raises InvalidImage if it can't be read."""
         ...
 
 
@@ -55,9 +55,9 @@ class FolderSource:
     """The image files below a folder, found by their suffix."""
 
     def __init__(self, folder: Path | str, *, only: Sequence[str] | None = None) -> None:
-        """Name the folder; it is listed by `list`.
+        """Name the folder. Nothing is read yet.
 
-        only: paths relative to the folder, where not all of its images belong to the gallery.
+        only: paths of the gallery's images relative to the folder; None takes all of them.
         """
         self._folder = Path(folder)
         self._only = only
@@ -68,7 +68,7 @@ class FolderSource:
         return str(self._folder.resolve())
 
     def list(self) -> list[ImageFile]:
-        """See `Source.list`. Raises GalleryError also if the folder or a named file does not exist."""
+        """See `Source.list`. Also raises GalleryError if the folder or a file of `only` does not exist."""
         if self._only is not None:
             return [self._looked_at(path) for path in sorted(set(self._only))]
         if not self._folder.is_dir():

@@ -1,4 +1,4 @@
-"""A gallery on disk: shards of embeddings, each with the files it was made from.
+"""Write and read a gallery on disk: shards of embeddings, each with the list of its image files.
 
     gallery/
       img_emb/img_emb_<shard>.npy            float32 [rows, D], or [rows, V, D] where an image has V vectors
@@ -6,11 +6,11 @@
       rejected/rejected_<shard>.parquet      image_path, size, mtime_ns, reason
       queries.npy                            real query embeddings, float32 [Q, D], to tune an approximate index on
       gallery.json                           the space and the images' root, written first
-      bundle/                                the bundle of a new head, where it was exported for this gallery
+      bundle/                                the bundle of a new head, if it was exported for this gallery
 
 The layout is clip-retrieval's: embedding-reader and autofaiss pair the files of `img_emb` and `metadata` by their
-sorted names. A shard's id is a hash of the files it deals with, so every process that plans the same files gives it the
-same id. Its metadata file is written last and is its commit mark.
+sorted names. The id of a shard is a hash of its files, so every process that plans the same files gives it the same id.
+The metadata file is written last: a shard is complete once it has one.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class GalleryManifest(Record):
 
 @dataclass(frozen=True)
 class Shard:
-    """Files that are embedded and committed together."""
+    """Image files that are embedded and committed together."""
 
     id: str
     files: tuple[ImageFile, ...]
 
     @staticmethod
     def of(files: Sequence[ImageFile]) -> Shard:
-        """Return the shard of these files; its id is a hash of their paths, sizes and times."""
+        """Return a shard of these files. Its id is a hash of their paths, sizes and times."""
         digest = hashlib.sha256()
         for file in files:
             digest.update(os.fsencode(file.path) + f"\0{file.size}\0{file.mtime_ns}\0".encode())
@@ -66,10 +66,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do for a list of files.
+    """The work that a gallery needs to match a list of files.
 
-    done: number of files in complete shards. stale: ids of shards with files that have changed or vanished. pending:
-    shards to embed, the other files of stale ones among them.
+    done: number of files in complete, current shards. stale: ids of shards with changed or removed files; drop them.
+    pending: shards to embed, which include the remaining files of stale shards.
     """
 
     done: int
@@ -79,7 +79,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class GallerySummary:
-    """What a gallery holds after a run, and how many files this run dealt with."""
+    """The content of a gallery after a run.
+
+    embedded: number of images. rejected: files that are not usable images. new: number of files that this run embedded
+    or rejected.
+    """
 
     embedded: int
     rejected: tuple[Rejected, ...]
@@ -89,8 +93,8 @@ class GallerySummary:
 class GalleryWriter:
     """Writes the shards of a gallery.
 
-    Threads and processes may write one gallery at the same time: each commits shards of its own, and a shard that two
-    commit is the same files with the same content.
+    Threads and processes may write one gallery at the same time. Each commits its own shards. If two commit the same
+    shard, both write the same files with the same content.
     """
 
     def __init__(self, root: Path, manifest: GalleryManifest) -> None:
@@ -99,10 +103,10 @@ class GalleryWriter:
 
     @staticmethod
     def open(root: Path | str, *, images: str, space: SpaceSpec) -> GalleryWriter:
-        """Create a gallery, or open one to go on with it. images: the root of the source, see `Source.root`.
+        """Create a gallery, or open one to continue it. images: the root of the source, see `Source.root`.
 
-        Raises SpaceMismatch if it was embedded in another space, GalleryError if it is a gallery of other images, is
-        damaged, or the folder holds something else.
+        Raises SpaceMismatch if it was embedded in another space. Raises GalleryError if it is a gallery of other
+        images, if it is damaged, or if the folder has other content.
         """
         root, manifest = Path(root), GalleryManifest(images=images, space=space)
         if (root / MANIFEST).exists():
@@ -112,7 +116,7 @@ class GalleryWriter:
         return GalleryWriter(root, manifest)
 
     def plan(self, files: Sequence[ImageFile], shard_size: int) -> Plan:
-        """Return what is left to do until the gallery holds exactly these files. Nothing is changed.
+        """Return the work that is left until the gallery has exactly these files. Nothing is changed on disk.
 
         files: sorted by path. shard_size: files per new shard. Raises GalleryError for damaged shards.
         """
@@ -134,8 +138,8 @@ class GalleryWriter:
     ) -> None:
         """Write a shard, its metadata last.
 
-        embeddings: float32 [rows, *item_shape] of the accepted files, in their order. Raises GalleryError if shapes or
-        files do not add up to the shard's.
+        embeddings: float32 [rows, *item_shape], one row per accepted file, in order. Raises GalleryError if the shape
+        is wrong, or if accepted and rejected files are not as many as the shard has.
         """
         expected = (len(accepted), *self.manifest.space.item_shape)
         if embeddings.shape != expected or len(accepted) + len(rejected) != len(shard.files):
@@ -151,16 +155,16 @@ class GalleryWriter:
         _write_table(_table(accepted), self._files.metadata(shard.id))
 
     def drop(self, shard: str) -> None:
-        """Remove a shard's files, its commit mark first."""
+        """Remove the files of a shard, its metadata first."""
         for path in (self._files.metadata(shard), self._files.rejected(shard), self._files.embeddings(shard)):
             path.unlink(missing_ok=True)
 
     def keep_queries(self, queries: Embeddings) -> None:
-        """Keep real query embeddings, float32 [Q, D], with which an approximate index is tuned later."""
+        """Store real query embeddings, float32 [Q, D], to tune an approximate index on."""
         write_atomically(self._files.root / _QUERIES, _npy(queries))
 
     def summary(self, *, new: int) -> GallerySummary:
-        """Return what the gallery holds. new: number of files that the caller dealt with."""
+        """Return the content of the gallery. new: number of files that the caller embedded or rejected."""
         rejected = [
             Rejected(_file(row), row["reason"])
             for shard in self._files.ids()
@@ -171,7 +175,7 @@ class GalleryWriter:
 
 @dataclass(frozen=True)
 class GalleryShard:
-    """A complete shard: row i of `embeddings` [rows, *item_shape], memory-mapped, is the image of row i of `items`."""
+    """A complete shard. embeddings: float32 [rows, *item_shape], memory-mapped. items: row i is the image of row i."""
 
     id: str
     embeddings: Embeddings
@@ -179,9 +183,9 @@ class GalleryShard:
 
 
 class Gallery:
-    """An embedded gallery, read shard by shard: the shards that were complete when it was opened.
+    """Reads the shards of a gallery that were complete when it was opened.
 
-    Threads may share it. It is open to readers while others write it.
+    Threads may share a gallery. It can be read while other processes write it.
     """
 
     def __init__(self, root: Path, manifest: GalleryManifest, rows: dict[str, int]) -> None:
@@ -201,13 +205,13 @@ class Gallery:
         return self._rows
 
     def shards(self) -> Iterator[GalleryShard]:
-        """Yield the shards in the order of their ids. Raises GalleryError for a damaged one."""
+        """Yield the shards in the order of their ids. Raises GalleryError for a damaged shard."""
         for shard in self._rows:
             yield GalleryShard(shard, self.shard_embeddings(shard), _read_table(self._files.metadata(shard)))
 
     @property
     def embeddings(self) -> Embeddings:
-        """All embeddings in memory, float32 [N, *item_shape]; `shards` reads them one shard at a time."""
+        """All embeddings, float32 [N, *item_shape], in memory. Use `shards` to read one shard at a time."""
         return np.concatenate([np.asarray(shard.embeddings, dtype=np.float32) for shard in self.shards()])
 
     @property
@@ -216,7 +220,7 @@ class Gallery:
         return tuple(path for shard in self.shards() for path in shard.items["image_path"].to_pylist())
 
     def queries(self) -> Embeddings | None:
-        """Return the real query embeddings that were kept with the gallery, float32 [Q, D], or None."""
+        """Return the real query embeddings in the gallery, float32 [Q, D], or None if there are none."""
         path = self.root / _QUERIES
         return np.asarray(_load(path, f"remove {path}")) if path.exists() else None
 
@@ -235,7 +239,10 @@ class Gallery:
 
 
 def read_gallery(root: Path | str, *, allow_empty: bool = False) -> Gallery:
-    """Open an embedded gallery. Raises GalleryError if it is missing or damaged, or empty unless that is allowed."""
+    """Open an embedded gallery.
+
+    Raises GalleryError if it is missing or damaged, or if it is empty and `allow_empty` is False.
+    """
     root = Path(root)
     manifest = read_manifest(root)
     files = _ShardFiles(root)
@@ -257,7 +264,7 @@ def read_manifest(root: Path) -> GalleryManifest:
 
 
 def check_free(root: Path) -> None:
-    """Raise GalleryError if a folder holds something else than a gallery, a new head's bundle and hidden files."""
+    """Raise GalleryError if a folder has other content than a gallery, a new head's bundle and hidden files."""
     strangers = [path for path in root.glob("[!.]*") if path.name != BUNDLE]
     if root.is_file() or (strangers and not (root / MANIFEST).exists()):
         raise GalleryError(f"{root} is not empty and not a gallery; embed into another folder", path=root)
@@ -279,11 +286,11 @@ class _ShardFiles:
         return self.root / "rejected" / f"rejected_{shard}.parquet"
 
     def ids(self) -> list[str]:
-        """Ids of the complete shards, sorted."""
+        """Return the ids of complete shards, sorted."""
         return sorted(path.stem.removeprefix("metadata_") for path in self.root.glob("metadata/metadata_*.parquet"))
 
     def dealt_with(self, shard: str) -> list[ImageFile]:
-        """Every file of a complete shard, rejected ones included."""
+        """Return all files of a complete shard, rejected ones included."""
         tables = [_read_table(self.metadata(shard)), _read_table(self.rejected(shard))]
         return [_file(row) for table in tables for row in table.to_pylist()]
 

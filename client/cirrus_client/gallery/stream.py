@@ -1,4 +1,4 @@
-"""Decode images in threads while batches are encoded, so that neither waits for the other.
+"""Decode images in threads while batches are encoded, so that neither has to wait for the other.
 
     waiting --> decoding --> ready --> encoding --> done
     (files)     (threads)    (items)   (batches)    (rows)
@@ -26,11 +26,11 @@ from cirrus_client.gallery.source import ImageFile, Rejected, Source
 
 _BATCHES_AHEAD = 3
 _Row = Embeddings | InvalidImage
-"""What becomes of an image: its embedding, or why there is none."""
+"""The result for an image: its embedding, or the reason why there is none."""
 
 
 class EmbedStream:
-    """Embeds images of a source. One thread uses it; leave its `with` block to stop the threads that it starts."""
+    """Embeds images of a source. Only one thread may use it. The end of a `with` block stops its thread pools."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class EmbedStream:
         batch_size: int = 32,
         workers: int | None = None,
     ) -> None:
-        """prepare, workers: see `embed_gallery`."""
+        """Start the thread pools. prepare, batch_size, workers: see `embed_gallery`."""
         self._source = source
         self._encoder = encoder
         self._prepare = prepare or (lambda source, file: encoder.prepare(source.read(file)))
@@ -62,10 +62,10 @@ class EmbedStream:
     def embed(
         self, files: Sequence[ImageFile], on_done: Callable[[int], object] = lambda count: None
     ) -> tuple[Embeddings, list[ImageFile], list[Rejected]]:
-        """Return the embeddings of the good images, their files, and the broken ones, each in order.
+        """Embed images. Return the embeddings, float32 [rows, *item_shape], their files, and the rejected files.
 
-        on_done: called with the number of files that are done since the last call. Raises what the encoder raises,
-        except for InvalidImage: such a file is rejected.
+        All three are in the order of `files`. on_done: called with the number of files finished since its last call.
+        Raises what the encoder raises, except InvalidImage, which rejects the file.
         """
         rows: dict[int, _Row] = {}
         for part in self._results(files):
@@ -79,10 +79,10 @@ class EmbedStream:
         return embeddings, [files[position] for position in good], rejected
 
     def _results(self, files: Sequence[ImageFile]) -> Iterator[dict[int, _Row]]:
-        """Yield what became of the images, by position, as it becomes known.
+        """Yield results by position in `files`, as they become known.
 
-        Each turn of the loop moves images one step along the line that the module's first lines draw. It waits for a
-        decoder only if no batch can be filled, and for an encoder only if none can be decoded or started.
+        Each turn of the loop moves images one step along the states in the module's docstring. It waits for a decoder
+        only if no full batch is ready, and for an encoder only if nothing is left to decode or start.
         """
         waiting = iter(enumerate(files))
         decoded: SimpleQueue[tuple[int, Future[Any]]] = SimpleQueue()
@@ -116,7 +116,7 @@ class EmbedStream:
                 return
 
     def _encode(self, batch: dict[int, Any]) -> dict[int, _Row]:
-        """Encode a batch; if an image of it turns out to be broken only now, encode each alone."""
+        """Encode a batch. If an image turns out to be broken only now, encode each image alone."""
         try:
             return dict(zip(batch, self._encoder.encode_prepared(list(batch.values())), strict=True))
         except InvalidImage as error:
