@@ -1,4 +1,4 @@
-"""Search indexes over gallery embeddings."""
+"""Indexes: build, save, open and search them."""
 
 from cirrus_client.index.items import Item, Items, read_metadata
 from cirrus_client.index.protocol import (

@@ -1,4 +1,4 @@
-"""The index backend `faiss`: one file of vectors."""
+"""The index backend `faiss`. It writes one file of vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VECTORS = "vectors.faiss"
 
 
 class FaissBackend(IndexBackend):
-    """FAISS in this process, on a GPU if there is one."""
+    """Searches with FAISS in this process, on a GPU if there is one."""
 
     def build(self, gallery: Gallery, root: Path, options: BuildOptions) -> Agreement | None:
         """See `IndexBackend.build`."""

@@ -1,8 +1,8 @@
-"""Build FAISS indexes block by block: never more in memory than the index and one block of the gallery.
+"""Build FAISS indexes block by block. Memory holds the index and one block of the gallery.
 
-An approximate index (IVF) sorts vectors into lists and looks into the `nprobe` lists nearest to a query. How many that
-takes depends on where queries lie in the space: composed queries lie elsewhere than gallery images, so the index is
-tuned on real query embeddings, and its agreement with exact search is measured on others than it was tuned on.
+An approximate index (IVF) sorts vectors into lists and searches the `nprobe` lists nearest to a query. How many lists a
+query needs depends on where it lies in the space, and composed queries lie elsewhere than gallery images. So the index
+is tuned on real query embeddings, and its agreement with exact search is measured on other real queries.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def build_faiss(vectors: GalleryVectors, options: BuildOptions) -> tuple[faiss.Index, Agreement | None]:
-    """Return an index of a gallery's vectors, and how well it agrees with exact search.
+    """Build an index of a gallery's vectors, and measure its agreement with exact search.
 
-    The agreement is None for an exact float32 index, which needs none, and where there are no queries to measure on.
-    Raises SearchIndexError if the vectors or queries do not fit the space.
+    The agreement is None for an exact float32 index, and if there are no queries to measure it on. Raises
+    SearchIndexError if vectors or queries do not fit the space.
     """
     if options.queries is not None:
         check_vectors("queries", options.queries.embeddings, (vectors.space.dim,))
@@ -55,9 +55,9 @@ def build_faiss(vectors: GalleryVectors, options: BuildOptions) -> tuple[faiss.I
 def index_in_memory(
     space: SpaceSpec, embeddings: Embeddings, *, options: BuildOptions | None = None
 ) -> tuple[FaissIndex, Agreement | None]:
-    """Return an index of embeddings, float32 [N, *item_shape], row i of which is image i, and its agreement.
+    """Build an index of embeddings in memory, float32 [N, *item_shape], and measure its agreement.
 
-    See `build_faiss`. It is searched on the GPU, if there is one.
+    See `build_faiss`. Row i is image i. The index is searched on the GPU if there is one.
     """
     host, agreement = build_faiss(GalleryVectors.in_memory(space, embeddings), options or BuildOptions())
     return FaissIndex(space, host), agreement
@@ -69,7 +69,7 @@ def _flat(vectors: GalleryVectors, storage: Storage) -> Any:
         index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     else:
         index = faiss.IndexFlatIP(dim)
-    # Growing step by step would copy everything again and again, and need three times the memory.
+    # Reserve all memory first: growing step by step copies the vectors repeatedly and needs three times the memory.
     index.codes.resize(len(vectors) * index.code_size)
     for block in vectors.blocks():
         index.add(block)
@@ -102,7 +102,7 @@ def _ivf(vectors: GalleryVectors, storage: Storage) -> Any:
     nearest = np.concatenate([coarse.search(block, 1)[1][:, 0].astype(np.int32) for block in vectors.blocks()])
     for number, size in enumerate(np.bincount(nearest, minlength=lists)):
         index.invlists.resize(number, int(size))
-        index.invlists.resize(number, 0)  # the list keeps its memory, and never grows by copying itself
+        index.invlists.resize(number, 0)  # the list keeps its memory, so adding vectors does not copy it
     first = 0
     for block in vectors.blocks():
         assigned = nearest[first : first + len(block)].astype(np.int64)
@@ -113,7 +113,7 @@ def _ivf(vectors: GalleryVectors, storage: Storage) -> Any:
 
 @dataclass(frozen=True)
 class _Judge:
-    """Exact search for some queries, as far as an index is compared with it. worst: float32 [Q, 1], the k-th scores."""
+    """Compares an index with exact search. worst: each query's k-th best exact score, float32 [Q, 1]."""
 
     vectors: GalleryVectors
     queries: Embeddings
@@ -124,7 +124,10 @@ class _Judge:
         return _Judge(vectors, queries, vectors.best_scores(queries, min(_K, vectors.images))[:, -1:])
 
     def share(self, index: faiss.Index) -> float:
-        """The share of found images that score at least the k-th best: equal images are equally good answers."""
+        """Return the share of found images that score at least as high as the k-th best of exact search.
+
+        Scores are compared, not images, because images with equal scores are equally good answers.
+        """
         searched = FaissIndex(self.vectors.space, index, gpu=False)
         rows = searched.search(self.queries, min(_K, self.vectors.images)).rows
         as_good: NDArray[np.bool_] = self.vectors.scores_of(self.queries, rows) >= self.worst - _EQUAL_SCORE
@@ -132,14 +135,14 @@ class _Judge:
 
 
 def _tune(index: faiss.IndexIVF, judge: _Judge, target: float) -> None:
-    """Look into twice as many lists until the share of equally good answers reaches the target."""
+    """Double the number of searched lists until the share of equally good answers reaches the target."""
     index.nprobe = 1
     while judge.share(index) < target and index.nprobe < index.nlist:
         index.nprobe = min(2 * index.nprobe, index.nlist)
 
 
 def _measured(index: faiss.Index, vectors: GalleryVectors, sample: QuerySample) -> Agreement:
-    """Measure on the queries that an index is not tuned on: every other one."""
+    """Measure the agreement on every second query: those that the index is not tuned on."""
     measuring = _queries(sample)[1::2][:_QUERIES]
     return Agreement(
         share=_Judge.of(vectors, measuring).share(index),

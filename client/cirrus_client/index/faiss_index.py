@@ -1,4 +1,4 @@
-"""Inner-product search with FAISS: exact or approximate, one or several vectors per image, on a GPU if there is one."""
+"""Search by inner product with FAISS: exact or approximate, one or several vectors per image, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GPU_MAX_K = 2048
 
 @dataclass(frozen=True)
 class _Gpu:
-    """One GPU's memory, taken up front and kept: resources are costly to make."""
+    """Memory on a GPU. It is allocated once and kept, because allocating it is slow."""
 
     resources: faiss.StandardGpuResources
 
@@ -40,17 +40,17 @@ class _Gpu:
 
 
 class FaissIndex:
-    """A gallery's vectors in FAISS. An image of V vectors scores as its best one (SPRC, section 3).
+    """Searches a gallery's vectors with FAISS. The score of an image of V vectors is its best one (SPRC, section 3).
 
-    Threads may share an index. On a CPU their searches run at the same time. FAISS on a GPU must only be used by one
-    thread at a time, so there searches take turns: batch queries to be fast. A process that is forked after the index
-    was made gets a SearchIndexError: use "spawn".
+    Threads may share an index. On a CPU, searches run at the same time. On a GPU, only one thread at a time may use
+    FAISS, so searches run one after the other: batch queries to be fast. A process that is forked after the index was
+    made gets a SearchIndexError: use "spawn".
     """
 
     def __init__(self, space: SpaceSpec, host: faiss.Index, *, gpu: bool = True) -> None:
-        """Search an index of FAISS on inner products. host: vector i of it belongs to image i // V.
+        """Wrap a FAISS index. host: an index with inner-product metric, whose vector i belongs to image i // V.
 
-        gpu: copy it to the GPU, if there is one; False stays on the CPU.
+        gpu: copy it to the GPU if there is one; False stays on the CPU.
         """
         self._space = space
         self._host: Any = host
@@ -86,7 +86,7 @@ class FaissIndex:
 
     @staticmethod
     def open(path: Path, space: SpaceSpec) -> FaissIndex:
-        """Open a file of FAISS, memory-mapped where FAISS can. Raises SearchIndexError if it can't be read."""
+        """Open a FAISS file, memory-mapped if FAISS supports it. Raises SearchIndexError if it can't be read."""
         faiss = _faiss()
         mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
         try:
@@ -96,10 +96,10 @@ class FaissIndex:
         return FaissIndex(space, host)
 
     def _nearest(self, queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and vector numbers, best first, k of them for every query; k is at most the number of vectors.
+        """Return scores and vector numbers, best first, [B, k] each. k is at most the number of vectors.
 
-        A GPU's search is limited in k, and the host then does it. An approximate index that finds fewer than k in the
-        lists that it looks into is asked again with more lists.
+        FAISS on a GPU limits k; larger searches run on the CPU. If an approximate index finds fewer than k vectors in
+        the lists that it searches, it searches more lists.
         """
         if self._gpu is not None and k <= _GPU_MAX_K:
             with self._turn:
@@ -115,12 +115,12 @@ class FaissIndex:
         return scores, numbers
 
     def _search_items(self, queries: Embeddings, k: int) -> Hits:
-        """Search the vectors, and keep each image's first.
+        """Search vectors, and keep the first vector of each image.
 
-        Vectors come best first and an image's score is its best vector's. So once the n best vectors belong to k
-        different images, any other image's best vector ranks behind them all, and those k are the k best: exact. At
-        most (k - 1) * V + 1 vectors are needed, because k - 1 images own no more than (k - 1) * V. Mostly far fewer
-        are, so the number fetched starts small and grows for the queries that need it.
+        Vectors come best first, and an image's score is that of its best vector. So once the n best vectors belong to
+        k different images, the best vector of any other image ranks below them, and those k images are exactly the k
+        best. At most (k - 1) * V + 1 vectors are needed, because k - 1 images have at most (k - 1) * V vectors. Usually
+        far fewer are enough, so the number of fetched vectors starts small and grows for the queries that need more.
         """
         enough = (k - 1) * self.space.vectors + 1
         rows = np.full((len(queries), k), -1, dtype=np.int64)
@@ -143,7 +143,7 @@ class FaissIndex:
 
 
 def _faiss() -> ModuleType:
-    """FAISS, imported when an index is first built or opened: what only encodes does not need it."""
+    """Import FAISS when an index is first built or opened. Encoding does not need it."""
     return need("faiss", "search")
 
 

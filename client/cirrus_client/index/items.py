@@ -1,4 +1,4 @@
-"""What is known of every gallery row: the image's path and its metadata."""
+"""The path and the metadata of the image in each row of an index."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _PATH = "image_path"
 class Item:
     """A gallery image.
 
-    id: its path relative to the root of the images. image: where it is, a file's path or a URL. metadata: the other
-    columns of the index's `items.parquet`.
+    id: path relative to the root of the images. image: where the image is, a file path or a URL. metadata: the other
+    columns of `items.parquet`.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Item:
 
 
 class Items:
-    """The images of an index's rows. Threads may share it."""
+    """The images in the rows of an index. Threads may share it."""
 
     def __init__(self, table: pa.Table, *, images: str) -> None:
         self._table = table
@@ -41,7 +41,7 @@ class Items:
 
     @staticmethod
     def read(path: Path, *, images: str) -> Items:
-        """Read `items.parquet`. images: the root of the paths, a folder or the prefix of URLs.
+        """Read `items.parquet`. images: the root of the paths, a folder or a URL prefix.
 
         Raises SearchIndexError if it can't be read.
         """
@@ -59,7 +59,7 @@ class Items:
         return int(self._table.num_rows)
 
     def rows(self, rows: Sequence[int]) -> list[Item]:
-        """Return the images of some rows, in that order."""
+        """Return the images of rows, in the order of `rows`."""
         records = self._table.take(pa.array(rows, pa.int64())).to_pylist()
         return [Item(path := record.pop(_PATH), self._located(path), record) for record in records]
 
@@ -70,7 +70,7 @@ class Items:
 
 
 def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None) -> None:
-    """Write `items.parquet`, one shard of the gallery at a time. metadata: see `build_index`."""
+    """Write `items.parquet`, reading one shard of the gallery at a time. metadata: see `build_index`."""
     if metadata is not None:
         _check_metadata(metadata)
     writer: pq.ParquetWriter | None = None
@@ -86,7 +86,7 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None) -> None
 
 
 def read_metadata(path: Path) -> pa.Table:
-    """Read the metadata of images from a Parquet file. Raises SearchIndexError if it can't be read."""
+    """Read metadata of images from a Parquet file. Raises SearchIndexError if it can't be read."""
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
@@ -102,7 +102,7 @@ def _check_metadata(metadata: pa.Table) -> None:
 
 
 def _joined(items: pa.Table, metadata: pa.Table) -> pa.Table:
-    """The items with the metadata's columns, in the items' order; null where the metadata does not name an image."""
+    """Add the columns of metadata to items. Rows of images that metadata does not contain are null."""
     places = pc.index_in(items[_PATH], value_set=metadata[_PATH].combine_chunks())
     found = metadata.drop_columns([_PATH]).take(places)
     for name in found.column_names:

@@ -1,4 +1,4 @@
-"""What an index is, and what builds and opens one."""
+"""The interfaces of indexes and of the backends that build and open them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from cirrus_client.records import Record
 
 
 class SearchKind(StrEnum):
-    """EXACT compares a query with every vector. APPROXIMATE compares it with the most promising ones."""
+    """How an index searches. EXACT compares a query with every vector, APPROXIMATE with the most promising ones."""
 
     EXACT = "exact"
     APPROXIMATE = "approximate"
 
 
 class Storage(StrEnum):
-    """How an index keeps vectors. FLOAT16 takes half the memory and rounds them."""
+    """How an index stores vectors. FLOAT16 needs half the memory and rounds them."""
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
 
 
 class Agreement(Record):
-    """How well an index that is not exact agrees with exact search, measured when it was built.
+    """Agreement of an index with exact search, measured when the index was built.
 
-    share: of the answers among the first k, those that are as good as exact search's. queries: number of query
-    embeddings that it was measured on, none of which the index was tuned on. source: where they came from.
+    share: fraction of the first k answers that score at least as high as the k-th best of exact search. queries: number
+    of query embeddings that it was measured on; the index was not tuned on them. source: where they came from.
     """
 
     share: float = Field(ge=0, le=1)
@@ -47,7 +47,7 @@ class Agreement(Record):
 
 @dataclass(frozen=True)
 class QuerySample:
-    """Real query embeddings, float32 [Q, D], and in words where they came from."""
+    """Real query embeddings, float32 [Q, D]. source: a description of where they came from."""
 
     embeddings: Embeddings
     source: str
@@ -55,7 +55,7 @@ class QuerySample:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an index is to be built. queries: to tune and measure it on; None where there are none."""
+    """Options for building an index. queries: real queries to tune and measure it on, or None."""
 
     kind: SearchKind = SearchKind.EXACT
     storage: Storage = Storage.FLOAT32
@@ -64,10 +64,10 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Hits:
-    """The answers to B queries, best first.
+    """The results of B queries, best first.
 
-    rows: int64 [B, k], the gallery rows; scores: float32 [B, k], inner products, of the best of an image's vectors
-    where it has several. A backend that finds fewer than k fills up with row -1.
+    rows: gallery rows, int64 [B, k]. scores: inner products, float32 [B, k]; for an image of several vectors, that of
+    its best one. A backend that finds fewer than k images fills the rest with row -1.
     """
 
     rows: NDArray[np.int64]
@@ -87,25 +87,24 @@ class Index(Protocol):
         ...
 
     def search(self, queries: Embeddings, k: int) -> Hits:
-        """Return the k best gallery rows for each query, best first; all rows if the gallery has fewer.
+        """Return the k best gallery rows for each query, best first, or all rows if the gallery has fewer.
 
-        queries: float32 [B, D]. Raises SearchIndexError for another width or dtype, values that are not finite, or
-        k < 1.
+        queries: float32 [B, D]. Raises SearchIndexError if width or dtype differ, values are not finite, or k < 1.
         """
         ...
 
 
 class IndexBackend(ABC):
-    """A kind of index: builds it from a gallery, and opens it again. `BACKENDS` lists them by name."""
+    """Base class of index backends, which build indexes from galleries and open them. `BACKENDS` lists them by name."""
 
     @abstractmethod
     def build(self, gallery: Gallery, root: Path, options: BuildOptions) -> Agreement | None:
         """Build an index of a gallery and write its files into the empty folder `root`.
 
-        Row i of the index is the i-th image of `gallery.shards()`. Returns the measured agreement of an index that is
-        not exact, or None. Raises SearchIndexError for options that the backend does not have.
+        Row i of the index is image i of `gallery.shards()`. Return the measured agreement, or None for an exact index
+        or without queries. Raises SearchIndexError for options that the backend does not support.
         """
 
     @abstractmethod
     def open(self, root: Path, space: SpaceSpec) -> Index:
-        """Open an index that `build` wrote, its files already checked. Raises SearchIndexError."""
+        """Open an index that `build` wrote. Its files are already checked. Raises SearchIndexError."""

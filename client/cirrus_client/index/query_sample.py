@@ -1,4 +1,4 @@
-"""Real queries, read from a file, to tune an approximate index on."""
+"""Read real queries from a file, to tune and measure an index on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BATCH_SIZE = 32
 def read_query_sample(path: Path, space: SpaceSpec, encoder: Encoder | None) -> QuerySample:
     """Read query embeddings from a .npy file, or encode the queries of a .jsonl file.
 
-    A .npy file holds float32 [Q, D], taken as embeddings of the gallery's space. A line of a .jsonl file is an object
-    with "image", a path relative to the file's folder, or "text", or both; `encoder` encodes them. Raises
-    SearchIndexError if the file can't be read or has another form, SpaceMismatch if the encoder's space is not the
-    gallery's, and what the encoder raises.
+    A .npy file contains embeddings in the gallery's space, float32 [Q, D]. A line of a .jsonl file is an object with
+    "image", a path relative to the file's folder, or "text", or both; `encoder` encodes them. Raises SearchIndexError
+    if the file can't be read or has another format, SpaceMismatch if the encoder's space is not the gallery's, and
+    what the encoder raises.
     """
     if path.suffix == ".npy":
         try:

@@ -1,8 +1,8 @@
-"""An index on disk: a backend's files, what is known of every gallery row, and a manifest.
+"""Build, save and open an index: the files of a backend, the images of its rows, and a manifest.
 
 index/
   items.parquet      image_path, relative to the images' root, and the gallery's other columns; one row per image
-  vectors.faiss      of the backend `faiss`; another backend has files of its own
+  vectors.faiss      the vectors; written by the backend `faiss`, other backends have their own files
   index.json         backend, space, counts, agreement, and the sha256 of every other file; written last
 """
 
@@ -62,15 +62,15 @@ def build_index(
     metadata: pa.Table | None = None,
     images: str | None = None,
 ) -> IndexManifest:
-    """Build an index of an embedded gallery, one shard in memory at a time, and save it.
+    """Build an index of an embedded gallery and save it. The gallery is read one shard at a time.
 
-    backend: a name of `BACKENDS` or of the entry-point group `cirrus.indexes`, or `module:Class`. metadata: columns to
-    keep with the images, joined by its column `image_path`. images: the root of the images where it is no longer the
-    one that they were embedded from: a folder, or the prefix of URLs. An older index at `out` is replaced when the new
-    one is complete.
+    backend: a name in `BACKENDS` or in the entry-point group `cirrus.indexes`, or `module:Class`. metadata: columns to
+    store with the images, joined by its column `image_path`. images: the root of the images, a folder or a URL prefix;
+    None keeps the one that the gallery was embedded from. An older index at `out` is replaced when the new one is
+    complete.
 
-    Raises SearchIndexError if `out` is something else or the options do not fit, PluginError for an unknown backend,
-    and GalleryError for a damaged gallery.
+    Raises SearchIndexError if `out` is not an index or the options do not fit, PluginError for an unknown backend, and
+    GalleryError for a damaged gallery.
     """
     out, options = Path(out), options or BuildOptions()
     builder = _backend(backend)
@@ -96,8 +96,8 @@ def build_index(
 def open_index(root: Path | str, *, images: str | None = None) -> SavedIndex:
     """Open a saved index.
 
-    images: the root of the images where it is not the one that the index was built with: a folder, or the prefix of
-    URLs. Raises SearchIndexError if the index is missing, incomplete or corrupted, PluginError for an unknown backend.
+    images: the root of the images, a folder or a URL prefix; None takes the one stored in the index. Raises
+    SearchIndexError if the index is missing, incomplete or corrupted, PluginError for an unknown backend.
     """
     root = Path(root)
     manifest = read_manifest(root)

@@ -19,7 +19,7 @@ _BLOCK_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a gallery's embeddings. open: returns them, float32 [rows, *item_shape]; they are not kept open."""
+    """Rows of a gallery's embeddings. open: returns them, float32 [rows, *item_shape], and does not keep them open."""
 
     rows: int
     open: Callable[[], Embeddings]
@@ -29,7 +29,7 @@ class Part:
 class GalleryVectors:
     """The vectors of N images, V of each; vector i belongs to image i // V.
 
-    Passes over them hold one part and one block at a time.
+    Reading them keeps one part and one block in memory at a time.
     """
 
     space: SpaceSpec
@@ -72,7 +72,7 @@ class GalleryVectors:
             first += part.rows
 
     def sample(self, count: int) -> Embeddings:
-        """Return about `count` vectors, evenly spread over the gallery, float32 [n, D]."""
+        """Return about `count` vectors that are evenly spread over the gallery, float32 [n, D]."""
         step = max(1, len(self) // count)
         taken, first = [], 0
         for block in self.blocks():
@@ -81,7 +81,7 @@ class GalleryVectors:
         return np.concatenate(taken)
 
     def best_scores(self, queries: Embeddings, k: int) -> NDArray[np.float32]:
-        """Return each query's k best scores over all images, float32 [B, k], best first: exact search."""
+        """Search exactly: return the k best scores over all images for each query, float32 [B, k], best first."""
         best = np.full((len(queries), 0), -np.inf, dtype=np.float32)
         for block in self.blocks():
             scores = (queries @ block.T).reshape(len(queries), -1, self.space.vectors).max(axis=2)
@@ -91,7 +91,7 @@ class GalleryVectors:
         return -np.sort(-best, axis=1)
 
     def scores_of(self, queries: Embeddings, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the exact scores of some images for each query, float32 [B, n]; rows: int64 [B, n]."""
+        """Return the exact scores of images for each query, float32 [B, n]. rows: images, int64 [B, n]."""
         wanted, place = np.unique(rows, return_inverse=True)
         vectors = np.empty((len(wanted), self.space.vectors, self.space.dim), dtype=np.float32)
         first = 0
@@ -106,7 +106,7 @@ class GalleryVectors:
 
 
 def check_vectors(what: str, vectors: Embeddings, shape: tuple[int, ...], *, finite: bool = True) -> None:
-    """Raise SearchIndexError unless vectors are float32 [n, *shape] and finite. finite: False skips that look."""
+    """Raise SearchIndexError unless vectors are float32 [n, *shape] and finite. finite: False skips that check."""
     if vectors.ndim < 1 or vectors.shape[1:] != shape:
         expected = ", ".join(["n", *(str(size) for size in shape)])
         raise SearchIndexError(f"{what}: expected shape [{expected}], found {list(vectors.shape)}")
