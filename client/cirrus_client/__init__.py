@@ -6,7 +6,7 @@
     for match in retriever.search(image="dress.jpg", text="the same in blue, with stripes", k=5):
         print(match.rank, match.id, match.score)
 
-A name is imported when it is first used, so that what only asks a server needs neither FAISS nor an engine.
+A name is imported when it is first used. So a client that only asks a server needs neither FAISS nor an engine.
 """
 
 from __future__ import annotations

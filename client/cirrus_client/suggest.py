@@ -1,7 +1,7 @@
-"""Suggest an edit: two images in, the text out that leads from the first to the second.
+"""Suggest an edit text that leads from one image to another.
 
-A suggester is a directory of its own beside bundles: `suggest.json`, `graphs/`, `tokenizer.json` and, for a server,
-`triton/`. Decoding is greedy and keeps no key-value cache: an edit is a short text.
+A suggester is a folder like a bundle: `suggest.json`, `graphs/`, `tokenizer.json` and, for a server, `triton/`.
+Decoding is greedy, without a key-value cache, because an edit is a short text.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ _SIDES = ("reference", "target")
 
 
 class SuggestSpec(Record):
-    """`suggest.json`: the graphs of a suggester, and how its text ends.
+    """The contents of `suggest.json`: the graphs of a suggester, and the token that ends a text.
 
-    READ_IMAGE turns `pixels` [B, 3, S, S] into `image_tokens` [B, Q, D]; NEXT_TOKENS turns `reference_tokens`,
-    `target_tokens` and `token_ids` int64 [B, T] into `following_ids` int64 [B, T]: at t, what follows the first t.
+    READ_IMAGE turns `pixels`, float32 [B, 3, S, S], into `image_tokens`, float32 [B, Q, D]. NEXT_TOKENS turns
+    `reference_tokens`, `target_tokens` and `token_ids`, int64 [B, T], into `following_ids`, int64 [B, T]: entry t is
+    the token that follows the first t tokens.
     """
 
     name: str
@@ -51,17 +52,17 @@ class SuggestSpec(Record):
 
 
 class LocalSuggester:
-    """A suggester on ONNX Runtime in this process. Threads may share it."""
+    """Runs a suggester in this process on ONNX Runtime. Threads may share it."""
 
     def __init__(self, root: Path) -> None:
-        """Raises BundleError if the directory is no suggester, is damaged, or failed its gate."""
+        """Load a suggester. Raises BundleError if the folder is not a suggester, is damaged, or failed its gate."""
         self.spec = _open(root)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
         self._read = OnnxRuntimeEngine(root / self.spec.graphs[READ_IMAGE].file, Precision.FP32)
         self._next = OnnxRuntimeEngine(root / self.spec.graphs[NEXT_TOKENS].file, Precision.FP32)
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
-        """Return the edit text. Raises InvalidImage naming which of the two is bad."""
+        """Return the edit text. Raises InvalidImage that says which of the two images is bad."""
         pixels = []
         for side, image in zip(_SIDES, (reference, target), strict=True):
             try:
@@ -71,7 +72,7 @@ class LocalSuggester:
         return self.text(self.token_ids(np.stack(pixels)))
 
     def token_ids(self, pixels: NDArray[np.float32]) -> list[int]:
-        """Return the generated token ids, without the end, of both images' pixels float32 [2, 3, S, S]."""
+        """Generate token ids, without the end token. pixels: reference and target, float32 [2, 3, S, S]."""
         reference, target = np.split(self._read({"pixels": pixels})["image_tokens"], 2)
         token_ids = np.full((1, self.spec.max_tokens), self.spec.end_id, dtype=np.int64)
         for place in range(self.spec.max_tokens):
@@ -88,10 +89,10 @@ class LocalSuggester:
 
 
 class TritonSuggester:
-    """The model `suggest` of a Triton server, over gRPC. Threads may share it: each call has its own connection."""
+    """Calls the model `suggest` of a Triton server over gRPC. Threads may share it: each call opens a connection."""
 
     def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
-        """url: host:port."""
+        """Name the server. Nothing is contacted yet. url: host:port. timeout_s: time limit of one call."""
         self.url = url
         self._timeout_s = timeout_s
 

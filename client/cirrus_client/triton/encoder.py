@@ -62,7 +62,7 @@ class _TritonClient:
         self._served: ServedModel | None = None
 
     def _config_of(self, client: Any) -> Any:
-        """The served ensemble's configuration as JSON; a coroutine of it from an asyncio client."""
+        """Request the configuration of the served ensemble as JSON. An asyncio client returns a coroutine."""
         options: dict[str, Any] = {}
         if self._transport is Transport.GRPC:
             options = {"as_json": True, "client_timeout": self._timeout_s}
