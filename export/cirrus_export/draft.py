@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from cirrus_client.bundle import BundleSpec, FidelityStatus, GraphSpec, SpaceSpec
+from cirrus_client.bundle import PROBE_QUERIES, BundleSpec, FidelityStatus, GraphSpec, SpaceSpec
 from cirrus_client.files import sha256_of_file
 from cirrus_export.checkpoints.state import fingerprint
 from cirrus_export.recipes import Recipe
@@ -58,5 +58,6 @@ class ContractDraft:
         )
 
     def _checksums(self) -> dict[str, str]:
-        paths = [*sorted((self._root / "graphs").iterdir()), self._root / self._tokenizer.file]
-        return {str(path.relative_to(self._root)): sha256_of_file(path) for path in paths}
+        graphs = sorted((self._root / "graphs").iterdir())
+        paths = [*graphs, self._root / self._tokenizer.file, self._root / PROBE_QUERIES]
+        return {str(path.relative_to(self._root)): sha256_of_file(path) for path in paths if path.exists()}

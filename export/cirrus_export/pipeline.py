@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cirrus_client.bundle import CONTRACT, Bundle, FidelityStatus, GraphSpec, Precision, write_contract
+from cirrus_client.bundle import CONTRACT, PROBE_QUERIES, Bundle, FidelityStatus, GraphSpec, Precision, write_contract
 from cirrus_client.errors import CheckpointError, ExportError, FidelityError
 from cirrus_client.files import is_foreign, replace_directory
 from cirrus_export.backbones.backbone import check_kind
@@ -57,8 +58,10 @@ def export(request: ExportRequest, probe: Probe, *, show_progress: bool = False)
         tensors = ProbeTensors(probe, written)
         if request.precision is not Precision.FP32:
             _lower(graphs, tensors, root, request.precision)
-        report = measure(written, recipe, graphs, tensors, show_progress=show_progress)
+        measured = measure(written, recipe, graphs, tensors, show_progress=show_progress)
+        report = measured.report
         write_report(report, root)
+        np.save(root / PROBE_QUERIES, measured.queries)
         contract = draft.contract(specs, FidelityStatus(passed=report.passed, failures=report.failures))
         write_contract(root, contract)
         if report.passed:

@@ -7,7 +7,8 @@ as cosine: a tolerance alone cries wolf or misses real damage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -113,9 +114,17 @@ class ProbeTensors:
         return tensors
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What the gate measured, and the export's embeddings of the probe's queries, float32 [Q, D]."""
+
+    report: FidelityReport
+    queries: Vectors
+
+
 def measure(
     bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: ProbeTensors, *, show_progress: bool = False
-) -> FidelityReport:
+) -> Measurement:
     """Compare a bundle, as its client would run it, with the torch original."""
     progress = partial(tqdm, disable=not show_progress)
     thresholds = THRESHOLDS[bundle.spec.precision]
@@ -127,9 +136,10 @@ def measure(
     gallery = probe.probe.gallery
     starts = progress(range(0, len(gallery), _BATCH), desc="fidelity: exported gallery", unit="batch")
     targets = np.concatenate([encoder.encode_targets(gallery[start : start + _BATCH]) for start in starts])
-    retrieval = _retrieval(encoder, recipe, probe, targets, progress)
+    queries = _exported_queries(encoder, probe.probe)
+    retrieval = _retrieval(queries, recipe, probe, targets, progress)
     failures = [*_stage_failures(stages, thresholds), *_retrieval_failures(retrieval, thresholds)]
-    return FidelityReport(
+    report = FidelityReport(
         bundle=bundle.spec.name,
         precision=bundle.spec.precision,
         engine="; ".join(sorted({encoder.graph(graph.name).device for graph in graphs})),
@@ -140,6 +150,7 @@ def measure(
         decoding=_decoding(encoder, probe, targets),
         failures=tuple(failures),
     )
+    return Measurement(report, next(iter(queries.values())))
 
 
 def run_torch(graph: Graph, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
@@ -191,14 +202,28 @@ def _decoding(encoder: LocalEncoder, probe: ProbeTensors, targets: Vectors) -> D
     )
 
 
+def _exported_queries(encoder: LocalEncoder, probe: Probe) -> dict[EnsembleName, Vectors]:
+    """The probe's queries through each query ensemble that the bundle has, that of image and text first."""
+    images = [query.image for query in probe.queries]
+    texts = [query.text for query in probe.queries]
+    found: dict[EnsembleName, Vectors] = {}
+    if EnsembleName.ENCODE_QUERY in encoder.bundle.spec.ensembles:
+        found[EnsembleName.ENCODE_QUERY] = encoder.encode_queries(images, texts)
+    if EnsembleName.ENCODE_TEXT_QUERY in encoder.bundle.spec.ensembles:
+        found[EnsembleName.ENCODE_TEXT_QUERY] = encoder.encode_queries([None] * len(texts), texts)
+    return found
+
+
 def _retrieval(
-    encoder: LocalEncoder, recipe: Recipe, probe: ProbeTensors, exported_targets: Vectors, progress: Progress
+    exported_queries: Mapping[EnsembleName, Vectors],
+    recipe: Recipe,
+    probe: ProbeTensors,
+    exported_targets: Vectors,
+    progress: Progress,
 ) -> list[RetrievalFidelity]:
     queries = probe.probe.queries
     in_batches = partial(_in_batches, progress)
     original_targets = in_batches("fidelity: original gallery", recipe.target, probe.gallery_pixels)
-    texts = [query.text for query in queries]
-    images = [query.image for query in queries]
     original_queries = {
         EnsembleName.ENCODE_QUERY: lambda: in_batches(
             "fidelity: original queries", recipe.query, probe.query_pixels, probe.token_ids
@@ -207,17 +232,10 @@ def _retrieval(
             "fidelity: original text queries", recipe.text_query, probe.token_ids
         ),
     }
-    exported_queries = {
-        EnsembleName.ENCODE_QUERY: lambda: encoder.encode_queries(images, texts),
-        EnsembleName.ENCODE_TEXT_QUERY: lambda: encoder.encode_queries([None] * len(texts), texts),
-    }
     labels = np.array([query.target for query in queries])
     return [
-        _compare_rankings(
-            name, original_queries[name](), exported_queries[name](), original_targets, exported_targets, labels
-        )
-        for name in encoder.bundle.spec.ensembles
-        if name in original_queries
+        _compare_rankings(name, original_queries[name](), exported, original_targets, exported_targets, labels)
+        for name, exported in exported_queries.items()
     ]
 
 
