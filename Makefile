@@ -15,7 +15,7 @@ BUNDLE ?= $(DEMO)/bundle
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly lint demo-train clean
 
 help:  ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -96,6 +96,9 @@ test: $(READY)  ## run every test that this machine can run; the others are skip
 
 test-fast: $(READY)  ## run the tests that export nothing, start no server and install nothing: under a minute
 	$(BIN)/python -m pytest -m "not (export or triton or gpu or network or install)"
+
+test-nightly: $(READY)  ## the property tests of text and images with new and many more examples
+	$(BIN)/python -m pytest --hypothesis-profile=nightly tests/client/test_tokenizer.py tests/client/test_preprocess.py
 
 gpu-check: $(READY)  ## verify everything that uses a GPU, and write a report (FULL=1: a ViT-L/14 as well)
 	$(BIN)/cirrus gpu-check --out build/gpu-check $(if $(FULL),--full-size)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from cirrus_client.bundle import Bundle
@@ -21,6 +22,12 @@ from tests.tiny import write_pictures, write_tiny_bundle, write_tiny_zero_shot_b
 
 # The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cirrus-tests-")
+
+# Property tests try the same examples in every run, so that what lands does not depend on luck. `make test-nightly`
+# tries many more, new ones each night.
+settings.register_profile("cirrus", derandomize=True, max_examples=100)
+settings.register_profile("nightly", max_examples=10_000, suppress_health_check=list(HealthCheck))
+settings.load_profile("cirrus")
 
 _MARKED_FIXTURES = {
     "export": {"weights", "demo_bundle", "clip_bundle", "author_bundle", "dpo_bundle", "small_clip"},

@@ -44,7 +44,8 @@ class TokenizerSpec(Record):
     """How a text becomes token ids: [start] content [end] [pad ...].
 
     file: a Hugging Face `tokenizer.json` inside the bundle. start_id, end_id: None where the model has no such token.
-    template: the prompt, in which `{text}` is the text. null_text: the prompt of an absent or blank text.
+    template: the prompt, in which `{text}` is the text. null_text: the prompt of a text
+    that is absent, or blank once it is cleaned.
     """
 
     file: str = "tokenizer.json"
@@ -62,8 +63,11 @@ class TokenizerSpec(Record):
         Raises InvalidText if the text has more than MAX_TEXT_CHARACTERS characters, or lone surrogates.
         """
         _check(text)
-        prompt = self.template.replace(_PLACE, text) if text.strip() else self.null_text
-        return _CLEANERS[self.cleaning](prompt)
+        clean = _CLEANERS[self.cleaning]
+        cleaned = clean(text)
+        if not cleaned.strip():
+            return clean(self.null_text)
+        return cleaned if self.template == _PLACE else clean(self.template.replace(_PLACE, text))
 
 
 class Tokenizer:

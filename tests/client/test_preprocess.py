@@ -56,7 +56,7 @@ def encoded(image: Image.Image) -> bytes:
     return content.getvalue()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(
     width=st.integers(9, 300),
     height=st.integers(9, 300),
@@ -129,7 +129,7 @@ def test_a_bad_image_is_refused_with_its_reason(name: str) -> None:
         preprocess(image, PreprocessSpec(size_px=32))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
 def test_damaged_files_end_in_pixels_or_in_an_invalid_image(noise: bytes, place: int, value: int) -> None:
     image = bytearray(encoded(Image.new("RGB", (20, 20), "red")))

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import unicodedata
 from importlib.resources import files
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import regex
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from cirrus_client.errors import InvalidText
-from cirrus_client.tokenizer import MAX_TEXT_CHARACTERS, TextCleaning, Tokenizer, decode_text
+from cirrus_client.tokenizer import MAX_TEXT_CHARACTERS, TextCleaning, Tokenizer, TokenizerSpec, decode_text
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import bert_null_token_ids, write_bert_tokenizer
 from cirrus_export.backbones.clip_tokenizer import SimpleTokenizer, write_clip_tokenizer
+
+from open_clip.tokenizer import get_clean_fn  # isort: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +35,84 @@ def reference() -> SimpleTokenizer:
     return SimpleTokenizer(context_length=77)
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=120), min_size=1, max_size=3))
-def test_ids_are_open_clips(tokenizer: Tokenizer, reference: SimpleTokenizer, texts: list[str]) -> None:
-    """On every assigned character; the two regular expression engines know different versions of Unicode."""
-    np.testing.assert_array_equal(tokenizer(texts), reference(texts).numpy())
+PIECES = [
+    *("'s", "'LL", "it's", "&amp;amp;", "&lt;b&gt;", "a photo of $", " ", "\t\n", "\x85"),
+    *("Ã©", "ﬁ", "İ", "ß", "９", "½", "\U0001f469\u200d\U0001f467"),
+]
+ANY_TEXT = st.lists(st.one_of(st.text(max_size=40), st.sampled_from(PIECES)), max_size=6).map("".join)
+IOTA, LONG_S = "\u0345", "'ſ"
+
+
+@pytest.fixture(scope="module")
+def known_to_one_engine() -> set[str]:
+    """Lower-case code points on which Python's `regex`, which open_clip uses, and the client's Oniguruma differ.
+
+    Each engine has the letters and digits of its own version of Unicode.
+    """
+    code_points = [chr(number) for number in range(sys.maxunicode + 1) if not 0xD800 <= number <= 0xDFFF]
+    lower = [character for character in code_points if character.lower() == character]
+    differing: set[str] = set()
+    for group in (r"[\p{L}]", r"[\p{N}]", r"[^\s\p{L}\p{N}]"):
+        theirs = set(regex.findall(group, "".join(lower), regex.IGNORECASE))
+        split = Split(Regex(group), behavior="removed", invert=True)
+        parts = ("".join(lower[start : start + 512]) for start in range(0, len(lower), 512))
+        differing |= theirs ^ {word for part in parts for word, _ in split.pre_tokenize_str(part)}
+    return differing
+
+
+def test_the_two_engines_differ_on_nothing_but_what_unicode_14_had_not_assigned(known_to_one_engine) -> None:
+    """And on U+0345, which folds to a letter. New code points have no ids that a model was trained on."""
+    if unicodedata.unidata_version > "15.0":  # Unicode 15 has what Oniguruma's 15 has
+        pytest.skip(f"this Python knows Unicode {unicodedata.unidata_version}, newer than the engines' oldest")
+    assigned = {character for character in known_to_one_engine if unicodedata.category(character) != "Cn"}
+    assert assigned == {IOTA}
+
+
+@settings(deadline=None)
+@given(st.lists(ANY_TEXT, min_size=1, max_size=3))
+@example([":Ö\x8b"])  # ftfy makes one code point of the last two, which only the newer engine knows
+@example(["\x85", "...\x85", "\x1c\u2028"])
+def test_ids_are_open_clips(
+    tokenizer: Tokenizer, reference: SimpleTokenizer, known_to_one_engine: set[str], texts: list[str]
+) -> None:
+    """On every text of Unicode, but for code points that one engine does not know.
+
+    Left out as well is the long s after an apostrophe: open_clip's pattern ignores case, so "'ſ" is its "'s".
+    """
+    same = [
+        text
+        for text in texts
+        if known_to_one_engine.isdisjoint(cleaned := tokenizer.spec.prompt(text)) and LONG_S not in cleaned
+    ]
+    if same:
+        np.testing.assert_array_equal(tokenizer(same), reference(same).numpy())
+
+
+@given(ANY_TEXT)
+@settings(deadline=None)
+@pytest.mark.parametrize(
+    ("cleaning", "theirs"),
+    [
+        (TextCleaning.CLIP, "lower"),
+        (TextCleaning.WHITESPACE, "whitespace"),
+        (TextCleaning.CANONICALIZE, "canonicalize"),
+    ],
+)
+def test_a_text_is_cleaned_as_open_clip_cleans_it(cleaning: TextCleaning, theirs: str, text: str) -> None:
+    spec = TokenizerSpec(start_id=None, end_id=1, cleaning=cleaning)
+    assert spec.prompt(text) == get_clean_fn(theirs)(text)
+
+
+@pytest.mark.parametrize(("start_id", "end_id"), [(None, None), (None, 7), (5, None), (5, 7)])
+def test_start_and_end_tokens_are_optional(tmp_path, start_id: int | None, end_id: int | None) -> None:
+    write_clip_tokenizer(tmp_path, context_length=77, prompt=Prompt())
+    spec = TokenizerSpec(start_id=start_id, end_id=end_id, pad_id=3, context_length=6)
+    short, long = Tokenizer(spec, tmp_path)(["red", "stripes and dots and more of them"])
+    around = [[token] if token is not None else [] for token in (start_id, end_id)]
+    content = [token for token in short if token not in (5, 7, 3)]
+    assert list(short) == (around[0] + content + around[1] + [3] * 6)[:6]
+    assert len(content) == 1
+    assert [long[0] == start_id, long[-1] == end_id] == [start_id is not None, end_id is not None]
 
 
 def test_a_long_text_is_cut_and_closed_with_the_end_token(tokenizer: Tokenizer, reference: SimpleTokenizer) -> None:
@@ -55,6 +135,12 @@ def test_bytes_that_are_not_utf8_and_lone_surrogates_are_refused(tokenizer: Toke
 
 
 @pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Tokenizer:
+    root = tmp_path_factory.mktemp("bert")
+    return Tokenizer(write_bert_tokenizer(root, context_length=35, prompt=Prompt()), root)
+
+
+@pytest.fixture(scope="module")
 def bert_reference():
     from transformers import BertTokenizer
 
@@ -62,13 +148,12 @@ def bert_reference():
     return BertTokenizer(str(vocabulary))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), max_size=120))
-def test_ids_are_bert_tokenizers(tmp_path_factory, bert_reference, text: str) -> None:
-    root = tmp_path_factory.getbasetemp()
-    tokenizer = Tokenizer(write_bert_tokenizer(root, context_length=35, prompt=Prompt()), root)
+def test_ids_are_bert_tokenizers(bert: Tokenizer, bert_reference, text: str) -> None:
+    """On assigned characters; the two libraries know different versions of Unicode."""
     expected = bert_reference([text], padding="max_length", truncation=True, max_length=35)["input_ids"]
-    np.testing.assert_array_equal(tokenizer([text]), expected if text.strip() else bert_null_token_ids(35).numpy())
+    np.testing.assert_array_equal(bert([text]), expected if text.strip() else bert_null_token_ids(35).numpy())
 
 
 def test_the_vocabulary_is_the_published_one() -> None:

@@ -1,4 +1,14 @@
-"""open_clip's byte-pair tokenizer as a `tokenizer.json` that the torch-free client reads."""
+"""Write open_clip's byte-pair tokenizer as a `tokenizer.json` that the torch-free client reads.
+
+The ids are open_clip's, but for three things that no model was trained on:
+
+- code points that only one of the two regular expression engines knows, each having its own version of Unicode;
+  open_clip's own answer depends on the version of `regex` that is installed,
+- U+0345, and the long s behind an apostrophe, since open_clip's pattern ignores the case,
+- a special token's spelling behind punctuation, like "!<end_of_text>".
+
+They are left as they are: the file is part of every space's fingerprint, and changing it would invalidate every index.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +17,19 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from torch import Tensor
 
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.tokenizer import SimpleTokenizer
+
+
+def clip_null_token_ids(context_length: int) -> Tensor:
+    """Return the token ids of the empty text, int64 [1, T]."""
+    token_ids: Tensor = SimpleTokenizer(context_length=context_length)([""])
+    return token_ids
 
 
 def write_clip_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> TokenizerSpec:

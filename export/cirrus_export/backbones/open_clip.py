@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt, TextToken, WordBackbone, at_end_of_text
-from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
+from cirrus_export.backbones.clip_tokenizer import clip_null_token_ids, write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.backbones.open_clip_models import (
     Config,
@@ -94,8 +94,7 @@ class OpenClipBackbone(WordBackbone):
     @property
     def null_token_ids(self) -> Tensor:
         """The empty text, int64 [1, T]: what the released code tokenizes for every gallery image."""
-        token_ids: Tensor = SimpleTokenizer(context_length=self.context_length)([""])
-        return token_ids
+        return clip_null_token_ids(self.context_length)
 
     @property
     def num_image_tokens(self) -> int:
