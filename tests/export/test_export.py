@@ -47,6 +47,12 @@ def test_the_gate_was_passed_and_its_report_is_readable(bundle) -> None:
     assert "**passed**" in (bundle.root / "report.md").read_text()
 
 
+def test_the_demos_space_is_the_one_of_earlier_releases(bundle, clip_bundle) -> None:
+    """Galleries that were embedded before need not be embedded again."""
+    assert bundle.spec.space.fingerprint == "f85b468f14b45c08d3b863c1c491f2c0549d40c2ab441a84e62d58958add1b8e"
+    assert clip_bundle.spec.space.fingerprint == "f7c0f7e4defb7c3c9fdd2b92d1790a8353831e37de0e3abd650a06338b95fe9a"
+
+
 @pytest.mark.parametrize("graph", ["gallery", "target_head"])
 def test_no_text_encoder_is_in_a_target_graph(bundle, graph) -> None:
     model = onnx.load(bundle.graph_file(graph))

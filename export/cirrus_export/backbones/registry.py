@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,22 +10,17 @@ import torch
 
 from cirrus_client.errors import CheckpointError, ExportError, PluginError
 from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.plugins import find_plugin, known_plugins
 from cirrus_export.backbones.backbone import Backbone
-from cirrus_export.backbones.blip import BlipFamily
-from cirrus_export.backbones.blip2 import Blip2Family
 from cirrus_export.backbones.family import Family, Weights
-from cirrus_export.backbones.lvlm import LvlmFamily
-from cirrus_export.backbones.open_clip import OpenClipFamily
-from cirrus_export.backbones.open_clip_pooled import PooledOpenClipFamily
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
-from cirrus_export.plugins import installed, is_reference, load_reference, origin
 
-FAMILIES: dict[str, Family] = {
-    "blip": BlipFamily(),
-    "blip2": Blip2Family(),
-    "lvlm": LvlmFamily(),
-    "open_clip": OpenClipFamily(),
-    "open_clip_pooled": PooledOpenClipFamily(),
+FAMILIES = {
+    "blip": "cirrus_export.backbones.blip:BlipFamily",
+    "blip2": "cirrus_export.backbones.blip2:Blip2Family",
+    "lvlm": "cirrus_export.backbones.lvlm:LvlmFamily",
+    "open_clip": "cirrus_export.backbones.open_clip:OpenClipFamily",
+    "open_clip_pooled": "cirrus_export.backbones.open_clip_pooled:PooledOpenClipFamily",
 }
 ENTRY_POINTS = "cirrus.backbones"
 FROM_CHECKPOINT = "from-checkpoint"
@@ -72,8 +66,11 @@ def find_backbone(
     """
     if name == FROM_CHECKPOINT:
         return _from_checkpoint(pretrained, fine_tuned, tokenizer)
-    family = _family(name)
-    own_name = _only_name(name, family) if is_reference(name) else name
+    if ":" in name:
+        family = _family(name)
+        own_name = _only_name(name, family)
+    else:
+        family, own_name = _owner(name), name
     weights = _weights(own_name, family, pretrained, fine_tuned)
     if weights.state is not None:
         _check_kind(name, own_name, family, weights.state)
@@ -93,41 +90,31 @@ def split_pretrained(pretrained: str) -> tuple[str | None, Path | None]:
     return tag, Path(file) if equals else None
 
 
-def families() -> Mapping[str, Family]:
+def families() -> list[Family]:
     """Return every family, those of installed packages included. Raises PluginError if a name is taken twice."""
-    found = dict(FAMILIES)
-    for key, point in installed(ENTRY_POINTS).items():
-        if key in found:
-            raise PluginError(
-                f"'{key}' is taken twice among the backbone families: {origin(type(found[key]))} and {point.value}; "
-                "rename or uninstall the package",
-                name=key,
-            )
-        found[key] = _instance(point.value, point.load())
-    return found
+    known = known_plugins(what="backbone family", table=FAMILIES, group=ENTRY_POINTS)
+    return [_family(name) for name in known]
 
 
 def _family(name: str) -> Family:
-    if is_reference(name):
-        return _instance(name, load_reference(name))
-    owners = [family for family in families().values() if name in family.names()]
+    kind = find_plugin(name, what="backbone family", table=FAMILIES, group=ENTRY_POINTS)
+    if not (isinstance(kind, type) and issubclass(kind, Family)):
+        raise PluginError(f"backbone family {name}: {kind!r} is not a class derived from Family", name=name)
+    return kind()
+
+
+def _owner(name: str) -> Family:
+    """Return the one family that has a backbone of this name."""
+    every = families()
+    owners = [family for family in every if name in family.names()]
     if len(owners) > 1:
-        raise PluginError(
-            f"backbone '{name}' is claimed by {' and '.join(origin(type(family)) for family in owners)}; rename it in "
-            "one of them",
-            name=name,
-        )
+        both = " and ".join(type(family).__qualname__ for family in owners)
+        raise PluginError(f"backbone '{name}' is defined twice: by {both}; rename it in one of them", name=name)
     if not owners:
-        known = sorted({known for family in families().values() for known in family.names()} | {FROM_CHECKPOINT})
+        known = sorted({known for family in every for known in family.names()} | {FROM_CHECKPOINT})
         near = difflib.get_close_matches(name, known, n=8, cutoff=0.5)
         raise ExportError(f"there is no backbone '{name}'; near it: {', '.join(near) or 'nothing; see open_clip'}")
     return owners[0]
-
-
-def _instance(reference: str, kind: object) -> Family:
-    if not (isinstance(kind, type) and issubclass(kind, Family)):
-        raise PluginError(f"'{reference}' is not a class derived from {origin(Family)}", name=reference)
-    return kind()
 
 
 def _only_name(reference: str, family: Family) -> str:
@@ -148,7 +135,7 @@ def _from_checkpoint(pretrained: str | None, fine_tuned: StateDict | None, token
         state = read_state_dict(Path(pretrained))
     else:
         raise ExportError(f"--backbone {FROM_CHECKPOINT} takes its sizes from weights: --pretrained must be a file")
-    for family in families().values():
+    for family in families():
         if family.kind_of(state) is not None:
             weights = Weights(state=state, fine_tuned=fine_tuned is not None)
             return BackboneSource(family, None, weights, tokenizer)
@@ -184,6 +171,6 @@ def _weights(name: str, family: Family, pretrained: str | None, fine_tuned: Stat
 def _check_kind(asked_as: str, name: str, family: Family, state: StateDict) -> None:
     """Say at once which backbone a file holds, where a list of every key that it lacks would not."""
     asked = family.kind_named(name)
-    kinds = [kind for other in families().values() if (kind := other.kind_of(state)) is not None]
+    kinds = [kind for other in families() if (kind := other.kind_of(state)) is not None]
     if kinds and asked not in kinds:
         raise CheckpointError(f"checkpoint {state.source}: holds {kinds[0]}, and --backbone {asked_as} is {asked}")

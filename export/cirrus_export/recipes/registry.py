@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from cirrus_client.errors import ExportError, PluginError
-from cirrus_export.plugins import installed, is_reference, load_reference, origin
+from cirrus_client.errors import PluginError
+from cirrus_client.plugins import find_plugin, known_plugins
 from cirrus_export.recipes.recipe import Recipe
 
 RECIPES: dict[str, type[Recipe]] = {}
@@ -19,9 +19,10 @@ def register(name: str) -> Callable[[type[R]], type[R]]:
 
     def add(recipe: type[R]) -> type[R]:
         other = RECIPES.get(name)
-        if other is not None and origin(other) != origin(recipe):
-            both = f"{origin(other)} and {origin(recipe)}"
-            raise PluginError(f"recipe '{name}' is taken twice: by {both}; rename one of them", name=name)
+        if other is not None and _path(other) != _path(recipe):
+            raise PluginError(
+                f"recipe '{name}' is defined twice: {_path(other)} and {_path(recipe)}; rename one of them", name=name
+            )
         recipe.name = name
         RECIPES[name] = recipe
         return recipe
@@ -29,36 +30,28 @@ def register(name: str) -> Callable[[type[R]], type[R]]:
     return add
 
 
-def recipes() -> Mapping[str, type[Recipe]]:
+def recipes() -> dict[str, type[Recipe]]:
     """Return every recipe by name, those of installed packages included.
 
     Raises PluginError if a name is taken twice.
     """
-    for name, point in installed(ENTRY_POINTS).items():
-        register(name)(_checked(point.value, point.load()))
-    return RECIPES
+    return {name: recipe_named(name) for name in known_plugins(what="recipe", table=_table(), group=ENTRY_POINTS)}
 
 
 def recipe_named(name: str) -> type[Recipe]:
     """Return a recipe by its name or as `module:Class`.
 
-    Raises ExportError naming those there are, PluginError for a reference that is no recipe.
+    Raises PluginError if there is no such recipe, it can't be imported, or two have the name.
     """
-    if is_reference(name):
-        recipe = _checked(name, load_reference(name))
-        return recipe if "name" in vars(recipe) else register(name)(recipe)
-    if name in RECIPES:
-        return RECIPES[name]
-    known = recipes()
-    if name not in known:
-        raise ExportError(
-            f"there is no recipe '{name}'; there are: {', '.join(sorted(known))}; one outside the tree is named "
-            "module:Class"
-        )
-    return known[name]
+    found: Any = find_plugin(name, what="recipe", table=_table(), group=ENTRY_POINTS)
+    if not (isinstance(found, type) and issubclass(found, Recipe)):
+        raise PluginError(f"recipe {name}: {found!r} is not a class derived from {_path(Recipe)}", name=name)
+    return found if "name" in vars(found) else register(name)(found)
 
 
-def _checked(reference: str, recipe: object) -> type[Recipe]:
-    if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
-        raise PluginError(f"'{reference}' is not a class derived from {origin(Recipe)}", name=reference)
-    return recipe
+def _table() -> dict[str, str]:
+    return {name: _path(recipe) for name, recipe in RECIPES.items()}
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"

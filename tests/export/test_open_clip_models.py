@@ -1,0 +1,184 @@
+"""Every tag of open_clip has its trainers' preprocessing and activation; models of another form are exported pooled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import ExportError
+from cirrus_client.image.preprocess import Interpolation, Pad
+from cirrus_client.tokenizer import Tokenizer
+from cirrus_demo.probe import rendered_probe
+from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.family import Weights
+from cirrus_export.backbones.hub_tokenizer import find_hub_tokenizer
+from cirrus_export.backbones.open_clip import OpenClipFamily
+from cirrus_export.backbones.open_clip_models import uses_quick_gelu
+from cirrus_export.backbones.registry import find_backbone, load_backbone
+from cirrus_export.pipeline import ExportRequest, build_recipe, export
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+import open_clip
+from open_clip import pretrained
+from open_clip.tokenizer import HFTokenizer
+
+pytestmark = pytest.mark.export
+
+MODEL = "tiny-SigLIP2"
+HUB = "timm/tiny-SigLIP2"
+CONTEXT = 16
+TEXTS = ["a red dress with stripes", "Blue shirts, dotted!", "make it longer and green", "the same in black"]
+
+
+@pytest.mark.parametrize(("name", "tag"), open_clip.list_pretrained())
+def test_a_tags_images_and_activation_are_its_trainers(name: str, tag: str) -> None:
+    theirs = open_clip.get_pretrained_cfg(name, tag)
+    ours = find_backbone(name, tag).preprocess()
+    assert ours is not None
+    assert (ours.mean, ours.std) == (tuple(theirs["mean"]), tuple(theirs["std"]))
+    assert ours.interpolation is Interpolation(theirs["interpolation"])
+    assert ours.pad is {"shortest": Pad.NONE, "squash": Pad.STRETCH}[theirs["resize_mode"]]
+    config = open_clip.get_model_config(name)
+    assert ours.size_px == config["vision_cfg"]["image_size"]
+    if config.get("quick_gelu") and not theirs.get("quick_gelu"):
+        with pytest.raises(ExportError, match="its activation function is unknown"):
+            uses_quick_gelu(name, config, Weights(tag=tag), from_openai=False)
+    else:
+        found = uses_quick_gelu(name, config, Weights(tag=tag), from_openai=False)
+        assert found == bool(theirs.get("quick_gelu"))
+
+
+def test_a_tag_sets_the_activation_of_the_model_that_is_built(tmp_path: Path) -> None:
+    plain = OpenClipFamily().load("ViT-B-32", Weights(), None)
+    assert "QuickGELU" not in str(plain.clip)
+    save_file(plain.clip.state_dict(), tmp_path / "weights.safetensors")
+    quick = load_backbone("ViT-B-32", f"metaclip_400m={tmp_path / 'weights.safetensors'}")
+    assert "QuickGELU" in str(quick.clip)
+
+
+def test_a_file_that_could_be_several_tags_is_told_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file(load_backbone("ViT-B-32", "random").clip.state_dict(), tmp_path / "weights.safetensors")
+    load_backbone("ViT-B-32", str(tmp_path / "weights.safetensors"))
+    assert f"--pretrained TAG={tmp_path / 'weights.safetensors'}" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tokenizer with Gemma's special tokens, as transformers saves it."""
+    fast = FastTokenizer(models.BPE(unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    fast.decoder = decoders.Metaspace(prepend_scheme="always")
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    fast.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False))
+    fast.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", padding_side="right"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A tiny model of open_clip with SigLIP 2's properties, listed with a tag as SigLIP 2's are, and its weights."""
+    vision = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"}
+    text = {
+        "context_length": CONTEXT,
+        "vocab_size": 200,
+        "hf_tokenizer_name": HUB,
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "width": 64,
+        "heads": 2,
+        "layers": 2,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+    }
+    folder = tmp_path_factory.mktemp("siglip")
+    config = folder / f"{MODEL}.json"
+    config.write_text(json.dumps({"embed_dim": 64, "custom_text": True, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(config)
+    pretrained._PRETRAINED[MODEL] = {"webli": pretrained._slpcfg(hf_hub=f"{HUB}/")}
+    torch.manual_seed(0)
+    model = open_clip.create_model(MODEL)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+def request(weights: Path, out: Path, tokenizer: Path | None, recipe: str = "clip") -> ExportRequest:
+    return ExportRequest(recipe, MODEL, f"webli={weights}", None, out, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def exported(siglip: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("bundles") / "siglip"
+    return export(request(siglip, out, tokenizer_folder / "tokenizer.json"), rendered_probe(queries=8, gallery=16))
+
+
+def test_a_siglip_is_exported_gated_and_answers(exported: Bundle, siglip: Path, tokenizer_folder: Path, photos) -> None:
+    encoder = LocalEncoder(exported)
+    images = sorted(photos.iterdir())[:3]
+    model = open_clip.create_model(MODEL)
+    open_clip.load_checkpoint(model, str(siglip))
+    assert exported.spec.preprocess.pad is Pad.STRETCH
+    assert exported.spec.preprocess.mean == (0.5, 0.5, 0.5)
+    transform = open_clip.image_transform(160, False, (0.5,) * 3, (0.5,) * 3, "squash", "bicubic")
+    tokens = HFTokenizer(str(tokenizer_folder), context_length=CONTEXT, clean="canonicalize")(["In RED, dotted!"])
+    with torch.no_grad():
+        image = model.eval().encode_image(torch.stack([transform(Image.open(path)) for path in images]), normalize=True)
+        text = model.encode_text(tokens, normalize=True)
+    np.testing.assert_allclose(encoder.encode_targets(images), image.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_queries([None], ["In RED, dotted!"]), text.numpy(), atol=1e-5)
+    both = torch.nn.functional.normalize(image[:1] + text, dim=-1).numpy()
+    np.testing.assert_allclose(encoder.encode_queries(images[:1], ["In RED, dotted!"]), both, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_queries(images[:1], [""]), image[:1].numpy(), atol=1e-5)
+
+
+def test_the_pooling_of_a_space_says_how_the_model_pools(exported: Bundle) -> None:
+    pooling = exported.spec.space.components["pooling"]
+    assert pooling == "open_clip encode_image, timm_pool map, timm_proj none, l2-normalised"
+
+
+def test_a_recipe_that_needs_tokens_refuses_it_before_anything_is_read(siglip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="recipe searle needs a text tower that takes word embeddings, and a pooled"):
+        build_recipe(ExportRequest("searle", MODEL, "webli", "random", tmp_path / "out"))
+
+
+def test_a_tokenizer_that_can_not_be_fetched_is_named(
+    siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ExportError, match=rf"https://huggingface.co/{HUB}/resolve/main/tokenizer.json .* --tokenizer"):
+        build_recipe(request(siglip, tmp_path / "out", tokenizer=None))
+
+
+def test_another_models_tokenizer_is_refused(siglip: Path, tmp_path: Path) -> None:
+    other = FastTokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    other.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ExportError, match=f"it has no token <eos>: it is not the tokenizer '{HUB}'"):
+        build_recipe(request(siglip, tmp_path / "out", tokenizer=tmp_path / "tokenizer.json"))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_a_hub_tokenizers_ids_are_open_clips(tokenizer_folder: Path, tmp_path_factory, text: str) -> None:
+    root = tmp_path_factory.getbasetemp() / "hub"
+    root.mkdir(exist_ok=True)
+    settings_of_text = {"hf_tokenizer_name": HUB, "vocab_size": 200, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    hub = find_hub_tokenizer(MODEL, settings_of_text, tokenizer_folder / "tokenizer.json")
+    tokenizer = Tokenizer(hub.write(root, context_length=CONTEXT, prompt=Prompt()), root)
+    expected = HFTokenizer(str(tokenizer_folder), context_length=CONTEXT, clean="canonicalize")([text])
+    np.testing.assert_array_equal(tokenizer([text]), expected.numpy())
