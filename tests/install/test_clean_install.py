@@ -1,0 +1,223 @@
+"""The distributions as a user gets them: built, installed without constraints, and used from another folder.
+
+One environment has everything (`[cpu,serve,export]` and the demo), and one is the light client alone, with no extra.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cirrus_client.triton.server import free_ports
+from tests.registry import need_registry
+
+pytestmark = [pytest.mark.install, pytest.mark.network]
+
+ROOT = Path(__file__).parents[2]
+_NOT_SOURCES = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment, and the folder from which its commands run."""
+
+    root: Path
+    work: Path
+
+    def python(self, *arguments: object) -> str:
+        return self.run("python", *arguments)
+
+    def cirrus(self, *arguments: object) -> str:
+        return self.run("cirrus", *arguments)
+
+    def run(self, command: str, *arguments: object) -> str:
+        done = subprocess.run(
+            [self.root / "bin" / command, *map(str, arguments)],
+            cwd=self.work,
+            env=self.variables(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        assert done.returncode == 0, f"{command} {arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def variables(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        return kept | {"XDG_CACHE_HOME": str(self.work / "cache"), "COLUMNS": "80"}
+
+    def install(self, *arguments: object) -> None:
+        self.python("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", *arguments)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """The folder with the sdist, the wheel that was built from it, and the demo's wheel."""
+    need_registry()
+    base = tmp_path_factory.mktemp("dist")
+    tree = base / "tree"
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=_NOT_SOURCES)
+    build(tree, base / "dist")
+    build("--wheel", tree, base / "from-tree")
+    build("--wheel", tree / "export" / "cirrus_demo", base / "dist")
+    return base / "dist"
+
+
+def build(*arguments: object) -> None:
+    *options, source, out = map(str, arguments)
+    command = [sys.executable, "-m", "build", *options, "--outdir", out, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def wheel_in(folder: Path, name: str = "cirrus_cir") -> Path:
+    (wheel,) = folder.glob(f"{name}-[0-9]*.whl")
+    return wheel
+
+
+def new_environment(tmp_path_factory, name: str) -> Environment:
+    base = tmp_path_factory.mktemp(name)
+    (base / "work").mkdir()
+    subprocess.run([sys.executable, "-m", "venv", base / "env"], check=True)
+    return Environment(base / "env", base / "work")
+
+
+@pytest.fixture(scope="module")
+def full(built, tmp_path_factory) -> Environment:
+    """The newest versions of everything but torch: its CPU build is installed first, as PyTorch's own page says."""
+    environment = new_environment(tmp_path_factory, "full")
+    environment.install(pinned("torch"))
+    environment.install("--no-deps", pinned("torchvision"), "timm")
+    environment.install(f"{wheel_in(built)}[cpu,serve,export]", wheel_in(built, "cirrus_cir_demo"))
+    return environment
+
+
+@pytest.fixture(scope="module")
+def light(built, tmp_path_factory) -> Environment:
+    environment = new_environment(tmp_path_factory, "light")
+    environment.install(wheel_in(built))
+    return environment
+
+
+def pinned(package: str) -> str:
+    """The requirement of a package as constraints.txt has it."""
+    found = re.search(rf"^{package}==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def bundle(full) -> Path:
+    """The demo, exported by the installed package."""
+    full.python("-m", "cirrus_demo", "weights", "weights")
+    full.cirrus(
+        *("export", "--recipe", "transagg-union", "--backbone", "cirrus-demo"),
+        *("--pretrained", "weights/clip.safetensors", "--head", "weights/transagg_union.safetensors"),
+        *("--queries", 24, "--gallery", 64, "--out", "bundle"),
+    )
+    return full.work / "bundle"
+
+
+@pytest.fixture(scope="module")
+def photos(full) -> Path:
+    full.python("-m", "cirrus_demo", "photos", "photos", "--count", 24, "--size-px", 256)
+    return full.work / "photos"
+
+
+@pytest.fixture(scope="module")
+def index(full, bundle, photos) -> Path:
+    assert "24 images embedded" in full.cirrus("embed", photos, "--bundle", bundle, "--out", "gallery")
+    assert "24 images" in full.cirrus("index", "gallery", "--out", "index")
+    return full.work / "index"
+
+
+@pytest.fixture(scope="module")
+def server(full, bundle) -> Iterator[str]:
+    """host:port of `cirrus serve`, which must stop cleanly."""
+    http, grpc, metrics = free_ports(3)
+    ports = ("--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics))
+    command = [str(full.root / "bin" / "cirrus"), "serve", str(bundle), *ports]
+    process = subprocess.Popen(
+        command, cwd=full.work, env=full.variables(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert "is served" in said, said + process.stdout.read()
+    yield f"127.0.0.1:{grpc}"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+
+
+def test_the_sdist_and_the_tree_build_the_same_wheel(built) -> None:
+    from_sdist, from_tree = (
+        {entry.filename: entry.CRC for entry in zipfile.ZipFile(wheel_in(folder)).infolist()}
+        for folder in (built, built.parent / "from-tree")
+    )
+    assert from_sdist == from_tree
+    names = set(from_sdist)
+    assert {"cirrus_client/py.typed", "cirrus_export/triton_models/tokenize/model.py"} <= names
+    assert not any(name.startswith(("tests", "cirrus_demo", "triton_models")) for name in names)
+
+
+def test_the_installed_package_is_the_one_that_runs(full) -> None:
+    found = full.python("-c", "import cirrus_client, cirrus_export, cirrus_bench; print(cirrus_client.__file__)")
+    assert Path(found.strip()).is_relative_to(full.root)
+
+
+def test_the_doctor_finds_nothing_broken(full) -> None:
+    report = full.cirrus("doctor")
+    for part in ("light client", "ONNX Runtime", "OpenVINO", "FAISS", "Triton server", "export"):
+        assert re.search(rf"^ok +{part} ", report, re.MULTILINE), report
+
+
+def test_the_demo_is_exported_embedded_indexed_and_searched(full, bundle, index, photos) -> None:
+    assert "fidelity gate passed" in full.cirrus("verify", bundle)
+    photo = photos / "000003.jpg"
+    matches = json.loads(full.cirrus("search", photo, "in blue", "--bundle", bundle, "--index", index, "--json"))
+    assert len(matches) == 10
+
+
+def test_the_server_answers_as_this_process_does(full, bundle, index, photos, server) -> None:
+    search = ("search", photos / "000003.jpg", "in blue", "--index", index, "--json")
+    served = json.loads(full.cirrus(*search, "--server", server))
+    local = json.loads(full.cirrus(*search, "--bundle", bundle))
+    assert [match["image"] for match in served] == [match["image"] for match in local]
+
+
+def test_the_light_client_starts_and_embeds_through_the_server(light, bundle, photos, server) -> None:
+    assert "embed" in light.cirrus("--help")
+    assert re.search(r"^ok +light client ", light.cirrus("doctor"), re.MULTILINE)
+    assert "fidelity gate passed" in light.cirrus("verify", bundle)
+    assert "24 images embedded" in light.cirrus("embed", photos, "--server", server, "--out", "gallery")
+
+
+def test_the_light_client_names_the_extra_that_a_command_needs(light, bundle, photos) -> None:
+    commands = {
+        (
+            "export",
+            "--recipe",
+            "clip",
+            "--backbone",
+            "ViT-B-32",
+            "--out",
+            "out",
+        ): "torch: pip install 'cirrus-cir[export]'",
+        ("embed", photos, "--bundle", bundle, "--out", "out"): "onnxruntime: pip install 'cirrus-cir[cpu]'",
+        ("serve", bundle): "nvidia-pytriton",
+    }
+    for command, way_out in commands.items():
+        with pytest.raises(AssertionError, match=re.escape(way_out)) as caught:
+            light.cirrus(*command)
+        assert "Traceback" not in str(caught.value)
