@@ -15,10 +15,11 @@ BUNDLE ?= $(DEMO)/bundle
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly test-install lint demo-train clean
 
+# -- Try it
 help:  ## show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@awk -F':.*## ' '/^# --/ {print "\n" substr($$0, 6)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## install everything into .venv (with the gpu extra where there is an NVIDIA GPU)
 
@@ -26,7 +27,7 @@ $(READY): pyproject.toml export/cirrus_demo/pyproject.toml constraints.txt
 	@echo "setting up $(VENV) with the $(EXTRA) extra"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --no-deps torchvision timm nvidia-modelopt onnx-graphsurgeon polygraphy
+	$(PIP) --constraint constraints.txt --no-deps torchvision timm
 	$(PIP) --constraint constraints.txt --editable ".[$(EXTRA),dev]" --editable export/cirrus_demo
 	@touch $@
 
@@ -61,10 +62,11 @@ demo: $(DEMO)/index/index.json  ## a few searches with contact sheets under buil
 search: $(DEMO)/index/index.json  ## search the demo gallery: make search IMAGE=photo.jpg TEXT="make it blue"
 	$(BIN)/cirrus search "$(IMAGE)" "$(TEXT)" --bundle $(BUNDLE) --index $(DEMO)/index --sheet $(DEMO)/search.png
 
-bench: $(READY)  ## gallery embedding, beside the papers' way and other tools (6 GB, installed once); report under bench/reports
+# -- Measure it: reports are written under bench/reports
+bench: $(READY)  ## gallery embedding, compared with the papers' baseline and other tools (6 GB, installed once)
 	$(BIN)/cirrus bench gallery --out bench/reports
 
-bench-full: $(READY)  ## the same over 2,000 photos, five rounds: hours on a CPU
+bench-full: $(READY)  ## gallery embedding over 2,000 photos, five rounds: hours on a CPU
 	$(BIN)/cirrus bench gallery --images 2000 --repeats 5 --out bench/reports/full
 
 B32 = build/bench/bundle-ViT-B-32-quickgelu-fp32
@@ -72,7 +74,7 @@ B32 = build/bench/bundle-ViT-B-32-quickgelu-fp32
 $(B32)/bundle.json: $(READY)
 	$(BIN)/cirrus export --recipe transagg-union --backbone ViT-B-32-quickgelu --pretrained random --head random --out $(B32)
 
-bench-queries: $(B32)/bundle.json  ## query latency through Triton, search against bare FAISS, every precision
+bench-queries: $(B32)/bundle.json  ## query latency through Triton, search compared with bare FAISS, every precision
 	$(BIN)/cirrus bench queries $(B32) --out bench/reports
 	$(BIN)/cirrus bench search --out bench/reports
 	$(BIN)/cirrus bench precision --out bench/reports
@@ -91,14 +93,18 @@ bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by
 	$(BIN)/cirrus bench retrieval --root $(DEMO)/catalogue --split test --out bench/reports --work $(DEMO)/retrieval \
 		$(foreach recipe,$(DEMO_RECIPES),--bundle $(DEMO)/$(recipe))
 
+# -- Develop it
 test: $(READY)  ## run every test that this machine can run; the others are skipped with the reason
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not install" -n $(JOBS) --dist loadfile
 
 test-fast: $(READY)  ## run the tests that export nothing, start no server and install nothing: under a minute
 	$(BIN)/python -m pytest -m "not (export or triton or gpu or network or install)"
 
 test-nightly: $(READY)  ## the property tests of text and images with new and many more examples
 	$(BIN)/python -m pytest --hypothesis-profile=nightly tests/client/test_tokenizer.py tests/client/test_preprocess.py
+
+test-install: $(READY)  ## build wheel and sdist, install them without constraints elsewhere, and use them: 5 minutes
+	$(BIN)/python -m pytest -m install
 
 gpu-check: $(READY)  ## verify everything that uses a GPU, and write a report (FULL=1: a ViT-L/14 as well)
 	$(BIN)/cirrus gpu-check --out build/gpu-check $(if $(FULL),--full-size)
