@@ -6,7 +6,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -139,11 +142,12 @@ def test_a_full_disk_is_a_message_with_the_path(tiny_bundle, images, index, sear
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8000", "https://here:8001", "127.0.0.1"])
-def test_an_address_that_is_not_host_and_port_names_the_cure(index, address) -> None:
-    done = run("search", "-", "a red dress", "--index", index, "--server", address)
-    assert done.exit_code == 2
-    assert f"'{address}' is not host:port; for example 127.0.0.1:8001 (gRPC)" in done.stderr
-    assert "--transport http" in done.stderr
+def test_an_address_that_is_not_host_and_port_names_the_cure(index, images, address) -> None:
+    for command in (["search", "-", "red", "--index", index], ["suggest", images / "plain.jpg", images / "plain.jpg"]):
+        message = message_of(run(*command, "--server", address))
+        assert address in message
+        assert "host:port" in message
+        assert "8001" in message
 
 
 @pytest.mark.parametrize(
@@ -219,3 +223,17 @@ def test_nobody_at_the_address_is_an_error_with_the_ports(tiny_bundle, index, im
     message = message_of(done)
     assert f"127.0.0.1:{port}" in message
     assert "8001" in message
+
+
+def test_a_web_server_that_is_no_triton_is_an_error_with_the_ports(index, images, tmp_path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{web.server_port}"
+        search = ("search", images / "plain.jpg", "in red", "--index", index, "--transport", "http")
+        (tmp_path / "v2" / "models" / "encode_target").mkdir(parents=True)
+        (tmp_path / "v2" / "models" / "encode_target" / "config").write_text("<html>")
+        message = message_of(run(*search, "--server", address))
+        web.shutdown()
+    assert f"the server at {address} does not answer as Triton does over HTTP" in message
+    assert "8000" in message

@@ -23,7 +23,7 @@ from cirrus_client.errors import BundleError, InvalidImage
 from cirrus_client.files import check_files
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 from cirrus_client.records import Record, read_record
-from cirrus_client.triton.requests import typed_error
+from cirrus_client.triton.requests import check_address, typed_error
 from cirrus_client.triton.wire import parse_error
 
 CONTRACT = "suggest.json"
@@ -92,7 +92,11 @@ class TritonSuggester:
     """Calls the model `suggest` of a Triton server over gRPC. Threads may share it: each call opens a connection."""
 
     def __init__(self, url: str, *, timeout_s: float = 120.0) -> None:
-        """Name the server. Nothing is contacted yet. url: host:port. timeout_s: time limit of one call."""
+        """Name the server. Nothing is contacted yet. url: host:port. timeout_s: time limit of one call.
+
+        Raises ServerError if url is not host:port.
+        """
+        check_address(url)
         self.url = url
         self._timeout_s = timeout_s
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +13,9 @@ from cirrus_client.image.preprocess import Decoding
 from cirrus_client.names import Transport
 from cirrus_client.triton import TritonEncoder
 
-
-def _check_address(address: str | None) -> str | None:
-    if address is not None and (address.startswith(("http://", "https://")) or not re.search(r":\d+$", address)):
-        raise typer.BadParameter(
-            f"'{address}' is not host:port; for example 127.0.0.1:8001 (gRPC), or 127.0.0.1:8000 with --transport http"
-        )
-    return address
-
-
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")]
 ServerOption = Annotated[
-    str | None,
-    typer.Option("--server", "-s", help="Encode on the Triton server at this host:port.", callback=_check_address),
+    str | None, typer.Option("--server", "-s", help="Encode on the Triton server at this host:port.")
 ]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Which bundle, if the server has several.", show_default=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from rapidjson import JSONDecodeError
 from tritonclient.utils import InferenceServerException
 
 from cirrus_client.bundle import SpaceSpec
@@ -23,7 +24,10 @@ from cirrus_client.names import EnsembleName
 from cirrus_client.records import parse_record
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
 
-FAILURES = (InferenceServerException, OSError, EOFError, HTTPException, aiohttp.ClientError, asyncio.TimeoutError)
+FAILURES = (
+    *(InferenceServerException, OSError, EOFError, HTTPException),
+    *(aiohttp.ClientError, asyncio.TimeoutError, JSONDecodeError),
+)
 """What the four tritonclient clients raise when a request fails."""
 
 _UNAVAILABLE = ("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading")
@@ -189,6 +193,8 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
     text = f"{status} {message}".lower()
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or any(mark in text for mark in _TIMED_OUT):
         return ServerTimeout(f"the server at {url} did not answer in time: {message}", url=url)
+    if isinstance(error, JSONDecodeError):
+        return ServerError(f"the server at {url} does not answer as Triton does over HTTP; {_PORTS}", url=url)
     is_transport = not isinstance(error, InferenceServerException)
     if is_transport or any(mark in text for mark in _UNAVAILABLE):
         return ServerUnavailable(f"the server at {url} is not available: {message}; {_PORTS}", url=url)
