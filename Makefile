@@ -15,7 +15,7 @@ BUNDLE ?= $(DEMO)/bundle
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly test-install lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly test-install wheels lint demo-train clean
 
 # -- Try it
 help:  ## show this help
@@ -105,6 +105,10 @@ test-nightly: $(READY)  ## the property tests of text and images with new and ma
 
 test-install: $(READY)  ## build wheel and sdist, install them without constraints elsewhere, and use them: 5 minutes
 	$(BIN)/python -m pytest -m install
+
+wheels: $(READY)  ## build the wheels of Cirrus and of the demo into dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python -m build --wheel --outdir dist export/cirrus_demo
 
 gpu-check: $(READY)  ## verify everything that uses a GPU, and write a report (FULL=1: a ViT-L/14 as well)
 	$(BIN)/cirrus gpu-check --out build/gpu-check $(if $(FULL),--full-size)
