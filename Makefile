@@ -39,9 +39,12 @@ export: $(DEMO)/index/index.json  ## export the demo model, verify it, embed and
 $(DEMO)/weights/clip.safetensors: $(READY)
 	$(BIN)/python -m cirrus_demo weights $(DEMO)/weights
 
-$(DEMO)/bundle/bundle.json: $(DEMO)/weights/clip.safetensors
+$(DEMO)/probe/captions/cap.garments.val.json: $(READY)
+	$(BIN)/python -m cirrus_demo probe $(DEMO)/probe
+
+$(DEMO)/bundle/bundle.json: $(DEMO)/weights/clip.safetensors $(DEMO)/probe/captions/cap.garments.val.json
 	$(BIN)/cirrus export --recipe transagg-union --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors \
-		--head $(DEMO)/weights/transagg_union.safetensors --queries 240 --gallery 480 --out $(DEMO)/bundle
+		--head $(DEMO)/weights/transagg_union.safetensors --probe $(DEMO)/probe --queries 240 --gallery 480 --out $(DEMO)/bundle
 
 $(DEMO)/index/index.json: $(DEMO)/bundle/bundle.json
 	test -d $(DEMO)/photos || $(BIN)/python -m cirrus_demo photos $(DEMO)/photos --count 600 --size-px 512

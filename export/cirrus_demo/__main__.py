@@ -10,6 +10,7 @@ import typer
 
 from cirrus_demo.attributes import Split
 from cirrus_demo.catalogue import PUBLISHED_SEED, write_catalogue, write_photos
+from cirrus_demo.probe import write_probe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -27,6 +28,16 @@ def weights(folder: Path) -> None:
 def catalogue(folder: Path) -> None:
     """Write the held-out test catalogue in FashionIQ's layout, sketches included."""
     write_catalogue(folder, split=Split.TEST, seed=PUBLISHED_SEED)
+
+
+@app.command()
+def probe(
+    folder: Path,
+    queries: Annotated[int, typer.Option(min=1)] = 240,
+    gallery: Annotated[int, typer.Option(min=11, help="Images, at least those of the queries.")] = 480,
+) -> None:
+    """Write images and queries for `cirrus export --probe`."""
+    write_probe(folder, queries=queries, gallery=gallery)
 
 
 @app.command()

@@ -41,15 +41,15 @@ def export_command(
     ] = None,
     probe: Annotated[
         Path | None,
-        typer.Option(help="Images and queries to verify with, in FashionIQ's layout; without it, rendered ones."),
+        typer.Option(help="A folder of images and queries to verify with, in FashionIQ's layout; else Cirrus's own."),
     ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="Queries of the probe.")] = 64,
-    gallery: Annotated[int, typer.Option(min=11, help="Gallery images of the probe.")] = 128,
+    queries: Annotated[int, typer.Option(min=1, help="Number of queries that are taken from the probe.")] = 64,
+    gallery: Annotated[int, typer.Option(min=11, help="Number of gallery images that are taken from the probe.")] = 128,
     for_triton: Annotated[
         str | None, typer.Option(help="Also compile TensorRT plans here, for this NGC release of Triton, like 26.07.")
     ] = None,
 ) -> None:
-    """Export a checkpoint to a bundle, and hold it to its original."""
+    """Export a checkpoint to a bundle, and compare the bundle with the original."""
     from cirrus_export.pipeline import ExportRequest, export
 
     request = ExportRequest(
@@ -80,7 +80,7 @@ def compile_command(
     ] = False,
     probe: Annotated[
         Path | None,
-        typer.Option(help="Images and texts to verify with, in FashionIQ's layout; without it, rendered ones."),
+        typer.Option(help="A folder of images and texts to verify with, in FashionIQ's layout; else Cirrus's own."),
     ] = None,
 ) -> None:
     """Compile a bundle's graphs to TensorRT plans, on the machine that serves them."""
@@ -125,13 +125,13 @@ def repository_command(
 def export_suggester_command(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of an InstructBLIP, as transformers saves it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The suggester's folder; an older one is replaced.")],
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of rendered images on which texts are compared.")] = 8,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of images on which texts are compared.")] = 8,
 ) -> None:
     """Export MTST's edit writer: two images in, the edit text out. `cirrus suggest` uses it."""
-    from cirrus_demo.probe import rendered_probe
+    from cirrus_export.gate.probe import default_probe
     from cirrus_export.suggester.export import export_suggester
 
-    probe = rendered_probe(queries=pairs, gallery=2 * pairs)
+    probe = default_probe(queries=pairs, gallery=2 * pairs)
     images = [(query.image, probe.gallery[query.target]) for query in probe.queries]
     export_suggester(checkpoint, out, images)
     typer.echo(f"{out}: every text agrees; try it: cirrus suggest a.jpg b.jpg --model {out}")
@@ -155,17 +155,11 @@ def recipes_command() -> None:
 
 
 def _probe(folder: Path | None, *, queries: int, gallery: int) -> Probe:
-    from cirrus_export.gate.probe import read_probe
+    from cirrus_export.gate.probe import default_probe, read_probe
 
-    if folder is not None:
-        return read_probe(folder, queries=queries, gallery=gallery)
-    try:
-        from cirrus_demo.probe import rendered_probe
-    except ImportError as error:
-        raise ExportError(
-            f"images can't be rendered here ({error}): pip install skia-python, or give --probe"
-        ) from None
-    return rendered_probe(queries=queries, gallery=gallery)
+    if folder is None:
+        return default_probe(queries=queries, gallery=gallery)
+    return read_probe(folder, queries=queries, gallery=gallery)
 
 
 def _options(pairs: list[str]) -> dict[str, str]:

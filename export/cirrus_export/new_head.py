@@ -1,4 +1,4 @@
-"""A newly trained head, exported as an earlier one on the same backbone was: what `cirrus embed --head` asks for."""
+"""Export a newly trained head as an earlier one on the same backbone was exported, for `cirrus embed --head`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from pathlib import Path
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.errors import ExportError
-from cirrus_demo.probe import rendered_probe
+from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, export
-
-_QUERIES, _GALLERY = 64, 128
 
 
 def export_head(base: Bundle, head: Path, out: Path) -> None:
-    """Export a head's checkpoint as `request_like` says, its gate on the rendered probe; see `pipeline.export`."""
-    export(request_like(base, head, out), rendered_probe(queries=_QUERIES, gallery=_GALLERY))
+    """Export a head's checkpoint as `request_like` says, on the default probe; see `pipeline.export`."""
+    export(request_like(base, head, out), default_probe())
 
 
 def request_like(base: Bundle, head: Path, out: Path) -> ExportRequest:
@@ -23,7 +21,8 @@ def request_like(base: Bundle, head: Path, out: Path) -> ExportRequest:
     Raises ExportError if the backbone's weights are no longer where they were.
     """
     spec = base.spec
-    if spec.pretrained is not None and Path(spec.pretrained).is_absolute() and not Path(spec.pretrained).exists():
+    path = None if spec.pretrained is None else Path(spec.pretrained.rpartition("=")[2])
+    if path is not None and path.is_absolute() and not path.exists():
         raise ExportError(
             f"bundle {base.root}: its backbone's weights were {spec.pretrained}, which is gone; put it back, or run "
             f"`cirrus export --head {head}` with their new --pretrained, and embed with that bundle"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cirrus_bench.retrieval.datasets import DatasetName, read_dataset
 from cirrus_bench.retrieval.evaluate import evaluate as measure_retrieval
@@ -13,7 +15,9 @@ from cirrus_demo.attributes import Kind, Split, all_garments, split_of
 from cirrus_demo.catalogue import CatalogueSize, plan_catalogue, write_catalogue
 from cirrus_demo.drawing import render
 from cirrus_demo.evaluate import evaluate
+from cirrus_demo.probe import write_probe
 from cirrus_demo.weights import WEIGHTS
+from cirrus_export.gate.probe import GALLERY, QUERIES, default_probe, read_probe
 from cirrus_export.pipeline import ExportRequest, export
 
 
@@ -41,6 +45,17 @@ def test_the_catalogue_is_in_fashioniqs_layout(tmp_path) -> None:
             assert {entry["target"], entry["candidate"]} <= set(names)
             assert len(entry["captions"]) == 2
         assert all((tmp_path / "images" / f"{name}.jpg").is_file() for name in names)
+
+
+def test_the_default_probe_is_what_the_demo_renders(tmp_path) -> None:
+    """The same queries; the pictures may differ by what another version of the renderer rounds."""
+    write_probe(tmp_path, queries=QUERIES, gallery=GALLERY)
+    committed, rendered = default_probe(), read_probe(tmp_path, queries=QUERIES, gallery=GALLERY)
+    assert (len(committed.queries), len(committed.gallery)) == (QUERIES, GALLERY)
+    assert [(q.text, q.target) for q in committed.queries] == [(q.text, q.target) for q in rendered.queries]
+    for ours, theirs in zip(committed.gallery[:8], rendered.gallery, strict=False):
+        levels = [np.asarray(Image.open(io.BytesIO(image)), dtype=float) for image in (ours, theirs)]
+        assert np.abs(levels[0] - levels[1]).mean() < 2
 
 
 def test_the_committed_weights_are_small() -> None:

@@ -13,8 +13,8 @@ import torch
 
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import PluginError
-from cirrus_demo.probe import rendered_probe
 from cirrus_export.backbones.registry import FAMILIES, find_backbone
+from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, export
 from cirrus_export.recipes import RECIPES, recipe_named, recipes
 
@@ -53,7 +53,7 @@ def test_a_recipe_outside_the_tree_is_exported_by_its_class(weights, photos, tmp
     request = ExportRequest(
         "combiner:Combiner", "cirrus-demo", str(weights.clip), str(tmp_path / "head.pt"), tmp_path / "bundle"
     )
-    bundle = export(request, rendered_probe(queries=4, gallery=12))
+    bundle = export(request, default_probe(queries=4, gallery=12))
     assert bundle.spec.recipe == "combiner:Combiner"
     red, blue = LocalEncoder(bundle).encode_queries([sorted(photos.iterdir())[0]] * 2, ["in red", "in blue"])
     assert not np.allclose(red, blue)
@@ -88,7 +88,7 @@ def test_a_backbone_family_outside_the_tree_is_exported_by_its_class(photos, tmp
     torch.manual_seed(0)
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(tmp_path / "clip")
     request = ExportRequest("clip", "hf_clip:HfClipFamily", str(tmp_path / "clip"), None, tmp_path / "bundle")
-    encoder = LocalEncoder(export(request, rendered_probe(queries=4, gallery=12)))
+    encoder = LocalEncoder(export(request, default_probe(queries=4, gallery=12)))
     assert encoder.encode_queries([None], ["a red dress"]).shape == (1, 32)
 
 

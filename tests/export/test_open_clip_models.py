@@ -21,13 +21,13 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad
 from cirrus_client.tokenizer import Tokenizer
-from cirrus_demo.probe import rendered_probe
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.family import Weights
 from cirrus_export.backbones.hub_tokenizer import find_hub_tokenizer
 from cirrus_export.backbones.open_clip import OpenClipFamily
 from cirrus_export.backbones.open_clip_models import uses_quick_gelu
 from cirrus_export.backbones.registry import find_backbone, load_backbone
+from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -125,7 +125,7 @@ def request(weights: Path, out: Path, tokenizer: Path | None, recipe: str = "cli
 @pytest.fixture(scope="module")
 def exported(siglip: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("bundles") / "siglip"
-    return export(request(siglip, out, tokenizer_folder / "tokenizer.json"), rendered_probe(queries=8, gallery=16))
+    return export(request(siglip, out, tokenizer_folder / "tokenizer.json"), default_probe(queries=8, gallery=16))
 
 
 def test_a_siglip_is_exported_gated_and_answers(exported: Bundle, siglip: Path, tokenizer_folder: Path, photos) -> None:

@@ -95,5 +95,5 @@ def test_a_text_that_is_not_the_originals_fails_the_gate(checkpoint, pairs, tmp_
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, pairs) -> None:
     with pytest.raises(CheckpointError, match=r"expected a folder with config\.json"):
         export_suggester(tmp_path, tmp_path / "out", pairs)
-    with pytest.raises(BundleError, match="is no suggester"):
+    with pytest.raises(BundleError, match="is not a suggester"):
         LocalSuggester(tmp_path)

@@ -1,20 +1,23 @@
-"""The gallery and queries on which an export is held to its original."""
+"""The gallery and queries on which an export is compared with its original."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from cirrus_client.errors import ExportError
 
+QUERIES, GALLERY = 64, 128
+"""Size of the default probe."""
 _IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
 
 
 @dataclass(frozen=True)
 class ProbeQuery:
-    """A composed query: encoded reference image, edit text, and the row of its target in the gallery."""
+    """A composed query: a reference image as JPEG or PNG bytes, an edit text, and its target's row in the gallery."""
 
     image: bytes
     text: str
@@ -23,19 +26,24 @@ class ProbeQuery:
 
 @dataclass(frozen=True)
 class Probe:
-    """Encoded gallery images and labelled queries over them."""
+    """Gallery images as JPEG or PNG bytes, and labelled queries over them."""
 
     name: str
     gallery: tuple[bytes, ...]
     queries: tuple[ProbeQuery, ...]
 
 
-def read_probe(root: Path, *, queries: int, gallery: int) -> Probe:
-    """Read a folder in FashionIQ's layout, validation split, all categories together.
+def default_probe(*, queries: int = QUERIES, gallery: int = GALLERY) -> Probe:
+    """Return the probe that is part of Cirrus, or less of it: rendered garments (`python -m cirrus_demo probe`)."""
+    return read_probe(Path(str(files("cirrus_export") / "probe_images")), queries=queries, gallery=gallery)
 
-    `captions/cap.*.val.json`, `image_splits/split.*.val.json`, `images/<id>.jpg` (or .png). The gallery is the
-    images of the first `queries` queries, filled up to `gallery` from the split. Raises ExportError if the folder is
-    not of that layout.
+
+def read_probe(root: Path, *, queries: int, gallery: int) -> Probe:
+    """Read a probe from a folder in FashionIQ's layout: the validation split, all categories together.
+
+    The folder has `captions/cap.*.val.json`, `image_splits/split.*.val.json` and `images/<id>.jpg` (or .png).
+    queries: number of queries, spread over the captions. gallery: number of images, those of the queries first, then
+    others of the split. Raises ExportError if the folder has another layout.
     """
     captions = [entry for path in sorted(root.glob("captions/cap.*.val.json")) for entry in _read_json(path)]
     split = [name for path in sorted(root.glob("image_splits/split.*.val.json")) for name in _read_json(path)]
