@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from cirrus_bench.measure import this_machine, time_interleaved
 from cirrus_bench.report import Report
+from cirrus_client.agreement import agreement, top
 from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.index import BuildOptions, SearchKind
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.records import Record
-from cirrus_export.gate.fidelity import agreement, top
 
 _DIM, _VECTORS = 256, 32
 _QUERIES, _K, _ROUNDS = 64, 50, 5

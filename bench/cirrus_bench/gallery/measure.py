@@ -18,9 +18,8 @@ from cirrus_bench.gallery.stages import Stages
 from cirrus_bench.measure import Timing, this_machine, time_interleaved
 from cirrus_bench.peers import start_peers
 from cirrus_bench.subjects import bench_photos, bench_subjects
+from cirrus_client.agreement import agreement, cosine_min
 from cirrus_client.memory import keep_freed_memory
-from cirrus_export.gate.fidelity import agreement
-from cirrus_export.gate.thresholds import cosine_min
 
 
 @dataclass(frozen=True)

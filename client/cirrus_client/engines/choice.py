@@ -9,12 +9,11 @@ import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines.engine import Engine, EngineName, sample
 from cirrus_client.engines.kinds import candidates, engine_kind
@@ -141,13 +140,9 @@ def _noise(engine: Engine) -> Arrays:
 
 
 def _cosine_min(left: Arrays, right: Arrays) -> float:
-    return min(float(_row_cosines(left[name], right[name]).min()) for name in left)
-
-
-def _row_cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
-    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (left, right))
-    cosines: NDArray[np.float64] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return cosines
+    """Return the smallest cosine between items, each output of an item taken as one vector."""
+    items = len(next(iter(left.values())))
+    return min(cosine_min(left[name].reshape(items, -1), right[name].reshape(items, -1)) for name in left)
 
 
 def _kept_choice(path: Path, precision: Precision, threads: int | None, bulk: bool) -> Path:

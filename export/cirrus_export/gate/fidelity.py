@@ -1,8 +1,8 @@
-"""The fidelity gate: does the export answer as the original does?
+"""The fidelity gate: compare an export with its torch original.
 
-Stage by stage, each ONNX graph against its torch module on the same real inputs, and one item against many; then
-the whole pipeline, from image bytes and text to a ranking, against the torch original. The gate is retrieval as well
-as cosine: a tolerance alone cries wolf or misses real damage.
+Stage by stage, each ONNX graph is compared with its torch module on the same real inputs, and one item at a time with a
+batch. Then the whole pipeline is compared, from image bytes and text to a ranking. Rankings are compared as well as
+cosines, because a tolerance alone rejects good exports and accepts damaged ones.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cirrus_client.agreement import agreement, cosine_min, top
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.engines import Engine
@@ -26,7 +27,7 @@ from cirrus_client.names import EnsembleName
 from cirrus_client.records import Record
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.gate.probe import Probe
-from cirrus_export.gate.thresholds import THRESHOLDS, Thresholds, cosine_min
+from cirrus_export.gate.thresholds import THRESHOLDS, Thresholds
 from cirrus_export.graph import Graph
 from cirrus_export.recipes.recipe import Recipe
 
@@ -34,11 +35,10 @@ Vectors = NDArray[np.float32]
 Progress = Callable[..., Iterable[Any]]
 _STAGE_ITEMS = 8
 _BATCH = 16
-_TOP = 10
 
 
 class StageFidelity(Record):
-    """One output of one graph: exported against torch, and batch 1 against batch n of the export."""
+    """One output of one graph. cosine_min, max_abs: export and torch. batch_cosine_min: the export's batch 1 and n."""
 
     graph: str
     output: str
@@ -49,7 +49,7 @@ class StageFidelity(Record):
 
 
 class RetrievalFidelity(Record):
-    """The whole pipeline against the torch original, over the probe's queries."""
+    """The whole pipeline compared with the torch original, over the probe's queries."""
 
     ensemble: EnsembleName
     queries: int
@@ -62,10 +62,10 @@ class RetrievalFidelity(Record):
 
 
 class DecodingFidelity(Record):
-    """Gallery images under `Decoding.FAST` against exact ones, both through the export.
+    """Gallery images under `Decoding.FAST` compared with exact decoding, both through the export.
 
-    changed: images whose pixels differ. top10_agreement: rankings of the probe's gallery, asked with each of its
-    images. No part of the gate: nobody gets fast decoding without asking for it.
+    changed: images whose pixels differ. top10_agreement: of the gallery's rankings, with each of its images as a query.
+    It does not decide the gate, since fast decoding is never the default.
     """
 
     images: int
@@ -75,7 +75,7 @@ class DecodingFidelity(Record):
 
 
 class FidelityReport(Record):
-    """Everything that was measured, and what missed its threshold."""
+    """Everything that was measured, and the failures: what missed its threshold."""
 
     bundle: str
     precision: Precision
@@ -89,12 +89,12 @@ class FidelityReport(Record):
 
     @property
     def passed(self) -> bool:
-        """Whether nothing missed its threshold."""
+        """True if nothing missed its threshold."""
         return not self.failures
 
 
 class ProbeTensors:
-    """The probe, preprocessed and tokenised once."""
+    """A probe's pixels and token ids, computed once."""
 
     def __init__(self, probe: Probe, bundle: Bundle) -> None:
         self.probe = probe
@@ -104,7 +104,7 @@ class ProbeTensors:
         self.token_ids = tokenizer([query.text for query in probe.queries])
 
     def stage_inputs(self, graphs: Sequence[Graph], *, items: int = _STAGE_ITEMS) -> dict[str, NDArray[np.generic]]:
-        """Return real inputs for every graph: the probe sent through the torch modules, tensors by name."""
+        """Return real inputs of every graph, tensors by name: the probe's items sent through the torch modules."""
         tensors: dict[str, NDArray[np.generic]] = {
             "pixels": self.query_pixels[:items],
             "token_ids": self.token_ids[:items],
@@ -125,7 +125,7 @@ class Measurement:
 def measure(
     bundle: Bundle, recipe: Recipe, graphs: Sequence[Graph], probe: ProbeTensors, *, show_progress: bool = False
 ) -> Measurement:
-    """Compare a bundle, as its client would run it, with the torch original."""
+    """Compare a bundle, as `LocalEncoder` runs it, with the torch original."""
     progress = partial(tqdm, disable=not show_progress)
     thresholds = THRESHOLDS[bundle.spec.precision]
     inputs = probe.stage_inputs(graphs)
@@ -183,7 +183,7 @@ def _stage(graph: Graph, engine: Engine, inputs: Arrays) -> list[StageFidelity]:
 
 
 def _decoding(encoder: LocalEncoder, probe: ProbeTensors, targets: Vectors) -> DecodingFidelity | None:
-    """None where nothing changes."""
+    """Measure fast decoding, or return None if it changes no image of the probe."""
     spec = encoder.bundle.spec.preprocess
     pixels = [preprocess(image, spec, Decoding.FAST) for image in probe.probe.gallery]
     changed = [row for row, fast in enumerate(pixels) if not np.array_equal(fast, probe.gallery_pixels[row])]
@@ -308,16 +308,3 @@ def _in_batches(
             batch = [torch.from_numpy(array[start : start + _BATCH]) for array in arrays]
             rows.append(function(*batch).numpy())
     return np.concatenate(rows)
-
-
-def agreement(left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-    """Return the mean share of the rows that two rankings [N, K] have in common."""
-    shared = [len(set(a) & set(b)) for a, b in zip(left, right, strict=True)]
-    return float(np.mean(shared)) / left.shape[1]
-
-
-def top(queries: Vectors, targets: Vectors) -> NDArray[np.int64]:
-    """Return the rows of the ten best targets [N, D] or [N, V, D] of each query, best first; ties by row."""
-    scores = queries @ targets.reshape(-1, targets.shape[-1]).T
-    best = scores.reshape(len(queries), len(targets), -1).max(axis=2)
-    return np.argsort(-best, axis=1, kind="stable")[:, :_TOP]

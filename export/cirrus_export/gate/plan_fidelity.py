@@ -1,4 +1,4 @@
-"""A compiled plan is held to its ONNX graph, on real inputs: one batch, and one item of it alone."""
+"""Compare a compiled plan with its ONNX graph on real inputs: one batch, and one item of it alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines.engine import Engine
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
@@ -16,15 +17,15 @@ from cirrus_client.errors import FidelityError
 from cirrus_client.image.preprocess import preprocess
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.gate.probe import Probe
-from cirrus_export.gate.thresholds import THRESHOLDS, cosine_min
+from cirrus_export.gate.thresholds import THRESHOLDS
 
 _ITEMS = 8
 
 
 class GraphValues:
-    """Real inputs and outputs of every graph: the probe sent through a bundle's graphs on ONNX Runtime.
+    """Real inputs and outputs of every graph: the probe's items sent through a bundle's graphs on ONNX Runtime.
 
-    The CPU computes float32 as float32; CUDA would use TF32. It has no bfloat16, which runs where there is a GPU.
+    float32 runs on the CPU, since CUDA would compute it as TF32. bfloat16 runs on a GPU, since the CPU has none.
     """
 
     def __init__(self, bundle: Bundle, probe: Probe) -> None:
@@ -47,14 +48,14 @@ class GraphValues:
         return {spec.name: self._tensors[spec.name] for spec in self._bundle.spec.graphs[graph].inputs}
 
     def outputs(self, graph: str) -> dict[str, NDArray[Any]]:
-        """Return what the ONNX graph makes of them."""
+        """Return the ONNX graph's outputs for them, [B, *shape]."""
         return self._outputs[graph]
 
 
 def hold_to_graphs(bundle: Bundle, values: GraphValues, load: Callable[[str], Engine]) -> dict[str, float]:
-    """Return each graph's smallest cosine between what an engine and the ONNX graph make of the same inputs.
+    """Return each graph's smallest cosine between an engine's and the ONNX graph's outputs for the same inputs.
 
-    load: gives the engine of a graph. Raises FidelityError, which names every graph under the threshold of the
+    load: returns the engine of a graph. Raises FidelityError, which names every graph under the threshold of the
     bundle's precision.
     """
     cosines = {graph: _cosine(load(graph), values.inputs(graph), values.outputs(graph)) for graph in bundle.spec.graphs}
