@@ -1,0 +1,201 @@
+"""The folders of a Triton model repository: `<model>/config.pbtxt`, `<model>/1/<file>`, `<model>/warmup/<file>`.
+
+The repository of one bundle has its graphs under their own names. A repository of several bundles has every model once,
+under a name that ends in its content's hash. Two bundles on one backbone then share its encoder, and embed galleries
+through encoder and head as two models instead of the fused graph. Their ensembles are named `<bundle>.<ensemble>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from google.protobuf import text_format
+from PIL import Image
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cirrus_client.bundle import Bundle, BundleSpec
+from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
+from cirrus_client.errors import ExportError
+from cirrus_client.files import replace_directory
+from cirrus_client.names import EnsembleName, GraphName, TensorName
+from cirrus_client.plans import ENGINES, graph_sha256
+from cirrus_client.suggest import MODEL as SUGGEST_MODEL
+from cirrus_client.triton.wire import served_name
+from cirrus_export.repository.models import (
+    Flavour,
+    ensemble_config,
+    graph_config,
+    image_preprocess_config,
+    tokenize_config,
+)
+
+_WARMUP_IMAGE, _WARMUP_TEXT = "image", "text"
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What a bundle's models are called in a repository. shared: with other bundles' models."""
+
+    bundle: Bundle
+    shared: bool
+
+    def model(self, name: str) -> str:
+        return f"{name}_{self._content(name)[:12]}" if self.shared else name
+
+    def ensemble(self, name: EnsembleName) -> str:
+        return served_name(name, self.bundle.spec.name if self.shared else None)
+
+    def _content(self, name: str) -> str:
+        spec = self.bundle.spec
+        if name == IMAGE_PREPROCESS:
+            return hashlib.sha256(spec.preprocess.model_dump_json().encode()).hexdigest()
+        if name == TOKENIZE:
+            content = spec.tokenizer.model_dump_json() + spec.files[spec.tokenizer.file]
+            return hashlib.sha256(content.encode()).hexdigest()
+        return graph_sha256(spec, name)
+
+
+def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, destination: Path) -> None:
+    """Write the model repository of one bundle. It is self-contained, so that it can be mounted alone.
+
+    Graph files are hard links where the file system has them. Raises ExportError if the TENSORRT flavour lacks a plan.
+    """
+    bundle = Bundle(bundle_root, spec)
+    with replace_directory(destination) as root:
+        _write_bundle(_Names(bundle, shared=False), spec.ensembles, flavour, root)
+
+
+def write_shared_repository(
+    bundles: Sequence[Bundle], flavour: Flavour, destination: Path, *, suggester: Path | None = None
+) -> None:
+    """Write one model repository of several bundles, in which equal models are there once.
+
+    suggester: a suggester's folder, whose model is served beside the ensembles. Raises ExportError if two bundles have
+    the same name, the suggester has no model, or the TENSORRT flavour lacks a plan.
+    """
+    source = None if suggester is None else suggester / "triton" / Flavour.PYTHON / SUGGEST_MODEL
+    if source is not None and not source.is_dir():
+        raise ExportError(f"{suggester} is no suggester that passed its gate: there is no {source}")
+    names = [bundle.spec.name for bundle in bundles]
+    if len(set(names)) != len(names):
+        raise ExportError(f"two bundles have the same name: {', '.join(names)}; export one of them under another")
+    with replace_directory(destination) as root:
+        for bundle in bundles:
+            ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
+            _write_bundle(_Names(bundle, shared=True), ensembles, flavour, root)
+        if source is not None:
+            shutil.copytree(source, root / SUGGEST_MODEL)
+
+
+def _write_bundle(names: _Names, ensembles: Mapping[EnsembleName, EnsembleSpec], flavour: Flavour, root: Path) -> None:
+    steps = sorted({step.model for ensemble in ensembles.values() for step in ensemble.steps})
+    served = {step: names.model(step) for step in steps}
+    for step, name in served.items():
+        if not (root / name).exists():
+            _write_step(names.bundle, step, name, flavour, root)
+    for kind, ensemble in ensembles.items():
+        config = ensemble_config(names.ensemble(kind), kind, ensemble, served, names.bundle.spec, flavour)
+        _write_model(root, config)
+
+
+def _unfused_target(spec: BundleSpec) -> EnsembleSpec:
+    """Return encoder and target head as two steps, so that bundles can share the encoder."""
+    encoder, head = spec.graphs[GraphName.VISION_ENCODER], spec.graphs[GraphName.TARGET_HEAD]
+    taken = {tensor.name for tensor in head.inputs}
+    return EnsembleSpec(
+        inputs=(TensorName.IMAGE,),
+        steps=(
+            image_step(),
+            StepSpec(
+                model=GraphName.VISION_ENCODER,
+                inputs={TensorName.PIXELS: TensorName.PIXELS},
+                outputs={tensor.name: tensor.name for tensor in encoder.outputs if tensor.name in taken},
+            ),
+            StepSpec(
+                model=GraphName.TARGET_HEAD,
+                inputs={name: name for name in sorted(taken)},
+                outputs={head.outputs[0].name: TensorName.EMBEDDING},
+            ),
+        ),
+    )
+
+
+def _write_step(bundle: Bundle, step: str, name: str, flavour: Flavour, root: Path) -> None:
+    if step == IMAGE_PREPROCESS:
+        _write_image_preprocess(bundle.spec, name, root)
+    elif step == TOKENIZE:
+        _write_tokenize(bundle, name, root)
+    else:
+        _write_graph(bundle, step, name, flavour, root)
+
+
+def _write_image_preprocess(spec: BundleSpec, name: str, root: Path) -> None:
+    folder = _write_model(root, image_preprocess_config(name, spec, _WARMUP_IMAGE))
+    _copy_code(IMAGE_PREPROCESS, folder)
+    picture = io.BytesIO()
+    Image.new("RGB", (spec.preprocess.size_px,) * 2).save(picture, "JPEG")
+    _write_warmup(folder, _WARMUP_IMAGE, picture.getvalue())
+
+
+def _write_tokenize(bundle: Bundle, name: str, root: Path) -> None:
+    folder = _write_model(root, tokenize_config(name, bundle.spec, _WARMUP_TEXT))
+    _copy_code(TOKENIZE, folder)
+    file = bundle.spec.tokenizer.file
+    _link(bundle.root / file, folder / "1" / file)
+    _write_warmup(folder, _WARMUP_TEXT, b"warm up")
+
+
+def _write_graph(bundle: Bundle, graph: str, name: str, flavour: Flavour, root: Path) -> None:
+    source = bundle.graph_file(graph)
+    sources = [source, *source.parent.glob(f"{source.name}.data")]
+    if flavour is Flavour.TENSORRT:
+        sources = [_plan(bundle.root, graph)]
+    folder = _write_model(root, graph_config(name, bundle.spec, graph, flavour, sources[0].name))
+    if flavour is Flavour.PYTHON:
+        _copy_code("graph_runner", folder)
+    for path in sources:
+        _link(path, folder / "1" / path.name)
+
+
+def _write_model(root: Path, config: pb.ModelConfig) -> Path:
+    """Write a model's folder with its configuration, and return it."""
+    folder = root / config.name
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return folder
+
+
+def _write_warmup(folder: Path, file: str, item: bytes) -> None:
+    """Write one element of a BYTES tensor in Triton's form: its length, then its bytes."""
+    (folder / "warmup").mkdir()
+    (folder / "warmup" / file).write_bytes(struct.pack("<I", len(item)) + item)
+
+
+def _copy_code(model: str, folder: Path) -> None:
+    source = files("cirrus_export") / "triton_models" / model / "model.py"
+    (folder / "1" / "model.py").write_text(source.read_text())
+
+
+def _plan(bundle_root: Path, graph: str) -> Path:
+    plan = bundle_root / ENGINES / f"{graph}.plan"
+    if not plan.is_file():
+        raise ExportError(
+            f"the tensorrt flavour needs {plan}, which is not there; on the machine that serves the bundle: "
+            f"cirrus compile {bundle_root}"
+        )
+    return plan
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system
+        shutil.copyfile(source, destination)
