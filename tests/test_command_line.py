@@ -34,6 +34,12 @@ def run_alone(*arguments: object, **options: object) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
 
 
+def run_lacking(packages: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process in which these packages are not installed."""
+    script = f"import sys; sys.argv[1:] = {list(arguments)!r}; from cirrus_client.cli import main; main()"
+    return run_without(packages, script)
+
+
 def message_of(result: Result) -> str:
     """The message of a command that failed as it should: without a traceback, and with exit code 1."""
     assert result.exit_code == 1, result.output
@@ -184,15 +190,18 @@ def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_pa
 
 @pytest.mark.parametrize("verb", [["export", "--recipe", "clip", "--backbone", "ViT-B-32", "--out", "o"], ["recipes"]])
 def test_a_verb_whose_package_is_missing_names_the_extra(verb) -> None:
-    done = run_without({"torch"}, f"import sys; sys.argv[1:] = {verb!r}; from cirrus_client.cli import main; main()")
+    done = run_lacking({"torch"}, *verb)
     assert message_alone(done) == f"cirrus {verb[0]} needs torch: pip install 'cirrus-cir[export]'"
 
 
+def test_a_server_without_an_engine_for_its_graphs_is_not_started(tiny_bundle) -> None:
+    pytest.importorskip("pytriton")
+    done = run_lacking({"onnxruntime"}, "serve", str(tiny_bundle.root))
+    assert "cirrus serve needs onnxruntime: pip install 'cirrus-cir[cpu]'" in message_alone(done)
+
+
 def test_help_lists_every_verb_though_some_cannot_start() -> None:
-    done = run_without(
-        {"torch", "onnxruntime", "faiss", "pyarrow", "matplotlib"},
-        "import sys; sys.argv[1:] = ['--help']; from cirrus_client.cli import main; main()",
-    )
+    done = run_lacking({"torch", "onnxruntime", "faiss", "pyarrow", "matplotlib"}, "--help")
     assert done.returncode == 0, done.stderr
     for verb in ("embed", "search", "doctor", "export", "bench"):
         assert verb in done.stdout

@@ -10,6 +10,7 @@ import io
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,6 +42,8 @@ _EXPORT = ("torch", "open_clip_torch", "transformers", "safetensors", "onnx", "o
 _NONE = "none"
 _ON_GPU = "on a machine with an NVIDIA GPU: pip install 'cirrus-cir[gpu]'"
 
+_SERVE = "pip install 'cirrus-cir[serve]'" if sys.version_info < (3, 13) else "use Python 3.11 or 3.12"
+
 
 class State(StrEnum):
     """ABSENT: an optional part can't be used here. BROKEN: a part that is installed, or always needed, fails."""
@@ -68,7 +71,7 @@ def examine(bundle: Bundle | None = None) -> list[Finding]:
         _package("ONNX Runtime", "onnxruntime", _providers, "pip install 'cirrus-cir[cpu]', or 'cirrus-cir[gpu]'"),
         _package("OpenVINO", "openvino", _openvino, "faster on most CPUs: pip install 'cirrus-cir[cpu]'"),
         _package("FAISS", "faiss", _faiss, "pip install 'cirrus-cir[search]', or 'cirrus-cir[gpu]'"),
-        _package("Triton server", "pytriton", _triton, "for `cirrus serve`: pip install 'cirrus-cir[serve]'"),
+        _package("Triton server", "pytriton", _triton, f"for `cirrus serve`: {_SERVE}"),
         _export(),
         _package("TensorRT", "tensorrt", _tensorrt, _ON_GPU),
         _gpu(),

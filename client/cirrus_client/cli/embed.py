@@ -10,7 +10,14 @@ import typer
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.cli.console import printable, shows_progress
-from cirrus_client.cli.options import BundleOption, NameOption, ServerOption, TransportOption, open_encoder
+from cirrus_client.cli.options import (
+    BundleOption,
+    NameOption,
+    ServerOption,
+    TransportOption,
+    check_encoder_options,
+    open_encoder,
+)
 from cirrus_client.errors import GalleryError
 from cirrus_client.gallery import BUNDLE, MANIFEST, GallerySummary, check_free, embed_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
@@ -53,6 +60,10 @@ def embed(
     """Embed a gallery. Broken files are listed and skipped; an interrupted job resumes where it was."""
     if server is not None:
         _refuse_with_server(engine=engine, decode=None if decode is Decoding.EXACT else decode, cache=cache, head=head)
+    for option, value in {"--cache": cache, "--head": head}.items():
+        if value is not None:
+            _needed(bundle, option)
+    check_encoder_options(bundle, server, name)
     keep_freed_memory()
     if head is not None:
         bundle = _with_head(_needed(bundle, "--head"), head, out)

@@ -20,7 +20,7 @@ from cirrus_client.extras import missing_package
 _INTERRUPTED = 130
 _AFTER_INTERRUPT = {
     "embed": "the same command resumes where this one stopped",
-    "export": "nothing was written to --out; run the same command again",
+    "export": "an export does not resume: run the same command again",
 }
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,14 @@ TransportOption = Annotated[
 ]
 
 
+def check_encoder_options(bundle: Path | Bundle | None, server: str | None, name: str | None) -> None:
+    """Raise BadParameter unless the options name one bundle, or one server."""
+    if (bundle is None) == (server is None):
+        raise typer.BadParameter("give exactly one of them", param_hint="--bundle, --server")
+    if name is not None and server is None:
+        raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
+
+
 def open_encoder(
     bundle: Path | Bundle | None,
     server: str | None,
@@ -37,12 +45,9 @@ def open_encoder(
     engine: str | None = None,
     decoding: Decoding = Decoding.EXACT,
 ) -> Encoder:
-    """Return the encoder that the options name. Raises BadParameter unless they name exactly one."""
-    if (bundle is None) == (server is None):
-        raise typer.BadParameter("give exactly one of them", param_hint="--bundle, --server")
+    """Return the encoder that the options name. Raises BadParameter as `check_encoder_options` does."""
+    check_encoder_options(bundle, server, name)
     if bundle is not None:
-        if name is not None:
-            raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         return LocalEncoder(opened, engine=engine, decoding=decoding)
     assert server is not None

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cirrus_client.bundle import Bundle
-from cirrus_client.triton.server import TritonServer
+from cirrus_client.extras import need
+from cirrus_client.triton.server import TritonServer, find_server
 
 
 def serve(
@@ -21,6 +22,8 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="Port of Prometheus's page, /metrics.")] = 8002,
 ) -> None:
     """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted."""
+    find_server()
+    need("onnxruntime", "cirrus serve")
     server = TritonServer(
         _repository(bundle), host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port
     )
