@@ -215,7 +215,7 @@ def test_an_engine_that_disagrees_is_not_chosen(gallery_graph: Path, tmp_path: P
     )
     chosen = choose(gallery_graph, Precision.FP32)
     assert chosen.engine == EngineName.ONNXRUNTIME
-    assert "is out, its cosine" in chosen.why
+    assert "is excluded, its cosine" in chosen.why
 
 
 @needs_a_choice

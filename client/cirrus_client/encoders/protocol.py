@@ -122,7 +122,7 @@ def check_query(image: object | None, text: str | None, *, position: int, ensemb
     if image is not None:
         if EnsembleName.ENCODE_QUERY not in ensembles:
             raise UnsupportedQuery(
-                "it has an image, and this bundle's recipe answers texts alone: leave the image away",
+                "it has an image, and this bundle's recipe answers texts alone: leave out the image",
                 item="query",
                 position=position,
             )

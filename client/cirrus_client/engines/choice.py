@@ -88,7 +88,7 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk
     names = candidates(precision)
     if not names:
         raise EngineError(
-            f"no engine here runs {precision} graphs: it takes an NVIDIA GPU with onnxruntime-gpu, or OpenVINO "
+            f"no engine here runs {precision} graphs: install onnxruntime-gpu on an NVIDIA GPU, or OpenVINO "
             f"(pip install openvino) on a CPU with {precision} arithmetic; use --precision fp32"
         )
     if len(names) == 1:
@@ -123,7 +123,7 @@ def _measure(precision: Precision, engines: dict[str, Engine]) -> Choice:
     others = [
         f"{best_s[name] / best_s[chosen]:.2f} times as fast as {engines[name].device}"
         if name in fitting
-        else f"{engines[name].device} is out, its cosine to {engines[reference].device} is {agreement[name]:.4f}"
+        else f"{engines[name].device} is excluded, its cosine to {engines[reference].device} is {agreement[name]:.4f}"
         for name in engines
         if name != chosen
     ]

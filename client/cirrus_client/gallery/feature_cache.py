@@ -205,8 +205,8 @@ def _manifest(bundle: Bundle) -> CacheManifest:
     graphs = {GraphName.VISION_ENCODER, GraphName.TARGET_HEAD}
     if not graphs <= set(spec.graphs) or len(spec.graphs[GraphName.TARGET_HEAD].inputs) != 1:
         raise BundleError(
-            f"bundle {bundle.root}: its gallery embeddings are not made by a head over an encoder, so nothing can be "
-            "cached: leave --cache away",
+            f"bundle {bundle.root}: it has no target head that runs on an image encoder alone, so nothing can be "
+            "cached: leave out --cache",
             path=bundle.root,
         )
     return CacheManifest(

@@ -248,7 +248,7 @@ def read_gallery(root: Path | str, *, allow_empty: bool = False) -> Gallery:
     files = _ShardFiles(root)
     gallery = Gallery(root, manifest, {shard: _rows(files.metadata(shard)) for shard in files.ids()})
     if not len(gallery) and not allow_empty:
-        raise GalleryError(f"gallery {root}: holds no embedding; run `cirrus embed` to the end", path=root)
+        raise GalleryError(f"gallery {root}: has no embeddings; run `cirrus embed` until it ends", path=root)
     return gallery
 
 
