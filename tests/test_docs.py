@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import importlib
+import inspect
 import io
 import re
 import shutil
@@ -19,7 +20,7 @@ import pytest
 import typer
 
 import cirrus_client
-from cirrus_client import Bundle, LocalEncoder, Match, build_index, embed_gallery, open_retriever, read_gallery
+from cirrus_client import Bundle, LocalEncoder, Match, build_index, embed_gallery, errors, open_retriever, read_gallery
 from cirrus_client.cli.app import app
 from cirrus_client.triton.server import TritonServer
 from tests.test_boundaries import imports_of
@@ -123,6 +124,21 @@ def test_the_api_page_names_everything_public() -> None:
     assert named == set(cirrus_client.__all__)
 
 
+def test_the_api_page_lists_the_attributes_of_every_error_that_has_some() -> None:
+    table = (DOCS / "python-api.md").read_text().partition("| error | attributes |")[2].partition("\n\n")[0]
+    listed = {
+        kind: set(re.findall(r"`([a-z]+)`", attributes))
+        for kinds, attributes in re.findall(r"^\| (.*?) \| (.*) \|$", table, re.MULTILINE)
+        for kind in re.findall(r"`(\w+)`", kinds)
+    }
+    kinds = (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CirrusError))
+    own = {
+        kind.__name__: set(inspect.signature(kind.__init__).parameters) - {"self", "message", "args", "kwargs"}
+        for kind in kinds
+    }
+    assert listed == {name: attributes for name, attributes in own.items() if attributes}
+
+
 def test_the_api_page_names_every_entry_point_group() -> None:
     sources = [path for package in ("client", "export") for path in (ROOT / package).rglob("*.py")]
     groups = {group for path in sources for group in re.findall(r'"(cirrus\.[a-z]+)"', path.read_text())}
@@ -217,6 +233,12 @@ def test_every_command_in_the_documentation_exists_with_its_options(page: Path) 
         known = {option for parameter in command.params for option in parameter.opts}
         options = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert options <= known | {"--help"}, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_in_the_documentation_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^ {4})make ([a-z-]+)", page.read_text(), re.MULTILINE)) <= targets
 
 
 def errors_of(*packages: str) -> set[str]:
