@@ -160,15 +160,7 @@ ARROWS = {
 }
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        pytest.param(package, marks=[pytest.mark.xfail(reason="the default probe is rendered by the demo")])
-        if package == "cirrus_export"
-        else package
-        for package in ARROWS
-    ],
-)
+@pytest.mark.parametrize("package", ARROWS)
 def test_a_package_imports_those_that_the_architecture_page_says(package: str) -> None:
     folder, allowed = ARROWS[package]
     assert imports_of(ROOT / folder) & set(ARROWS) - {package} == allowed
