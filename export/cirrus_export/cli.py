@@ -133,7 +133,7 @@ def export_suggester_command(
 
     probe = default_probe(queries=pairs, gallery=2 * pairs)
     images = [(query.image, probe.gallery[query.target]) for query in probe.queries]
-    export_suggester(checkpoint, out, images)
+    export_suggester(checkpoint, out, images, show_progress=True)
     typer.echo(f"{out}: every text agrees; try it: cirrus suggest a.jpg b.jpg --model {out}")
 
 

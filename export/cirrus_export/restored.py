@@ -1,4 +1,4 @@
-"""Undo what a library changes in another one."""
+"""Undo changes that one library makes to another at run time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def restored(*owners: object) -> Iterator[None]:
-    """On leaving, give modules and classes back the attributes that they had before."""
+    """Restore the attributes of modules and classes when the block ends."""
     before = [(owner, dict(vars(owner))) for owner in owners]
     try:
         yield

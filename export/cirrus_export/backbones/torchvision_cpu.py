@@ -1,4 +1,4 @@
-"""Let torchvision's CUDA wheel be imported beside a CPU build of torch.
+"""Make torchvision's CUDA wheel importable beside a CPU build of torch.
 
 torchvision registers meta kernels for two operators that its compiled library defines; where that
 library can't be loaded (a CPU torch), their schemas are missing and `import torchvision` fails. Importing

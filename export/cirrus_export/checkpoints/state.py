@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class StateDict(dict[str, Tensor]):
-    """Parameter names to float32 tensors; for messages, the file they came from and the prefix they had there."""
+    """Float32 tensors by parameter name. source, prefix: for messages, the file and the names' prefix in it."""
 
     def __init__(self, tensors: Mapping[str, Tensor], source: str, prefix: str = "") -> None:
         super().__init__(tensors)
@@ -36,11 +36,11 @@ class StateDict(dict[str, Tensor]):
         self.prefix = prefix
 
     def derived(self, tensors: Mapping[str, Tensor]) -> StateDict:
-        """Return other tensors of the same origin."""
+        """Return other tensors with the same source and prefix."""
         return StateDict(tensors, self.source, self.prefix)
 
     def under(self, prefix: str) -> StateDict:
-        """Return the part under a prefix, the prefix removed."""
+        """Return the tensors whose name has a prefix, without the prefix."""
         part = {key.removeprefix(prefix): tensor for key, tensor in self.items() if key.startswith(prefix)}
         return StateDict(part, self.source, self.prefix + prefix)
 
@@ -78,7 +78,7 @@ def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
 
 
 def is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:
-    """Whether a value maps names to tensors and nothing else."""
+    """Return True if a value maps names to tensors and nothing else."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
@@ -97,10 +97,10 @@ def _unwrapped(content: Mapping[str, object], path: Path) -> Mapping[str, Tensor
 
 
 def pass_over(state: StateDict, unused: re.Pattern[str]) -> StateDict:
-    """Return a state dict without the keys that a pattern matches, named in the log: they have no part in retrieval."""
+    """Drop keys that inference does not use (momentum twins, queues), and log their names."""
     passed = sorted({f"{state.prefix}{'.'.join(key.split('.')[:2])}" for key in state if unused.match(key)})
     if passed:
-        log.info("checkpoint %s: without a part in retrieval: %s", state.source, _listed(passed, limit=20))
+        log.info("checkpoint %s: not used in retrieval: %s", state.source, _listed(passed, limit=20))
     return state.derived({key: value for key, value in state.items() if not unused.match(key)})
 
 
@@ -142,10 +142,10 @@ def report_problems(source: str, problems: list[str]) -> None:
 
 @contextlib.contextmanager
 def one_error_for_all_keys() -> Iterator[None]:
-    """Let every `load_strictly` within pass, and raise one CheckpointError at the end that names all their problems.
+    """Collect the problems of every `load_strictly` inside, and raise one CheckpointError at the end that names all.
 
-    A key that was renamed from one part of a model to another is missing here and surplus there; and who mends a file
-    wants to see everything at once.
+    A key that was renamed from one part of a model to another is missing in the first and surplus in the second, so
+    both must be seen together.
     """
     problems: list[tuple[str, str]] = []
     token = _collected.set(problems)

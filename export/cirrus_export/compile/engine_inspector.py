@@ -1,8 +1,8 @@
-"""Did TensorRT fuse the attention? Asked of the engine inspector's layers.
+"""Tell from the engine inspector's layers whether TensorRT fused the attention.
 
-A fused attention is one kernel whose name has `mha` in it, like `_gemm_mha_v2_myl0_17`: so say TensorRT's maintainers
-(TensorRT#3243), and such a layer's JSON is in TensorRT#4397. Layers are objects where the plan was built with detailed
-verbosity, and bare names else ("Engine Inspector" in TensorRT's documentation); 10 and 11 differ only beside them.
+A fused attention is one kernel whose name contains `mha`, like `_gemm_mha_v2_myl0_17` (TensorRT's maintainers in
+TensorRT#3243; such a layer's JSON is in TensorRT#4397). Layers are JSON objects if the plan was built with detailed
+verbosity, and bare names otherwise ("Engine Inspector" in TensorRT's documentation).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BETWEEN = ("Cast", "Identity", "Reshape", "Transpose", "Where", "IsNaN", "Squee
 
 
 def attention_of(layers: str, attentions: int) -> AttentionSpec:
-    """Return what the engine inspector's JSON says of a graph's attentions."""
+    """Return what the engine inspector's JSON says of a graph's attentions. attentions: how many the ONNX graph has."""
     found = _layers(layers)
     fused = [name for name, tactic in found if _FUSED in f"{name} {tactic}".lower()]
     if attentions == 0:
@@ -62,7 +62,7 @@ def _is_multiplied(node: onnx.NodeProto, readers: Mapping[str, Iterable[onnx.Nod
 
 
 def _layers(text: str) -> list[tuple[str, str]]:
-    """Names and tactics."""
+    """Return each layer's name and tactic."""
     content: Any = json.loads(text)
     return [
         (layer, "") if isinstance(layer, str) else (layer["Name"], layer.get("TacticName", ""))

@@ -1,4 +1,4 @@
-"""Which TensorRT each of NGC's Triton containers has, from one table with its sources (`ngc_releases.json`)."""
+"""The TensorRT version in each of NGC's Triton containers, from one table with its sources (`ngc_releases.json`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NEIGHBOURS = 4
 
 
 class NgcRelease(Record):
-    """One container's versions, as far as its source gives them, and the name of that source."""
+    """The versions in one container, where its source gives them. source: a key of the table's `sources`."""
 
     tensorrt: str
     cuda: str | None = None
@@ -63,7 +63,7 @@ def check_release(name: str, tensorrt: str, *, version_compatible: bool) -> None
 
 
 def _requirement(release: NgcRelease) -> str:
-    """As PyPI names it, where a version may lack the build number or have a post release instead."""
+    """Return the requirement for pip. On PyPI a version may lack the build number, or have a post release instead."""
     package = "tensorrt" if release.cuda is None else f"tensorrt-cu{release.cuda.split('.')[0]}"
     return f"{package}=={'.'.join(release.tensorrt.split('.')[:3])}.*"
 

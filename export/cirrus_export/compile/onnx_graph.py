@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX file."""
+"""Export a torch module to an ONNX file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_onnx(graph: Graph, path: Path) -> GraphSpec:
 
 
 def _example(spec: TensorSpec) -> torch.Tensor:
-    """Two items: a batch of one would be taken for a constant."""
+    """Return an example of two items: torch.export would take a batch of one for a constant."""
     if spec.dtype is DType.INT64:
         return torch.ones(2, *spec.shape, dtype=torch.int64)
     return torch.zeros(2, *spec.shape, dtype=TORCH_DTYPES[spec.dtype])
@@ -59,7 +59,7 @@ def _weight_bytes(graph: Graph) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its progress on stdout and warns about torch's own internals."""
+    """Silence the exporter, which prints its progress and warns about torch's own internals."""
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)

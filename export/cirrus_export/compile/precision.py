@@ -1,7 +1,7 @@
-"""Precision lives in the graph: float32 ONNX to half precision, or to Q/DQ nodes around its linear layers.
+"""Lower a graph's precision inside its ONNX file: to half precision, or to Q/DQ nodes around its linear layers.
 
-Half precision is NVIDIA ModelOpt's AutoCast, eight bits are ONNX Runtime's static quantiser (int8) and ModelOpt's
-(fp8). Inputs and outputs stay float32, and every engine compiles the same file.
+NVIDIA ModelOpt's AutoCast makes half precision, ONNX Runtime's static quantiser int8, and ModelOpt's quantiser fp8.
+Inputs and outputs stay float32, and every engine compiles the same file.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def check_precision(precision: Precision) -> None:
 
 
 def lower_precision(path: Path, precision: Precision, calibration: Arrays) -> None:
-    """Rewrite an ONNX file in place in a lower precision; its inputs and outputs stay as they are.
+    """Rewrite an ONNX file in place in a lower precision. Its inputs and outputs stay float32.
 
-    calibration: real inputs of the graph, [B, ...] each. Half precision leaves nodes in float32 whose values leave its
-    range; eight bits take their scales from the largest values seen. A graph without a linear
-    layer to quantise stays as it is.
+    calibration: real inputs of the graph, [B, ...] each. Half precision keeps nodes in float32 whose values exceed its
+    range. Eight bits take their scales from the largest values seen. A graph without a linear layer to quantise stays
+    as it is.
     """
     with tempfile.TemporaryDirectory() as scratch:
         if precision is Precision.INT8:
@@ -62,10 +62,10 @@ def lower_precision(path: Path, precision: Precision, calibration: Arrays) -> No
 
 
 def _half(path: Path, precision: Precision, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
-    """Products alone, which are nearly all of the work.
+    """Convert matrix products and convolutions, which are nearly all of the work.
 
-    Sums, normalisations and activation functions stay in float32, and so do their constants: biases and position
-    embeddings in half precision cost four times as much of an embedding as products do.
+    Sums, normalisations and activation functions stay in float32, and so do their constants. Biases and position
+    embeddings in half precision would change an embedding four times as much as the products do.
     """
     from modelopt.onnx.autocast import convert_to_mixed_precision  # heavy, and only needed below fp32
 
@@ -139,13 +139,15 @@ def _fp8(path: Path, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
 
 
 def quantised_layers(path: Path, precision: Precision, calibration: Arrays) -> list[str]:
-    """Return the names of the linear layers that eight bits keep well.
+    """Return the names of the linear layers that are quantised: products with a constant, with three exceptions.
 
-    Those are the products with a constant, but for three kinds. The ones that make an output: a rounding goes straight
-    into the embedding. Those of a head over a few vectors an item: as near to the embedding, and no work to speak of.
-    And those whose input eight bits change by over 3%: a few outliers, as behind some activation functions, then take
-    the range that all others share. The patch embedding, a convolution, stays as it is: 4% of a ViT-B/32's time, and
-    the demo's worst cosine would fall from 0.9995 to 0.998.
+    - Layers that make an output: rounding would go straight into the embedding.
+    - Layers with fewer than 8 rows per item (heads): they are next to the embedding, and quantising them saves nothing.
+    - Layers whose input eight bits change by over 3%: a few outliers, as behind some activation functions, would take
+      the range that all other values share.
+
+    The patch embedding, a convolution, is not quantised either. It is 4% of a ViT-B/32's time, and the demo's worst
+    cosine would fall from 0.9995 to 0.998.
     """
     model = onnx.load(path, load_external_data=False)
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -157,12 +159,14 @@ def quantised_layers(path: Path, precision: Precision, calibration: Arrays) -> l
         if node.op_type in _LINEAR and any(name in constants for name in node.input) and node.name not in finals
     ]
     found = measure_rounding(path, sorted({node.input[0] for node in layers}), precision, calibration)
-    kept = {name for name, of in found.items() if of.rows >= _FEWEST_ROWS and of.error <= _LARGEST_ERROR}
+    kept = {
+        name for name, rounding in found.items() if rounding.rows >= _FEWEST_ROWS and rounding.error <= _LARGEST_ERROR
+    }
     return [node.name for node in layers if node.input[0] in kept]
 
 
 def _last_linear(output: str, makers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The linear layer that an output is made by, through whatever only reshapes or normalises it."""
+    """Yield the linear layer that makes an output, looking through nodes that reshape or normalise it."""
     node = makers.get(output)
     while node is not None:
         if node.op_type in _LINEAR:
@@ -172,7 +176,7 @@ def _last_linear(output: str, makers: dict[str, onnx.NodeProto]) -> Iterator[onn
 
 
 class _Batches:
-    """Calibration inputs, as the quantiser reads them."""
+    """Calibration inputs in batches, as ONNX Runtime's quantiser reads them."""
 
     def __init__(self, inputs: Arrays) -> None:
         rows = len(next(iter(inputs.values())))

@@ -1,4 +1,4 @@
-"""What eight bits would do to the tensors inside a graph, measured before any layer is quantised."""
+"""Measure how much int8 or fp8 would change the tensors inside a graph, before any layer is quantised."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LARGEST = {Precision.INT8: 127.0, Precision.FP8: 448.0}
 
 @dataclass(frozen=True)
 class Rounding:
-    """A tensor of [..., D] under eight bits.
+    """How eight bits change a tensor of shape [..., D].
 
-    rows: of D values each, that an item has: its tokens. error: |x - rounded| / |x| of a row, the mean over all rows.
+    rows: number of D-wide vectors per item (its tokens). error: mean of |x - rounded(x)| / |x| over all rows.
     """
 
     rows: int
@@ -34,11 +34,11 @@ class Rounding:
 def measure_rounding(
     path: Path, tensors: Sequence[str], precision: Precision, calibration: Arrays
 ) -> dict[str, Rounding]:
-    """Return what eight bits do to tensors of a graph, by name.
+    """Return how eight bits change tensors of a graph, by the tensor's name.
 
-    The scale is one for a tensor and takes its largest value to the format's largest, as the quantisers do. path: a
-    float32 ONNX file. precision: INT8, or FP8 (e4m3). calibration: real inputs of the graph, [B, ...] each, of which
-    the first 16 items are taken.
+    A tensor has one scale, which takes its largest value to the format's largest, as in the quantisers. path: a float32
+    ONNX file. precision: INT8, or FP8 (e4m3). calibration: real inputs of the graph, [B, ...] each; the first 16 items
+    are used.
     """
     largest = dict.fromkeys(tensors, 0.0)
     errors: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
@@ -64,7 +64,7 @@ def _rounded(values: NDArray[np.float32], scale: float, precision: Precision) ->
 
 
 def _opened(path: Path, tensors: Sequence[str], scratch: Path) -> onnxruntime.InferenceSession:
-    """The graph with the tensors among its outputs."""
+    """Open the graph with the tensors as additional outputs."""
     model = onnx.load(path)
     known = {spec.name for spec in (*model.graph.input, *model.graph.output)}
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in known)
@@ -76,7 +76,7 @@ def _opened(path: Path, tensors: Sequence[str], scratch: Path) -> onnxruntime.In
 def _activations(
     session: onnxruntime.InferenceSession, tensors: Sequence[str], calibration: Arrays
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """The tensors' values, an item at a time: those of a whole batch would fill the memory."""
+    """Yield the tensors' values, one item at a time: a whole batch would fill the memory."""
     inputs = {spec.name for spec in session.get_inputs()}
     inner = [name for name in tensors if name not in inputs]
     for row in range(min(_ITEMS, len(next(iter(calibration.values()))))):

@@ -1,8 +1,8 @@
-"""A bundle's ONNX graphs compiled to TensorRT plans, on the machine that serves them.
+"""Compile a bundle's ONNX graphs to TensorRT plans, on the machine that serves them.
 
-Written to the API that TensorRT 10 and 11 share; tests/export/test_tensorrt.py holds every name to both. Networks are
-strongly typed: the graph says what is computed in which precision (TensorRT 11 knows nothing else, and ignores the flag
-that 10 needs). TF32 is off: float32 stays float32.
+The code uses the API that TensorRT 10 and 11 share; tests/export/test_tensorrt.py checks every name against both.
+Networks are strongly typed: the graph determines each layer's precision (TensorRT 11 has no other kind of network, and
+ignores the flag that 10 needs). TF32 is off, so that float32 stays float32.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """What plans must run on beside this TensorRT and GPU.
+    """What plans must run on, other than this machine's TensorRT and GPU.
 
-    for_triton: an NGC release, like 26.07. hardware_compatible: Ampere and every newer GPU. version_compatible: newer
-    TensorRTs of the same major. Both cost speed.
+    for_triton: the TensorRT of an NGC release, like 26.07. hardware_compatible: Ampere and every newer GPU.
+    version_compatible: newer TensorRTs of the same major version. The last two make plans slower.
     """
 
     for_triton: str | None = None
@@ -50,10 +50,11 @@ def check_machine(options: CompileOptions) -> None:
 
 
 def compile_plans(bundle: Bundle, probe: Probe, options: CompileOptions) -> PlansSpec:
-    """Compile every graph, hold the plans to their graphs, and write `engines/` and the Triton repository for them.
+    """Compile every graph, compare the plans with their graphs, and write `engines/` and their Triton repository.
 
-    The probe's images and texts are what plans and graphs are compared on. Raises EngineError or ExportError if this
-    machine can't compile, or TensorRT a graph; FidelityError if a plan misses. Older plans then stay as they are.
+    probe: the images and texts on which plans and graphs are compared. Raises EngineError or ExportError if this
+    machine can't compile at all, or TensorRT can't compile a graph; FidelityError if a plan misses its threshold. Older
+    plans then stay as they are.
     """
     check_machine(options)
     destination = bundle.root / ENGINES
@@ -81,14 +82,14 @@ def compile_plans(bundle: Bundle, probe: Probe, options: CompileOptions) -> Plan
 
 
 def batch_profile(max_batch: int) -> BatchProfile:
-    """Return the batches that plans take: from a single query to the bundle's limit, tuned for half of that."""
+    """Return the batch sizes that plans accept: from 1 to the bundle's limit, tuned for half of the limit."""
     return BatchProfile(smallest=1, tuned=max(1, max_batch // 2), largest=max_batch)
 
 
 def _build(
     onnx_file: Path, graph: GraphSpec, max_batch: int, options: CompileOptions, cache: bytes
 ) -> tuple[Any, bytes]:
-    """The plan, a bytes-like object, and the grown timing cache."""
+    """Return the plan, a bytes-like object, and the timing cache with this graph's layers added."""
     tensorrt = load_tensorrt()
     builder = tensorrt.Builder(tensorrt_log(tensorrt))
     network = builder.create_network(flags=1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -23,7 +23,7 @@ from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.engines import Engine
 from cirrus_client.ensemble import Arrays
 from cirrus_client.image.preprocess import Decoding, preprocess
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.records import Record
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.gate.probe import Probe
@@ -106,8 +106,8 @@ class ProbeTensors:
     def stage_inputs(self, graphs: Sequence[Graph], *, items: int = _STAGE_ITEMS) -> dict[str, NDArray[np.generic]]:
         """Return real inputs of every graph, tensors by name: the probe's items sent through the torch modules."""
         tensors: dict[str, NDArray[np.generic]] = {
-            "pixels": self.query_pixels[:items],
-            "token_ids": self.token_ids[:items],
+            TensorName.PIXELS: self.query_pixels[:items],
+            TensorName.TOKEN_IDS: self.token_ids[:items],
         }
         for graph in graphs:
             tensors |= run_torch(graph, tensors)

@@ -15,6 +15,7 @@ from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import FidelityError
 from cirrus_client.image.preprocess import preprocess
+from cirrus_client.names import TensorName
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.gate.probe import Probe
 from cirrus_export.gate.thresholds import THRESHOLDS
@@ -33,8 +34,8 @@ class GraphValues:
         providers = None if spec.precision is Precision.BF16 else ["CPUExecutionProvider"]
         queries = probe.queries[:_ITEMS]
         self._tensors: dict[str, NDArray[Any]] = {
-            "pixels": np.stack([preprocess(query.image, spec.preprocess) for query in queries]),
-            "token_ids": Tokenizer(spec.tokenizer, bundle.root)([query.text for query in queries]),
+            TensorName.PIXELS: np.stack([preprocess(query.image, spec.preprocess) for query in queries]),
+            TensorName.TOKEN_IDS: Tokenizer(spec.tokenizer, bundle.root)([query.text for query in queries]),
         }
         self._bundle = bundle
         self._outputs: dict[str, dict[str, NDArray[Any]]] = {}

@@ -1,4 +1,4 @@
-"""Modules for inference."""
+"""Prepare a module for inference."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from cirrus_client.ensemble import EnsembleSpec
-from cirrus_client.names import EnsembleName, GraphName
+from cirrus_client.names import EnsembleName, GraphName, TensorName
 from cirrus_export.backbones.backbone import PooledBackbone, require
 from cirrus_export.graph import Graph, pixels, vector
 from cirrus_export.heads.zero_shot import Normalise
@@ -49,7 +49,7 @@ class TwoTowerRecipe(Recipe):
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Return both encoders' outputs through the query head."""
-        tensors = {"pixels": pixels, "token_ids": token_ids}
+        tensors: dict[str, Tensor] = {TensorName.PIXELS: pixels, TensorName.TOKEN_IDS: token_ids}
         for graph in self.query_encoders():
             results = graph.module(*(tensors[spec.name] for spec in graph.inputs))
             results = (results,) if isinstance(results, Tensor) else results

@@ -1,23 +1,28 @@
-"""Graphs wired into an ensemble by the names of their tensors."""
+"""Wire graphs into an ensemble by the names of their tensors."""
 
 from __future__ import annotations
 
 from cirrus_client.ensemble import EMBEDDING, EnsembleSpec, StepSpec, image_step, text_step
+from cirrus_client.names import TensorName
 from cirrus_export.graph import Graph
 
 
 def ensemble(*graphs: Graph) -> EnsembleSpec:
-    """Return images and texts, as far as the graphs need them, through the graphs in this order.
+    """Return the ensemble that runs graphs in this order, with the host's steps for images and texts before them.
 
-    An output feeds every later input of its name; the last graph's one output is the embedding. Where an image is
-    given, the text may be absent.
+    An output feeds every later input of its name. The last graph has one output, the embedding. In an ensemble of image
+    and text the text may be absent.
     """
     needed = {spec.name for graph in graphs for spec in graph.inputs}
-    inputs = tuple(name for name, tensor in (("image", "pixels"), ("text", "token_ids")) if tensor in needed)
-    host_steps = [image_step()] * ("image" in inputs) + [text_step()] * ("text" in inputs)
+    host_steps = [
+        step
+        for tensor, step in ((TensorName.PIXELS, image_step()), (TensorName.TOKEN_IDS, text_step()))
+        if tensor in needed
+    ]
+    inputs = tuple(name for step in host_steps for name in step.inputs.values())
     return EnsembleSpec(
         inputs=inputs,
-        optional=("text",) if inputs == ("image", "text") else (),
+        optional=(TensorName.TEXT,) if inputs == (TensorName.IMAGE, TensorName.TEXT) else (),
         steps=(*host_steps, *(_step(graph, graphs[position + 1 :]) for position, graph in enumerate(graphs))),
     )
 

@@ -14,7 +14,7 @@ from transformers import InstructBlipForConditionalGeneration
 
 @dataclass(frozen=True)
 class EditPrompt:
-    """Token ids around the two images in the language model's prompt, and the Q-Former's instruction."""
+    """The token ids around the two images in the language model's prompt, and the Q-Former's instruction."""
 
     before: tuple[int, ...]
     between: tuple[int, ...]
@@ -23,7 +23,7 @@ class EditPrompt:
 
 
 class ReadImage(nn.Module):
-    """Vision tower, Q-Former with its instruction, and projection: an image as the language model's tokens."""
+    """Vision tower, Q-Former and projection, which turn an image into tokens that the language model reads."""
 
     def __init__(self, model: InstructBlipForConditionalGeneration, instruction: Sequence[int]) -> None:
         super().__init__()
@@ -44,9 +44,10 @@ class ReadImage(nn.Module):
 
 
 class NextTokens(nn.Module):
-    """The language model over both images and the text so far; at every place the likeliest next token.
+    """The language model over both images and the text so far, which gives the likeliest next token at every position.
 
-    What stands behind a place can't be seen from it, so one graph of a fixed length serves every step.
+    Attention is causal, so padding after position t can't change the prediction at t: one graph of a fixed length
+    serves every decoding step.
     """
 
     def __init__(self, model: InstructBlipForConditionalGeneration, prompt: EditPrompt) -> None:
@@ -69,7 +70,7 @@ class NextTokens(nn.Module):
         )
 
     def forward(self, reference_tokens: Tensor, target_tokens: Tensor, token_ids: Tensor) -> Tensor:
-        """Return int64 [B, T]: at place t the greedy token after the prompt and the first t of token_ids [B, T]."""
+        """Return the greedy tokens, int64 [B, T]: at position t the one after the prompt and token_ids[:, :t]."""
         prefix = self.prefix(reference_tokens, target_tokens)
         given = self.language_model.get_input_embeddings()(token_ids[:, :-1])
         logits = self.language_model(inputs_embeds=torch.cat([prefix, given], dim=1), use_cache=False).logits

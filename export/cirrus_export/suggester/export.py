@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,7 +46,9 @@ class EditWording(Record):
     after: str = "Describe how to modify the first image to get the second:"
 
 
-def export_suggester(checkpoint: Path, out: Path, pairs: Sequence[tuple[bytes, bytes]]) -> LocalSuggester:
+def export_suggester(
+    checkpoint: Path, out: Path, pairs: Sequence[tuple[bytes, bytes]], *, show_progress: bool = False
+) -> LocalSuggester:
     """Export a checkpoint folder and compare its texts with the original's greedy decoding on pairs of images.
 
     Raises CheckpointError for a folder that is no InstructBLIP with a decoder-only language model, ExportError if `out`
@@ -75,7 +77,8 @@ def export_suggester(checkpoint: Path, out: Path, pairs: Sequence[tuple[bytes, b
             fidelity=FidelityStatus(passed=True),
         )
         _write(root, spec)
-        agreement = _agreement(LocalSuggester(root), read, following, end_id, pairs)
+        shown = tqdm(pairs, desc="fidelity: texts", unit="pair", disable=not show_progress)
+        agreement = _agreed_texts(LocalSuggester(root), read, following, end_id, shown) / len(pairs)
         passed = agreement >= _AGREEMENT
         failures = () if passed else (f"{agreement:.1%} of the texts agree with the original's, {_AGREEMENT:.0%} must",)
         spec = spec.model_copy(update={"fidelity": FidelityStatus(passed=passed, failures=failures)})
@@ -104,16 +107,17 @@ def greedy(following: NextTokens, tokens: torch.Tensor, end_id: int) -> list[int
     return generated[: generated.index(end_id)] if end_id in generated else generated
 
 
-def _agreement(
-    suggester: LocalSuggester, read: ReadImage, following: NextTokens, end_id: int, pairs: Sequence[tuple[bytes, bytes]]
-) -> float:
+def _agreed_texts(
+    suggester: LocalSuggester, read: ReadImage, following: NextTokens, end_id: int, pairs: Iterable[tuple[bytes, bytes]]
+) -> int:
+    """Return how many texts are the original's, token by token."""
     agreed = 0
-    for pair in tqdm(pairs, desc="fidelity: texts", unit="pair"):
+    for pair in pairs:
         both = np.stack([preprocess(image, suggester.spec.preprocess) for image in pair])
         with torch.no_grad():
             tokens = read(torch.from_numpy(both))
         agreed += suggester.token_ids(both) == greedy(following, tokens, end_id)
-    return agreed / len(pairs)
+    return agreed
 
 
 def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
