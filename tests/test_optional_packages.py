@@ -58,3 +58,19 @@ def test_a_missing_package_is_named_with_its_extra(package, script, message) -> 
 def test_a_package_of_no_extra_keeps_its_own_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="nowhere"):
         need("nowhere", "search")
+
+
+def test_what_onnxruntime_prints_of_missing_cuda_libraries_is_logged(monkeypatch, capsys, caplog) -> None:
+    """The CPU build stands for one on a machine without the libraries, as far as its own functions are asked."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from cirrus_client.engines import onnx_runtime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudart.so.13"))
+    onnx_runtime._onnxruntime.cache_clear()
+    try:
+        assert onnx_runtime.available_providers()[0] == "CUDAExecutionProvider"
+    finally:
+        onnx_runtime._onnxruntime.cache_clear()
+    assert capsys.readouterr().out == ""
+    assert "ONNX Runtime on CUDA: Failed to load libcudart.so.13" in caplog.text

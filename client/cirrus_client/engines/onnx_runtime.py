@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +25,7 @@ _GPU_PROVIDERS = ("CUDAExecutionProvider",)
 _CPU_PROVIDER = "CPUExecutionProvider"
 TENSORRT_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", _CPU_PROVIDER)
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
+log = logging.getLogger(__name__)
 
 
 class OnnxRuntimeKind(EngineKind):
@@ -116,9 +121,20 @@ def available_providers() -> list[str]:
     return [name for name in _GPU_PROVIDERS if name in installed] + [_CPU_PROVIDER]
 
 
+@cache
 def _onnxruntime() -> ModuleType:
-    """Import ONNX Runtime when a graph is first loaded. Clients of a server do not need it."""
-    return need("onnxruntime", "running a graph in this process")
+    """Import ONNX Runtime when a graph is first loaded. Clients of a server do not need it.
+
+    The GPU build does not find pip's CUDA libraries by itself: they are loaded before it is used. See "Preload DLLs",
+    https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+    """
+    onnxruntime = need("onnxruntime", "running a graph in this process")
+    if _GPU_PROVIDERS[0] in onnxruntime.get_available_providers():
+        with contextlib.redirect_stdout(io.StringIO()) as complaints:  # it prints which libraries are missing
+            onnxruntime.preload_dlls()
+        if complaints.getvalue():
+            log.warning("ONNX Runtime on CUDA: %s", complaints.getvalue().strip())
+    return onnxruntime
 
 
 def _with_options(provider: str) -> str | tuple[str, dict[str, str]]:
