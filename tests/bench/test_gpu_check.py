@@ -24,6 +24,7 @@ def check(outcome: Outcome, found: str = "as expected") -> Check:
     return Check(part="TensorRT run", bundle="demo-fp16", outcome=outcome, found=found, images_per_s=12_345.6)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_command_exits_1_and_says_why(tmp_path) -> None:
     script = (
         "import sys, typer\n"

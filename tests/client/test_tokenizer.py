@@ -60,6 +60,7 @@ def known_to_one_engine() -> set[str]:
     return differing
 
 
+@pytest.mark.slow
 def test_the_two_engines_differ_on_nothing_but_what_unicode_14_had_not_assigned(known_to_one_engine) -> None:
     """And on U+0345, which folds to a letter. New code points have no ids that a model was trained on."""
     if unicodedata.unidata_version > "15.0":  # Unicode 15 has what Oniguruma's 15 has

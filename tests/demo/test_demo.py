@@ -47,6 +47,7 @@ def test_the_catalogue_is_in_fashioniqs_layout(tmp_path) -> None:
         assert all((tmp_path / "images" / f"{name}.jpg").is_file() for name in names)
 
 
+@pytest.mark.slow
 def test_the_default_probe_is_what_the_demo_renders(tmp_path) -> None:
     """The same queries; the pictures may differ by what another version of the renderer rounds."""
     write_probe(tmp_path, queries=QUERIES, gallery=GALLERY)
