@@ -41,17 +41,19 @@ class Environment:
     def cirrus(self, *arguments: object) -> str:
         return self.run("cirrus", *arguments)
 
+    def shell(self, line: str) -> str:
+        """Run a line as somebody types it, with this environment activated."""
+        path = f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return self._run(["bash", "-c", line], self.variables() | {"PATH": path})
+
     def run(self, command: str, *arguments: object) -> str:
+        return self._run([str(self.root / "bin" / command), *map(str, arguments)], self.variables())
+
+    def _run(self, command: list[str], variables: dict[str, str]) -> str:
         done = subprocess.run(
-            [self.root / "bin" / command, *map(str, arguments)],
-            cwd=self.work,
-            env=self.variables(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
+            command, cwd=self.work, env=variables, capture_output=True, text=True, check=False, timeout=600
         )
-        assert done.returncode == 0, f"{command} {arguments}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def variables(self) -> dict[str, str]:
@@ -118,29 +120,39 @@ def pinned(package: str) -> str:
     return found[0]
 
 
-@pytest.fixture(scope="module")
-def bundle(full) -> Path:
-    """The demo, exported by the installed package."""
-    full.python("-m", "cirrus_demo", "weights", "weights")
-    full.cirrus(
-        *("export", "--recipe", "transagg-union", "--backbone", "cirrus-demo"),
-        *("--pretrained", "weights/clip.safetensors", "--head", "weights/transagg_union.safetensors"),
-        *("--queries", 24, "--gallery", 64, "--out", "bundle"),
+def readme_commands() -> list[str]:
+    """The commands of the README's section on export, serve and search, in order."""
+    section = (ROOT / "README.md").read_text().split("## Export, serve, search")[1].split("\n## ")[0]
+    lines = "\n".join(
+        line[4:]
+        for line in section.splitlines()
+        if line.startswith("    cirrus") or line[:8].isspace() or line.startswith("    python -m")
     )
-    return full.work / "bundle"
+    return lines.replace("\\\n", " ").splitlines()
 
 
 @pytest.fixture(scope="module")
-def photos(full) -> Path:
-    full.python("-m", "cirrus_demo", "photos", "photos", "--count", 24, "--size-px", 256)
+def page(full) -> list[str]:
+    """The README's page, done as far as it needs no server: what every command printed."""
+    commands = readme_commands()
+    assert commands[-2].startswith("cirrus serve build/union")
+    return [full.shell(command) for command in commands[:-2]]
+
+
+@pytest.fixture(scope="module")
+def bundle(full, page) -> Path:
+    """The demo, exported by the installed package."""
+    return full.work / "build" / "union"
+
+
+@pytest.fixture(scope="module")
+def photos(full, page) -> Path:
     return full.work / "photos"
 
 
 @pytest.fixture(scope="module")
-def index(full, bundle, photos) -> Path:
-    assert "24 images embedded" in full.cirrus("embed", photos, "--bundle", bundle, "--out", "gallery")
-    assert "24 images" in full.cirrus("index", "gallery", "--out", "index")
-    return full.work / "index"
+def index(full, page) -> Path:
+    return full.work / "build" / "index"
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +194,15 @@ def test_the_doctor_finds_nothing_broken(full) -> None:
         assert re.search(rf"^ok +{part} ", report, re.MULTILINE), report
 
 
-def test_the_demo_is_exported_embedded_indexed_and_searched(full, bundle, index, photos) -> None:
+def test_the_readmes_page_works_as_it_stands(full, page, bundle, server) -> None:
+    said = "\n".join(page)
+    for phrase in ("fidelity gate passed", "200 images embedded", "200 images", "rank"):
+        assert phrase in said
+    assert (full.work / "results.png").stat().st_size > 10_000
+    assert "rank" in full.shell(readme_commands()[-1].replace("127.0.0.1:8001", server))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert [line.split()[0] for line in full.python("-c", code).splitlines()] == ["1", "2", "3", "4", "5"]
     assert "fidelity gate passed" in full.cirrus("verify", bundle)
-    photo = photos / "000003.jpg"
-    matches = json.loads(full.cirrus("search", photo, "in blue", "--bundle", bundle, "--index", index, "--json"))
-    assert len(matches) == 10
 
 
 def test_the_server_answers_as_this_process_does(full, bundle, index, photos, server) -> None:
@@ -200,7 +216,7 @@ def test_the_light_client_starts_and_embeds_through_the_server(light, bundle, ph
     assert "embed" in light.cirrus("--help")
     assert re.search(r"^ok +light client ", light.cirrus("doctor"), re.MULTILINE)
     assert "fidelity gate passed" in light.cirrus("verify", bundle)
-    assert "24 images embedded" in light.cirrus("embed", photos, "--server", server, "--out", "gallery")
+    assert "200 images embedded" in light.cirrus("embed", photos, "--server", server, "--out", "gallery")
 
 
 def test_the_light_client_names_the_extra_that_a_command_needs(light, bundle, photos) -> None:
