@@ -21,6 +21,8 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad
 from cirrus_client.tokenizer import Tokenizer
+from cirrus_client.triton import TritonEncoder
+from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.family import Weights
 from cirrus_export.backbones.hub_tokenizer import find_hub_tokenizer
@@ -29,6 +31,7 @@ from cirrus_export.backbones.open_clip_models import uses_quick_gelu
 from cirrus_export.backbones.registry import find_backbone, load_backbone
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.repository import Flavour
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
@@ -145,6 +148,21 @@ def test_a_siglip_is_exported_gated_and_answers(exported: Bundle, siglip: Path, 
     both = torch.nn.functional.normalize(image[:1] + text, dim=-1).numpy()
     np.testing.assert_allclose(encoder.encode_queries(images[:1], ["In RED, dotted!"]), both, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_queries(images[:1], [""]), image[:1].numpy(), atol=1e-5)
+
+
+@pytest.mark.triton
+def test_a_siglip_is_served(exported: Bundle, photos) -> None:
+    image, text = sorted(photos.iterdir())[0], "In RED, dotted!"
+    http, grpc, metrics = free_ports(3)
+    repository = exported.root / "triton" / Flavour.PYTHON
+    with (
+        TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics) as server,
+        TritonEncoder(server.grpc_url) as served,
+    ):
+        local = LocalEncoder(exported)
+        np.testing.assert_allclose(served.encode_targets([image]), local.encode_targets([image]), atol=1e-5)
+        for query in (([image], [text]), ([None], [text]), ([image], [None])):
+            np.testing.assert_allclose(served.encode_queries(*query), local.encode_queries(*query), atol=1e-5)
 
 
 def test_the_pooling_of_a_space_says_how_the_model_pools(exported: Bundle) -> None:
