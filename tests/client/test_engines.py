@@ -143,7 +143,8 @@ def test_signals_are_handled_after_engines_have_closed(gallery_graph: Path) -> N
     done = subprocess.run(
         [sys.executable, "-c", _OPENED_AND_CLOSED, str(gallery_graph)], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "heard" in done.stdout
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -143,7 +143,7 @@ def test_half_precision_passes_its_own_gate_and_keeps_the_space(demo_graphs, bun
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 def test_a_precision_that_no_engine_could_verify_is_refused(weights, probe, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cirrus_client.engines.choice.available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("cirrus_client.engines.onnx_runtime.available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr("cirrus_client.engines.openvino.capabilities", lambda: ["FP32"])
     with pytest.raises(EngineError, match="--precision bf16: no engine here runs it"):
         export(demo_request(weights, tmp_path / "b", precision=Precision.BF16), probe)
