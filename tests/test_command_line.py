@@ -174,8 +174,12 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, message)
 
 
 def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_path) -> None:
-    out = tmp_path / "out"
-    embed = ["embed", pictures, "--bundle", tiny_bundle.root, "--shard-size", 1, "--out", out]
+    out, many = tmp_path / "out", tmp_path / "many"
+    many.mkdir()
+    for copy in range(10):  # enough that the job is still running when the signal arrives, also on a loaded machine
+        for picture in pictures.iterdir():
+            (many / f"{copy}-{picture.name}").symlink_to(picture)
+    embed = ["embed", many, "--bundle", tiny_bundle.root, "--shard-size", 1, "--out", out]
     job = subprocess.Popen([*CIRRUS, *map(str, embed)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(out.glob("metadata/*")):
@@ -185,7 +189,7 @@ def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_pa
     _, messages = job.communicate(timeout=60)
     assert job.returncode == 130, messages
     assert messages.splitlines()[-1] == "cirrus: interrupted; the same command resumes where this one stopped"
-    assert "60 images embedded" in run(*embed).stdout
+    assert "600 images embedded" in run(*embed).stdout
 
 
 @pytest.mark.parametrize("verb", [["export", "--recipe", "clip", "--backbone", "ViT-B-32", "--out", "o"], ["recipes"]])
