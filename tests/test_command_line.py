@@ -173,6 +173,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, message)
     assert f"Invalid value for {message}" in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_path) -> None:
     out, many = tmp_path / "out", tmp_path / "many"
     many.mkdir()
@@ -230,6 +231,7 @@ def test_a_verb_that_is_defined_twice_is_refused_and_the_others_are_not(monkeypa
         verbs["verify"].callback()
 
 
+@pytest.mark.slow
 def test_nobody_at_the_address_is_an_error_with_the_ports(tiny_bundle, index, images) -> None:
     (port,) = free_ports(1)
     done = run("search", images / "plain.jpg", "in red", "--index", index, "--server", f"127.0.0.1:{port}")

@@ -233,6 +233,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_building_takes_the_memory_of_the_index_and_a_shard(tmp_path: Path) -> None:
     write_gallery(tmp_path / "gallery", space(512), unit_rows(1, 100_000, 512), shard_size=10_000)
     command = [sys.executable, "-c", _BUILD, str(tmp_path / "gallery"), str(tmp_path / "index")]

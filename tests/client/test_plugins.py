@@ -98,6 +98,7 @@ def test_an_outside_index_backend_answers_as_faiss_does(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_line_uses_an_outside_backend_and_engine(
     bundle: Bundle, photos: Path, gallery_root: Path, tmp_path: Path
 ) -> None:
