@@ -54,9 +54,9 @@ def engine_kind(name: str) -> EngineKind:
 def candidates(precision: Precision) -> list[str]:
     """Return the names of engines that run a precision on this machine. ONNX Runtime, the reference, comes first."""
     names = []
-    for name in known_plugins(what=_WHAT, table=ENGINES, group=ENGINE_GROUP):
+    for name, reference in known_plugins(what=_WHAT, table=ENGINES, group=ENGINE_GROUP).items():
         try:
-            if engine_kind(name).runs(precision):
+            if engine_kind(reference).runs(precision):
                 names.append(name)
         except MissingPackage:
             continue
