@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from cirrus_client.errors import PluginError
 from cirrus_client.extras import missing_package
+
+T = TypeVar("T")
 
 
 def find_plugin(name: str, *, what: str, table: Mapping[str, str], group: str) -> Any:
@@ -25,6 +27,15 @@ def find_plugin(name: str, *, what: str, table: Mapping[str, str], group: str) -
         known = ", ".join(sorted(found))
         raise PluginError(f"there is no {what} '{name}'; there are: {known}, or give module:Class", name=name)
     return _imported(found[name], what)
+
+
+def find_subclass(base: type[T], name: str, *, what: str, table: Mapping[str, str], group: str) -> type[T]:
+    """Return the class that a name stands for; see `find_plugin`. Raises PluginError unless it is derived from base."""
+    found = find_plugin(name, what=what, table=table, group=group)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        package = base.__module__.rpartition(".")[0]
+        raise PluginError(f"{what} {name} is not a subclass of {package}.{base.__qualname__}", name=name)
+    return found
 
 
 def known_plugins(*, what: str, table: Mapping[str, str], group: str) -> dict[str, str]:

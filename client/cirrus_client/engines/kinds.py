@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines.engine import Engine, EngineName
-from cirrus_client.errors import MissingPackage, PluginError
-from cirrus_client.plugins import find_plugin, known_plugins
+from cirrus_client.errors import MissingPackage
+from cirrus_client.plugins import find_subclass, known_plugins
 
 ENGINES = {
     EngineName.ONNXRUNTIME.value: "cirrus_client.engines.onnx_runtime:OnnxRuntimeKind",
@@ -45,10 +45,7 @@ def engine_kind(name: str) -> EngineKind:
 
     Raises PluginError if the name is unknown, MissingPackage if its package is not installed.
     """
-    found = find_plugin(name, what=_WHAT, table=ENGINES, group=ENGINE_GROUP)
-    if not (isinstance(found, type) and issubclass(found, EngineKind)):
-        raise PluginError(f"engine {name} is not a subclass of cirrus_client.engines.EngineKind", name=name)
-    return found()
+    return find_subclass(EngineKind, name, what=_WHAT, table=ENGINES, group=ENGINE_GROUP)()
 
 
 def candidates(precision: Precision) -> list[str]:

@@ -16,12 +16,12 @@ from typing import Literal
 import pyarrow as pa
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.errors import PluginError, SearchIndexError
+from cirrus_client.errors import SearchIndexError
 from cirrus_client.files import check_files, is_foreign, replace_directory, sha256_of_file, write_model
 from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.items import ITEMS, Items, write_items
 from cirrus_client.index.protocol import Agreement, BuildOptions, Index, IndexBackend, SearchKind, Storage
-from cirrus_client.plugins import find_plugin
+from cirrus_client.plugins import find_subclass
 from cirrus_client.records import Record, read_record
 
 MANIFEST = "index.json"
@@ -125,10 +125,7 @@ def read_manifest(root: Path) -> IndexManifest:
 
 
 def _backend(name: str) -> IndexBackend:
-    found = find_plugin(name, what="index backend", table=BACKENDS, group=BACKEND_GROUP)
-    if not (isinstance(found, type) and issubclass(found, IndexBackend)):
-        raise PluginError(f"index backend {name} is not a subclass of cirrus_client.index.IndexBackend", name=name)
-    return found()
+    return find_subclass(IndexBackend, name, what="index backend", table=BACKENDS, group=BACKEND_GROUP)()
 
 
 def _files_below(root: Path) -> Iterator[Path]:

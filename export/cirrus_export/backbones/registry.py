@@ -10,7 +10,7 @@ import torch
 
 from cirrus_client.errors import CheckpointError, ExportError, PluginError
 from cirrus_client.image.preprocess import PreprocessSpec
-from cirrus_client.plugins import find_plugin, known_plugins
+from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.backbones.family import Family, Weights
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
@@ -97,10 +97,7 @@ def families() -> list[Family]:
 
 
 def _family(name: str) -> Family:
-    kind = find_plugin(name, what="backbone family", table=FAMILIES, group=ENTRY_POINTS)
-    if not (isinstance(kind, type) and issubclass(kind, Family)):
-        raise PluginError(f"backbone family {name}: {kind!r} is not a class derived from Family", name=name)
-    return kind()
+    return find_subclass(Family, name, what="backbone family", table=FAMILIES, group=ENTRY_POINTS)()
 
 
 def _owner(name: str) -> Family:

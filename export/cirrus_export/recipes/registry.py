@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cirrus_client.errors import PluginError
-from cirrus_client.plugins import find_plugin, known_plugins
+from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.recipes.recipe import Recipe
 
 RECIPES: dict[str, type[Recipe]] = {}
@@ -43,9 +43,7 @@ def recipe_named(name: str) -> type[Recipe]:
 
     Raises PluginError if there is no such recipe, it can't be imported, or two have the name.
     """
-    found: Any = find_plugin(name, what="recipe", table=_table(), group=ENTRY_POINTS)
-    if not (isinstance(found, type) and issubclass(found, Recipe)):
-        raise PluginError(f"recipe {name}: {found!r} is not a class derived from {_path(Recipe)}", name=name)
+    found = find_subclass(Recipe, name, what="recipe", table=_table(), group=ENTRY_POINTS)
     return found if "name" in vars(found) else register(name)(found)
 
 
