@@ -4,10 +4,12 @@ A message is for a person: it names the thing, what was found, what was expected
 for a program: which item, which file, which parts differ.
 
     CirrusError
-    ├── InvalidInput            position, item, reason
-    │   ├── InvalidImage
-    │   ├── InvalidText
-    │   └── UnsupportedQuery
+    ├── ItemError               reason, item, position
+    │   ├── InvalidInput
+    │   │   ├── InvalidImage
+    │   │   ├── InvalidText
+    │   │   └── UnsupportedQuery
+    │   └── UnreadableImage     path, errno
     ├── UnsupportedFormat       path, supported
     ├── SpaceMismatch           components
     ├── StoredDataError         path, field
@@ -35,7 +37,7 @@ class CirrusError(Exception):
     """Base of all errors of Cirrus."""
 
 
-class InvalidInput(CirrusError):
+class ItemError(CirrusError):
     """A query or gallery image that can't be encoded.
 
     reason: what is wrong with it. item, position: which item of the call it is, like "query" and 3, counted from 0;
@@ -53,6 +55,10 @@ class InvalidInput(CirrusError):
         return type(self)(self.reason, item=item, position=position)
 
 
+class InvalidInput(ItemError):
+    """The item itself is wrong, and stays so: a verdict on its content."""
+
+
 class InvalidImage(InvalidInput):
     """Bytes that are not an image, a broken image, or an image over the size limits."""
 
@@ -63,6 +69,31 @@ class InvalidText(InvalidInput):
 
 class UnsupportedQuery(InvalidInput):
     """A combination of image and text that the bundle's recipe does not define."""
+
+
+class UnreadableImage(ItemError):
+    """An image file that can't be read: the path or the machine is at fault. It says nothing about the image.
+
+    path: the file as it was named; None for a PIL image. errno: the operating system's number, as in `OSError`; None if
+    the system was not asked.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        path: str | None = None,
+        errno: int | None = None,
+        item: str | None = None,
+        position: int | None = None,
+    ) -> None:
+        super().__init__(reason, item=item, position=position)
+        self.path = path
+        self.errno = errno
+
+    def at(self, item: str, position: int) -> Self:
+        """See `ItemError.at`."""
+        return type(self)(self.reason, path=self.path, errno=self.errno, item=item, position=position)
 
 
 class UnsupportedFormat(CirrusError):

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.encoders.protocol import AsyncEncoder, Encoder, ImageInput, is_async
+from cirrus_client.encoders.protocol import AsyncEncoder, Encoder, is_async
 from cirrus_client.errors import SearchIndexError, SpaceMismatch
+from cirrus_client.image.inputs import ImageInput
 from cirrus_client.index.items import Items
 from cirrus_client.index.protocol import Hits, Index
 from cirrus_client.index.saved import open_index

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cirrus_client.encoders.protocol import ImageInput, image_bytes
-from cirrus_client.errors import InvalidImage, UnsupportedFormat
+from cirrus_client.errors import ItemError, UnsupportedFormat
 from cirrus_client.files import atomic_path
+from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import decode
 from cirrus_client.retriever import Match
 
@@ -55,7 +55,7 @@ def _tile(image: ImageInput | None, caption: str, frame: str) -> Image.Image:
 def _picture(image: ImageInput) -> Image.Image:
     try:
         return ImageOps.contain(decode(image_bytes(image)).convert("RGB"), (_TILE_PX - 8, _TILE_PX - 8))
-    except InvalidImage:
+    except ItemError:
         return Image.new("RGB", (_TILE_PX - 8, _TILE_PX - 8), _RESULT_FRAME)
 
 

@@ -16,11 +16,11 @@ from pydantic import Field
 from tritonclient.utils import InferenceServerException
 
 from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision
-from cirrus_client.encoders.protocol import ImageInput, image_bytes
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
 from cirrus_client.files import check_files
+from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 from cirrus_client.records import Record, read_record
 from cirrus_client.triton.requests import check_address, typed_error

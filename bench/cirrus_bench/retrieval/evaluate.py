@@ -17,8 +17,7 @@ from cirrus_bench.retrieval.protocols import PROTOCOLS
 from cirrus_bench.retrieval.ranked import Ranked
 from cirrus_bench.retrieval.report import Evaluation, RetrievalReport, Score
 from cirrus_client.bundle import Bundle, CaptionJoin
-from cirrus_client.encoders import LocalEncoder
-from cirrus_client.encoders.protocol import ImageInput
+from cirrus_client.encoders import ImageInput, LocalEncoder
 from cirrus_client.gallery import FolderSource, embed_gallery, read_gallery
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex

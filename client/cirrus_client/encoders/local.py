@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, SpaceSpec
-from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes, prepare_all
+from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all
 from cirrus_client.engines import Engine, open_graph
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
-from cirrus_client.errors import InvalidInput
+from cirrus_client.errors import ItemError
+from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import Decoding, preprocess
 from cirrus_client.names import EnsembleName
 from cirrus_client.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ class LocalEncoder:
                 else:
                     pixels.append(preprocess(image_bytes(image), self.bundle.spec.preprocess))
                     with_image.append(position)
-            except InvalidInput as error:
+            except ItemError as error:
                 raise error.at("query", position) from None
         if with_image:
             both: dict[str, NDArray[Any]] = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}

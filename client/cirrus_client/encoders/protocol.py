@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Collection, Sequence
 from inspect import iscoroutinefunction
-from pathlib import Path
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.errors import InvalidImage, InvalidInput, UnsupportedQuery
+from cirrus_client.errors import ItemError, UnsupportedQuery
+from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.names import EnsembleName
 
 T = TypeVar("T")
 
 Embeddings = NDArray[np.float32]
 """float32 [B, D], L2-normalised; [B, V, D] for gallery images of V vectors."""
-
-ImageInput = bytes | str | Path | Image.Image
-"""The bytes of an image file, its path, or a decoded image."""
 
 
 class Encoder(Protocol):
@@ -44,15 +39,15 @@ class Encoder(Protocol):
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """Return one query embedding per (image, text) pair, float32 [B, D]. Image or text may be None.
 
-        Raises InvalidImage or InvalidText for a bad item, and UnsupportedQuery for a combination that the recipe does
-        not define. Each has the position of the pair.
+        Raises InvalidImage or InvalidText for a bad item, UnreadableImage for a path that can't be read, and
+        UnsupportedQuery for a combination that the recipe does not define. Each has the position of the pair.
         """
         ...
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """Return one gallery embedding per image, float32 [B, D], or [B, V, D] if the space has V vectors per image.
 
-        Raises InvalidImage with the position of the image.
+        Raises InvalidImage or UnreadableImage with the position of the image.
         """
         ...
 
@@ -89,30 +84,13 @@ def is_async(encoder: Encoder | AsyncEncoder) -> TypeGuard[AsyncEncoder]:
     return iscoroutinefunction(encoder.encode_queries)
 
 
-def image_bytes(image: ImageInput) -> bytes:
-    """Return an image as the bytes of a file. A decoded image is encoded as PNG, without loss.
-
-    Raises InvalidImage if a path can't be read.
-    """
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return buffer.getvalue()
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise InvalidImage(f"can't read image file {image}: {error.strerror}") from None
-
-
 def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T]) -> list[T]:
     """Prepare gallery images in order. Raises the error of `prepare` with the position of the image."""
     prepared = []
     for position, image in enumerate(images):
         try:
             prepared.append(prepare(image_bytes(image)))
-        except InvalidInput as error:
+        except ItemError as error:
             raise error.at("image", position) from None
     return prepared
 

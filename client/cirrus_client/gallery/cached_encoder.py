@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.local import LocalEncoder
-from cirrus_client.encoders.protocol import Embeddings, ImageInput, prepare_all
+from cirrus_client.encoders.protocol import Embeddings, prepare_all
 from cirrus_client.gallery.feature_cache import FeatureCache, Features
 from cirrus_client.gallery.source import ImageFile, Source
+from cirrus_client.image.inputs import ImageInput
 from cirrus_client.image.preprocess import Decoding
 from cirrus_client.names import GraphName, TensorName
 
@@ -68,7 +69,10 @@ class CachedEncoder:
         return self.encode_prepared(prepare_all(images, self.prepare))
 
     def prepare_file(self, source: Source, file: ImageFile) -> _Prepared:
-        """Prepare an image of a source. It is only read if it is new or has changed. Raises InvalidImage."""
+        """Prepare an image of a source. It is only read if it is new or has changed.
+
+        Raises UnreadableImage or InvalidImage.
+        """
         key = (f"{source.root}/{file.path}", file.size, file.mtime_ns)
         digest = self._cache.digest_of(key)
         features = self._cache.get(digest) if digest is not None else None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cirrus_client.errors import GalleryError, InvalidImage
+from cirrus_client.errors import GalleryError
+from cirrus_client.image.inputs import read_image_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -47,7 +48,7 @@ class Source(Protocol):
         ...
 
     def read(self, file: ImageFile) -> bytes:
-        """Return the bytes of an image file. Raises InvalidImage if it can't be read."""
+        """Return the bytes of an image file. Raises UnreadableImage if it can't be read."""
         ...
 
 
@@ -87,11 +88,7 @@ class FolderSource:
 
     def read(self, file: ImageFile) -> bytes:
         """See `Source.read`."""
-        path = self._folder / file.path
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise InvalidImage(f"can't read image file {path}: {error.strerror}") from None
+        return read_image_file(self._folder / file.path)
 
     def _looked_at(self, path: str) -> ImageFile:
         try:

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from cirrus_client.encoders.protocol import Embeddings, Encoder
-from cirrus_client.errors import InvalidImage
+from cirrus_client.errors import InvalidImage, ItemError
 from cirrus_client.gallery.source import ImageFile, Rejected, Source
 
 _BATCHES_AHEAD = 3
-_Row = Embeddings | InvalidImage
+_Row = Embeddings | ItemError
 """The result for an image: its embedding, or the reason why there is none."""
 
 
@@ -65,17 +65,17 @@ class EmbedStream:
         """Embed images. Return the embeddings, float32 [rows, *item_shape], their files, and the rejected files.
 
         All three are in the order of `files`. on_done: called with the number of files finished since its last call.
-        Raises what the encoder raises, except InvalidImage, which rejects the file.
+        Raises what the encoder raises, except InvalidImage and UnreadableImage, which reject the file.
         """
         rows: dict[int, _Row] = {}
         for part in self._results(files):
             rows |= part
             on_done(len(part))
-        good = [position for position in range(len(files)) if not isinstance(rows[position], InvalidImage)]
+        good = [position for position in range(len(files)) if not isinstance(rows[position], ItemError)]
         embeddings = np.empty((len(good), *self._encoder.space.item_shape), dtype=np.float32)
         for row, position in enumerate(good):
             embeddings[row] = rows[position]
-        rejected = [Rejected(file, str(rows[n])) for n, file in enumerate(files) if isinstance(rows[n], InvalidImage)]
+        rejected = [Rejected(file, str(rows[n])) for n, file in enumerate(files) if isinstance(rows[n], ItemError)]
         return embeddings, [files[position] for position in good], rejected
 
     def _results(self, files: Sequence[ImageFile]) -> Iterator[dict[int, _Row]]:
@@ -104,7 +104,7 @@ class EmbedStream:
                 in_decoders -= 1
                 try:
                     ready[position] = future.result()
-                except InvalidImage as error:
+                except ItemError as error:
                     in_line -= 1
                     yield {position: error}
             elif ready and len(encoding) <= self._encoder.concurrency:

@@ -21,11 +21,10 @@ from pydantic import Field
 
 from cirrus_client.errors import InvalidImage
 from cirrus_client.image.fast_resize import resize_fast
+from cirrus_client.image.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from cirrus_client.image.nvjpeg import decode_on_gpu
 from cirrus_client.records import GrownRecord
 
-MAX_IMAGE_BYTES = 64 * 2**20
-MAX_IMAGE_PIXELS = 100_000_000
 _SCALED_MARGIN = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -97,8 +96,8 @@ def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding = Decoding
     """Return the normalised pixels of one encoded image, float32 [3, size_px, size_px].
 
     The EXIF orientation is applied first, since cameras store upright photos sideways.
-    Raises InvalidImage with the reason if the bytes are not an acceptable image. Raises EngineError if NVJPEG is asked
-    for and nvImageCodec or a GPU is missing.
+    Raises InvalidImage with the reason if the bytes are not an acceptable image, and MemoryError if there is not enough
+    memory to tell. Raises EngineError if NVJPEG is asked for and nvImageCodec or a GPU is missing.
     """
     if decoding is Decoding.NVJPEG:
         decoded = _nvjpeg(image) or decode(image)
@@ -120,6 +119,8 @@ def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
             decoded.draft(None, (math.ceil(decoded.width * scale), math.ceil(decoded.height * scale)))
         decoded.load()
         return ImageOps.exif_transpose(_eight_bit(decoded))
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
         kind, (width, height) = decoded.format or "image", decoded.size
         raise InvalidImage(f"the {kind} image of {width} x {height} pixels is broken: {error}") from None
@@ -133,7 +134,7 @@ def check_header(image: bytes) -> Image.Image:
     if not image:
         raise InvalidImage("the image is empty (0 bytes)")
     if len(image) > MAX_IMAGE_BYTES:
-        raise InvalidImage(f"the image has {len(image):,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
+        raise InvalidImage(f"the image has more bytes than the limit of {MAX_IMAGE_BYTES:,}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -145,6 +146,8 @@ def check_header(image: bytes) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise InvalidImage(f"the image is too large: {error}; the limit is {MAX_IMAGE_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise InvalidImage(f"the image header is broken: {error}") from None
     width, height = opened.size

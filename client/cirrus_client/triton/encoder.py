@@ -17,9 +17,10 @@ import tritonclient.http as httpclient
 import tritonclient.http.aio as httpaio
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.encoders.protocol import Embeddings, ImageInput, image_bytes
+from cirrus_client.encoders.protocol import Embeddings, prepare_all
 from cirrus_client.errors import ServerError, ServerUnavailable
 from cirrus_client.forks import MadeHere
+from cirrus_client.image.inputs import ImageInput
 from cirrus_client.image.preprocess import check_header
 from cirrus_client.names import EnsembleName, Transport
 from cirrus_client.triton.requests import (
@@ -120,12 +121,11 @@ class TritonEncoder(_TritonClient):
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `Encoder.encode_targets`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
-        return self.encode_prepared([image_bytes(image) for image in images])
+        return self.encode_prepared(prepare_all(images, self.prepare))
 
     def prepare(self, image: bytes) -> bytes:
         """Check the header of an image file and return the bytes unchanged. Raises InvalidImage."""
-        check_header(image)
-        return image
+        return _checked(image)
 
     def encode_prepared(self, prepared: Sequence[bytes]) -> Embeddings:
         """See `Encoder.encode_prepared`."""
@@ -209,7 +209,7 @@ class AsyncTritonEncoder(_TritonClient):
 
     async def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `TritonEncoder.encode_targets`."""
-        encoded = [image_bytes(image) for image in images]
+        encoded = prepare_all(images, _checked)
         served = await self._model()
         return await self._encode(target_requests(encoded, served), (len(encoded), *served.space.item_shape))
 
@@ -264,3 +264,8 @@ class AsyncTritonEncoder(_TritonClient):
             module = grpcaio if self._transport is Transport.GRPC else httpaio
             self._client = module.InferenceServerClient(self.url)
         return self._client
+
+
+def _checked(image: bytes) -> bytes:
+    check_header(image)
+    return image

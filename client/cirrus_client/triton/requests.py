@@ -17,9 +17,10 @@ from rapidjson import JSONDecodeError
 from tritonclient.utils import InferenceServerException
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.encoders.protocol import Embeddings, ImageInput, check_query, image_bytes
+from cirrus_client.encoders.protocol import Embeddings, check_query
 from cirrus_client.ensemble import EMBEDDING, bytes_array
-from cirrus_client.errors import CirrusError, InvalidImage, ServerError, ServerTimeout, ServerUnavailable
+from cirrus_client.errors import CirrusError, ItemError, ServerError, ServerTimeout, ServerUnavailable
+from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import parse_record
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
@@ -205,7 +206,7 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
 def _encoded(image: ImageInput, row: int) -> bytes:
     try:
         return image_bytes(image)
-    except InvalidImage as error:
+    except ItemError as error:
         raise error.at("query", row) from None
 
 
