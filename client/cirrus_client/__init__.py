@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cirrus_client.gallery.embed import embed_gallery as embed_gallery
     from cirrus_client.gallery.source import FolderSource as FolderSource
     from cirrus_client.gallery.store import Gallery as Gallery
-    from cirrus_client.gallery.store import GalleryWriter as GalleryWriter
     from cirrus_client.gallery.store import read_gallery as read_gallery
+    from cirrus_client.gallery.writer import GalleryWriter as GalleryWriter
     from cirrus_client.index.protocol import BuildOptions as BuildOptions
     from cirrus_client.index.protocol import IndexBackend as IndexBackend
     from cirrus_client.index.saved import build_index as build_index
@@ -46,7 +46,7 @@ _ROOMS = {
     "Encoder": "encoders.protocol",
     "FolderSource": "gallery.source",
     "Gallery": "gallery.store",
-    "GalleryWriter": "gallery.store",
+    "GalleryWriter": "gallery.writer",
     "IndexBackend": "index.protocol",
     "LocalEncoder": "encoders.local",
     "Match": "retriever",

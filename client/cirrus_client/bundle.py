@@ -27,6 +27,7 @@ from cirrus_client.errors import BundleError
 from cirrus_client.files import check_files, write_model
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.names import EnsembleName
+from cirrus_client.outputs import of_one_version
 from cirrus_client.records import Record, read_record
 from cirrus_client.tokenizer import TokenizerSpec
 
@@ -181,8 +182,7 @@ class Bundle:
         bundle failed its fidelity gate (unless `allow_failed`).
         """
         root = Path(root)
-        bundle = Bundle(root, _read_contract(root))
-        check_files(root, bundle.spec.files, what="bundle", raises=BundleError, way_out=_WAY_OUT)
+        bundle = of_one_version(root, lambda: _read_whole(root))
         fidelity = bundle.spec.fidelity
         if not fidelity.passed and not allow_failed:
             raise BundleError(
@@ -203,13 +203,24 @@ class Bundle:
         return queries
 
     def graph_file(self, graph: str) -> Path:
-        """Return the path of a graph's ONNX file."""
+        """Return the path of a graph's ONNX file.
+
+        Raises BundleError if the bundle was replaced since it was opened: the graphs of two exports do not mix.
+        """
+        if (self.root / CONTRACT).exists() and _read_contract(self.root).files != self.spec.files:
+            raise BundleError(f"bundle {self.root} was replaced since it was opened; open it again", path=self.root)
         return self.root / self.spec.graphs[graph].file
 
 
 def write_contract(root: Path, spec: BundleSpec) -> None:
     """Write `bundle.json` atomically."""
     write_model(root / CONTRACT, spec)
+
+
+def _read_whole(root: Path) -> Bundle:
+    bundle = Bundle(root, _read_contract(root))
+    check_files(root, bundle.spec.files, what="bundle", raises=BundleError, way_out=_WAY_OUT)
+    return bundle
 
 
 def _read_contract(root: Path) -> BundleSpec:

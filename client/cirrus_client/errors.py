@@ -16,6 +16,7 @@ for a program: which item, which file, which parts differ.
     │   ├── BundleError
     │   ├── GalleryError
     │   └── SearchIndexError
+    ├── OutputError             path, holder
     ├── EngineError
     ├── MissingPackage          package, requirement
     ├── PluginError             name
@@ -138,6 +139,18 @@ class GalleryError(StoredDataError):
 
 class SearchIndexError(StoredDataError):
     """A search index that is missing or corrupted, or a request that it can't answer."""
+
+
+class OutputError(CirrusError):
+    """An output that can't be written: it holds what its command did not write, or another process is writing it.
+
+    path: the folder. holder: the process that is writing it, like "process 4711 on db1"; None where that is not why.
+    """
+
+    def __init__(self, message: str, *, path: Path, holder: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.holder = holder
 
 
 class EngineError(CirrusError):

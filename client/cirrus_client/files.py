@@ -1,71 +1,68 @@
-"""Write files and folders atomically, and check files against their sha256."""
+"""Write files atomically, and check files against their sha256."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from cirrus_client.errors import StoredDataError
 
+_TEMPORARY = ".cirrus-tmp"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. If the block succeeds, flush the file to disk and rename it to `path`.
 
-    An OSError in the block that names no file (disk full) is given the name `path`.
+    Temporary files of earlier attempts whose process was killed are removed. An OSError in the block that names no file
+    (disk full) is given the name `path`.
     """
-    with _naming(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+        remove_abandoned(path.parent, path.name)
+        with _temporary_beside(path, _create_file) as temporary:
+            try:
+                yield temporary
+                sync(temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 @contextmanager
-def replace_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path`. If the block succeeds, the directory replaces `path`.
-
-    An OSError in the block that names no file (disk full) is given the name `path`.
-    """
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`, and remove what is under its name when the block ends."""
+    with _temporary_beside(path, os.mkdir) as temporary:
         try:
             yield temporary
-            if path.exists():
-                previous = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-                path.rename(previous / path.name)
-                temporary.rename(path)
-                shutil.rmtree(previous)
-            else:
-                temporary.rename(path)
-        except BaseException:
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _sync_directory(path.parent)
 
 
-def is_foreign(path: Path, mark: str) -> bool:
-    """Return whether a path must not be replaced: it is not empty, and no file in it matches the pattern `mark`."""
-    return path.exists() and not any(path.glob(mark)) and (not path.is_dir() or any(path.iterdir()))
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and directories in a folder whose process has ended.
+
+    name: only those that were to become the file of this name; None removes all.
+    """
+    pattern = f".*{_TEMPORARY}" if name is None else f".{escape(name)}.*{_TEMPORARY}"
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # held by a running process, or gone
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -113,20 +110,42 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Give an OSError the name `path` if it names no file, or the temporary file beside `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or Path(os.fsdecode(error.filename)).name.startswith(f".{path.name}."):
-            error.filename = str(path)
-        raise
-
-
-def _sync_directory(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError the name `path` if it names no file, or the temporary file beside `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or _TEMPORARY in os.fsdecode(error.filename):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _temporary_beside(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    """Create and yield a temporary path, and hold it, so that nobody takes it for abandoned."""
+    while True:
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}{_TEMPORARY}"
+        create(temporary)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # it was taken for abandoned before it was held
+    try:
+        yield temporary
+    finally:
+        os.close(descriptor)
+
+
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

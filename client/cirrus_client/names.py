@@ -1,4 +1,4 @@
-"""Names that several modules compare: ensembles, graphs and tensors of a bundle, and transports."""
+"""Names that several modules compare: ensembles, graphs and tensors of a bundle, transports, and writers."""
 
 from __future__ import annotations
 
@@ -39,3 +39,13 @@ class Transport(StrEnum):
 
     GRPC = "grpc"
     HTTP = "http"
+
+
+class Writer(StrEnum):
+    """Commands that replace a whole folder. The folder's mark names its writer."""
+
+    EXPORT = "export"
+    EXPORT_SUGGESTER = "export-suggester"
+    COMPILE = "compile"
+    REPOSITORY = "repository"
+    INDEX = "index"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from cirrus_client.errors import CirrusError, StoredDataError
+from cirrus_client.files import write_atomically
 
 R = TypeVar("R", bound="Record")
 _LONGEST_VALUE = 60
+_SEAL = "checksum"
 
 
 class Record(BaseModel):
@@ -36,11 +40,14 @@ class GrownRecord(Record):
         return {name: value for name, value in content.items() if name not in unchanged}
 
 
-def read_record(path: Path, kind: type[R], *, raises: type[StoredDataError], missing: str, way_out: str) -> R:
+def read_record(
+    path: Path, kind: type[R], *, raises: type[StoredDataError], missing: str, way_out: str, sealed: bool = False
+) -> R:
     """Read a record from a JSON file.
 
-    missing: the message if there is no such file. way_out: what the user can do about a damaged file. Raises `raises`,
-    with the path and the name of the first wrong field.
+    missing: the message if there is no such file. way_out: what the user can do about a damaged file. sealed: the file
+    is one of `write_sealed`, and its checksum must be right. Raises `raises`, with the path and the name of the first
+    wrong field.
     """
     try:
         content = path.read_bytes()
@@ -48,11 +55,21 @@ def read_record(path: Path, kind: type[R], *, raises: type[StoredDataError], mis
         raise raises(missing, path=path) from None
     except OSError as error:
         raise raises(f"{path} can't be read: {error.strerror}; {way_out}", path=path) from None
+    if sealed:
+        content, problem = _unsealed(content)
+        if problem is not None:
+            raise raises(f"{path}: {problem}; {way_out}", path=path)
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        field, problem = first_problem(error)
-        raise raises(f"{path}: {problem}; {way_out}", path=path, field=field) from None
+        field, found = first_problem(error)
+        raise raises(f"{path}: {found}; {way_out}", path=path, field=field) from None
+
+
+def write_sealed(path: Path, record: Record) -> None:
+    """Write a record atomically, with the sha256 of its content."""
+    content = record.model_dump(mode="json")
+    write_atomically(path, json.dumps({**content, _SEAL: _checksum(content)}, indent=2).encode() + b"\n")
 
 
 def parse_record(content: str | bytes, kind: type[R], *, source: str, raises: type[CirrusError], way_out: str) -> R:
@@ -74,6 +91,29 @@ def first_problem(error: ValidationError) -> tuple[str | None, str]:
     where = "its content" if field is None else f"field '{field}'"
     found = "" if first["type"] == "missing" else f", found {_shortened(first['input'])}"
     return field, f"{where}: {first['msg']}{found}{more}"
+
+
+def _unsealed(content: bytes) -> tuple[bytes, str | None]:
+    """Return a sealed record's JSON without its checksum, and what is wrong with the checksum.
+
+    What is not a JSON object is returned as it is.
+    """
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError):
+        return content, None
+    if not isinstance(fields, dict):
+        return content, None
+    checksum = fields.pop(_SEAL, None)
+    if checksum is None:
+        return content, "it has no checksum, so an older version of Cirrus wrote it"
+    if checksum != _checksum(fields):
+        return content, "it is corrupted: its content does not have the checksum in it"
+    return json.dumps(fields).encode(), None
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _shortened(value: object) -> str:

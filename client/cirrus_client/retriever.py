@@ -133,20 +133,22 @@ class AsyncRetriever:
         return space
 
 
-def open_retriever(encoder: Encoder, index: Path | str, *, images: str | None = None) -> Retriever:
-    """Open a saved index and join it with an encoder. images: see `open_index`.
+def open_retriever(
+    encoder: Encoder, index: Path | str, *, images: str | None = None, backend: str | None = None
+) -> Retriever:
+    """Open a saved index and join it with an encoder. images, backend: see `open_index`.
 
     Raises SearchIndexError if the index is damaged, SpaceMismatch if it was built in another space.
     """
-    saved = open_index(index, images=images)
+    saved = open_index(index, images=images, backend=backend)
     return Retriever(encoder, saved.index, saved.items)
 
 
 def open_async_retriever(
-    encoder: Encoder | AsyncEncoder, index: Path | str, *, images: str | None = None
+    encoder: Encoder | AsyncEncoder, index: Path | str, *, images: str | None = None, backend: str | None = None
 ) -> AsyncRetriever:
     """Do what `open_retriever` does, for asyncio. SpaceMismatch is raised by the first search."""
-    saved = open_index(index, images=images)
+    saved = open_index(index, images=images, backend=backend)
     return AsyncRetriever(encoder, saved.index, saved.items)
 
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from cirrus_client.bundle import Precision
-from cirrus_client.errors import ExportError
 from cirrus_export.gate.probe import Probe
 from cirrus_export.repository import Flavour
 
@@ -111,11 +110,8 @@ def repository_command(
 ) -> None:
     """Write one Triton model repository of several bundles, in which a shared encoder is there once."""
     from cirrus_client.bundle import Bundle
-    from cirrus_client.files import is_foreign
     from cirrus_export.repository import write_shared_repository
 
-    if is_foreign(out, "*/config.pbtxt"):
-        raise ExportError(f"--out {out}: exists and is not a model repository; name another path or remove it")
     opened = [Bundle.open(path) for path in bundles]
     write_shared_repository(opened, flavour, out, suggester=suggester)
     names = ", ".join(bundle.spec.name for bundle in opened)

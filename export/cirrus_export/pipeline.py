@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cirrus_client.bundle import CONTRACT, PROBE_QUERIES, Bundle, FidelityStatus, GraphSpec, Precision, write_contract
+from cirrus_client.bundle import PROBE_QUERIES, Bundle, FidelityStatus, GraphSpec, Precision, write_contract
 from cirrus_client.errors import CheckpointError, ExportError, FidelityError
-from cirrus_client.files import is_foreign, replace_directory
+from cirrus_client.names import Writer
+from cirrus_client.outputs import replaced_directory
 from cirrus_export.backbones.backbone import check_kind
 from cirrus_export.backbones.registry import RANDOM, BackboneSource, find_backbone
 from cirrus_export.checkpoints.state import StateDict, one_error_for_all_keys
@@ -46,9 +47,7 @@ def export(request: ExportRequest, probe: Probe, *, show_progress: bool = False)
     if request.for_triton is not None:
         check_machine(plans)
     check_precision(request.precision)
-    if is_foreign(request.out, CONTRACT):
-        raise ExportError(f"--out {request.out}: exists and is not a bundle; name another path or remove it")
-    with replace_directory(request.out) as root:
+    with replaced_directory(request.out, Writer.EXPORT) as root:
         log.info("building %s on %s", request.recipe, request.backbone)
         recipe = build_recipe(request)
         draft = ContractDraft(request, recipe, root)

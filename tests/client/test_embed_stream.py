@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from cirrus_client.errors import EngineError, InvalidImage
-from cirrus_client.gallery.source import FolderSource, ImageFile, Source
+from cirrus_client.errors import EngineError, InvalidImage, UnreadableImage
+from cirrus_client.gallery.source import ImageFile, Listing, Source
 from cirrus_client.gallery.stream import EmbedStream
 
 
@@ -43,6 +43,18 @@ class CountingEncoder:
         return np.array([[number, -number] for number in prepared], dtype=np.float32)
 
 
+class Numbers:
+    """A source whose files hold their own number."""
+
+    root = "/photos"
+
+    def list(self) -> Listing:
+        return Listing(tuple(files(100)))
+
+    def read(self, file: ImageFile) -> bytes:
+        return file.path.encode()
+
+
 def files(count: int) -> list[ImageFile]:
     return [ImageFile(str(number), 1, 1) for number in range(count)]
 
@@ -65,12 +77,12 @@ def test_results_are_in_the_files_order_and_broken_ones_are_told(concurrency: in
         return number(file)
 
     done: list[int] = []
-    with EmbedStream(FolderSource("/photos"), encoder, prepare=prepare, batch_size=8, workers=4) as stream:
-        embeddings, accepted, rejected = stream.embed(files(101), done.append)
+    with EmbedStream(Numbers(), encoder, prepare=prepare, batch_size=8, workers=4) as stream:
+        embedded = stream.embed(files(101), done.append)
     good = [number for number in range(101) if number % 10 != 3]
-    assert [file.path for file in accepted] == [str(number) for number in good]
-    np.testing.assert_array_equal(embeddings[:, 0], good)
-    assert {item.file.path: item.reason for item in rejected} == {
+    assert [file.path for file in embedded.accepted] == [str(number) for number in good]
+    np.testing.assert_array_equal(embedded.embeddings[:, 0], good)
+    assert {item.file.path: item.reason for item in embedded.rejected} == {
         str(number): "thirteen" if number == 13 else f"no {number}" for number in range(3, 101, 10)
     }
     assert sum(done) == 101
@@ -91,8 +103,8 @@ def test_a_batch_does_not_wait_for_a_slow_file() -> None:
         if len(encoder.batches) >= 3:
             release.set()
 
-    with EmbedStream(FolderSource("/photos"), encoder, prepare=prepare, batch_size=4, workers=2) as stream:
-        embeddings, _, _ = stream.embed(files(41), on_done)
+    with EmbedStream(Numbers(), encoder, prepare=prepare, batch_size=4, workers=2) as stream:
+        embeddings = stream.embed(files(41), on_done).embeddings
     np.testing.assert_array_equal(embeddings[:, 0], [number for number in range(41) if number != 13])
     assert all(0 not in batch for batch in encoder.batches[:3])
 
@@ -110,21 +122,52 @@ def test_what_is_in_memory_is_bounded() -> None:
             most = max(most, prepared - sum(len(batch) for batch in encoder.batches[:-2]))
         return number(file)
 
-    with EmbedStream(FolderSource("/photos"), encoder, prepare=prepare, batch_size=4, workers=4) as stream:
+    with EmbedStream(Numbers(), encoder, prepare=prepare, batch_size=4, workers=4) as stream:
         stream.embed(files(400))
     assert most <= 4 * (1 + 3) + 8
 
 
 def test_an_engine_that_breaks_stops_the_job() -> None:
     with (
-        EmbedStream(FolderSource("/photos"), CountingEncoder(), prepare=prepare_number, batch_size=4) as stream,
+        EmbedStream(Numbers(), CountingEncoder(), prepare=prepare_number, batch_size=4) as stream,
         pytest.raises(EngineError, match="the engine broke"),
     ):
         stream.embed([*files(20), ImageFile("666", 1, 1)])
 
 
 def test_no_files_are_no_rows() -> None:
-    with EmbedStream(FolderSource("/photos"), CountingEncoder(), prepare=prepare_number) as stream:
-        embeddings, accepted, rejected = stream.embed([])
-    assert embeddings.shape == (0, 2)
-    assert accepted == rejected == []
+    with EmbedStream(Numbers(), CountingEncoder(), prepare=prepare_number) as stream:
+        embedded = stream.embed([])
+    assert embedded.embeddings.shape == (0, 2)
+    assert embedded.accepted == embedded.rejected == embedded.undone == ()
+
+
+def test_what_the_machine_could_not_do_is_tried_again_and_then_left_undone() -> None:
+    """One file can be read at the second try, one never, one does not fit into memory, and batches do not either."""
+    tries: dict[int, int] = {}
+
+    def prepare(source: Source, file: ImageFile) -> int:
+        tries[number(file)] = tries.get(number(file), 0) + 1
+        if number(file) == 3 and tries[3] == 1:
+            raise UnreadableImage("not now")
+        if number(file) == 5:
+            raise OSError(5, "Input/output error")
+        if number(file) == 7:
+            raise MemoryError
+        return number(file)
+
+    class SmallEncoder(CountingEncoder):
+        def encode_prepared(self, prepared: list[int]) -> np.ndarray:
+            if len(prepared) > 2:
+                raise MemoryError
+            return super().encode_prepared(prepared)
+
+    with EmbedStream(Numbers(), SmallEncoder(), prepare=prepare, batch_size=4, workers=2) as stream:
+        embedded = stream.embed(files(20))
+    assert [number(file) for file in embedded.accepted] == [n for n in range(20) if n not in (5, 7, 13)]
+    np.testing.assert_array_equal(embedded.embeddings[:, 0], [number(file) for file in embedded.accepted])
+    assert [(item.file.path, item.reason) for item in embedded.undone] == [
+        ("5", "[Errno 5] Input/output error"),
+        ("7", "there was not enough memory"),
+    ]
+    assert [item.file.path for item in embedded.rejected] == ["13"]

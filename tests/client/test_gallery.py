@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import GalleryError, SpaceMismatch
-from cirrus_client.gallery import embed_gallery, read_gallery
+from cirrus_client.errors import GalleryError, OutputError, SpaceMismatch
+from cirrus_client.files import sha256_of_file
+from cirrus_client.gallery import FolderSource, ImageFile, Listing, PassedOver, embed_gallery, read_gallery
 from tests.conftest import BAD_IMAGES
+from tests.damage import flip_a_bit, rewrite_record
 
 
 @pytest.fixture
@@ -63,7 +72,7 @@ def test_a_job_killed_in_the_middle_resumes_with_nothing_lost_or_doubled(folder,
     )
     job = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while len(list(out.glob("metadata/*.parquet"))) < 2:
+    while len(list(out.glob("shards/*.json"))) < 2:
         assert time.monotonic() < deadline
         assert job.poll() is None, "the job ended before it could be killed"
     os.kill(job.pid, signal.SIGKILL)
@@ -78,20 +87,257 @@ def test_a_job_killed_in_the_middle_resumes_with_nothing_lost_or_doubled(folder,
         np.testing.assert_allclose(embedding, uninterrupted[path], atol=2e-6)
 
 
-def test_only_what_changed_is_embedded_again(folder, tmp_path, encoder) -> None:
+def test_only_what_changed_is_embedded_again_and_what_is_gone_stays_until_it_is_pruned(
+    folder, tmp_path, encoder
+) -> None:
     out = tmp_path / "out"
     embed_gallery(folder, out, encoder, shard_size=10, show_progress=False)
+    before = by_path(out)
     files = sorted(folder.rglob("*.jpg"))
+    gone, changed = (str(path.relative_to(folder)) for path in files[:2])
     files[0].unlink()
     shutil.copyfile(files[30], files[1])
     shutil.copyfile(files[2], folder / "new.jpg")
     summary = embed_gallery(folder, out, encoder, shard_size=10, show_progress=False)
-    assert summary.embedded == 60
-    assert summary.new == 10
-    embedded = by_path(out)
-    np.testing.assert_allclose(
-        embedded[str(files[1].relative_to(folder))], embedded[str(files[30].relative_to(folder))], atol=2e-6
+    assert (summary.embedded, summary.new, summary.missing) == (61, 2, 1)
+    after = by_path(out)
+    np.testing.assert_allclose(after[changed], after[str(files[30].relative_to(folder))], atol=2e-6)
+    for path in before.keys() - {changed}:
+        np.testing.assert_array_equal(after[path], before[path])
+    summary = embed_gallery(folder, out, encoder, prune=True)
+    assert (summary.embedded, summary.new, summary.missing) == (60, 0, 0)
+    assert by_path(out).keys() == after.keys() - {gone}
+
+
+def test_a_folder_that_is_away_for_one_run_loses_no_embedding(folder, tmp_path, encoder) -> None:
+    shutil.copytree(folder / "deep", folder / "mounted")
+    embed_gallery(folder, tmp_path / "out", encoder, shard_size=17)
+    whole = by_path(tmp_path / "out")
+    (folder / "mounted").rename(tmp_path / "away")
+    assert embed_gallery(folder, tmp_path / "out", encoder, shard_size=17).missing == 60
+    (tmp_path / "away").rename(folder / "mounted")
+    summary = embed_gallery(folder, tmp_path / "out", encoder, shard_size=17)
+    assert (summary.embedded, summary.new, summary.missing) == (120, 0, 0)
+    assert by_path(tmp_path / "out").keys() == whole.keys()
+
+
+def test_a_file_is_rejected_for_its_bytes_and_only_as_long_as_it_has_them(folder, tmp_path, encoder) -> None:
+    """A file was half copied when the first run read it, and has the same size and time when it is whole."""
+    path = folder / "copied.jpg"
+    whole = next(folder.rglob("0*.jpg")).read_bytes()
+    path.write_bytes(whole[:300] + bytes(len(whole) - 300))
+    status = path.stat()
+    summary = embed_gallery(folder, tmp_path / "out", encoder)
+    assert [item.file.path for item in summary.rejected] == ["copied.jpg"]
+    again = embed_gallery(folder, tmp_path / "out", encoder)
+    assert (again.new, len(again.rejected)) == (0, 1)
+    path.write_bytes(whole)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    repaired = embed_gallery(folder, tmp_path / "out", encoder)
+    assert (repaired.embedded, repaired.new, repaired.rejected) == (61, 1, ())
+
+
+class Faulty(FolderSource):
+    """A folder on a machine that fails at reading some files, and at some moments."""
+
+    def __init__(self, folder: Path, faults: dict[str, list[OSError | MemoryError]]) -> None:
+        super().__init__(folder)
+        self.faults = faults
+
+    def read(self, file: ImageFile) -> bytes:
+        faults = self.faults.get(Path(file.path).name)
+        if faults:
+            raise faults.pop()
+        return super().read(file)
+
+
+def test_a_fault_of_the_machine_is_no_verdict_on_an_image(folder, tmp_path, encoder) -> None:
+    names = sorted(path.name for path in folder.rglob("*.jpg"))
+    io_error = OSError(errno.EIO, "Input/output error")
+    faults: dict[str, list[OSError | MemoryError]] = {
+        names[0]: [io_error],
+        names[1]: [io_error] * 9,
+        names[2]: [MemoryError()] * 9,
+        names[3]: [MemoryError()],
+    }
+    summary = embed_gallery(Faulty(folder, faults), tmp_path / "out", encoder, shard_size=25)
+    assert not summary.is_whole
+    assert (summary.embedded, summary.new, summary.rejected) == (58, 58, ())
+    assert {Path(item.file.path).name: item.reason for item in summary.undone} == {
+        names[1]: "[Errno 5] Input/output error",
+        names[2]: "there was not enough memory",
+    }
+    summary = embed_gallery(folder, tmp_path / "out", encoder, shard_size=25)
+    assert summary.is_whole
+    assert (summary.embedded, summary.new, summary.undone) == (60, 2, ())
+
+
+def test_a_changed_image_that_cannot_be_read_keeps_its_older_embedding(folder, tmp_path, encoder) -> None:
+    embed_gallery(folder, tmp_path / "out", encoder)
+    changed = sorted(folder.rglob("*.jpg"))[4]
+    os.utime(changed, ns=(1, 1))
+    source = Faulty(folder, {changed.name: [OSError(errno.EIO, "Input/output error")] * 9})
+    summary = embed_gallery(source, tmp_path / "out", encoder)
+    assert (summary.embedded, summary.new, len(summary.undone)) == (60, 0, 1)
+    summary = embed_gallery(folder, tmp_path / "out", encoder)
+    assert (summary.embedded, summary.new, summary.undone) == (60, 1, ())
+
+
+def test_what_is_no_image_file_is_told_with_its_reason(folder, tmp_path, encoder) -> None:
+    (folder / "notes.txt").write_text("no image")
+    (folder / "README").write_text("no image")
+    shutil.copy(next(folder.rglob("0*.jpg")), os.fsencode(folder) + b"/caf\xe9.jpg")
+    (folder / "linked.jpg").symlink_to(next(folder.rglob("0*.jpg")))
+    (folder / "nowhere.jpg").symlink_to("nothing.jpg")
+    (folder / "circle").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.jpg").mkdir()
+    summary = embed_gallery(folder, tmp_path / "out", encoder)
+    assert (summary.embedded, summary.rejected, summary.undone) == (61, (), ())
+    assert {item.path: item.reason for item in summary.skipped} == {
+        "notes.txt": "its name ends in '.txt', which is no image's",
+        "README": "its name has no suffix",
+        os.fsdecode(b"caf\xe9.jpg"): "its name is not UTF-8; rename it",
+        "nowhere.jpg": "it is a broken symbolic link",
+        "circle": "it is a symbolic link to a folder, which is not followed",
+        "pipe.jpg": "it is not a regular file",
+    }
+    assert "linked.jpg" in by_path(tmp_path / "out")
+
+
+def test_a_folder_that_may_not_be_read_is_told_as_unread(photos, tmp_path) -> None:
+    shown = tmp_path / "shown"
+    (shown / "secret").mkdir(parents=True)
+    for name in ("a.jpg", "secret/b.jpg"):
+        shutil.copy(photos / "000001.jpg", shown / name)
+    for path in (shown, *shown.parents[:-1]):
+        path.chmod(path.stat().st_mode | 0o055)
+    (shown / "secret").chmod(0)
+    assert listed_as_nobody(shown) == {"files": ["a.jpg"], "unread": [["secret", "Permission denied"]]}
+    (shown / "secret").chmod(0o444)
+    assert listed_as_nobody(shown) == {"files": ["a.jpg"], "unread": [["secret/b.jpg", "Permission denied"]]}
+    (shown / "secret").chmod(0o755)
+
+
+def listed_as_nobody(folder: Path) -> dict[str, Any]:
+    """List a folder in a process that is not root, which may read everything."""
+    script = (
+        "import json, os, sys\n"
+        "from cirrus_client.gallery import FolderSource\n"
+        "if os.geteuid() == 0:\n"
+        "    os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
+        "listing = FolderSource(sys.argv[1]).list()\n"
+        "files, unread = [i.path for i in listing.files], [[i.path, i.reason] for i in listing.unread]\n"
+        "print(json.dumps({'files': files, 'unread': unread}))\n"
     )
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_pruning_is_refused_where_part_of_the_folder_could_not_be_read(folder, tmp_path, encoder) -> None:
+    class Hidden(FolderSource):
+        def list(self) -> Listing:
+            return replace(super().list(), unread=(PassedOver("deep", "Permission denied"),))
+
+    embed_gallery(folder, tmp_path / "out", encoder)
+    with pytest.raises(GalleryError, match="which images are gone is not known"):
+        embed_gallery(Hidden(folder), tmp_path / "out", encoder, prune=True)
+    assert not embed_gallery(Hidden(folder), tmp_path / "out", encoder).is_whole
+
+
+def test_a_second_job_on_one_gallery_is_refused_with_the_first_ones_name(folder, tmp_path, encoder) -> None:
+    class Slow(FolderSource):
+        def read(self, file: ImageFile) -> bytes:
+            started.set()
+            assert go_on.wait(300)
+            return super().read(file)
+
+    started, go_on = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(embed_gallery, Slow(folder), tmp_path / "out", encoder)
+        assert started.wait(300)
+        with pytest.raises(OutputError, match=f"process {os.getpid()} on .* is writing it"):
+            embed_gallery(folder, tmp_path / "out", encoder)
+        go_on.set()
+        assert first.result().embedded == 60
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+_DAMAGES = {
+    "bit": lambda path: flip_a_bit(path, path.stat().st_size // 2),
+    "last bit": lambda path: flip_a_bit(path, path.stat().st_size - 2),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "another file": lambda path: shutil.copyfile(__file__, path),
+}
+
+
+@pytest.mark.parametrize("damage", list(_DAMAGES))
+@pytest.mark.parametrize("file", ["gallery.json", "queries.npy", "queries.json", "shards", "img_emb", "metadata"])
+def test_no_damage_to_a_gallery_goes_unnoticed(embedded_once, tmp_path, file: str, damage: str) -> None:
+    root = tmp_path / "gallery"
+    shutil.copytree(embedded_once, root)
+    path = root / file
+    if path.is_dir():
+        path = sorted(path.iterdir())[1]
+    _DAMAGES[damage](path)
+
+    def read() -> None:
+        gallery = read_gallery(root)
+        assert gallery.queries() is not None, "the queries are gone"
+        assert len(gallery.paths) == len(gallery.embeddings) == 60, "a shard is gone"
+
+    if damage == "gone" and file in ("queries.json", "shards"):
+        with pytest.raises(AssertionError, match="gone"):
+            read()
+    else:
+        with pytest.raises(GalleryError):
+            read()
+
+
+@pytest.mark.parametrize("rows", ["zeros", "another order", "float64", "wider", "pickled"])
+def test_rows_that_are_not_those_that_were_embedded_are_refused(embedded_once, tmp_path, rows: str) -> None:
+    shutil.copytree(embedded_once, tmp_path / "gallery")
+    path = sorted((tmp_path / "gallery" / "img_emb").iterdir())[0]
+    found = np.load(path)
+    changed = {
+        "zeros": np.zeros_like(found),
+        "another order": found[::-1],
+        "float64": found.astype(np.float64),
+        "wider": np.concatenate([found, found], axis=1),
+        "pickled": np.array([{}] * len(found)),
+    }[rows]
+    np.save(path, changed, allow_pickle=True)
+    with pytest.raises(GalleryError, match="is corrupted"):
+        _ = read_gallery(tmp_path / "gallery").embeddings
+    record = tmp_path / "gallery" / "shards" / f"{path.stem.replace('img_emb', 'shard')}.json"
+    files = json.loads(record.read_text())["files"] | {f"img_emb/{path.name}": sha256_of_file(path)}
+    rewrite_record(record, files=files)
+    if rows != "another order":
+        with pytest.raises(GalleryError, match=r"length 0, expected 1|can't be read|expected float32"):
+            _ = read_gallery(tmp_path / "gallery").embeddings
+
+
+@pytest.fixture(scope="module")
+def embedded_once(photos: Path, encoder, tmp_path_factory) -> Path:
+    """A gallery of sixty images in three shards, with queries."""
+    out = tmp_path_factory.mktemp("damaged") / "gallery"
+    embed_gallery(photos, out, encoder, shard_size=20, queries=encoder.encode_targets([photos / "000001.jpg"]))
+    return out
+
+
+def test_an_encoder_that_does_not_normalise_is_refused(folder, tmp_path, encoder) -> None:
+    class Doubling:
+        space, concurrency, prepare = encoder.space, encoder.concurrency, encoder.prepare
+
+        def encode_prepared(self, prepared: Sequence[Any]) -> np.ndarray:
+            return 2 * encoder.encode_prepared(prepared)
+
+    with pytest.raises(GalleryError, match="row 0 has length 2, expected 1"):
+        embed_gallery(folder, tmp_path / "out", Doubling())
 
 
 def test_another_space_is_refused(folder, tmp_path, encoder, clip_bundle) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 
 from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.errors import SearchIndexError
-from cirrus_client.gallery import GalleryWriter, ImageFile, Shard, read_gallery
+from cirrus_client.gallery import Embedded, GalleryWriter, ImageFile, Shard, read_gallery
 from cirrus_client.index import BuildOptions, QuerySample, SearchKind, Storage, build_index, open_index
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.index.vectors import GalleryVectors, Part
+from tests.damage import replace_in_index, rewrite_record
 
 
 def unit_rows(seed: int, rows: int, dim: int) -> np.ndarray:
@@ -40,8 +42,8 @@ def write_gallery(root: Path, of: SpaceSpec, embeddings: np.ndarray, shard_size:
     writer = GalleryWriter.open(root, images="/photos", space=of)
     files = [ImageFile(f"{number:06d}.jpg", 1, 1) for number in range(len(embeddings))]
     for start in range(0, len(files), shard_size):
-        shard = Shard.of(files[start : start + shard_size])
-        writer.commit(shard, embeddings[start : start + shard_size], shard.files, [])
+        shard = Shard(tuple(files[start : start + shard_size]))
+        writer.commit(shard, Embedded(embeddings[start : start + shard_size], shard.files))
 
 
 @settings(max_examples=40, deadline=None)
@@ -210,8 +212,12 @@ def test_a_damaged_index_is_refused_with_the_file_and_the_way_out(tmp_path: Path
     vectors.unlink()
     with pytest.raises(SearchIndexError, match=r"vectors\.faiss is missing"):
         open_index(tmp_path / "index")
-    spoilt = json.loads(manifest.read_text()) | {"count": "many"}
-    manifest.write_text(json.dumps(spoilt))
+    content = manifest.read_text()
+    manifest.write_text(content.replace('"count": 30', '"count": 31'))
+    with pytest.raises(SearchIndexError, match=r"index\.json: it is corrupted: its content does not have the checksum"):
+        open_index(tmp_path / "index")
+    manifest.write_text(content)
+    rewrite_record(manifest, count="many")
     with pytest.raises(SearchIndexError, match=r"index\.json: field 'count': .*found 'many'; build it") as invalid:
         open_index(tmp_path / "index")
     assert invalid.value.field == "count"
@@ -219,6 +225,128 @@ def test_a_damaged_index_is_refused_with_the_file_and_the_way_out(tmp_path: Path
     manifest.write_text("{")
     with pytest.raises(SearchIndexError, match="it is not JSON"):
         open_index(tmp_path / "index")
+
+
+def write_faiss(index: faiss.Index, path: Path) -> Path:
+    faiss.write_index(index, str(path))
+    return path
+
+
+_KEPT_ALIVE: list[faiss.InvertedLists] = []
+
+
+def _on_disk(index: faiss.IndexIVF, path: Path) -> faiss.IndexIVF:
+    """Move an index's lists to a file of their own, which the index then names."""
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(path))
+    for number in range(index.nlist):
+        size = index.invlists.list_size(number)
+        lists.add_entries(number, size, index.invlists.get_ids(number), index.invlists.get_codes(number))
+    index.own_invlists = False
+    index.replace_invlists(lists, False)
+    _KEPT_ALIVE.append(lists)
+    return index
+
+
+def _ivf(metric: int = faiss.METRIC_INNER_PRODUCT) -> faiss.IndexIVFFlat:
+    index = faiss.IndexIVFFlat(faiss.IndexFlat(8, metric), 8, 4, metric)
+    index.train(unit_rows(0, 200, 8))
+    return index
+
+
+_FOREIGN = {
+    "l2": (SearchKind.EXACT, lambda folder: faiss.IndexFlatL2(8), "IndexFlatL2, expected IndexFlatIP"),
+    "pca": (SearchKind.EXACT, lambda folder: faiss.index_factory(8, "PCA4,Flat", 0), "IndexPreTransform"),
+    "id map": (SearchKind.EXACT, lambda folder: faiss.index_factory(8, "IDMap,Flat", 0), "IndexIDMap"),
+    "narrower": (SearchKind.EXACT, lambda folder: faiss.IndexFlatIP(4), "have 4 values, expected 8"),
+    "approximate": (SearchKind.EXACT, lambda folder: _ivf(), "IndexIVFFlat, expected IndexFlatIP"),
+    "exact": (SearchKind.APPROXIMATE, lambda folder: faiss.IndexFlatIP(8), "IndexFlatIP, expected IndexIVFFlat"),
+    "approximate l2": (SearchKind.APPROXIMATE, lambda folder: _ivf(faiss.METRIC_L2), "inner product"),
+    "on disk": (SearchKind.APPROXIMATE, lambda folder: _on_disk(_ivf(), folder / "lists"), "can't be read by FAISS"),
+}
+
+
+@pytest.mark.parametrize("case", list(_FOREIGN))
+def test_a_faiss_file_is_not_believed_by_its_name(tmp_path: Path, case: str) -> None:
+    kind, make, reason = _FOREIGN[case]
+    vectors = unit_rows(0, 200, 8)
+    write_gallery(tmp_path / "gallery", space(8), vectors, shard_size=100)
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index", options=BuildOptions(kind))
+    other = make(tmp_path)
+    if not other.is_trained:
+        other.train(vectors)
+    if case == "id map":
+        other.add_with_ids(vectors, np.arange(200))
+    else:
+        other.add(np.ascontiguousarray(vectors[:, : other.d]))
+    write_faiss(other, tmp_path / "other.faiss")
+    lists = tmp_path / "lists"
+    if lists.exists():
+        lists.unlink()
+    replace_in_index(tmp_path / "index", "vectors.faiss", tmp_path / "other.faiss")
+    with pytest.raises(SearchIndexError, match=reason) as refused:
+        open_index(tmp_path / "index")
+    assert refused.value.path == tmp_path / "index" / "vectors.faiss"
+    assert not lists.exists()
+
+
+def test_rows_that_no_image_belongs_to_are_refused(tmp_path: Path) -> None:
+    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 200, 8), shard_size=100)
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index", options=BuildOptions(SearchKind.APPROXIMATE))
+    other = _ivf()
+    other.add_with_ids(unit_rows(0, 200, 8), np.arange(7, 207))
+    write_faiss(other, tmp_path / "other.faiss")
+    replace_in_index(tmp_path / "index", "vectors.faiss", tmp_path / "other.faiss")
+    with pytest.raises(SearchIndexError, match="row numbers are not 0 to"):
+        open_index(tmp_path / "index")
+
+
+def test_the_images_of_another_index_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_gallery(tmp_path / name, space(8), unit_rows(len(name), 30, 8) * (1 if name == "one" else -1), 10)
+        build_index(read_gallery(tmp_path / name), tmp_path / f"{name}.index")
+    replace_in_index(tmp_path / "one.index", "items.parquet", tmp_path / "two.index" / "items.parquet")
+    with pytest.raises(SearchIndexError, match=r"items\.parquet lists the images of another index"):
+        open_index(tmp_path / "one.index")
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_one_version(tmp_path: Path) -> None:
+    """Two indexes take turns at one path. Each names its images after itself, and its vectors are its own."""
+    first, second = unit_rows(0, 40, 8), unit_rows(1, 40, 8)
+    for name, vectors in (("first", first), ("second", second)):
+        writer = GalleryWriter.open(tmp_path / name, images=f"/{name}", space=space(8))
+        files = tuple(ImageFile(f"{number:06d}.jpg", 1, 1) for number in range(40))
+        writer.commit(Shard(files), Embedded(vectors, files))
+    galleries = [read_gallery(tmp_path / name) for name in ("first", "second")]
+    build_index(galleries[0], tmp_path / "index")
+    ended = threading.Event()
+
+    def replace() -> None:
+        for turn in range(60):
+            build_index(galleries[turn % 2], tmp_path / "index")
+        ended.set()
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    seen = set()
+    while not ended.is_set():
+        opened = open_index(tmp_path / "index")
+        name = opened.items.images
+        seen.add(name)
+        vectors = first if name == "/first" else second
+        found = opened.index.search(vectors, 1)
+        np.testing.assert_array_equal(found.rows[:, 0], np.arange(40))
+    replacing.join()
+    assert seen == {"/first", "/second"}
+
+
+def test_code_is_run_for_an_index_only_if_the_user_names_it(tmp_path: Path) -> None:
+    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 30, 8), shard_size=10)
+    backend = "cirrus_client.index.faiss_backend:FaissBackend"
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index", backend=backend)
+    with pytest.raises(SearchIndexError, match="if you trust it") as refused:
+        open_index(tmp_path / "index")
+    assert refused.value.field == "backend"
+    assert len(open_index(tmp_path / "index", backend=backend).index) == 30
 
 
 _BUILD = """
@@ -232,7 +360,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_building_takes_the_memory_of_the_index_and_a_shard(tmp_path: Path) -> None:
     write_gallery(tmp_path / "gallery", space(512), unit_rows(1, 100_000, 512), shard_size=10_000)

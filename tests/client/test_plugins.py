@@ -46,7 +46,7 @@ class NumpyBackend(IndexBackend):
         np.save(root / "vectors.npy", gallery.embeddings)
         return None
 
-    def open(self, root, space):
+    def open(self, root, space, kind, storage):
         return Numpy(space, np.load(root / "vectors.npy"))
 
 
@@ -91,7 +91,7 @@ def test_an_outside_index_backend_answers_as_faiss_does(
     assert json.loads((tmp_path / "plain" / "index.json").read_text())["backend"] == backend
     image = sorted(photos.iterdir())[3]
     answers = [
-        open_retriever(LocalEncoder(bundle), tmp_path / name).search(image=image, text="in blue", k=7)
+        open_retriever(LocalEncoder(bundle), tmp_path / name, backend=backend).search(image=image, text="in blue", k=7)
         for name in ("plain", "faiss")
     ]
     assert [match.id for match in answers[0]] == [match.id for match in answers[1]]

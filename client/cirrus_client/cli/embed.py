@@ -27,7 +27,8 @@ from cirrus_client.image.preprocess import Decoding
 from cirrus_client.memory import keep_freed_memory
 from cirrus_client.names import Transport
 
-_REJECTED_SHOWN = 20
+_SHOWN = 20
+_UNDONE = 3
 T = TypeVar("T", Path, Bundle)
 
 
@@ -52,12 +53,18 @@ def embed(
     engine: Annotated[
         str | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
     ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove embeddings of images that are no longer in the folder.")
+    ] = False,
     decode: Annotated[
         Decoding,
         typer.Option(help="fast scales large JPEGs as it decodes; report.md has its drift. nvjpeg decodes on a GPU."),
     ] = Decoding.EXACT,
 ) -> None:
-    """Embed a gallery. Broken files are listed and skipped; an interrupted job resumes where it was."""
+    """Embed a gallery. Broken files are listed and skipped; an interrupted job resumes where it was.
+
+    Exit code 3: some files could not be read on this machine, and the same command tries them again.
+    """
     if server is not None:
         _refuse_with_server(engine=engine, decode=None if decode is Decoding.EXACT else decode, cache=cache, head=head)
     for option, value in {"--cache": cache, "--head": head}.items():
@@ -75,6 +82,7 @@ def embed(
         queries=None if opened is None else opened.probe_queries(),
         batch_size=batch_size,
         shard_size=shard_size,
+        prune=prune,
         show_progress=shows_progress(),
     )
     if cache is None:
@@ -85,8 +93,12 @@ def embed(
             cached = CachedEncoder(opened, features, engine=engine, decoding=decode)
             summary = run(cached, prepare=cached.prepare_file)
     _report(summary, out)
+    if not summary.embedded:
+        raise GalleryError(f"gallery {out}: none of {len(summary.rejected) + len(summary.undone):,} files was embedded")
     if head is not None:
         typer.echo(f"search it with --bundle {bundle}")
+    if not summary.is_whole:
+        raise typer.Exit(_UNDONE)
 
 
 def _refuse_with_server(**options: object) -> None:
@@ -110,9 +122,20 @@ def _with_head(base: Path, head: Path, out: Path) -> Path:
 
 def _report(summary: GallerySummary, out: Path) -> None:
     typer.echo(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
-    if summary.rejected:
-        typer.echo(f"{len(summary.rejected):,} files were rejected:")
-        for item in summary.rejected[:_REJECTED_SHOWN]:
-            typer.echo(printable(f"  {item.file.path}: {item.reason}"))
-        if len(summary.rejected) > _REJECTED_SHOWN:
-            typer.echo(f"  ... all of them are in {out / 'rejected'}")
+    _list("rejected, because of what is in them", [(item.file.path, item.reason) for item in summary.rejected])
+    _list("skipped, because they are no image files", [(item.path, item.reason) for item in summary.skipped])
+    if summary.missing:
+        typer.echo(f"{summary.missing:,} embedded images are no longer in the folder: --prune removes them")
+    undone = [(item.file.path, item.reason) for item in summary.undone]
+    unread = [(item.path, item.reason) for item in summary.unread]
+    _list("not done, because this machine could not read them; the same command tries again", [*undone, *unread])
+
+
+def _list(what: str, files: list[tuple[str, str]]) -> None:
+    """Print how many files there are of a kind, and the first ones with their reasons."""
+    if files:
+        typer.echo(f"{len(files):,} {'file was' if len(files) == 1 else 'files were'} {what}:")
+    for path, reason in files[:_SHOWN]:
+        typer.echo(printable(f"  {path}: {reason}"))
+    if len(files) > _SHOWN:
+        typer.echo(f"  ... and {len(files) - _SHOWN:,} more")

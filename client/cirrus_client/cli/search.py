@@ -31,6 +31,9 @@ def search(
     root: Annotated[
         str | None, typer.Option(help="Where the images are now: a folder, or the prefix of their URLs.")
     ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="The module:Class that the index was built with, if it was; it is run.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of query and results here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -39,7 +42,7 @@ def search(
     if sheet is not None:
         check_suffix(sheet)
     reference = None if image is None or str(image) == _TEXT_ALONE else image
-    retriever = open_retriever(open_encoder(bundle, server, name, transport), index, images=root)
+    retriever = open_retriever(open_encoder(bundle, server, name, transport), index, images=root, backend=backend)
     matches = retriever.search(image=reference, text=text, k=k)
     if as_json:
         typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))

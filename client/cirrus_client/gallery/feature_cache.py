@@ -5,6 +5,8 @@
       features/00000.npy       float16 [rows, ...], one file per 4,096 images
       features/00000.json      sha256 of that file, and of each row's image; written last, so it marks the commit
       files/00000.parquet      image_path, size, mtime_ns, digest: the content of a file when it was read
+      files/00000.json         sha256 of that file; written last
+      .lock                    held by the job that uses the cache
 
 Features are keyed by the sha256 of the image file. A file that was moved or touched is read and hashed, but not decoded
 or encoded again. A file whose path, size and time are known is not even read.
@@ -14,9 +16,11 @@ from __future__ import annotations
 
 import io
 import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,69 +29,114 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, TensorSpec
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
-from cirrus_client.files import atomic_path, sha256_of_file, write_atomically, write_model
+from cirrus_client.files import atomic_path, remove_abandoned, sha256_of_file, write_atomically
 from cirrus_client.names import GraphName
-from cirrus_client.records import Record, read_record
+from cirrus_client.outputs import only_writer
+from cirrus_client.parquet import read_parquet
+from cirrus_client.records import Record, read_record, write_sealed
 
 Features = NDArray[np.float16]
 FileKey = tuple[str, int, int]
 """Address of an image, its size in bytes, and its modification time in ns."""
 
-_MANIFEST = "cache.json"
+_MANIFEST, _LOCK = "cache.json", ".lock"
+_FEATURES, _FILES = "features", "files"
 _SHARD_ROWS = 4096
-_ENCODE_AGAIN = "and its images are encoded again"
+_FILE_SCHEMA = pa.schema({"image_path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "digest": pa.string()})
 
 
 class CacheManifest(Record):
     """`cache.json`: sha256 of the backbone's weights, the preprocessing, and which encoder output is stored."""
 
+    format: Literal[2] = 2
     backbone: str
     preprocess: str
     tensor: TensorSpec
 
 
-class _ShardRecord(Record):
+class _FeaturesRecord(Record):
     sha256: str
     digests: tuple[str, ...]
 
 
-class FeatureCache:
-    """The features of one backbone on disk. `flush`, or the end of a `with` block, writes the last rows.
+class _FilesRecord(Record):
+    sha256: str
 
-    Threads may share a cache. Only one process may write to it.
+
+@dataclass
+class _Shard:
+    """A file of features. It is compared with its checksum when it is first read."""
+
+    path: Path
+    record: _FeaturesRecord
+    row_shape: tuple[int, ...]
+    rows: Features | None = field(default=None)
+
+    def opened(self) -> Features:
+        if self.rows is None:
+            way_out = f"remove {self.path.with_suffix('.json')}, and its images are encoded again"
+            if not self.path.is_file() or sha256_of_file(self.path) != self.record.sha256:
+                raise GalleryError(f"{self.path} is missing or corrupted; {way_out}", path=self.path)
+            try:
+                rows: Features = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise GalleryError(f"{self.path} can't be read ({error}); {way_out}", path=self.path) from None
+            expected = (len(self.record.digests), *self.row_shape)
+            if rows.shape != expected or rows.dtype != np.float16:
+                raise GalleryError(
+                    f"{self.path} has {rows.dtype} {list(rows.shape)}, expected float16 {list(expected)}; {way_out}",
+                    path=self.path,
+                )
+            self.rows = rows
+        return self.rows
+
+
+class FeatureCache:
+    """The features of one backbone on disk. `close`, or the end of a `with` block, writes the last rows.
+
+    Threads may share a cache. Only one cache of a folder may be open at a time, over all processes.
     """
 
-    def __init__(self, root: Path, bundle: Bundle) -> None:
+    def __init__(self, root: Path | str, bundle: Bundle) -> None:
         """Open or create the cache of a bundle's backbone.
 
         Raises SpaceMismatch if the cache is of another backbone or preprocessing, GalleryError if it is damaged or the
-        folder has other content, and BundleError if the bundle has no target head over an image encoder.
+        folder has other content, OutputError if another process uses it, and BundleError if the bundle has no target
+        head over an image encoder.
         """
-        self._root = root
+        root = self._root = Path(root)
         self.manifest = _manifest(bundle)
-        self._claim()
         self._lock = threading.Lock()
-        self._shards: list[Features] = []
+        self._shards: list[_Shard] = []
         self._places: dict[bytes, tuple[int, int]] = {}
         self._digests: dict[FileKey, bytes] = {}
         self._new_rows: dict[bytes, Features] = {}
         self._new_files: dict[FileKey, bytes] = {}
-        for path in sorted((root / "features").glob("*.json")):
-            self._open_shard(path)
-        for path in sorted((root / "files").glob("*.parquet")):
-            self._read_files(path)
+        with ExitStack() as held:
+            _check_free(root)
+            root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_writer(root / _LOCK, root))
+            self._claim()
+            for path in sorted((root / _FEATURES).glob("*.json")):
+                self._open_shard(path)
+            for path in sorted((root / _FILES).glob("*.json")):
+                self._read_files(path)
+            self._held = held.pop_all()
 
     def __len__(self) -> int:
         return len(self._places) + len(self._new_rows)
 
     def get(self, digest: str) -> Features | None:
-        """Return the features of an image, or None if they are not cached. digest: the file's sha256 in hexadecimal."""
+        """Return the features of an image, or None if they are not cached. digest: the file's sha256 in hexadecimal.
+
+        Raises GalleryError if the file that they are in is damaged.
+        """
         key = bytes.fromhex(digest)
         with self._lock:
             if key in self._new_rows:
                 return self._new_rows[key]
             place = self._places.get(key)
-        return None if place is None else self._shards[place[0]][place[1]]
+            return None if place is None else self._shards[place[0]].opened()[place[1]]
 
     def put(self, digest: str, features: Features) -> None:
         """Add the features of an image. They are written in groups of 4,096."""
@@ -118,85 +167,101 @@ class FeatureCache:
             if self._new_files:
                 self._write_files()
 
+    def close(self) -> None:
+        """Write what is not written yet, and let other processes use the cache."""
+        with self._held:
+            self.flush()
+
     def __enter__(self) -> FeatureCache:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
+        self.close()
 
     def _write_rows(self) -> None:
-        path = self._next("features", "npy")
+        path = self._next(_FEATURES, "npy")
         content = io.BytesIO()
         np.save(content, np.stack(list(self._new_rows.values())))
         write_atomically(path, content.getvalue())
-        record = _ShardRecord(sha256=sha256_of_file(path), digests=tuple(key.hex() for key in self._new_rows))
-        write_atomically(path.with_suffix(".json"), record.model_dump_json().encode())
-        self._add_shard(path, record.digests)
+        record = _FeaturesRecord(sha256=sha256_of_file(path), digests=tuple(key.hex() for key in self._new_rows))
+        write_sealed(path.with_suffix(".json"), record)
+        self._add_shard(path, record)
         self._new_rows = {}
 
     def _write_files(self) -> None:
-        files = list(self._new_files)
-        table = pa.table(
-            {
-                "image_path": [file[0] for file in files],
-                "size": [file[1] for file in files],
-                "mtime_ns": [file[2] for file in files],
-                "digest": [digest.hex() for digest in self._new_files.values()],
-            }
-        )
-        with atomic_path(self._next("files", "parquet")) as path:
-            pq.write_table(table, path)
+        rows = [(*file, digest.hex()) for file, digest in self._new_files.items()]
+        columns = dict(zip(_FILE_SCHEMA.names, map(list, zip(*rows, strict=True)), strict=True))
+        path = self._next(_FILES, "parquet")
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.table(columns, _FILE_SCHEMA), temporary)
+        write_sealed(path.with_suffix(".json"), _FilesRecord(sha256=sha256_of_file(path)))
         self._new_files = {}
 
     def _claim(self) -> None:
+        """Write or compare the manifest, and remove what a killed job left behind."""
+        for folder in (self._root, self._root / _FEATURES, self._root / _FILES):
+            remove_abandoned(folder)
         path = self._root / _MANIFEST
-        if path.exists():
-            found = read_record(
-                path, CacheManifest, raises=GalleryError, missing=f"{path} is gone", way_out="name another --cache"
+        if not path.exists():
+            write_sealed(path, self.manifest)
+            return
+        found = read_record(
+            path,
+            CacheManifest,
+            raises=GalleryError,
+            missing=f"{path} is gone",
+            way_out="name another --cache",
+            sealed=True,
+        )
+        if found != self.manifest:
+            names = CacheManifest.model_fields
+            differing = tuple(name for name in names if getattr(found, name) != getattr(self.manifest, name))
+            raise SpaceMismatch(
+                f"feature cache {self._root} differs from the bundle in {', '.join(differing)}: name another --cache",
+                components=differing,
             )
-            if found != self.manifest:
-                names = CacheManifest.model_fields
-                differing = tuple(name for name in names if getattr(found, name) != getattr(self.manifest, name))
-                raise SpaceMismatch(
-                    f"feature cache {self._root} differs from the bundle in {', '.join(differing)}: name another "
-                    "--cache",
-                    components=differing,
-                )
-        elif self._root.exists() and any(self._root.iterdir()):
-            raise GalleryError(
-                f"{self._root} is not empty and not a feature cache; name another --cache", path=self._root
-            )
-        write_model(path, self.manifest)
 
     def _open_shard(self, path: Path) -> None:
-        way_out = f"remove {path} and the .npy file beside it, {_ENCODE_AGAIN}"
-        record = read_record(path, _ShardRecord, raises=GalleryError, missing=f"{path} is gone", way_out=way_out)
-        rows = path.with_suffix(".npy")
-        if not rows.is_file() or sha256_of_file(rows) != record.sha256:
-            raise GalleryError(f"{rows} is missing or corrupted; {way_out}", path=rows)
-        self._add_shard(rows, record.digests)
+        record = read_record(
+            path,
+            _FeaturesRecord,
+            raises=GalleryError,
+            missing=f"{path} is gone",
+            way_out=f"remove {path}, and its images are encoded again",
+            sealed=True,
+        )
+        self._add_shard(path.with_suffix(".npy"), record)
 
-    def _add_shard(self, path: Path, digests: tuple[str, ...]) -> None:
+    def _add_shard(self, path: Path, record: _FeaturesRecord) -> None:
         number = len(self._shards)
-        self._shards.append(np.load(path, mmap_mode="r"))
-        self._places |= {bytes.fromhex(digest): (number, row) for row, digest in enumerate(digests)}
+        self._shards.append(_Shard(path, record, self.manifest.tensor.shape))
+        self._places |= {bytes.fromhex(digest): (number, row) for row, digest in enumerate(record.digests)}
 
     def _read_files(self, path: Path) -> None:
-        try:
-            columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
-            keys = zip(columns["image_path"], columns["size"], columns["mtime_ns"], strict=True)
-            self._digests |= dict(zip(keys, map(bytes.fromhex, columns["digest"]), strict=True))
-        except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise GalleryError(
-                f"{path} can't be read ({error}); remove it, and its images are read again", path=path
-            ) from None
+        way_out = f"remove {path}, and its images are read again"
+        record = read_record(
+            path, _FilesRecord, raises=GalleryError, missing=f"{path} is gone", way_out=way_out, sealed=True
+        )
+        table_file = path.with_suffix(".parquet")
+        if not table_file.is_file() or sha256_of_file(table_file) != record.sha256:
+            raise GalleryError(f"{table_file} is missing or corrupted; {way_out}", path=table_file)
+        table = read_parquet(table_file, schema=_FILE_SCHEMA, raises=GalleryError, way_out=way_out)
+        *key, digests = (table[name].to_pylist() for name in _FILE_SCHEMA.names)
+        self._digests |= dict(zip(zip(*key, strict=True), map(bytes.fromhex, digests), strict=True))
 
     def _next(self, folder: str, suffix: str) -> Path:
-        (self._root / folder).mkdir(exist_ok=True)
-        numbers = [int(path.stem) for path in (self._root / folder).glob(f"*.{suffix}")]
+        """Return the path of the next file that a record may name. A killed job's file without a record is replaced."""
+        numbers = [int(path.stem) for path in (self._root / folder).glob("*.json")]
         return self._root / folder / f"{max(numbers, default=-1) + 1:05d}.{suffix}"
+
+
+def _check_free(root: Path) -> None:
+    """Raise GalleryError if a folder has other content than a cache and hidden files."""
+    strangers = root.is_file() or any(root.glob("[!.]*"))
+    if strangers and not (root / _MANIFEST).exists():
+        raise GalleryError(f"{root} is not empty and not a feature cache; name another --cache", path=root)
 
 
 def _manifest(bundle: Bundle) -> CacheManifest:

@@ -5,14 +5,20 @@
 
 Batches are filled in the order in which decoding ends, so one slow image does not delay the others. At most
 batch_size * (concurrency + 3) images are between `waiting` and `done`. Results come back in the order of the files.
+
+An image ends in one of three ways. Embedded; rejected, which is a verdict on its bytes; or undone, where the machine
+could not read, decode or encode it. What is undone is tried again after the others, one image at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -21,12 +27,44 @@ from typing import Any
 import numpy as np
 
 from cirrus_client.encoders.protocol import Embeddings, Encoder
-from cirrus_client.errors import InvalidImage, ItemError
-from cirrus_client.gallery.source import ImageFile, Rejected, Source
+from cirrus_client.errors import InvalidImage, UnreadableImage
+from cirrus_client.gallery.source import ImageFile, Source
 
 _BATCHES_AHEAD = 3
-_Row = Embeddings | ItemError
+_PAUSES_S = (0.2, 1.0)
+_MACHINE_FAULTS = (UnreadableImage, MemoryError, OSError)
+_Row = Embeddings | InvalidImage | UnreadableImage | MemoryError | OSError
 """The result for an image: its embedding, or the reason why there is none."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file whose bytes are not a usable image, and why. sha256: of those bytes."""
+
+    file: ImageFile
+    reason: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Undone:
+    """A file that the machine could not read, decode or encode, also when tried again, and why."""
+
+    file: ImageFile
+    reason: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Results for a list of files, each in its order.
+
+    embeddings: float32 [rows, *item_shape], one row per accepted file.
+    """
+
+    embeddings: Embeddings
+    accepted: tuple[ImageFile, ...]
+    rejected: tuple[Rejected, ...] = ()
+    undone: tuple[Undone, ...] = ()
 
 
 class EmbedStream:
@@ -59,24 +97,45 @@ class EmbedStream:
         for pool in (self._decoders, self._encoders):
             pool.shutdown(cancel_futures=True)
 
-    def embed(
-        self, files: Sequence[ImageFile], on_done: Callable[[int], object] = lambda count: None
-    ) -> tuple[Embeddings, list[ImageFile], list[Rejected]]:
-        """Embed images. Return the embeddings, float32 [rows, *item_shape], their files, and the rejected files.
+    def embed(self, files: Sequence[ImageFile], on_done: Callable[[int], object] = lambda count: None) -> Embedded:
+        """Embed images. on_done: called with the number of files finished since its last call.
 
-        All three are in the order of `files`. on_done: called with the number of files finished since its last call.
-        Raises what the encoder raises, except InvalidImage and UnreadableImage, which reject the file.
+        Raises what the encoder raises, except InvalidImage, which rejects the file, and MemoryError.
         """
         rows: dict[int, _Row] = {}
         for part in self._results(files):
             rows |= part
             on_done(len(part))
-        good = [position for position in range(len(files)) if not isinstance(rows[position], ItemError)]
-        embeddings = np.empty((len(good), *self._encoder.space.item_shape), dtype=np.float32)
-        for row, position in enumerate(good):
-            embeddings[row] = rows[position]
-        rejected = [Rejected(file, str(rows[n])) for n, file in enumerate(files) if isinstance(rows[n], ItemError)]
-        return embeddings, [files[position] for position in good], rejected
+        for pause_s in _PAUSES_S:
+            undone = [position for position, row in rows.items() if isinstance(row, _MACHINE_FAULTS)]
+            if undone:
+                time.sleep(pause_s)
+            rows |= {position: self._alone(files[position]) for position in undone}
+        return self._sorted_out(files, rows)
+
+    def _sorted_out(self, files: Sequence[ImageFile], rows: dict[int, _Row]) -> Embedded:
+        accepted: list[ImageFile] = []
+        embeddings: list[Embeddings] = []
+        rejected: list[Rejected] = []
+        undone: list[Undone] = []
+        for position, file in enumerate(files):
+            row = rows[position]
+            if isinstance(row, InvalidImage):
+                try:
+                    rejected.append(Rejected(file, str(row), self._sha256(file)))
+                except _MACHINE_FAULTS as fault:
+                    undone.append(Undone(file, _described(fault)))
+            elif isinstance(row, _MACHINE_FAULTS):
+                undone.append(Undone(file, _described(row)))
+            else:
+                accepted.append(file)
+                embeddings.append(row)
+        shape = (0, *self._encoder.space.item_shape)
+        stacked = np.stack(embeddings).astype(np.float32) if embeddings else np.empty(shape, dtype=np.float32)
+        return Embedded(stacked, tuple(accepted), tuple(rejected), tuple(undone))
+
+    def _sha256(self, file: ImageFile) -> str:
+        return hashlib.sha256(self._source.read(file)).hexdigest()
 
     def _results(self, files: Sequence[ImageFile]) -> Iterator[dict[int, _Row]]:
         """Yield results by position in `files`, as they become known.
@@ -104,7 +163,7 @@ class EmbedStream:
                 in_decoders -= 1
                 try:
                     ready[position] = future.result()
-                except ItemError as error:
+                except (InvalidImage, *_MACHINE_FAULTS) as error:
                     in_line -= 1
                     yield {position: error}
             elif ready and len(encoding) <= self._encoder.concurrency:
@@ -115,17 +174,28 @@ class EmbedStream:
             else:
                 return
 
+    def _alone(self, file: ImageFile) -> _Row:
+        try:
+            prepared = self._prepare(self._source, file)
+        except (InvalidImage, *_MACHINE_FAULTS) as error:
+            return error
+        return self._encode({0: prepared})[0]
+
     def _encode(self, batch: dict[int, Any]) -> dict[int, _Row]:
-        """Encode a batch. If an image turns out to be broken only now, encode each image alone."""
+        """Encode a batch. If an image turns out to be broken only now, or memory is short, encode each image alone."""
         try:
             return dict(zip(batch, self._encoder.encode_prepared(list(batch.values())), strict=True))
-        except InvalidImage as error:
+        except (InvalidImage, MemoryError) as error:
             if len(batch) == 1:
                 return dict.fromkeys(batch, error)
         rows: dict[int, _Row] = {}
         for position, prepared in batch.items():
             rows |= self._encode({position: prepared})
         return rows
+
+
+def _described(fault: UnreadableImage | MemoryError | OSError) -> str:
+    return "there was not enough memory" if isinstance(fault, MemoryError) else str(fault)
 
 
 def _announce(decoded: SimpleQueue[tuple[int, Future[Any]]], position: int, future: Future[Any]) -> None:

@@ -8,8 +8,9 @@ from cirrus_client.bundle import SpaceSpec
 from cirrus_client.extras import need
 from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.faiss_build import build_faiss
+from cirrus_client.index.faiss_file import read_faiss
 from cirrus_client.index.faiss_index import FaissIndex
-from cirrus_client.index.protocol import Agreement, BuildOptions, IndexBackend
+from cirrus_client.index.protocol import Agreement, BuildOptions, IndexBackend, SearchKind, Storage
 from cirrus_client.index.vectors import GalleryVectors
 
 _VECTORS = "vectors.faiss"
@@ -27,6 +28,6 @@ class FaissBackend(IndexBackend):
             raise OSError(f"FAISS can't write the index: {error}") from None
         return agreement
 
-    def open(self, root: Path, space: SpaceSpec) -> FaissIndex:
+    def open(self, root: Path, space: SpaceSpec, kind: SearchKind, storage: Storage) -> FaissIndex:
         """See `IndexBackend.open`."""
-        return FaissIndex.open(root / _VECTORS, space)
+        return FaissIndex(space, read_faiss(root / _VECTORS, space, kind, storage))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -83,17 +82,6 @@ class FaissIndex:
             scores, rows = self._nearest(contiguous, min(k, len(self)))
             return Hits(rows=rows, scores=scores)
         return self._search_items(contiguous, min(k, len(self)))
-
-    @staticmethod
-    def open(path: Path, space: SpaceSpec) -> FaissIndex:
-        """Open a FAISS file, memory-mapped if FAISS supports it. Raises SearchIndexError if it can't be read."""
-        faiss = _faiss()
-        mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
-        try:
-            host = faiss.read_index(str(path), mapped)
-        except RuntimeError as error:
-            raise SearchIndexError(f"{path} can't be read by FAISS {faiss.__version__}: {error}", path=path) from None
-        return FaissIndex(space, host)
 
     def _nearest(self, queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return scores and vector numbers, best first, [B, k] each. k is at most the number of vectors.

@@ -14,9 +14,13 @@ import pyarrow.parquet as pq
 
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.gallery.store import Gallery
+from cirrus_client.parquet import read_parquet
 
 ITEMS = "items.parquet"
 _PATH = "image_path"
+_SCHEMA = pa.schema({_PATH: pa.string()})
+_VECTORS = b"cirrus.vectors"
+_WAY_OUT = "build the index again with `cirrus index`"
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,14 @@ class Items:
         self.images = images
 
     @staticmethod
-    def read(path: Path, *, images: str) -> Items:
-        """Read `items.parquet`. images: the root of the paths, a folder or a URL prefix.
+    def read(path: Path, *, images: str, vectors: str) -> Items:
+        """Read `items.parquet`. images: the root of the paths, a folder or a URL prefix. vectors: see `write_items`.
 
-        Raises SearchIndexError if it can't be read.
+        Raises SearchIndexError if it can't be read, or belongs to other vectors.
         """
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise SearchIndexError(
-                f"{path} can't be read ({error}); build the index again with `cirrus index`", path=path
-            ) from None
-        if _PATH not in table.column_names:
-            raise SearchIndexError(f"{path} has no column '{_PATH}'; build the index again with `cirrus index`")
+        table = read_parquet(path, schema=_SCHEMA, raises=SearchIndexError, way_out=_WAY_OUT)
+        if (table.schema.metadata or {}).get(_VECTORS) != vectors.encode():
+            raise SearchIndexError(f"{path} lists the images of another index; {_WAY_OUT}", path=path)
         return Items(table, images=images)
 
     def __len__(self) -> int:
@@ -60,6 +59,8 @@ class Items:
 
     def rows(self, rows: Sequence[int]) -> list[Item]:
         """Return the images of rows, in the order of `rows`."""
+        if any(not 0 <= row < len(self) for row in rows):
+            raise SearchIndexError(f"the index answered with a row that is not one of its {len(self)}; {_WAY_OUT}")
         records = self._table.take(pa.array(rows, pa.int64())).to_pylist()
         return [Item(path := record.pop(_PATH), self._located(path), record) for record in records]
 
@@ -69,8 +70,12 @@ class Items:
         return str(Path(self.images) / path)
 
 
-def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None) -> None:
-    """Write `items.parquet`, reading one shard of the gallery at a time. metadata: see `build_index`."""
+def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None, *, vectors: str) -> None:
+    """Write `items.parquet`, reading one shard of the gallery at a time.
+
+    metadata: see `build_index`. vectors: a checksum of the index's vectors, which is kept in the file, so that it is
+    not taken for the list of other vectors.
+    """
     if metadata is not None:
         _check_metadata(metadata)
     writer: pq.ParquetWriter | None = None
@@ -78,7 +83,7 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None) -> None
         for shard in gallery.shards():
             items = shard.items.drop_columns(["size", "mtime_ns"])
             items = items if metadata is None else _joined(items, metadata)
-            writer = writer or pq.ParquetWriter(path, items.schema)
+            writer = writer or pq.ParquetWriter(path, items.schema.with_metadata({_VECTORS: vectors}))
             writer.write_table(items.cast(writer.schema))
     finally:
         if writer is not None:
@@ -87,10 +92,7 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None) -> None
 
 def read_metadata(path: Path) -> pa.Table:
     """Read metadata of images from a Parquet file. Raises SearchIndexError if it can't be read."""
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SearchIndexError(f"metadata {path} can't be read as Parquet: {error}", path=path) from None
+    return read_parquet(path, raises=SearchIndexError, way_out="--metadata takes a Parquet file")
 
 
 def _check_metadata(metadata: pa.Table) -> None:

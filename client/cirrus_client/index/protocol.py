@@ -106,5 +106,8 @@ class IndexBackend(ABC):
         """
 
     @abstractmethod
-    def open(self, root: Path, space: SpaceSpec) -> Index:
-        """Open an index that `build` wrote. Its files are already checked. Raises SearchIndexError."""
+    def open(self, root: Path, space: SpaceSpec, kind: SearchKind, storage: Storage) -> Index:
+        """Open an index that `build` wrote. The checksums of its files are already checked.
+
+        Raises SearchIndexError if the files are not of this space, kind and storage.
+        """

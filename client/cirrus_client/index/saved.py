@@ -8,7 +8,9 @@ index/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +19,14 @@ import pyarrow as pa
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.errors import SearchIndexError
-from cirrus_client.files import check_files, is_foreign, replace_directory, sha256_of_file, write_model
+from cirrus_client.files import check_files, sha256_of_file
 from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.items import ITEMS, Items, write_items
 from cirrus_client.index.protocol import Agreement, BuildOptions, Index, IndexBackend, SearchKind, Storage
+from cirrus_client.names import Writer
+from cirrus_client.outputs import of_one_version, replaced_directory
 from cirrus_client.plugins import find_subclass
-from cirrus_client.records import Record, read_record
+from cirrus_client.records import Record, read_record, write_sealed
 
 MANIFEST = "index.json"
 BACKENDS = {"faiss": "cirrus_client.index.faiss_backend:FaissBackend"}
@@ -33,7 +37,7 @@ _WAY_OUT = "build it again with `cirrus index`"
 class IndexManifest(Record):
     """The contents of `index.json`. images: the root of the image paths when the index was built."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     backend: str
     space: SpaceSpec
     count: int
@@ -74,11 +78,9 @@ def build_index(
     """
     out, options = Path(out), options or BuildOptions()
     builder = _backend(backend)
-    if is_foreign(out, MANIFEST):
-        raise SearchIndexError(f"{out} exists and is not an index; name another path or remove it", path=out)
-    with replace_directory(out) as root:
-        write_items(gallery, root / ITEMS, metadata)
+    with replaced_directory(out, Writer.INDEX) as root:
         agreement = builder.build(gallery, root, options)
+        write_items(gallery, root / ITEMS, metadata, vectors=_vectors(_checksums(root)))
         manifest = IndexManifest(
             backend=backend,
             space=gallery.space,
@@ -87,30 +89,22 @@ def build_index(
             kind=options.kind,
             storage=options.storage,
             agreement=agreement,
-            files={str(path.relative_to(root)): sha256_of_file(path) for path in _files_below(root)},
+            files=_checksums(root),
         )
-        write_model(root / MANIFEST, manifest)
+        write_sealed(root / MANIFEST, manifest)
     return manifest
 
 
-def open_index(root: Path | str, *, images: str | None = None) -> SavedIndex:
-    """Open a saved index.
+def open_index(root: Path | str, *, images: str | None = None, backend: str | None = None) -> SavedIndex:
+    """Open a saved index. If it is replaced meanwhile, the old or the new version is opened, never parts of both.
 
-    images: the root of the images, a folder or a URL prefix; None takes the one stored in the index. Raises
-    SearchIndexError if the index is missing, incomplete or corrupted, PluginError for an unknown backend.
+    images: the root of the images, a folder or a URL prefix; None takes the one stored in the index. backend: the
+    `module:Class` that it was built with. It must be given, because the index itself may not name code to run; None
+    allows backends by name. Raises SearchIndexError if the index is missing, incomplete or corrupted, PluginError for
+    an unknown backend.
     """
     root = Path(root)
-    manifest = read_manifest(root)
-    check_files(root, manifest.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
-    index = _backend(manifest.backend).open(root, manifest.space)
-    items = Items.read(root / ITEMS, images=images or manifest.images)
-    if not len(index) == len(items) == manifest.count:
-        raise SearchIndexError(
-            f"index {root}: has {len(index)} rows and {len(items)} images, {MANIFEST} says {manifest.count}; "
-            f"{_WAY_OUT}",
-            path=root,
-        )
-    return SavedIndex(manifest, index, items)
+    return of_one_version(root, lambda: _read_whole(root, images, backend))
 
 
 def read_manifest(root: Path) -> IndexManifest:
@@ -121,12 +115,41 @@ def read_manifest(root: Path) -> IndexManifest:
         raises=SearchIndexError,
         missing=f"{root} is not an index: it has no {MANIFEST}; make one with `cirrus index`",
         way_out=_WAY_OUT,
+        sealed=True,
     )
+
+
+def _read_whole(root: Path, images: str | None, backend: str | None) -> SavedIndex:
+    manifest = read_manifest(root)
+    if ":" in manifest.backend and manifest.backend != backend:
+        raise SearchIndexError(
+            f"index {root}: was built by {manifest.backend}, which is code and no backend's name; if you trust it, "
+            "open the index with the same --backend",
+            path=root,
+            field="backend",
+        )
+    check_files(root, manifest.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
+    index = _backend(manifest.backend).open(root, manifest.space, manifest.kind, manifest.storage)
+    items = Items.read(root / ITEMS, images=images or manifest.images, vectors=_vectors(manifest.files))
+    if not len(index) == len(items) == manifest.count:
+        raise SearchIndexError(
+            f"index {root}: has {len(index)} rows and {len(items)} images, {MANIFEST} says {manifest.count}; "
+            f"{_WAY_OUT}",
+            path=root,
+        )
+    return SavedIndex(manifest, index, items)
 
 
 def _backend(name: str) -> IndexBackend:
     return find_subclass(IndexBackend, name, what="index backend", table=BACKENDS, group=BACKEND_GROUP)()
 
 
-def _files_below(root: Path) -> Iterator[Path]:
-    return (path for path in sorted(root.rglob("*")) if path.is_file())
+def _checksums(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): sha256_of_file(path) for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def _vectors(files: Mapping[str, str]) -> str:
+    """Return one checksum of the backend's files, by which `items.parquet` names the vectors that it belongs to."""
+    return hashlib.sha256(
+        json.dumps({n: f for n, f in files.items() if n != ITEMS}, sort_keys=True).encode()
+    ).hexdigest()

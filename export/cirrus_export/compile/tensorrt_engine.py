@@ -16,7 +16,9 @@ from cirrus_client.bundle import Bundle, GraphSpec
 from cirrus_client.engines.nvidia import load_tensorrt, tensorrt_log, tensorrt_reason, this_gpu
 from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.errors import ExportError
-from cirrus_client.files import replace_directory, sha256_of_file, write_model
+from cirrus_client.files import sha256_of_file, write_model
+from cirrus_client.names import Writer
+from cirrus_client.outputs import replaced_directory
 from cirrus_client.plans import ENGINES, PLANS, BatchProfile, PlanSpec, PlansSpec, graph_sha256
 from cirrus_export.compile.engine_inspector import attention_of, count_attentions
 from cirrus_export.compile.ngc_releases import check_release
@@ -59,7 +61,7 @@ def compile_plans(bundle: Bundle, probe: Probe, options: CompileOptions) -> Plan
     check_machine(options)
     destination = bundle.root / ENGINES
     values = GraphValues(bundle, probe)
-    with replace_directory(destination) as folder:
+    with replaced_directory(destination, Writer.COMPILE) as folder:
         older = destination / TIMING_CACHE
         cache = older.read_bytes() if older.is_file() else b""
         layers: dict[str, str] = {}

@@ -24,8 +24,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cirrus_client.bundle import Bundle, BundleSpec
 from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
-from cirrus_client.files import replace_directory
-from cirrus_client.names import EnsembleName, GraphName, TensorName
+from cirrus_client.names import EnsembleName, GraphName, TensorName, Writer
+from cirrus_client.outputs import replaced_directory
 from cirrus_client.plans import ENGINES, graph_sha256
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
 from cirrus_client.triton.wire import served_name
@@ -69,7 +69,7 @@ def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, dest
     Graph files are hard links where the file system has them. Raises ExportError if the TENSORRT flavour lacks a plan.
     """
     bundle = Bundle(bundle_root, spec)
-    with replace_directory(destination) as root:
+    with replaced_directory(destination, Writer.REPOSITORY) as root:
         _write_bundle(_Names(bundle, shared=False), spec.ensembles, flavour, root)
 
 
@@ -87,7 +87,7 @@ def write_shared_repository(
     names = [bundle.spec.name for bundle in bundles]
     if len(set(names)) != len(names):
         raise ExportError(f"two bundles have the same name: {', '.join(names)}; export one of them under another")
-    with replace_directory(destination) as root:
+    with replaced_directory(destination, Writer.REPOSITORY) as root:
         for bundle in bundles:
             ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
             _write_bundle(_Names(bundle, shared=True), ensembles, flavour, root)

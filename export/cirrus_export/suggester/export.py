@@ -22,9 +22,11 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cirrus_client.bundle import DType, FidelityStatus, TensorSpec
-from cirrus_client.errors import CheckpointError, ExportError, FidelityError
-from cirrus_client.files import is_foreign, replace_directory, sha256_of_file, write_model
+from cirrus_client.errors import CheckpointError, FidelityError
+from cirrus_client.files import sha256_of_file, write_model
 from cirrus_client.image.preprocess import Pad, PreprocessSpec, preprocess
+from cirrus_client.names import Writer
+from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
 from cirrus_export.compile.onnx_graph import write_onnx
@@ -54,14 +56,13 @@ def export_suggester(
     Raises CheckpointError for a folder that is no InstructBLIP with a decoder-only language model, ExportError if `out`
     is something else, and FidelityError if under 99% of the texts agree token by token.
     """
-    if is_foreign(out, CONTRACT):
-        raise ExportError(f"--out {out}: exists and is not a suggester; name another path or remove it")
+    check_replaceable(out, Writer.EXPORT_SUGGESTER)
     model = _load(checkpoint)
     prompt = _prompt(checkpoint, model)
     read, following = ReadImage(model, prompt.instruction), NextTokens(model, prompt)
     size = PreprocessSpec(size_px=model.config.vision_config.image_size, pad=Pad.STRETCH)
     end_id = _end_id(model)
-    with replace_directory(out) as root:
+    with replaced_directory(out, Writer.EXPORT_SUGGESTER) as root:
         graphs = {
             graph.name: write_onnx(graph, root / "graphs" / f"{graph.name}.onnx") for graph in _graphs(read, following)
         }
