@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import SearchIndexError, SpaceMismatch, UnsupportedQuery
+from cirrus_client.errors import OutputError, SpaceMismatch, UnsupportedQuery
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.retriever import open_retriever
@@ -54,6 +54,6 @@ def test_a_recipe_that_composes_refuses_text_alone_and_nothing(index_root, encod
 
 def test_an_index_never_replaces_something_else(index_root, tmp_path) -> None:
     (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(SearchIndexError, match="not an index"):
+    with pytest.raises(OutputError, match="was not written by `cirrus index`"):
         build_index(read_gallery(index_root.parent / "gallery"), tmp_path)
     assert (tmp_path / "precious.txt").exists()

@@ -52,6 +52,11 @@ class Shard:
     replaces: str | None = None
     removed: frozenset[ImageFile] = frozenset()
 
+    @property
+    def id(self) -> str:
+        """A hash of the files, by which processes that plan the same shards can share them."""
+        return shard_id(self.files, ())
+
 
 @dataclass(frozen=True)
 class Plan:

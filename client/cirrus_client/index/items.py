@@ -19,7 +19,7 @@ from cirrus_client.parquet import read_parquet
 ITEMS = "items.parquet"
 _PATH = "image_path"
 _SCHEMA = pa.schema({_PATH: pa.string()})
-_VECTORS = b"cirrus.vectors"
+_VECTORS = b"cirrus:vectors"
 _WAY_OUT = "build the index again with `cirrus index`"
 
 
