@@ -15,7 +15,7 @@ BUNDLE ?= $(DEMO)/bundle
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly test-install wheels lint demo-train clean
+.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
 
 # -- Try it
 help:  ## show this help
@@ -105,6 +105,9 @@ test-fast: $(READY)  ## run the tests that export nothing, start no server, inst
 
 test-nightly: $(READY)  ## the property tests of text and images with new and many more examples
 	$(BIN)/python -m pytest --hypothesis-profile=nightly tests/client/test_tokenizer.py tests/client/test_preprocess.py
+
+torture: $(READY)  ## kill jobs and fail the machine at every step, and write a report: 10 minutes
+	$(BIN)/python -m pytest tests/torture --torture bench/reports
 
 test-install: $(READY)  ## build wheel and sdist, install them without constraints elsewhere, and use them: 5 minutes
 	$(BIN)/python -m pytest -m install

@@ -41,6 +41,10 @@ _MISSING = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture", metavar="FOLDER", help="disturb jobs at every step, and write a report into FOLDER")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the fixtures that they use, and skip those that need what this machine does not have."""

@@ -1,0 +1,136 @@
+"""Jobs that are killed, or whose machine fails, at any moment: nothing is lost, doubled, mixed or left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cirrus_client.gallery import read_gallery
+from cirrus_client.index import open_index
+from tests.torture.jobs import JOBS
+from tests.torture.report import Tortured
+from tests.torture.torturer import AT_RANDOM, FAULTS, READING
+
+ROOT = Path(__file__).parents[2]
+_SAMPLE = {"kill": 5, AT_RANDOM: 2, READING: 2}
+"""Disturbed runs of each fault in a run that is not thorough; other faults are left to thorough ones."""
+
+CASES = [
+    (job, fault)
+    for job in JOBS
+    for fault in (*FAULTS, AT_RANDOM, READING)
+    if fault != READING or job.startswith(("embed", "update"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "fault"), CASES)
+def test_a_disturbed_job_leaves_its_output_usable_and_the_next_run_makes_it_whole(
+    inputs: Path, tmp_path: Path, thorough: bool, tally: list[Tortured], job: str, fault: str
+) -> None:
+    if not thorough and fault not in _SAMPLE:
+        pytest.skip("make torture does it")
+    stride, most = (
+        (1, 40 if fault == AT_RANDOM else 1000) if thorough else (2 if fault == READING else 7, _SAMPLE[fault])
+    )
+    command = [sys.executable, "-m", "tests.torture.torturer", job, fault, inputs, tmp_path / "work" / "out"]
+    done = subprocess.run(
+        [*map(str, command), "--stride", str(stride), "--most", str(most)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout)
+    assert counted["disturbed"] > 1
+    if fault == "kill":
+        assert counted["killed"] == counted["disturbed"]
+    if fault == READING:
+        assert counted["unharmed"] == counted["disturbed"]
+    tally.append(Tortured(job=job, fault=fault, **counted))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [False, True])
+def test_of_two_jobs_at_once_one_does_it_and_the_other_is_told_who(
+    inputs: Path, tmp_path: Path, thorough: bool, cache: bool
+) -> None:
+    for turn in range(10 if thorough else 1):
+        out = tmp_path / f"gallery{turn}"
+        command = [sys.executable, "-m", "cirrus_client.cli", "embed", inputs / "photos", "--bundle", inputs / "bundle"]
+        command += ["--out", out, "--engine", "onnxruntime", "--batch-size", "2"]
+        command += ["--cache", tmp_path / f"cache{turn}"] if cache else []
+        jobs = [subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        messages = {job.pid: job.communicate()[1] for job in jobs}
+        ended = {job.pid: job.returncode for job in jobs}
+        assert sorted(ended.values()) in ([0, 0], [0, 1]), messages  # one may have ended before the other began
+        for loser in (pid for pid, code in ended.items() if code):
+            winner = next(pid for pid in ended if pid != loser)
+            assert f"process {winner} on" in messages[loser]
+            assert "Traceback" not in messages[loser]
+        assert len(set(read_gallery(out).paths)) == len(read_gallery(out)) == 24
+        assert not list(out.rglob(".*"))
+
+
+_ON_A_FULL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from tests.torture.jobs import JOBS
+from tests.torture.torturer import forked, must
+
+name, inputs, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+resize = lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], check=True)
+job = JOBS[name](inputs, folder / "work" / "out")
+full = 0
+for spare_kib in (4, 12, 24, 40, 64):
+    resize("64m")
+    must(job.prepare, "prepare")
+    used = sum(path.stat().st_blocks for path in folder.rglob("*")) // 2
+    resize(f"{used + spare_kib}k")
+    ended = forked(job.run)
+    assert ended in (0, 3), ended
+    full += ended == 3
+    resize("64m")
+    must(job.check_usable, "usable")
+    must(job.run, "again")
+assert full > 1, full
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
+def test_a_disk_that_is_really_full_loses_nothing(inputs: Path, tmp_path: Path, thorough: bool, job: str) -> None:
+    if not thorough:
+        pytest.skip("make torture does it")
+    mount = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("a small file system can't be mounted here")
+    command = [*mount, sys.executable, "-c", _ON_A_FULL_DISK, job, str(inputs), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_output_without_permission_is_a_message_and_costs_nothing(inputs: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cirrus_client.cli", "index", inputs / "new", "--out", tmp_path / "deep" / "index"]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep").chmod(0o555)
+    forbidden = None if os.geteuid() else ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
+    if forbidden is not None and not shutil.which("setpriv"):
+        pytest.skip("root may write everywhere, and there is no setpriv to give that up")
+    words = list(map(str, [*(forbidden or []), *command]))
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "Permission denied" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    (tmp_path / "deep").chmod(0o755)
+    assert subprocess.run(words, check=False, capture_output=True).returncode == 0
+    assert len(open_index(tmp_path / "deep" / "index").index) == 14
