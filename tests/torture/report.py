@@ -38,8 +38,8 @@ class TortureReport(Report):
                 "# Faults",
                 "",
                 f"{sums[0]:,} disturbed runs: {sums[1]:,} were killed, {sums[2]:,} ended in a typed error. After each, "
-                "the output was usable, old or new, with every item once; the next run made it equal to the byte to that "
-                "of an undisturbed run, and left nothing else behind.",
+                "the output was usable, old or new, with every item once; the next run made it equal to the byte to "
+                "that of an undisturbed run, and left nothing else behind.",
                 "",
                 "| job | fault | disturbed runs | killed | typed errors | went on |",
                 "|---|---|--:|--:|--:|--:|",
