@@ -46,6 +46,14 @@ def test_a_torch_file_with_data_parallel_prefixes_and_half_precision_is_the_same
     assert fingerprint(plain.query_head) == fingerprint(again.query_head)
 
 
+def test_weights_beside_the_state_dict_that_is_read_are_said_aloud(head_state, tmp_path, caplog) -> None:
+    content = {"model": head_state, "ema": head_state, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}
+    read_state_dict(saved(tmp_path, content))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "'model' is read, and the weights under 'ema' are not" in warnings[0]
+
+
 def test_a_missing_and_a_renamed_key_are_both_named(weights, head_state, tmp_path) -> None:
     del head_state["sep_token"]
     head_state["weighted_layr.bias"] = head_state.pop("weighted_layer.bias")

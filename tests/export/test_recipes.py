@@ -92,6 +92,69 @@ def test_a_removed_and_a_renamed_key_are_both_named(recipe, removed, renamed, sm
     assert f"'{renamed}_2'" in str(refused.value)
 
 
+READ_AS = [  # a file, the recipe that it is mistyped as, and those that use it whole
+    ("transagg-union", "transagg", "transagg-union or union-sketch"),
+    ("union-sketch", "transagg", "transagg-union or union-sketch"),
+    ("transagg", "transagg-union", "transagg"),
+    ("transagg", "union-sketch", "transagg"),
+    ("sprc", "transagg-union", "blip2-qformer or ptha or sprc"),
+    ("transagg-union", "sprc", "transagg-union or union-sketch"),
+    ("searle", "sprc", "lincir or searle"),
+    ("searle", "pic2word", "lincir or searle"),
+    ("pic2word", "searle", "pic2word"),
+    ("pic2word", "transagg-union", "pic2word"),
+    ("searle", "retrieval-dpo", "lincir or searle"),
+    ("transagg-union", "retrieval-dpo", "transagg-union or union-sketch"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "mistyped", "meant"), READ_AS)
+def test_a_mistyped_recipe_is_told_which_recipes_use_the_file(recipe, mistyped, meant, small_clip, tmp_path) -> None:
+    head = authors_file(tmp_path, recipe)
+    with pytest.raises(CheckpointError, match=f"--recipe {meant}(,|;|$)"):
+        build_recipe(request(tmp_path, mistyped, small_clip, head=str(head), pretrained=str(small_clip)))
+
+
+def test_trained_weights_that_a_recipe_leaves_out_are_named(small_clip, tmp_path) -> None:
+    head = authors_file(tmp_path, "transagg-union")
+    with pytest.raises(
+        CheckpointError, match=r"t5_layers\., union_weighted_layer\. are trained weights, and recipe transa"
+    ):
+        build_recipe(request(tmp_path, "transagg", small_clip, head=str(head)))
+
+
+@pytest.mark.parametrize("place", ["", "model.", "t5_layers.", "fusion.", "model.visual.", "model.text_encoder_n."])
+@pytest.mark.parametrize("recipe", ["transagg-union", "union-sketch", "sprc", "searle"])
+def test_a_weight_that_no_part_uses_is_refused_by_its_name(recipe, place, small_clip, tmp_path) -> None:
+    prefix = "module." if recipe == "union-sketch" else ""
+    stranger = f"{prefix}{place}stranger.weight"
+    head = authors_file(tmp_path, recipe, edit=lambda state: state.update({stranger: torch.ones(2)}))
+    with pytest.raises(CheckpointError, match=f"key '{stranger}' is not part of the model"):
+        build_recipe(request(tmp_path, recipe, small_clip, head=str(head)))
+
+
+def test_what_is_unused_by_design_is_said_with_its_reason(small_clip, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    build_recipe(request(tmp_path, "transagg-union", small_clip))
+    assert "model.visual_encoder_m.blocks" in caplog.text
+    assert "(momentum twins, which training follows)" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_backbone_that_the_heads_file_makes_needless_is_said_aloud(small_clip, tmp_path, caplog) -> None:
+    build_recipe(request(tmp_path, "transagg", small_clip, pretrained=str(small_clip)))
+    assert f"it carries its own backbone, which is used; --pretrained {small_clip} is not" in caplog.text
+
+
+def test_a_file_with_two_backbones_is_refused(small_clip, tmp_path) -> None:
+    def add(state) -> None:
+        state["model.visual.proj"] = state["pretrained_model.visual.proj"]
+
+    head = authors_file(tmp_path, "transagg", edit=add)
+    with pytest.raises(CheckpointError, match=r"holds two backbones, under model\. and pretrained_model\."):
+        build_recipe(request(tmp_path, "transagg", small_clip, head=str(head)))
+
+
 def test_a_recipe_on_the_wrong_kind_of_backbone_says_which_it_takes(small_clip, tmp_path) -> None:
     with pytest.raises(ExportError, match="recipe searle needs a text tower that takes word embeddings, and a BLIP"):
         build_recipe(

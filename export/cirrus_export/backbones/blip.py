@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cirrus_export.backbones.backbone import Prompt, TextToken, TokenBackbone
 from cirrus_export.backbones.bert_tokenizer import bert_null_token_ids, write_bert_tokenizer
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, pass_over
+from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import BlipTextConfig, BlipVisionConfig
@@ -38,13 +37,13 @@ BLIP_KEYS = KeyMap(
     (f"{_BLOCK}attn.qkv.", f"{_LAYER}self_attn.qkv."),
     (f"{_BLOCK}mlp.", f"{_LAYER}mlp."),
 )
-_UNUSED = re.compile(
-    r"^(visual_encoder_m|text_encoder_m|vision_proj_m|text_proj_m|itm_head)\."
-    r"|^(image_queue|text_queue|idx_queue|ptr_queue|queue_ptr|temp)$"
-    r"|^text_encoder\.encoder\.layer\.\d+\.crossattention\."
-    r"|^text_encoder\.embeddings\.position_ids$"
+_UNUSED = (
+    Unused(r"(visual_encoder_m|text_encoder_m|vision_proj_m|text_proj_m)\.", "momentum twins, which training follows"),
+    Unused(r"(image_queue|text_queue|idx_queue|ptr_queue|queue_ptr|temp)$", "queues and temperature of training"),
+    Unused(r"itm_head\.", "the head for matching, which reranks and does not retrieve"),
+    Unused(r"text_encoder\.encoder\.layer\.\d+\.crossattention\.", "layers that read an image for matching"),
+    Unused(r"text_encoder\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
 )
-"""What retrieval does not use: momentum twins, queues, the matching head, and cross-attention of the text encoder."""
 
 
 class BlipBackbone(TokenBackbone):

@@ -20,7 +20,7 @@ from cirrus_export.backbones.open_clip_models import (
     uses_quick_gelu,
     warn_if_a_file_could_be_several,
 )
-from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly
+from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
@@ -228,7 +228,7 @@ def _is_openai_archive(state: StateDict) -> bool:
 
 
 def _without_archive_keys(state: StateDict) -> StateDict:
-    return state.derived({key: value for key, value in state.items() if key not in _OPENAI_ARCHIVE_KEYS})
+    return pass_over(state, [Unused(f"({'|'.join(_OPENAI_ARCHIVE_KEYS)})$", "sizes, which the weights' shapes say")])
 
 
 def _shaped_as(state: StateDict) -> open_clip.CLIP:

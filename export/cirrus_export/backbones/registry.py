@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ ENTRY_POINTS = "cirrus.backbones"
 FROM_CHECKPOINT = "from-checkpoint"
 RANDOM = "random"
 _RANDOM_SEED = 20240607
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def _only_name(reference: str, family: Family) -> str:
 
 def _from_checkpoint(pretrained: str | None, fine_tuned: StateDict | None, tokenizer: Path | None) -> BackboneSource:
     if fine_tuned is not None:
+        _report_unused(pretrained, fine_tuned)
         state = fine_tuned
     elif pretrained is not None and Path(pretrained).is_file():
         state = read_state_dict(Path(pretrained))
@@ -143,6 +146,7 @@ def _from_checkpoint(pretrained: str | None, fine_tuned: StateDict | None, token
 
 def _weights(name: str, family: Family, pretrained: str | None, fine_tuned: StateDict | None) -> Weights:
     if fine_tuned is not None:
+        _report_unused(pretrained, fine_tuned)
         return Weights(state=fine_tuned, fine_tuned=True)
     if pretrained is None:
         raise ExportError(
@@ -163,6 +167,14 @@ def _weights(name: str, family: Family, pretrained: str | None, fine_tuned: Stat
         f"--pretrained {pretrained}: neither a file nor a tag of {name}; its tags: {', '.join(tags)}; "
         "'random' draws weights"
     )
+
+
+def _report_unused(pretrained: str | None, fine_tuned: StateDict) -> None:
+    if pretrained is not None:
+        log.warning(
+            "checkpoint %s: it carries its own backbone, which is used; --pretrained %s is not",
+            *(fine_tuned.source, pretrained),
+        )
 
 
 def _check_kind(asked_as: str, name: str, family: Family, state: StateDict) -> None:

@@ -16,6 +16,7 @@ from cirrus_export.checkpoints.state import (
     is_state_dict,
     load_strictly,
     read_checkpoint,
+    report_left_aside,
 )
 from cirrus_export.heads.inversion import Im2Text, Phi
 
@@ -54,6 +55,7 @@ def read_pic2word(path: Path) -> StateDict:
     clip = content.get(_CLIP)
     if is_state_dict(clip):
         parts |= {f"{_CLIP}.{key}": value for key, value in as_state_dict(clip, str(path)).items()}
+    report_left_aside(content, [_NETWORK, *([_CLIP] if is_state_dict(clip) else [])], str(path))
     return StateDict(parts, str(path))
 
 

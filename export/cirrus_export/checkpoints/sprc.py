@@ -1,7 +1,7 @@
 """SPRC files: `{"epoch": ..., "<class name>": state_dict}` of the whole BLIP-2, and the wrappers of its descendants.
 
 `visual_encoder.` and `ln_vision.` are the backbone; `query_tokens`, `Qformer.bert.`, `vision_proj.` and `text_proj.`
-the head. Everything else that LAVIS's class holds is trained with it and has no part in retrieval.
+the head. Everything else that LAVIS's class holds has no part in retrieval: `_UNUSED`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,17 @@ import re
 from torch import Tensor
 
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, pass_over
+from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 
 _BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
-_UNUSED = re.compile(r"^(temp|prompt_tokens)$|^(itm_head|Qformer\.cls)\.|^Qformer\.bert\.embeddings\.position_ids$")
+_UNUSED = (
+    Unused(r"temp$", "the temperature of the training loss"),
+    Unused(r"prompt_tokens$", "prompts of a training loss, which `inference` does not read"),
+    Unused(r"itm_head\.", "BLIP-2's head for matching, which reranks and does not retrieve"),
+    Unused(r"Qformer\.cls\.", "BLIP-2's head for captions"),
+    Unused(r"Qformer\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
+)
 _KEYS = KeyMap(
     ("Qformer.bert.embeddings.LayerNorm.", "bert.layernorm."),
     ("Qformer.bert.embeddings.", "embeddings."),

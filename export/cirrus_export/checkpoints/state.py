@@ -9,8 +9,9 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
@@ -23,6 +24,8 @@ from cirrus_client.errors import CheckpointError
 
 _DATA_PARALLEL = "module."
 _KNOWN_WRAPPERS = ("state_dict", "model_state_dict", "model", "state")
+_TRAINING_STATE = re.compile("optim|sched|scaler|rng|callbacks|loops")
+"""Names of entries whose tensors are not weights."""
 _collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("problems", default=None)
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,17 @@ class StateDict(dict[str, Tensor]):
         """Return the tensors whose name has a prefix, without the prefix."""
         part = {key.removeprefix(prefix): tensor for key, tensor in self.items() if key.startswith(prefix)}
         return StateDict(part, self.source, self.prefix + prefix)
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Keys of a checkpoint that retrieval does not use by design.
+
+    keys: a regular expression that matches them from their beginning. reason: what they are, for the log.
+    """
+
+    keys: str
+    reason: str
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -69,6 +83,18 @@ def read_checkpoint(path: Path) -> Mapping[str, object]:
     return content
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of all tensors of a checkpoint; those of its entries both alone and behind the entry's name.
+
+    Raises CheckpointError as `read_state_dict` does.
+    """
+    names: list[str] = []
+    for entry, value in read_checkpoint(path).items():
+        inside = list(as_state_dict(value, str(path))) if is_state_dict(value) else []
+        names += [str(entry), *inside, *(f"{entry}.{name}" for name in inside)]
+    return names
+
+
 def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
     """Return tensors in float32, DataParallel's prefix removed."""
     full = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
@@ -82,6 +108,20 @@ def is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
+def report_left_aside(content: Mapping[str, object], read: Collection[str], source: str) -> None:
+    """Log the entries of a checkpoint that are not read: a warning if they hold weights, which nobody would miss."""
+    left = [entry for entry in content if entry not in read]
+    weights = [entry for entry in left if _holds_tensors(content[entry]) and not _TRAINING_STATE.search(str(entry))]
+    rest = [str(entry) for entry in left if entry not in weights]
+    if weights:
+        log.warning(
+            "checkpoint %s: %s is read, and the weights under %s are not; if they are meant, save them alone",
+            *(source, _quoted(read), _quoted(weights)),
+        )
+    if rest:
+        log.info("checkpoint %s: not used: %s (state of its training)", source, _listed(rest))
+
+
 def _unwrapped(content: Mapping[str, object], path: Path) -> Mapping[str, Tensor]:
     if is_state_dict(content):
         return content
@@ -92,16 +132,29 @@ def _unwrapped(content: Mapping[str, object], path: Path) -> Mapping[str, Tensor
         found = f"state dicts under {_listed(list(inside))}" if inside else f"no tensors under {_listed(strangers)}"
         raise CheckpointError(f"checkpoint {path}: expected one state dict, found {found}; save the model's alone")
     name = known[0] if known else next(iter(inside))
-    log.info("checkpoint %s: reading '%s', passing over %s", path, name, _listed([k for k in content if k != name]))
+    report_left_aside(content, [name], str(path))
     return inside[name]
 
 
-def pass_over(state: StateDict, unused: re.Pattern[str]) -> StateDict:
-    """Drop keys that inference does not use (momentum twins, queues), and log their names."""
-    passed = sorted({f"{state.prefix}{'.'.join(key.split('.')[:2])}" for key in state if unused.match(key)})
-    if passed:
-        log.info("checkpoint %s: not used in retrieval: %s", state.source, _listed(passed, limit=20))
-    return state.derived({key: value for key, value in state.items() if not unused.match(key)})
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensors(item) for item in value)
+    return isinstance(value, Tensor)
+
+
+def pass_over(state: StateDict, unused: Sequence[Unused]) -> StateDict:
+    """Drop keys that retrieval does not use, and log them with the reason."""
+    kept = dict(state)
+    for kind in unused:
+        passed = [key for key in kept if re.match(kind.keys, key)]
+        if passed:
+            named = sorted({f"{state.prefix}{'.'.join(key.split('.')[:2])}" for key in passed})
+            log.info("checkpoint %s: not used: %s (%s)", state.source, _listed(named, limit=20), kind.reason)
+        for key in passed:
+            del kept[key]
+    return state.derived(kept)
 
 
 def load_strictly(module: nn.Module, state: StateDict, *, theirs: Callable[[str], str] = str) -> None:
@@ -204,6 +257,10 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _quoted(entries: Collection[str]) -> str:
+    return _listed([f"'{entry}'" for entry in entries])
 
 
 def _listed(items: list[str], *, separator: str = ", ", limit: int = 8) -> str:

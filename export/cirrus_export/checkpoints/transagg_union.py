@@ -8,39 +8,45 @@ The query head (`fusion.`, `combiner_layer.`, `weighted_layer.`, `output_layer.`
 from __future__ import annotations
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly
+from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
 from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.heads.union import Union
 
+QUERY_HEAD = ("fusion.", "combiner_layer.", "weighted_layer.", "output_layer.")
+UNION = ("t5_layers.", "union_weighted_layer.")
 _BACKBONE_PREFIXES = ("model.", "pretrained_model.")
-_UNION_PREFIXES = ("t5_layers.", "union_weighted_layer.")
-_EMBED_TOKENS = "t5_layers.embed_tokens.weight"
+_UNUSED = (Unused(r"t5_layers\.embed_tokens\.weight$", "T5's words, which a stack over two features does not read"),)
 
 
 def backbone(head: StateDict) -> StateDict | None:
-    """Return the CLIP or BLIP that the file carries, in its authors' key names, or None."""
-    for prefix in _BACKBONE_PREFIXES:
-        part = head.under(prefix)
-        if part:
-            return part
-    return None
+    """Return the CLIP or BLIP that the file carries, in its authors' key names, or None.
+
+    Raises CheckpointError if it carries two.
+    """
+    parts = [part for prefix in _BACKBONE_PREFIXES if (part := head.under(prefix))]
+    if len(parts) > 1:
+        raise CheckpointError(
+            f"checkpoint {head.source}: holds two backbones, under {' and '.join(_BACKBONE_PREFIXES)}: save the one "
+            "that the head was trained with"
+        )
+    return parts[0] if parts else None
 
 
-def load_query_head(head: StateDict, query_head: TransAgg) -> None:
-    """Load the query head, past a UNION in the file. Raises CheckpointError for a key that is missing or wrong."""
+def load_query_head(head: StateDict, query_head: TransAgg, *, beside: tuple[str, ...] = UNION) -> None:
+    """Load the query head. Raises CheckpointError for a missing, surplus or wrongly shaped key.
+
+    beside: prefixes of keys that the caller loads into other parts.
+    """
     _check_width(head, query_head)
-    passed_over = (*_UNION_PREFIXES, *_BACKBONE_PREFIXES)
+    passed_over = (*beside, *_BACKBONE_PREFIXES)
     query = {key: value for key, value in head.items() if not key.startswith(passed_over)}
     load_strictly(query_head, head.derived(query))
 
 
 def load_union(head: StateDict, union: Union) -> None:
-    """Load the target head. Raises CheckpointError for a missing, surplus or wrongly shaped key.
-
-    T5's stack saves an `embed_tokens` table that it never reads; it is the one key that is ignored.
-    """
-    target = {key: value for key, value in head.items() if key.startswith(_UNION_PREFIXES) and key != _EMBED_TOKENS}
-    load_strictly(union, head.derived(target))
+    """Load the target head. Raises CheckpointError for a missing, surplus or wrongly shaped key."""
+    target = {key: value for key, value in head.items() if key.startswith(UNION)}
+    load_strictly(union, pass_over(head.derived(target), _UNUSED))
 
 
 def fusion_layers(head: StateDict | None) -> int:

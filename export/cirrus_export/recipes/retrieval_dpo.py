@@ -34,6 +34,7 @@ class RetrievalDpo(TwoTowerRecipe):
     works_on = (WordBackbone,)
     caption_join = CaptionJoin.EACH
     options_type = RetrievalDpoOptions
+    head_keys = ("resblocks.0.",)
 
     def __init__(self, parts: Parts, options: RetrievalDpoOptions) -> None:
         super().__init__(parts, options)

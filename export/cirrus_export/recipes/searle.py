@@ -27,6 +27,7 @@ class Searle(TwoTowerRecipe):
 
     works_on = (WordBackbone,)
     caption_join = CaptionJoin.BOTH_ORDERS
+    head_keys: ClassVar[tuple[str, ...]] = ("layers.0.", "layers.3.", "layers.6.")
     placeholder: ClassVar[str] = "$"
     replaced: ClassVar[Replaced] = Replaced.FIRST
 
@@ -115,6 +116,7 @@ class Pic2Word(Searle):
     """The mapping network of Pic2Word, whose checkpoints carry the CLIP as well; "a photo of * , <text>"."""
 
     caption_join = CaptionJoin.SECOND_FIRST
+    head_keys = ("state_dict_img2text.",)
     placeholder = "*"
 
     @staticmethod

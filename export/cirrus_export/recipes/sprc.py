@@ -31,6 +31,7 @@ class Sprc(Recipe):
 
     works_on = (Blip2Backbone, OpenClipBackbone)
     similarity = Similarity.MAX_COSINE
+    head_keys = ("Qformer.bert.", "query_tokens", "vision_proj.", "text_proj.")
 
     def __init__(self, parts: Parts, options: Options) -> None:
         super().__init__(parts, options)

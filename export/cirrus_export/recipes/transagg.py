@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_export.backbones.backbone import TokenBackbone, require
@@ -23,10 +25,15 @@ class TransAggOptions(Options):
 
 @register("transagg")
 class TransAggRecipe(TwoTowerRecipe):
-    """A query is fused over all tokens by TransAgg; a target is the backbone's image embedding."""
+    """A query is fused over all tokens by TransAgg; a target is the backbone's image embedding.
+
+    other_heads: prefixes of the keys that a derived recipe loads into a head of its own.
+    """
 
     works_on = (TokenBackbone,)
     options_type = TransAggOptions
+    head_keys: ClassVar[tuple[str, ...]] = checkpoint.QUERY_HEAD
+    other_heads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, parts: Parts, options: TransAggOptions) -> None:
         self._tokens = require(parts.backbone, TokenBackbone, self.name)
@@ -38,7 +45,7 @@ class TransAggRecipe(TwoTowerRecipe):
             pad_mask=options.pad_mask,
         )
         if parts.head is not None:
-            checkpoint.load_query_head(parts.head, self.query_head)
+            checkpoint.load_query_head(parts.head, self.query_head, beside=self.other_heads)
         freeze(self.query_head)
 
     @property

@@ -18,6 +18,9 @@ from cirrus_export.recipes.transagg import TransAggOptions, TransAggRecipe
 class TransAggUnion(TransAggRecipe):
     """A query is fused over all tokens by TransAgg; a target is the UNION of the image and the null text."""
 
+    head_keys = (*TransAggRecipe.head_keys, *checkpoint.UNION)
+    other_heads = checkpoint.UNION
+
     def __init__(self, parts: Parts, options: TransAggOptions) -> None:
         super().__init__(parts, options)
         self.union = Union(self.dim, num_heads=checkpoint.t5_heads(parts.head, self.dim))
