@@ -36,7 +36,10 @@ def export_command(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic inside the graphs.")] = Precision.FP32,
     option: Annotated[
-        list[str] | None, typer.Option(help="A recipe's option as name=value, like pad_mask=additive; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="An option as name=value: a recipe's, like pad_mask=additive, or quick_gelu=true; repeatable."
+        ),
     ] = None,
     probe: Annotated[
         Path | None,

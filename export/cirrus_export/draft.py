@@ -32,6 +32,8 @@ class ContractDraft:
             "tokenizer": sha256_of_file(root / self._tokenizer.file),
             "pooling": recipe.pooling(),
         }
+        if recipe.backbone.activation is not None:
+            components["activation"] = recipe.backbone.activation
         self.space = SpaceSpec.of(components, dim=recipe.dim, vectors=recipe.vectors, similarity=recipe.similarity)
 
     def contract(self, graphs: Mapping[str, GraphSpec], fidelity: FidelityStatus) -> BundleSpec:
@@ -43,7 +45,7 @@ class ContractDraft:
             backbone=request.backbone,
             pretrained=request.located_pretrained(),
             head=request.head_identity(),
-            options=recipe.options.model_dump(mode="json"),
+            options=recipe.options.model_dump(mode="json") | request.backbone_options().model_dump(exclude_none=True),
             precision=request.precision,
             space=self.space,
             preprocess=self._preprocess,

@@ -81,13 +81,20 @@ def export(request: ExportRequest, probe: Probe, *, show_progress: bool = False)
 def build_recipe(request: ExportRequest) -> Recipe:
     """Return the torch original of a request. Raises ExportError or CheckpointError."""
     recipe_type = recipe_named(request.recipe)
-    options = parse_options(recipe_type, request.options)
+    options = parse_options(recipe_type, request.recipe_options())
+    backbone_options = request.backbone_options()
     try:
         head = _read_head(request, recipe_type)
         if head is not None:
             check_recipe(recipe_type, head)
         fine_tuned = recipe_type.checkpoint_backbone(head) if head else None
-        source = find_backbone(request.backbone, request.pretrained, fine_tuned, tokenizer=request.tokenizer)
+        source = find_backbone(
+            request.backbone,
+            request.pretrained,
+            fine_tuned,
+            tokenizer=request.tokenizer,
+            options=backbone_options,
+        )
         _check_source(recipe_type, source)
         with one_error_for_all_keys():
             backbone = source.load()

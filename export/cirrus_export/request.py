@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from cirrus_client.bundle import Precision
+from cirrus_client.errors import ExportError
 from cirrus_client.files import sha256_of_file
+from cirrus_client.records import first_problem
+from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.backbones.registry import RANDOM, split_pretrained
 
 
@@ -17,8 +22,9 @@ class ExportRequest:
 
     recipe, backbone: names, or `module:Class`. pretrained: an open_clip tag, a file or folder, `TAG=FILE`, or "random";
     None where the head's checkpoint carries its backbone. head: the head's checkpoint, "random", or None where the
-    recipe has no head. for_triton: an NGC release of Triton for which TensorRT plans are compiled as well, or None.
-    tokenizer: the `tokenizer.json` of a backbone whose tokenizer is on a hub, or None to fetch it.
+    recipe has no head. options: the recipe's and the backbone's, by name. for_triton: an NGC release of Triton for
+    which TensorRT plans are compiled as well, or None. tokenizer: the `tokenizer.json` of a backbone whose tokenizer is
+    on a hub, or None to fetch it.
     """
 
     recipe: str
@@ -30,6 +36,19 @@ class ExportRequest:
     options: Mapping[str, str | float | bool] = field(default_factory=dict)
     for_triton: str | None = None
     tokenizer: Path | None = None
+
+    def backbone_options(self) -> BackboneOptions:
+        """Return the options that are the backbone's. Raises ExportError for an invalid value."""
+        own = {name: value for name, value in self.options.items() if name in BackboneOptions.model_fields}
+        try:
+            return BackboneOptions.model_validate(own)
+        except ValidationError as error:
+            field, problem = first_problem(error)
+            raise ExportError(f"--option {field}: {problem}") from None
+
+    def recipe_options(self) -> dict[str, str | float | bool]:
+        """Return the options that are the recipe's."""
+        return {name: value for name, value in self.options.items() if name not in BackboneOptions.model_fields}
 
     def located_pretrained(self) -> str | None:
         """Return `pretrained` with its path made absolute, so that it holds from any folder."""

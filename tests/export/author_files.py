@@ -55,5 +55,6 @@ def request(folder: Path, recipe: str, small_clip: Path, **changes) -> ExportReq
         "pretrained": str(small_clip) if needs_clip else None,
         "head": changes["head"] if "head" in changes else str(authors_file(folder, recipe)),
         "out": folder / "bundle",
+        "options": {"quick_gelu": "true"} if needs_clip else {},
     }
     return ExportRequest(**(values | changes))

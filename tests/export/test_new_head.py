@@ -20,6 +20,13 @@ def test_recipe_backbone_options_and_precision_are_the_base_bundles(bundle, weig
     assert request.options == bundle.spec.options
 
 
+def test_what_the_user_said_of_the_backbone_is_said_again(bundle, weights, tmp_path) -> None:
+    options = bundle.spec.options | {"quick_gelu": True}
+    request = request_like(with_spec(bundle, options=options), weights.head, tmp_path / "out")
+    assert request.backbone_options().quick_gelu is True
+    assert request.recipe_options() == bundle.spec.options
+
+
 def test_weights_that_are_gone_are_named_before_anything_is_written(bundle, weights, tmp_path) -> None:
     gone = with_spec(bundle, pretrained=str(tmp_path / "gone.safetensors"))
     with pytest.raises(ExportError, match=r"its backbone's weights were .*gone\.safetensors, which is gone"):

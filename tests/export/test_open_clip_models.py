@@ -24,11 +24,13 @@ from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton import TritonEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
-from cirrus_export.backbones.family import Weights
+from cirrus_export.backbones.family import BackboneOptions, Weights
 from cirrus_export.backbones.hub_tokenizer import find_hub_tokenizer
 from cirrus_export.backbones.open_clip import OpenClipFamily
-from cirrus_export.backbones.open_clip_models import uses_quick_gelu
+from cirrus_export.backbones.open_clip_models import uses_quick_gelu, warn_if_a_file_could_be_several
 from cirrus_export.backbones.registry import find_backbone, load_backbone
+from cirrus_export.checkpoints.state import StateDict
+from cirrus_export.draft import NOT_MEASURED, ContractDraft
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import Flavour
@@ -72,10 +74,90 @@ def test_a_tag_sets_the_activation_of_the_model_that_is_built(tmp_path: Path) ->
     assert "QuickGELU" in str(quick.clip)
 
 
-def test_a_file_that_could_be_several_tags_is_told_to_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_file(load_backbone("ViT-B-32", "random").clip.state_dict(), tmp_path / "weights.safetensors")
-    load_backbone("ViT-B-32", str(tmp_path / "weights.safetensors"))
-    assert f"--pretrained TAG={tmp_path / 'weights.safetensors'}" in caplog.text
+@pytest.fixture(scope="module")
+def b32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT-B-32 as a file that does not say which tag's it is."""
+    file = tmp_path_factory.mktemp("b32") / "weights.safetensors"
+    save_file(load_backbone("ViT-B-32", "random").clip.state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("backbone", ["ViT-B-32", "from-checkpoint"])
+def test_the_activation_of_a_clips_file_is_asked_for_and_never_guessed(backbone: str, b32: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    with pytest.raises(ExportError, match=f"checkpoint {b32}: a CLIP's file does not say .* --option quick_gelu=true"):
+        load_backbone(backbone, str(b32))
+    for quick_gelu in (True, False):
+        options = BackboneOptions(quick_gelu=quick_gelu)
+        clip = load_backbone(backbone, str(b32), options=options).clip
+        assert ("QuickGELU" in str(clip)) == quick_gelu
+        word = "QuickGELU" if quick_gelu else "GELU"
+        assert f"is built with {word}, as --option quick_gelu={str(quick_gelu).lower()} says" in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in open_clip.list_pretrained()}))
+def test_a_file_is_asked_about_where_weights_of_its_shape_differ_in_activation(name: str) -> None:
+    siblings = {name, f"{name}-quickgelu"}
+    published = {
+        bool(open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"))
+        for model, tag in open_clip.list_pretrained()
+        if model in siblings
+    }
+    config = open_clip.get_model_config(name)
+    weights = Weights(state=StateDict({}, "file.pt"))
+    if config.get("quick_gelu") or published == {False}:
+        assert uses_quick_gelu(name, config, weights, from_openai=False) == bool(config.get("quick_gelu"))
+    else:
+        with pytest.raises(ExportError, match=r"name the tag whose file it is: --pretrained TAG=file\.pt"):
+            uses_quick_gelu(name, config, weights, from_openai=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "both"),
+    [
+        (
+            "ViT-B-32",
+            "metaclip_400m",
+            "--pretrained metaclip_400m says QuickGELU, but --option quick_gelu=false says GELU",
+        ),
+        ("ViT-B-32-quickgelu", "FILE", "--backbone ViT-B-32-quickgelu says QuickGELU, but --option quick_gelu=false"),
+    ],
+)
+def test_two_contradicting_words_on_the_activation_are_refused(
+    name: str, pretrained: str, both: str, b32: Path
+) -> None:
+    pretrained = str(b32) if pretrained == "FILE" else pretrained
+    with pytest.raises(ExportError, match=both):
+        load_backbone(name, pretrained, options=BackboneOptions(quick_gelu=False))
+
+
+@pytest.mark.parametrize(("quick_gelu", "component"), [(True, "quick_gelu"), (False, None)])
+def test_an_activation_that_only_the_user_says_is_part_of_the_space(quick_gelu, component, tmp_path: Path) -> None:
+    (tmp_path / "graphs").mkdir()
+    options = {"quick_gelu": str(quick_gelu)}
+    request = ExportRequest("clip", "RN50", "random", None, tmp_path / "out", options=options)
+    draft = ContractDraft(request, build_recipe(request), tmp_path)
+    assert draft.space.components.get("activation") == component
+    assert draft.contract({}, NOT_MEASURED).options == {"text_weight": 0.5, "quick_gelu": quick_gelu}
+
+
+def test_only_a_clip_has_an_activation_to_choose(tmp_path: Path) -> None:
+    options = {"quick_gelu": "true"}
+    request = ExportRequest("transagg", "blip-base-coco", "random", "random", tmp_path / "out", options=options)
+    with pytest.raises(ExportError, match="--option quick_gelu: a BLIP backbone has no such option"):
+        build_recipe(request)
+
+
+def test_an_activation_that_is_neither_true_nor_false_is_refused(tmp_path: Path) -> None:
+    request = ExportRequest("clip", "RN50", "random", None, tmp_path / "out", options={"quick_gelu": "maybe"})
+    with pytest.raises(ExportError, match=r"--option quick_gelu: .* found 'maybe'"):
+        build_recipe(request)
+
+
+def test_a_file_whose_images_could_be_prepared_as_several_tags_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    weights = Weights(state=StateDict({}, "file.pt"))
+    warn_if_a_file_could_be_several("ViT-L-14", open_clip.get_model_config("ViT-L-14"), weights)
+    assert "--pretrained TAG=file.pt" in caplog.text
 
 
 @pytest.fixture(scope="module")

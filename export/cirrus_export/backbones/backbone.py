@@ -32,6 +32,13 @@ class TextToken(StrEnum):
     FIRST = "first"
 
 
+class Activation(StrEnum):
+    """The function inside a CLIP's feed-forward layers, which its weights do not show: x sigmoid(1.702 x), or GELU."""
+
+    QUICK_GELU = "quick_gelu"
+    GELU = "gelu"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """How a recipe words a text.
@@ -68,11 +75,13 @@ class Prompt:
 class Backbone(nn.Module, ABC):
     """A frozen image encoder, and everything about it that a query and a gallery must share.
 
-    label, offers: the family, and what it gives to a recipe, for messages.
+    label, offers: the family, and what it gives to a recipe, for messages. activation: part of the space where the
+    weights and the architecture's name leave it open; else None.
     """
 
     label: ClassVar[str]
     offers: ClassVar[str] = "an image encoder"
+    activation: Activation | None = None
 
     @property
     @abstractmethod

@@ -13,7 +13,7 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TokenizerSpec
-from cirrus_export.backbones.backbone import Backbone, Prompt
+from cirrus_export.backbones.backbone import Activation, Backbone, Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
@@ -56,10 +56,16 @@ class Blip2Backbone(Backbone):
     label = "BLIP-2"
     offers = "image tokens for a Q-Former"
 
-    def __init__(self, visual: Blip2VisionModel | VisionTransformer, preprocess: PreprocessSpec | None = None) -> None:
+    def __init__(
+        self,
+        visual: Blip2VisionModel | VisionTransformer,
+        preprocess: PreprocessSpec | None = None,
+        activation: Activation | None = None,
+    ) -> None:
         """preprocess: None is LAVIS's `BlipImageEvalProcessor`, which has CLIP's mean and standard deviation."""
         super().__init__()
         self.visual = visual
+        self.activation = activation
         size = visual.config.image_size if isinstance(visual, Blip2VisionModel) else visual.image_size[0]
         self._preprocess = preprocess or PreprocessSpec(size_px=int(size))
         self.eval().requires_grad_(False)

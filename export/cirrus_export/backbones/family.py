@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.records import Record
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.checkpoints.state import StateDict
+
+
+class BackboneOptions(Record):
+    """What a user says of a backbone that its weights do not show; None leaves it to the weights.
+
+    quick_gelu: True if a CLIP was trained with QuickGELU, False if with GELU.
+    """
+
+    quick_gelu: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -24,18 +34,24 @@ class Weights:
 
     tag: published weights, by the family's name for them. state: the tensors of a file. folder: a checkpoint that is a
     folder. tag and state: a tag's file that was fetched elsewhere. fine_tuned: the state was saved beside a head.
+    options: what the user says of them.
     """
 
     tag: str | None = None
     state: StateDict | None = None
     folder: Path | None = None
     fine_tuned: bool = False
+    options: BackboneOptions = field(default_factory=BackboneOptions)
 
 
 class Family(ABC):
-    """Backbones that are loaded alike. `backbone_type` says what they offer to a recipe."""
+    """Backbones that are loaded alike.
+
+    backbone_type: what they offer to a recipe. options: the `BackboneOptions` that they have.
+    """
 
     backbone_type: ClassVar[type[Backbone]]
+    options: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def names(self) -> Sequence[str]:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
-from cirrus_export.backbones.backbone import Prompt, TextToken, WordBackbone, at_end_of_text
+from cirrus_export.backbones.backbone import Activation, Prompt, TextToken, WordBackbone, at_end_of_text
 from cirrus_export.backbones.clip_tokenizer import clip_null_token_ids, write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.backbones.open_clip_models import (
+    OPENAI,
     Config,
+    activation_in_space,
     fetch,
     preprocess_of,
     tags_of,
@@ -42,9 +44,12 @@ class OpenClipBackbone(WordBackbone):
     label = "CLIP"
     text_token = TextToken.END_OF_TEXT
 
-    def __init__(self, clip: open_clip.CLIP, preprocess: PreprocessSpec | None = None) -> None:
+    def __init__(
+        self, clip: open_clip.CLIP, preprocess: PreprocessSpec | None = None, activation: Activation | None = None
+    ) -> None:
         """preprocess: None is OpenAI's, in the model's size."""
         super().__init__()
+        self.activation = activation
         self.clip = clip.eval().requires_grad_(False)
         size = clip.visual.image_size
         self._preprocess = preprocess or PreprocessSpec(size_px=size[0] if isinstance(size, tuple) else size)
@@ -159,6 +164,7 @@ class OpenClipFamily(Family):
     """Every architecture of open_clip that reads an image off its CLS token and a text off its end."""
 
     backbone_type = OpenClipBackbone
+    options = frozenset({"quick_gelu"})
 
     def names(self) -> Sequence[str]:
         """Return open_clip's names of such models."""
@@ -189,19 +195,20 @@ class OpenClipFamily(Family):
         """See `Family.load`."""
         refuse_tokenizer(name, tokenizer)
         state = weights.state
+        config = OPENAI if name is None else self.config(name)
+        from_openai = weights.fine_tuned or (state is not None and _is_openai_archive(state))
+        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=from_openai)
+        activation = activation_in_space(quick_gelu, config, weights, from_openai=from_openai)
         if name is None:
             assert state is not None
             plain = _without_archive_keys(state)
-            clip = OpenClipBackbone(_shaped_as(plain))
+            clip = OpenClipBackbone(_shaped_as(plain, quick_gelu=quick_gelu), activation=activation)
             load_strictly(clip.clip, plain)
             return clip
-        config = self.config(name)
-        from_openai = weights.fine_tuned or (state is not None and _is_openai_archive(state))
-        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=from_openai)
         if not from_openai:
             warn_if_a_file_could_be_several(name, config, weights)
         preprocess = self.preprocess(name, weights)
-        clip = OpenClipBackbone(open_clip.CLIP(**config | {"quick_gelu": quick_gelu}), preprocess)
+        clip = OpenClipBackbone(open_clip.CLIP(**config | {"quick_gelu": quick_gelu}), preprocess, activation)
         if state is not None:
             load_strictly(clip.clip, _without_archive_keys(state))
         elif weights.tag is not None:
@@ -231,7 +238,7 @@ def _without_archive_keys(state: StateDict) -> StateDict:
     return pass_over(state, [Unused(f"({'|'.join(_OPENAI_ARCHIVE_KEYS)})$", "sizes, which the weights' shapes say")])
 
 
-def _shaped_as(state: StateDict) -> open_clip.CLIP:
+def _shaped_as(state: StateDict, *, quick_gelu: bool) -> open_clip.CLIP:
     """Build OpenAI's CLIP in the sizes of its own state dict, as `clip.model.build_model` infers them."""
     patches, words = state["visual.conv1.weight"], state["token_embedding.weight"]
     side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
@@ -250,4 +257,4 @@ def _shaped_as(state: StateDict) -> open_clip.CLIP:
         layers=count_layers(state, r"^transformer\.resblocks\.(\d+)\."),
     )
     dim = state["text_projection"].shape[1]
-    return open_clip.CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    return open_clip.CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu)

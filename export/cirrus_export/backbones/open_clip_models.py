@@ -15,6 +15,7 @@ from torch import nn
 
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
+from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.family import Weights
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -23,6 +24,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 Config = dict[str, Any]
 _QUICK_GELU = "quick_gelu"
+OPENAI: Config = {_QUICK_GELU: True}
+"""What is known of a CLIP whose sizes come from its file: OpenAI's form."""
+_WORD = {True: "QuickGELU", False: "GELU"}
 _PADS = {"shortest": Pad.NONE, "squash": Pad.STRETCH}
 log = logging.getLogger(__name__)
 
@@ -33,25 +37,73 @@ def tags_of(name: str) -> Sequence[str]:
     return tags
 
 
-def uses_quick_gelu(name: str, config: Config, weights: Weights, *, from_openai: bool) -> bool:
-    """Return whether weights were trained with QuickGELU (open_clip#771, #915).
+def uses_quick_gelu(name: str | None, config: Config, weights: Weights, *, from_openai: bool) -> bool:
+    """Return whether weights were trained with QuickGELU (open_clip#771, #915), and log who says so.
 
-    A tag's own setting wins over the architecture's, which a dozen tags contradict. from_openai: the file is OpenAI's
-    own or was fine-tuned from it, always with QuickGELU. Other files are taken to be the architecture's.
-    Raises ExportError if a tag does not say QuickGELU and its architecture does: its trainers may have meant either.
+    A tag says it, and wins over the architecture, which a dozen tags contradict. A file does not say it. Its
+    architecture does if it is called "-quickgelu", or was never published with QuickGELU; otherwise the user must.
+    name: None where the sizes come from a file. from_openai: the file is OpenAI's own or was fine-tuned from it, always
+    with QuickGELU. Raises ExportError if nobody says it, two contradict each other, or a tag does not say QuickGELU and
+    its architecture does: its trainers may have meant either.
     """
+    said = dict(_sayings(name, config, weights, from_openai=from_openai))
+    if not said:
+        raise ExportError(_question(name, weights))
+    if len(set(said.values())) > 1:
+        both = ", but ".join(f"{who} says {_WORD[value]}" for who, value in said.items())
+        raise ExportError(f"the activation function is not clear: {both}; leave one of them away")
+    answer = next(iter(said.values()))
+    log.info("%s is built with %s, as %s says", name or "the CLIP", _WORD[answer], " and ".join(said))
+    return answer
+
+
+def activation_in_space(quick_gelu: bool, config: Config, weights: Weights, *, from_openai: bool) -> Activation | None:
+    """Return the activation function if the user's word is all that says it, else None.
+
+    Spaces of tags, of OpenAI's files and of an architecture's own activation do not name it.
+    """
+    if weights.tag is not None or from_openai or quick_gelu == config.get(_QUICK_GELU, False):
+        return None
+    return Activation.QUICK_GELU if quick_gelu else Activation.GELU
+
+
+def _sayings(name: str | None, config: Config, weights: Weights, *, from_openai: bool) -> Iterator[tuple[str, bool]]:
+    """Yield who says whether weights were trained with QuickGELU, and what they say."""
     of_architecture = bool(config.get(_QUICK_GELU, False))
+    option = weights.options.quick_gelu
     if from_openai:
-        return True
-    if weights.tag is None:
-        return of_architecture
-    of_tag = bool(_tag(name, weights.tag).get(_QUICK_GELU, False))
-    if of_architecture and not of_tag:
-        raise ExportError(
-            f"--pretrained {weights.tag}: open_clip's configuration of {name} says QuickGELU and this tag does not, so "
-            "its activation function is unknown: name another tag"
-        )
-    return of_tag
+        yield "a file of OpenAI's clip package", True
+    if name is not None and weights.tag is not None:
+        of_tag = bool(_tag(name, weights.tag).get(_QUICK_GELU, False))
+        if of_architecture and not of_tag:
+            raise ExportError(
+                f"--pretrained {weights.tag}: open_clip's configuration of {name} says QuickGELU and this tag does "
+                "not, so its activation function is unknown: name another tag"
+            )
+        yield f"--pretrained {weights.tag}", of_tag
+    elif name is not None and not from_openai:
+        open_to_both = _published_with_both(name) and not of_architecture
+        if not open_to_both or (weights.state is None and option is None):
+            yield f"--backbone {name}", of_architecture
+    if option is not None:
+        yield f"--option quick_gelu={str(option).lower()}", option
+
+
+def _published_with_both(name: str) -> bool:
+    """Return whether a model of this shape was published with QuickGELU, though its name does not say so."""
+    return f"{name}-quickgelu" in open_clip.list_models() or any(
+        _tag(name, tag).get(_QUICK_GELU, False) for tag in tags_of(name)
+    )
+
+
+def _question(name: str | None, weights: Weights) -> str:
+    file = weights.state.source if weights.state is not None else weights.folder
+    or_tag = "" if name is None else f", or name the tag whose file it is: --pretrained TAG={file}"
+    return (
+        f"checkpoint {file}: a CLIP's file does not say whether it was trained with QuickGELU or with GELU, and with "
+        "the wrong one every embedding is wrong: say --option quick_gelu=true (OpenAI's, MetaCLIP's and DFN's models, "
+        f"and what was fine-tuned from them) or quick_gelu=false (LAION's, DataComp's){or_tag}"
+    )
 
 
 def preprocess_of(name: str, config: Config, weights: Weights) -> PreprocessSpec:
@@ -67,17 +119,15 @@ def preprocess_of(name: str, config: Config, weights: Weights) -> PreprocessSpec
 
 
 def warn_if_a_file_could_be_several(name: str, config: Config, weights: Weights) -> None:
-    """Log a warning if a model's tags differ in what a file does not show: its activation and its preprocessing."""
+    """Log a warning if a model's tags differ in their preprocessing, which a file does not show."""
     if weights.state is None or weights.tag is not None:
         return
-    forms = {(_preprocess_of_tag(name, config, tag), bool(_tag(name, tag).get(_QUICK_GELU))) for tag in tags_of(name)}
-    if len(forms) > 1:
-        quick_gelu = bool(config.get(_QUICK_GELU, False))
+    if len({_preprocess_of_tag(name, config, tag) for tag in tags_of(name)}) > 1:
         file = weights.state.source
         log.warning(
-            "%s: the published weights of %s differ in their preprocessing or in QuickGELU, and a file does not show "
-            "which it is; %s and QuickGELU=%s are assumed. If it is a tag's file, say so: --pretrained TAG=%s",
-            *(file, name, preprocess_of(name, config, weights), quick_gelu, file),
+            "%s: the published weights of %s differ in their preprocessing, and a file does not show which it is; "
+            "%s is assumed. If it is a tag's file, say so: --pretrained TAG=%s",
+            *(file, name, preprocess_of(name, config, weights), file),
         )
 
 

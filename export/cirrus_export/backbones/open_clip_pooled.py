@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
-from cirrus_export.backbones.backbone import PooledBackbone, Prompt
+from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
 from cirrus_export.backbones.open_clip import shows_every_token
 from cirrus_export.backbones.open_clip_models import (
     Config,
+    activation_in_space,
     create,
     fetch,
     preprocess_of,
@@ -46,10 +47,16 @@ class PooledOpenClipBackbone(PooledBackbone):
     label = "pooled open_clip"
 
     def __init__(
-        self, model: nn.Module, config: Config, preprocess: PreprocessSpec, hub_tokenizer: HubTokenizer | None
+        self,
+        model: nn.Module,
+        config: Config,
+        preprocess: PreprocessSpec,
+        hub_tokenizer: HubTokenizer | None,
+        activation: Activation | None = None,
     ) -> None:
         """hub_tokenizer: None is CLIP's byte-pair tokenizer."""
         super().__init__()
+        self.activation = activation
         self.model = model
         self._config = config
         self._preprocess = preprocess
@@ -116,6 +123,7 @@ class PooledOpenClipFamily(Family):
     """Models of open_clip that do not show every token, or pool them otherwise than OpenAI's CLIP does."""
 
     backbone_type = PooledOpenClipBackbone
+    options = frozenset({"quick_gelu"})
 
     def names(self) -> Sequence[str]:
         """Return open_clip's names of such models."""
@@ -156,7 +164,8 @@ class PooledOpenClipFamily(Family):
             load_strictly(model, weights.state)
         elif weights.tag is not None:
             fetch(model, name, weights.tag)
-        return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer)
+        activation = activation_in_space(quick_gelu, config, weights, from_openai=weights.fine_tuned)
+        return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer, activation)
 
     def _tokenizer(self, name: str, config: Config, file: Path | None) -> HubTokenizer | None:
         text = config["text_cfg"]

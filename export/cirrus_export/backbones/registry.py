@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from cirrus_client.errors import CheckpointError, ExportError, PluginError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.backbones.backbone import Backbone
-from cirrus_export.backbones.family import Family, Weights
+from cirrus_export.backbones.family import BackboneOptions, Family, Weights
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 
 FAMILIES = {
@@ -54,34 +54,43 @@ class BackboneSource:
 
 
 def find_backbone(
-    name: str, pretrained: str | None, fine_tuned: StateDict | None = None, *, tokenizer: Path | None = None
+    name: str,
+    pretrained: str | None,
+    fine_tuned: StateDict | None = None,
+    *,
+    tokenizer: Path | None = None,
+    options: BackboneOptions | None = None,
 ) -> BackboneSource:
     """Find a backbone and where its weights are.
 
     name: one of a family's names, `module:Class` of a family, or "from-checkpoint": the family and sizes of the file.
     pretrained: a tag ("openai"), a checkpoint file or folder, `TAG=FILE` for a tag's file that was fetched elsewhere,
     or "random" (seeded). fine_tuned: the backbone that a head's checkpoint carries, in its authors' key names; it wins
-    over `pretrained`, whose weights are then not fetched.
+    over `pretrained`, whose weights are then not fetched. options: what the user says of the weights.
 
-    Raises ExportError for an unknown name or tag, CheckpointError for a file of another kind, PluginError for a name
-    that two families claim.
+    Raises ExportError for an unknown name, tag or option, CheckpointError for a file of another kind, PluginError for a
+    name that two families claim.
     """
     if name == FROM_CHECKPOINT:
-        return _from_checkpoint(pretrained, fine_tuned, tokenizer)
-    if ":" in name:
-        family = _family(name)
-        own_name = _only_name(name, family)
+        source = _from_checkpoint(pretrained, fine_tuned, tokenizer)
     else:
-        family, own_name = _owner(name), name
-    weights = _weights(own_name, family, pretrained, fine_tuned)
-    if weights.state is not None:
-        _check_kind(name, own_name, family, weights.state)
-    return BackboneSource(family, own_name, weights, tokenizer)
+        if ":" in name:
+            family = _family(name)
+            own_name = _only_name(name, family)
+        else:
+            family, own_name = _owner(name), name
+        weights = _weights(own_name, family, pretrained, fine_tuned)
+        if weights.state is not None:
+            _check_kind(name, own_name, family, weights.state)
+        source = BackboneSource(family, own_name, weights, tokenizer)
+    return source if options is None else _with_options(source, options)
 
 
-def load_backbone(name: str, pretrained: str | None, fine_tuned: StateDict | None = None) -> Backbone:
+def load_backbone(
+    name: str, pretrained: str | None, fine_tuned: StateDict | None = None, *, options: BackboneOptions | None = None
+) -> Backbone:
     """Find and build a frozen backbone; see `find_backbone` and `Family.load`."""
-    return find_backbone(name, pretrained, fine_tuned).load()
+    return find_backbone(name, pretrained, fine_tuned, options=options).load()
 
 
 def split_pretrained(pretrained: str) -> tuple[str | None, Path | None]:
@@ -167,6 +176,15 @@ def _weights(name: str, family: Family, pretrained: str | None, fine_tuned: Stat
         f"--pretrained {pretrained}: neither a file nor a tag of {name}; its tags: {', '.join(tags)}; "
         "'random' draws weights"
     )
+
+
+def _with_options(source: BackboneSource, options: BackboneOptions) -> BackboneSource:
+    unknown = options.model_dump(exclude_none=True).keys() - source.family.options
+    if unknown:
+        raise ExportError(
+            f"--option {', '.join(unknown)}: a {source.family.backbone_type.label} backbone has no such option"
+        )
+    return replace(source, weights=replace(source.weights, options=options))
 
 
 def _report_unused(pretrained: str | None, fine_tuned: StateDict) -> None:

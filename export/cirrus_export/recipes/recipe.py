@@ -18,6 +18,7 @@ from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import Record, first_problem
 from cirrus_export.backbones.backbone import Backbone, Prompt
+from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 from cirrus_export.graph import Graph
 
@@ -152,5 +153,5 @@ def parse_options(recipe: type[Recipe], options: Mapping[str, str | float | bool
         return recipe.options_type.model_validate(options)
     except ValidationError as error:
         field, problem = first_problem(error)
-        known = ", ".join(recipe.options_type.model_fields) or "none"
+        known = ", ".join([*recipe.options_type.model_fields, *BackboneOptions.model_fields])
         raise ExportError(f"recipe {recipe.name}: option '{field}': {problem}; known options: {known}") from None

@@ -37,7 +37,7 @@ class Sprc(Recipe):
         super().__init__(parts, options)
         backbone = parts.backbone
         if isinstance(backbone, OpenClipBackbone):
-            backbone = Blip2Backbone(backbone.clip.visual, backbone.preprocess)
+            backbone = Blip2Backbone(backbone.clip.visual, backbone.preprocess, backbone.activation)
         self._backbone = require(backbone, Blip2Backbone, self.name)
         size = (
             QFormerSize(self.backbone.width) if parts.head is None else checkpoint.size(parts.head, self.backbone.width)
