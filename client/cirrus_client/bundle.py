@@ -64,14 +64,17 @@ class Similarity(StrEnum):
 
 
 class CaptionJoin(StrEnum):
-    """How a recipe's published evaluation turns the two captions of a FashionIQ query into text.
+    """How a recipe's published evaluation words a query: FashionIQ's two captions c0 and c1, CIRR's and CIRCO's one.
 
-    CAPITALISED: "C0 and c1", and on CIRCO "<concept> but <caption>" (TransAgg, UNION, SPRC). BOTH_ORDERS: "c0 and c1"
-    and "c1 and c0", their embeddings averaged (SEARLE, LinCIR). SECOND_FIRST: "c1 and c0" (Pic2Word). EACH: every
-    caption is a query (Retrieval-DPO).
+    CAPITALISED: "C0 and c1", both without full stops, question marks, commas and spaces at their ends (TransAgg, SPRC).
+    JOINED: "c0 and c1" as they are; on CIRR "find a photo that <caption>", on CIRCO "<concept> but <caption>" (UNION).
+    BOTH_ORDERS: "c0 and c1" and "c1 and c0", stripped as above, their embeddings averaged (SEARLE, LinCIR).
+    SECOND_FIRST: "c1 and c0" as they are (Pic2Word). EACH: every caption is a query, as it is (Retrieval-DPO).
+    Where nothing else is said, the one caption of CIRR or CIRCO is the text, as it is.
     """
 
     CAPITALISED = "capitalised"
+    JOINED = "joined"
     BOTH_ORDERS = "both_orders"
     SECOND_FIRST = "second_first"
     EACH = "each"
@@ -157,6 +160,9 @@ class BundleSpec(Record):
     ensembles: dict[EnsembleName, EnsembleSpec]
     max_batch: int = Field(gt=0)
     caption_join: CaptionJoin = CaptionJoin.CAPITALISED
+    circo_without_reference: bool = Field(
+        default=False, description="the published evaluation takes the reference image out of CIRCO's answers"
+    )
     fidelity: FidelityStatus
     versions: dict[str, str]
     files: dict[str, str] = Field(description="sha256 of every file that the graphs and the tokenizer consist of")

@@ -54,6 +54,7 @@ class ContractDraft:
             ensembles=recipe.ensembles(),
             max_batch=MAX_BATCH,
             caption_join=recipe.caption_join,
+            circo_without_reference=recipe.circo_without_reference,
             fidelity=fidelity,
             versions={package: version(package) for package in _RECORDED_PACKAGES},
             files=self._checksums(),

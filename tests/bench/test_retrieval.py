@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cirrus_bench.measure import this_machine
-from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, read_dataset
+from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Query, read_dataset
 from cirrus_bench.retrieval.evaluate import evaluate, query_texts
 from cirrus_bench.retrieval.report import RetrievalReport
 from cirrus_bench.retrieval.submission import SubmissionError
@@ -17,6 +17,7 @@ from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import UnsupportedQuery
 from cirrus_client.names import EnsembleName
+from cirrus_export.recipes import recipe_named
 
 
 def write(path: Path, content: object) -> None:
@@ -160,8 +161,6 @@ def test_circo_has_several_truths_and_a_submission(bundle, circo, tmp_path) -> N
     assert 0 < found.score("mAP@50") <= 1
     (task,) = read_dataset(DatasetName.CIRCO, circo, "val")
     assert task.queries[0].targets == (1, 2, 3)
-    assert query_texts(task.queries[0], CaptionJoin.CAPITALISED, DatasetName.CIRCO) == ["a dress but is blue"]
-    assert query_texts(task.queries[0], CaptionJoin.BOTH_ORDERS, DatasetName.CIRCO) == ["Is Blue"]
     _, (submission,) = run(bundle, DatasetName.CIRCO, circo, "test", tmp_path / "work2")
     content = json.loads(submission.read_text())
     assert list(content) == [str(number) for number in range(800)]
@@ -184,19 +183,75 @@ def sketches(tmp_path, images) -> Path:
 
 def test_sketches_find_photos_of_their_class(bundle, sketches, tmp_path) -> None:
     found, _ = run(bundle, DatasetName.TUBERLIN, sketches, "zeroshot", tmp_path / "work")
-    assert found.score("P@100") == pytest.approx(4 / 12)
+    assert [found.score(f"P@{k}") for k in (50, 100, 200)] == pytest.approx([4 / 50, 4 / 100, 4 / 200])
     assert 4 / 12 < found.score("mAP@all") <= 1
     assert found.score("mAP@all") != found.score("mAP@all as published")
 
 
-def test_a_recipe_words_fashioniqs_two_captions_as_its_paper_does(fashioniq) -> None:
-    query = read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")[0].queries[0]
-    assert query_texts(query, CaptionJoin.CAPITALISED, DatasetName.FASHIONIQ) == ["Is red and has long sleeves"]
-    assert query_texts(query, CaptionJoin.SECOND_FIRST, DatasetName.FASHIONIQ) == ["has long sleeves and Is red"]
-    assert query_texts(query, CaptionJoin.BOTH_ORDERS, DatasetName.FASHIONIQ) == [
-        "Is red and has long sleeves",
-        "has long sleeves and Is red",
-    ]
+FASHIONIQ, CIRR, CIRCO = DatasetName.FASHIONIQ, DatasetName.CIRR, DatasetName.CIRCO
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "texts"),
+    [
+        ("transagg", FASHIONIQ, ["Is red and has long sleeves"]),
+        ("transagg-union", FASHIONIQ, [" is red. and has long sleeves, "]),
+        ("sprc", FASHIONIQ, ["Is red and has long sleeves"]),
+        ("searle", FASHIONIQ, ["is red and has long sleeves", "has long sleeves and is red"]),
+        ("lincir", FASHIONIQ, ["is red and has long sleeves", "has long sleeves and is red"]),
+        ("pic2word", FASHIONIQ, ["has long sleeves,  and  is red."]),
+        ("transagg", CIRR, ["Make it Blue."]),
+        ("transagg-union", CIRR, ["find a photo that make it blue."]),
+        ("sprc", CIRR, ["Make it Blue."]),
+        ("searle", CIRR, ["Make it Blue."]),
+        ("pic2word", CIRR, ["Make it Blue."]),
+        ("transagg-union", CIRCO, ["a dress but make it blue."]),
+        ("searle", CIRCO, ["Make it Blue."]),
+        ("lincir", CIRCO, ["Make it Blue."]),
+        ("retrieval-dpo", CIRR, ["Make it Blue."]),
+    ],
+)
+def test_a_recipe_words_a_benchmarks_queries_as_its_authors_code_does(recipe, name, texts) -> None:
+    captions = (" is red.", "has long sleeves, ") if name is FASHIONIQ else ("Make it Blue.",)
+    concept = "a Dress" if name is CIRCO else None
+    query = Query("0", None, None, captions, (), shared_concept=concept)
+    assert query_texts(query, recipe_named(recipe).caption_join, name) == texts
+
+
+def test_circos_answers_leave_the_reference_out_where_the_authors_code_does(bundle, circo, tmp_path) -> None:
+    union = with_spec(bundle, circo_without_reference=True)
+    references = {
+        str(entry["id"]): entry["reference_img_id"]
+        for entry in json.loads((circo / "annotations/test.json").read_text())
+    }
+    answers = {}
+    for name, one in (("plain", bundle), ("union", union)):
+        _, (written,) = run(one, DatasetName.CIRCO, circo, "test", tmp_path / name)
+        answers[name] = json.loads(written.read_text())
+    assert any(references[query] in ids for query, ids in answers["plain"].items())
+    for query, ids in answers["union"].items():
+        assert ids[:49] == [identity for identity in answers["plain"][query] if identity != references[query]][:49]
+        assert len(set(ids)) == 50
+        assert references[query] not in ids
+    plain, _ = run(bundle, DatasetName.CIRCO, circo, "val", tmp_path / "plain-val")
+    without, _ = run(union, DatasetName.CIRCO, circo, "val", tmp_path / "union-val")
+    assert without.score("mAP@50") > plain.score("mAP@50"), "the reference comes first, and is no answer"
+
+
+def test_a_gallery_of_fifty_is_too_small_for_circo_without_the_reference(bundle, circo, tmp_path) -> None:
+    path = circo / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+    images = json.loads(path.read_text())["images"][:50]
+    write(path, {"images": images})
+    known = {image["id"] for image in images}
+    entries = json.loads((circo / "annotations/test.json").read_text())
+    first = next(iter(known))
+    write(
+        circo / "annotations/test.json",
+        [entry | ({} if entry["reference_img_id"] in known else {"reference_img_id": first}) for entry in entries],
+    )
+    with pytest.raises(SubmissionError, match="a gallery of at least 51 images, found 50"):
+        run(with_spec(bundle, circo_without_reference=True), DatasetName.CIRCO, circo, "test", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_broken_image_of_a_benchmark_is_named(bundle, fashioniq, tmp_path) -> None:

@@ -35,6 +35,10 @@ def test_precision_is_the_share_of_the_first_that_is_correct() -> None:
     assert metrics.precision_at_k(RANKING, [(4, 0, 3), (2,)], 3) == pytest.approx([2 / 3, 0])
 
 
+def test_precision_at_more_places_than_the_gallery_has_is_still_divided_by_them() -> None:
+    assert metrics.precision_at_k(RANKING, [(4, 0, 3), (2,)], 200) == pytest.approx([3 / 200, 1 / 200])
+
+
 def test_average_precision_at_k_with_several_truths() -> None:
     # query 0, truths 4, 0, 3, k = 4: hits at places 1 and 3 -> (1/1 + 2/3) / min(3, 4)
     # query 1, truths 4, 2, k = 4: hit at place 4 -> (1/4) / min(2, 4)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import T5Config, T5Model
 
 from cirrus_export.heads.transagg import PadMask, TransAgg
-from cirrus_export.heads.union import Union
+from cirrus_export.heads.union import QueryWithUnion, Union
 
 DIM, TEXT, IMAGE, BATCH = 64, 77, 50, 5
 
@@ -97,3 +97,14 @@ def test_union_is_the_released_gate_over_a_t5_encoder() -> None:
         released = F.normalize(weight * image + (1 - weight) * text, dim=-1)
         torch.testing.assert_close(union(image, text), released, atol=1e-6, rtol=0)
         assert (union(image, text) - union(text, image)).abs().max() > 1e-3
+
+
+def test_a_query_with_a_share_of_union_is_the_released_fashioniq_evaluation() -> None:
+    torch.manual_seed(2)
+    head, union = TransAgg(DIM).eval(), Union(DIM, num_heads=8).eval()
+    image, image_tokens, text, text_tokens, token_ids = inputs()
+    with torch.no_grad():
+        released = released_combine(head, released_fusion(head), *inputs()) + union(image, text) * 0.1
+        released = released / released.norm(dim=-1, keepdim=True)
+        ours = QueryWithUnion(head, union, 0.1)(image, image_tokens, text, text_tokens, token_ids)
+        torch.testing.assert_close(ours, released, atol=2e-6, rtol=0)

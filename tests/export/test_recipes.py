@@ -15,6 +15,7 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import EnsembleName
 from cirrus_client.retriever import open_retriever
+from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.pipeline import ExportRequest, build_recipe
 from tests.export.author_files import AUTHORS, authors_file, request
 
@@ -153,6 +154,15 @@ def test_a_file_with_two_backbones_is_refused(small_clip, tmp_path) -> None:
     head = authors_file(tmp_path, "transagg", edit=add)
     with pytest.raises(CheckpointError, match=r"holds two backbones, under model\. and pretrained_model\."):
         build_recipe(request(tmp_path, "transagg", small_clip, head=str(head)))
+
+
+@pytest.mark.parametrize("recipe", ["transagg-union", "union-sketch"])
+def test_a_share_of_union_is_added_to_a_query_only_where_it_is_asked_for(recipe, small_clip, tmp_path) -> None:
+    plain = build_recipe(request(tmp_path, recipe, small_clip))
+    with_share = build_recipe(request(tmp_path, recipe, small_clip, options={"union_weight": "0.1"}))
+    assert isinstance(plain.query_head, TransAgg)
+    assert (with_share.query_head.query_head.state_dict().keys()) == plain.query_head.state_dict().keys()
+    assert with_share.query_head.weight == 0.1
 
 
 def test_a_recipe_on_the_wrong_kind_of_backbone_says_which_it_takes(small_clip, tmp_path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from cirrus_bench.measure import this_machine
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Query, Task
 from cirrus_bench.retrieval.preflight import check_evaluable, has_ground_truth
-from cirrus_bench.retrieval.protocols import PROTOCOLS
+from cirrus_bench.retrieval.protocols import PROTOCOLS, leaves_reference_out
 from cirrus_bench.retrieval.ranked import Ranked
 from cirrus_bench.retrieval.report import Evaluation, RetrievalReport, Score
 from cirrus_client.bundle import Bundle, CaptionJoin
@@ -103,21 +103,29 @@ def evaluate_all(
 
 
 def query_texts(query: Query, join: CaptionJoin, dataset: DatasetName) -> list[str]:
-    """Return the texts of a query as the recipe's published evaluation words them.
+    """Return the texts of a query as the recipe's published evaluation words them; see `CaptionJoin`.
 
     Where there are several texts, the query's embedding is the normalised mean of theirs.
     """
     if len(query.captions) == 2:
-        first, second = (caption.strip(".?, ") for caption in query.captions)
-        if join is CaptionJoin.BOTH_ORDERS:
-            return [f"{first} and {second}", f"{second} and {first}"]
-        if join is CaptionJoin.SECOND_FIRST:
-            return [f"{second} and {first}"]
-        return [fashioniq_text(query.captions)]
+        return _two_captions(*query.captions, join)
     caption = query.captions[0] if query.captions else ""
-    if query.shared_concept is not None and join is CaptionJoin.CAPITALISED and dataset is DatasetName.CIRCO:
+    if join is CaptionJoin.JOINED and dataset is DatasetName.CIRR:
+        return [f"find a photo that {caption.lower()}"]
+    if join is CaptionJoin.JOINED and query.shared_concept is not None:
         return [f"{query.shared_concept.lower()} but {caption.lower()}"]
     return [caption]
+
+
+def _two_captions(first: str, second: str, join: CaptionJoin) -> list[str]:
+    if join is CaptionJoin.JOINED:
+        return [f"{first} and {second}"]
+    if join is CaptionJoin.SECOND_FIRST:
+        return [f"{second} and {first}"]
+    if join is CaptionJoin.BOTH_ORDERS:
+        first, second = first.strip(".?, "), second.strip(".?, ")
+        return [f"{first} and {second}", f"{second} and {first}"]
+    return [fashioniq_text((first, second))]
 
 
 def _embed(encoder: LocalEncoder, task: Task, root: Path, out: Path) -> tuple[FaissIndex, int]:
@@ -142,7 +150,8 @@ def _load_graphs(encoder: LocalEncoder, task: Task, dataset: DatasetName) -> Non
 
 
 def _encode(encoder: LocalEncoder, task: Task, index: FaissIndex, dataset: DatasetName) -> Ranked:
-    join = encoder.bundle.spec.caption_join
+    spec = encoder.bundle.spec
+    join = spec.caption_join
     queries = tuple(_one_per_caption(task.queries)) if join is CaptionJoin.EACH else task.queries
     wordings = [query_texts(query, join, dataset) for query in queries]
     total = np.zeros((len(queries), encoder.space.dim), dtype=np.float32)
@@ -151,7 +160,8 @@ def _encode(encoder: LocalEncoder, task: Task, index: FaissIndex, dataset: Datas
             part = slice(start, start + _BATCH)
             texts = [of_query[wording] for of_query in wordings[part]]
             total[part] += encoder.encode_queries(*_inputs(encoder, queries[part], texts))
-    return Ranked(task, queries, index, total / np.linalg.norm(total, axis=1, keepdims=True))
+    embeddings = total / np.linalg.norm(total, axis=1, keepdims=True)
+    return Ranked(task, queries, index, embeddings, without_reference=leaves_reference_out(spec, dataset))
 
 
 def _inputs(

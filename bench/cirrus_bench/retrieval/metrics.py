@@ -28,11 +28,14 @@ def recall_at_k(ranking: Ranking, targets: Sequence[int], k: int) -> Values:
 
 
 def precision_at_k(ranking: Ranking, truths: Sequence[Sequence[int]], k: int) -> Values:
-    """Return the share of the first k that is correct (sketch-based retrieval).
+    """Return the number of correct rows among the first k, over k (sketch-based retrieval).
 
-    ranking: int64 [Q, K >= k]. truths: every correct row of each query. Raises ValueError as `recall_at_k`.
+    A gallery of fewer than k images is divided by k all the same, as `utils.precision_at_k` of baohl00/UNION_for_IGROT
+    does. ranking: int64 [Q, K], K >= k or the size of the gallery. truths: every correct row of each query. Raises
+    ValueError as `recall_at_k`.
     """
-    return _relevance(ranking, truths, k).mean(axis=1, dtype=np.float64)
+    found = _relevance(ranking, truths, min(k, ranking.shape[1])).sum(axis=1)
+    return np.asarray(found / k, dtype=np.float64)
 
 
 def average_precision_at_k(ranking: Ranking, truths: Sequence[Sequence[int]], k: int) -> Values:

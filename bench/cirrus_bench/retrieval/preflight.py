@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Task
-from cirrus_bench.retrieval.protocols import PROTOCOLS
+from cirrus_bench.retrieval.protocols import PROTOCOLS, leaves_reference_out
 from cirrus_client.bundle import BundleSpec
 from cirrus_client.errors import UnsupportedQuery
 from cirrus_client.names import EnsembleName
@@ -19,7 +19,7 @@ def check_evaluable(spec: BundleSpec, dataset: DatasetName, tasks: Sequence[Task
     UnsupportedQuery for queries without text where the recipe answers texts alone.
     """
     for task in tasks:
-        _check_ground_truth(dataset, task)
+        _check_ground_truth(spec, dataset, task)
         if EnsembleName.ENCODE_QUERY not in spec.ensembles and not all(query.captions for query in task.queries):
             raise UnsupportedQuery(
                 f"{task.name}: queries of {dataset} are images without a text, and bundle {spec.name} "
@@ -32,7 +32,7 @@ def has_ground_truth(task: Task) -> bool:
     return bool(task.queries[0].targets)
 
 
-def _check_ground_truth(dataset: DatasetName, task: Task) -> None:
+def _check_ground_truth(spec: BundleSpec, dataset: DatasetName, task: Task) -> None:
     with_targets = sum(bool(query.targets) for query in task.queries)
     if with_targets == len(task.queries):
         return
@@ -47,4 +47,4 @@ def _check_ground_truth(dataset: DatasetName, task: Task) -> None:
             f"{task.name}: the queries of this split have no targets, and {dataset} has no test server that takes "
             "predictions; use --split val"
         )
-    submission.check(task)
+    submission.check(task, leaves_reference_out(spec, dataset))

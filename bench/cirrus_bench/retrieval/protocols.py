@@ -18,6 +18,7 @@ from cirrus_bench.retrieval.submission import (
     write_cirr_recall,
     write_cirr_recall_subset,
 )
+from cirrus_client.bundle import BundleSpec
 
 Metrics = list[tuple[str, metrics.Values]]
 """Names of metrics, each with one value per query."""
@@ -28,20 +29,30 @@ _SKETCHES_AT_ONCE = 256
 class Submission:
     """What a test server takes.
 
-    check: raises SubmissionError for a task of which no valid submission can be made. write: writes the files into a
-    folder and returns their paths.
+    check: raises SubmissionError for a task of which no valid submission can be made; without_reference: whether the
+    reference image is no answer. write: writes the files into a folder and returns their paths.
     """
 
-    check: Callable[[Task], None]
+    check: Callable[[Task, bool], None]
     write: Callable[[Ranked, Path], list[Path]]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The metrics of a benchmark. submission: None where no test server takes one."""
+    """The metrics of a benchmark.
+
+    submission: None where no test server takes one. without_reference: whether a query's reference image is no answer.
+    """
 
     score: Callable[[Ranked], Metrics]
     submission: Submission | None = None
+    without_reference: bool = False
+
+
+def leaves_reference_out(spec: BundleSpec, dataset: DatasetName) -> bool:
+    """Return whether a query's reference image is no answer: on CIRR, and on CIRCO as UNION's code evaluates it."""
+    on_circo = dataset is DatasetName.CIRCO and spec.circo_without_reference
+    return on_circo or PROTOCOLS[dataset].without_reference
 
 
 def _score_fashioniq(ranked: Ranked) -> Metrics:
@@ -53,7 +64,7 @@ def _score_fashioniq(ranked: Ranked) -> Metrics:
 def _score_cirr(ranked: Ranked) -> Metrics:
     targets = [query.targets[0] for query in ranked.queries]
     subsets = [query.subset for query in ranked.queries]
-    ranking = ranked.ranking_without_reference()
+    ranking = ranked.whole_ranking()
     recalls = {k: metrics.recall_at_k(ranking, targets, _at_most(k, ranking)) for k in (1, 5, 10, 50)}
     subset_recalls = {k: metrics.subset_recall_at_k(ranking, targets, subsets, k) for k in (1, 2, 3)}
     return [
@@ -85,7 +96,7 @@ def _score_sketches(ranked: Ranked) -> Metrics:
         rows = ranked.index.search(ranked.embeddings[part], size).rows
         truths = [query.targets for query in ranked.queries[part]]
         for metric, values in (
-            *((f"P@{k}", metrics.precision_at_k(rows, truths, min(k, size))) for k in (50, 100, 200)),
+            *((f"P@{k}", metrics.precision_at_k(rows, truths, k)) for k in (50, 100, 200)),
             ("mAP@200", metrics.average_precision_at_k(rows, truths, min(200, size))),
             ("mAP@all", metrics.average_precision_at_k(rows, truths, size)),
             ("mAP@200 as published", metrics.trapezoidal_average_precision_at_k(rows, truths, min(200, size))),
@@ -98,7 +109,7 @@ def _score_sketches(ranked: Ranked) -> Metrics:
 def _submit_cirr(ranked: Ranked, folder: Path) -> list[Path]:
     names = [image.id for image in ranked.task.gallery]
     pairs = {int(query.id): query for query in ranked.queries}
-    ranking = ranked.ranking_without_reference()
+    ranking = ranked.whole_ranking()
     within_subset = metrics.within_subset(ranking, [query.subset for query in ranked.queries])
     recall, subset = (folder / f"cirr_test_{metric}.json" for metric in ("recall", "recall_subset"))
     write_cirr_recall(
@@ -131,7 +142,7 @@ def _at_most(k: int, ranking: metrics.Ranking) -> int:
 
 PROTOCOLS: dict[DatasetName, Protocol] = {
     DatasetName.FASHIONIQ: Protocol(_score_fashioniq),
-    DatasetName.CIRR: Protocol(_score_cirr, Submission(check_cirr_task, _submit_cirr)),
+    DatasetName.CIRR: Protocol(_score_cirr, Submission(check_cirr_task, _submit_cirr), without_reference=True),
     DatasetName.CIRCO: Protocol(_score_circo, Submission(check_circo_task, _submit_circo)),
     DatasetName.SKETCHY: Protocol(_score_sketches),
     DatasetName.TUBERLIN: Protocol(_score_sketches),

@@ -15,19 +15,22 @@ class Ranked:
     """A task, its queries as they were encoded, and the index of its gallery.
 
     queries: the task's own, or several per query where the recipe makes one of each caption. embeddings: float32
-    [Q, D], L2-normalised, a row per query.
+    [Q, D], L2-normalised, a row per query. without_reference: whether a query's reference image is no answer.
     """
 
     task: Task
     queries: tuple[Query, ...]
     index: FaissIndex
     embeddings: Embeddings
+    without_reference: bool = False
 
     def ranking(self, k: int) -> metrics.Ranking:
-        """Return the k best gallery rows of every query, int64 [Q, k]; of the whole gallery where it has fewer."""
-        return self.index.search(self.embeddings, k).rows
-
-    def ranking_without_reference(self) -> metrics.Ranking:
-        """Rank the whole gallery and drop each query's reference image, int64 [Q, N - 1] (CIRR)."""
+        """Return the k best gallery rows of every query, int64 [Q, k], or fewer where the gallery has fewer."""
+        if not self.without_reference:
+            return self.index.search(self.embeddings, k).rows
         references = [query.reference for query in self.queries if query.reference is not None]
-        return metrics.without_reference(self.ranking(len(self.index)), references)
+        return metrics.without_reference(self.index.search(self.embeddings, k + 1).rows, references)
+
+    def whole_ranking(self) -> metrics.Ranking:
+        """Return every possible answer to every query, best first, int64 [Q, N], or [Q, N - 1] without references."""
+        return self.ranking(len(self.index) - self.without_reference)

@@ -21,20 +21,20 @@ class SubmissionError(CirrusError):
     """Predictions that a test server would reject or misread."""
 
 
-def check_cirr_task(task: Task) -> None:
+def check_cirr_task(task: Task, without_reference: bool) -> None:
     """Check that a CIRR test split can become a submission.
 
-    Raises SubmissionError if the gallery has too few images for a ranking of 50 without the reference.
+    Raises SubmissionError if the gallery has too few images for a ranking of 50.
     """
-    _check_gallery(task, _CIRR_RECALL_NAMES + 1)
+    _check_gallery(task, _CIRR_RECALL_NAMES + without_reference)
 
 
-def check_circo_task(task: Task) -> None:
+def check_circo_task(task: Task, without_reference: bool) -> None:
     """Check that a CIRCO test split can become a submission.
 
-    Raises SubmissionError if the query ids are not 0 to 799, or the gallery has fewer than 50 images.
+    Raises SubmissionError if the query ids are not 0 to 799, or the gallery has too few images for a ranking of 50.
     """
-    _check_gallery(task, _CIRCO_IDS)
+    _check_gallery(task, _CIRCO_IDS + without_reference)
     _check_circo_queries([int(query.id) for query in task.queries])
 
 

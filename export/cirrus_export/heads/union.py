@@ -67,3 +67,28 @@ class NullTextUnion(nn.Module):
         """Return gallery embeddings [B, D] of unnormalised image embeddings [B, D]."""
         target: Tensor = self.union(image_embedding, self.null_text.expand(image_embedding.shape[0], -1))
         return target
+
+
+class QueryWithUnion(nn.Module):
+    """A query head to whose query a share of the UNION of its image and text is added.
+
+    `fiq_generate_val_predictions` of baohl00/UNION_for_IGROT `data_submission/fiq_test_submission.py`, with 0.1.
+    """
+
+    def __init__(self, query_head: nn.Module, union: Union, weight: float) -> None:
+        super().__init__()
+        self.query_head = query_head
+        self.union = union
+        self.weight = weight
+
+    def forward(
+        self,
+        image_embedding: Tensor,
+        image_tokens: Tensor,
+        text_embedding: Tensor,
+        text_tokens: Tensor,
+        token_ids: Tensor,
+    ) -> Tensor:
+        """Return the L2-normalised query embedding, float32 [B, D], of what `TransAgg.forward` takes."""
+        query = self.query_head(image_embedding, image_tokens, text_embedding, text_tokens, token_ids)
+        return F.normalize(query + self.weight * self.union(image_embedding, text_embedding), dim=-1)

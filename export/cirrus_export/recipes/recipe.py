@@ -44,8 +44,10 @@ class Recipe(ABC):
     `query`, `target` and `text_query` are the torch original with the published evaluation semantics; `graphs` and
     `ensembles` are the same functions as they are exported. The fidelity gate compares the two.
 
-    name: set by `register`. works_on: the kinds of backbone that the method can be built on. head_keys: prefixes of
-    keys, each of which begins some key of every head of the method; a file that another recipe uses more of is refused.
+    name: set by `register`. works_on: the kinds of backbone that the method can be built on. caption_join,
+    circo_without_reference: how the published evaluation words queries, and whether it takes the reference image out of
+    CIRCO's answers. head_keys: prefixes of keys, each of which begins some key of every head of the method; a file that
+    another recipe uses more of is refused.
     """
 
     name: ClassVar[str]
@@ -54,6 +56,7 @@ class Recipe(ABC):
     needs_head: ClassVar[bool] = True
     options_type: ClassVar[type[Options]] = Options
     caption_join: ClassVar[CaptionJoin] = CaptionJoin.CAPITALISED
+    circo_without_reference: ClassVar[bool] = False
     head_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, parts: Parts, options: Options) -> None:

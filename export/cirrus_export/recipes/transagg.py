@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import nn
+
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_export.backbones.backbone import TokenBackbone, require
@@ -38,15 +40,15 @@ class TransAggRecipe(TwoTowerRecipe):
     def __init__(self, parts: Parts, options: TransAggOptions) -> None:
         self._tokens = require(parts.backbone, TokenBackbone, self.name)
         super().__init__(parts, options)
-        self.query_head = TransAgg(
+        query_head = TransAgg(
             self.dim,
             num_layers=checkpoint.fusion_layers(parts.head),
             text_token=self.backbone.text_token,
             pad_mask=options.pad_mask,
         )
         if parts.head is not None:
-            checkpoint.load_query_head(parts.head, self.query_head, beside=self.other_heads)
-        freeze(self.query_head)
+            checkpoint.load_query_head(parts.head, query_head, beside=self.other_heads)
+        self.query_head: nn.Module = freeze(query_head)
 
     @property
     def backbone(self) -> TokenBackbone:

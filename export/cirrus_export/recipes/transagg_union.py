@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from cirrus_client.bundle import CaptionJoin
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.checkpoints import transagg_union as checkpoint
 from cirrus_export.heads.frozen import freeze
-from cirrus_export.heads.union import NullTextUnion, Union
+from cirrus_export.heads.union import NullTextUnion, QueryWithUnion, Union
 from cirrus_export.recipes.recipe import Parts
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.transagg import TransAggOptions, TransAggRecipe
+
+
+class UnionOptions(TransAggOptions):
+    """union_weight: how much of the UNION of reference and text is added to a query.
+
+    `data_submission/fiq_test_submission.py` adds 0.1, the codes for CIRR, CIRCO and sketches add 0.
+    """
+
+    union_weight: float = Field(default=0, ge=0)
 
 
 @register("transagg-union")
 class TransAggUnion(TransAggRecipe):
     """A query is fused over all tokens by TransAgg; a target is the UNION of the image and the null text."""
 
+    options_type = UnionOptions
+    caption_join = CaptionJoin.JOINED
+    circo_without_reference = True
     head_keys = (*TransAggRecipe.head_keys, *checkpoint.UNION)
     other_heads = checkpoint.UNION
 
-    def __init__(self, parts: Parts, options: TransAggOptions) -> None:
+    def __init__(self, parts: Parts, options: UnionOptions) -> None:
         super().__init__(parts, options)
         self.union = Union(self.dim, num_heads=checkpoint.t5_heads(parts.head, self.dim))
         if parts.head is not None:
             checkpoint.load_union(parts.head, self.union)
         freeze(self.union)
+        if options.union_weight:
+            self.query_head = QueryWithUnion(self.query_head, self.union, options.union_weight)
         with torch.no_grad():
             null_text = self.backbone.embed_text(self.backbone.null_token_ids)
         self._null_text_union = NullTextUnion(self.union, null_text)
@@ -44,7 +60,7 @@ class TransAggUnion(TransAggRecipe):
         return target
 
 
-class UnionSketchOptions(TransAggOptions):
+class UnionSketchOptions(UnionOptions):
     """sketch_text: what a sketch without a text is searched with. Sketchy's evaluation uses a prompt, the others ""."""
 
     sketch_text: str = ""
