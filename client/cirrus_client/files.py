@@ -76,11 +76,6 @@ def write_model(path: Path, model: BaseModel) -> None:
     write_atomically(path, model.model_dump_json(indent=2).encode() + b"\n")
 
 
-def user_cache() -> Path:
-    """Return the user's cache folder, whose content may be deleted at any time. The folder may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cirrus"
-
-
 def check_files(
     root: Path, files: Mapping[str, str], *, what: str, raises: type[StoredDataError], way_out: str
 ) -> None:

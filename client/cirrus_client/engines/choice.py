@@ -19,9 +19,10 @@ from cirrus_client.engines.engine import Engine, EngineName, sample
 from cirrus_client.engines.kinds import candidates, engine_kind
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import BundleError, EngineError, MissingPackage
-from cirrus_client.files import user_cache, write_model
+from cirrus_client.files import write_model
 from cirrus_client.plans import has_plans
 from cirrus_client.records import Record
+from cirrus_client.user_cache import user_cache
 
 _BATCH_SIZE = 4
 _ROUNDS = 3
@@ -93,18 +94,27 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk
         )
     if len(names) == 1:
         return Choice(engine=names[0], why=f"the only engine here that runs {precision}")
-    kept = _kept_choice(path, precision, threads, bulk)
+    cache = user_cache("engines")
+    kept = None if cache is None else cache / _file_of_choice(path, precision, threads, bulk)
+    earlier = None if kept is None else _read_choice(kept)
+    if earlier is not None and earlier.engine in names:
+        return earlier
+    loaded = {name: engine_kind(name).load(path, precision, threads=threads, bulk=bulk) for name in names}
+    choice = _measure(precision, loaded)
+    log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
+    if kept is not None:
+        try:
+            write_model(kept, choice)
+        except OSError as error:
+            log.warning("the choice of engine can't be kept and will be measured again: %s", error)
+    return choice
+
+
+def _read_choice(kept: Path) -> Choice | None:
     try:
         return Choice.model_validate_json(kept.read_bytes())
     except (OSError, ValidationError):
-        loaded = {name: engine_kind(name).load(path, precision, threads=threads, bulk=bulk) for name in names}
-        choice = _measure(precision, loaded)
-    log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
-    try:
-        write_model(kept, choice)
-    except OSError as error:
-        log.warning("the choice of engine can't be kept and will be measured again: %s", error)
-    return choice
+        return None
 
 
 def _measure(precision: Precision, engines: dict[str, Engine]) -> Choice:
@@ -145,14 +155,14 @@ def _cosine_min(left: Arrays, right: Arrays) -> float:
     return min(cosine_min(left[name].reshape(items, -1), right[name].reshape(items, -1)) for name in left)
 
 
-def _kept_choice(path: Path, precision: Precision, threads: int | None, bulk: bool) -> Path:
+def _file_of_choice(path: Path, precision: Precision, threads: int | None, bulk: bool) -> str:
     status = path.stat()
     facts = [
         str(path.resolve()), status.st_size, status.st_mtime_ns, precision, threads, bulk,
         platform.node(), platform.processor(), os.cpu_count(), *(_version(package) for package in _PACKAGES),
     ]  # fmt: skip
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
-    return user_cache() / "engines" / f"{key}.json"
+    return f"{key}.json"
 
 
 def _version(package: str) -> str | None:

@@ -9,6 +9,7 @@ from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines.engine import Engine, EngineName
 from cirrus_client.errors import MissingPackage
 from cirrus_client.plugins import find_subclass, known_plugins
+from cirrus_client.telemetry import switch_off
 
 ENGINES = {
     EngineName.ONNXRUNTIME.value: "cirrus_client.engines.onnx_runtime:OnnxRuntimeKind",
@@ -45,6 +46,7 @@ def engine_kind(name: str) -> EngineKind:
 
     Raises PluginError if the name is unknown, MissingPackage if its package is not installed.
     """
+    switch_off()
     return find_subclass(EngineKind, name, what=_WHAT, table=ENGINES, group=ENGINE_GROUP)()
 
 

@@ -19,7 +19,8 @@ from cirrus_client.engines.kinds import EngineKind
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 from cirrus_client.extras import need
-from cirrus_client.files import user_cache
+from cirrus_client.telemetry import switch_off
+from cirrus_client.user_cache import user_cache
 
 _GPU_PROVIDERS = ("CUDAExecutionProvider",)
 _CPU_PROVIDER = "CPUExecutionProvider"
@@ -128,6 +129,7 @@ def _onnxruntime() -> ModuleType:
     The GPU build does not find pip's CUDA libraries by itself: they are loaded before it is used. See "Preload DLLs",
     https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
     """
+    switch_off()
     onnxruntime = need("onnxruntime", "running a graph in this process")
     if _GPU_PROVIDERS[0] in onnxruntime.get_available_providers():
         with contextlib.redirect_stdout(io.StringIO()) as complaints:  # it prints which libraries are missing
@@ -144,8 +146,9 @@ def _with_options(provider: str) -> str | tuple[str, dict[str, str]]:
     """
     if provider != TENSORRT_PROVIDERS[0]:
         return provider
-    kept = user_cache() / "tensorrt"
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = user_cache("tensorrt")
+    if kept is None:
+        return provider
     return provider, {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept)}
 
 
