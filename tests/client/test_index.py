@@ -375,7 +375,7 @@ def test_building_takes_the_memory_of_the_index_and_a_shard(tmp_path: Path) -> N
     [
         (unit_rows(0, 2, 9), 5, r"expected shape \[n, 8\]"),
         (unit_rows(0, 2, 8).astype(np.float64), 5, "expected float32"),
-        (unit_rows(0, 2, 8), 0, "k must be at least 1"),
+        (unit_rows(0, 2, 8), 0, "k must be an integer of at least 1"),
         (np.full((1, 8), np.nan, dtype=np.float32), 5, "row 0 holds values that are not finite"),
     ],
 )

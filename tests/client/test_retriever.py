@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import OutputError, SpaceMismatch, UnsupportedQuery
+from cirrus_client.errors import (
+    InvalidImage,
+    InvalidInput,
+    InvalidText,
+    OutputError,
+    SearchIndexError,
+    SpaceMismatch,
+    UnsupportedQuery,
+)
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.retriever import open_retriever
@@ -20,8 +29,12 @@ def index_root(photos, encoder, tmp_path_factory):
     return root / "index"
 
 
-def test_an_image_alone_finds_itself_and_a_sheet_can_be_drawn(index_root, encoder, photos) -> None:
-    retriever = open_retriever(encoder, index_root)
+@pytest.fixture(scope="module")
+def retriever(index_root, encoder):
+    return open_retriever(encoder, index_root)
+
+
+def test_an_image_alone_finds_itself_and_a_sheet_can_be_drawn(retriever, photos) -> None:
     image = sorted(photos.iterdir())[7]
     matches = retriever.search(image=image, text="", k=5)
     assert [match.rank for match in matches] == [1, 2, 3, 4, 5]
@@ -30,8 +43,7 @@ def test_an_image_alone_finds_itself_and_a_sheet_can_be_drawn(index_root, encode
     assert sheet.width > sheet.height > 200
 
 
-def test_a_text_moves_the_ranking(index_root, encoder, photos) -> None:
-    retriever = open_retriever(encoder, index_root)
+def test_a_text_moves_the_ranking(retriever, photos) -> None:
     image = sorted(photos.iterdir())[7]
     alone, edited = retriever.search_many([image, image], [None, "is black and has long sleeves"], k=10)
     assert [match.image for match in alone] != [match.image for match in edited]
@@ -44,8 +56,7 @@ def test_a_query_from_another_space_is_refused_with_both_fingerprints(index_root
     assert clip_bundle.spec.space.fingerprint in str(refused.value)
 
 
-def test_a_recipe_that_composes_refuses_text_alone_and_nothing(index_root, encoder) -> None:
-    retriever = open_retriever(encoder, index_root)
+def test_a_recipe_that_composes_refuses_text_alone_and_nothing(retriever) -> None:
     with pytest.raises(UnsupportedQuery, match="has no image"):
         retriever.search(text="a red dress")
     with pytest.raises(UnsupportedQuery, match="neither"):
@@ -57,3 +68,34 @@ def test_an_index_never_replaces_something_else(index_root, tmp_path) -> None:
     with pytest.raises(OutputError, match="was not written by `cirrus index`"):
         build_index(read_gallery(index_root.parent / "gallery"), tmp_path)
     assert (tmp_path / "precious.txt").exists()
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.uint8(3)])
+def test_integers_of_numpy_are_integers(retriever, photos, k) -> None:
+    assert len(retriever.search(image=sorted(photos.iterdir())[0], text="in blue", k=k)) == 3
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 2.0, "3", None, np.float32(3)])
+def test_a_k_that_is_no_positive_integer_is_refused(retriever, photos, k) -> None:
+    with pytest.raises(SearchIndexError, match="k must be an integer of at least 1"):
+        retriever.search(image=sorted(photos.iterdir())[0], text="in blue", k=k)
+
+
+def test_no_queries_have_no_answers(retriever) -> None:
+    assert retriever.search_many([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "error"),
+    [
+        ([None], ["a", "b"], InvalidInput),
+        (["a.jpg", "b.jpg"], ["a"], InvalidInput),
+        ("photo.jpg", "in blue", InvalidInput),
+        ([b"x"], [7], InvalidText),
+        ([b"x"], [b"in blue"], InvalidText),
+        ([7], ["in blue"], InvalidImage),
+    ],
+)
+def test_queries_of_other_shapes_and_types_are_typed_errors(retriever, images, texts, error) -> None:
+    with pytest.raises(error):
+        retriever.search_many(images, texts)

@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
-from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
+from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError, OutputError
 from cirrus_client.image.preprocess import preprocess
 from cirrus_export import pipeline
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
@@ -187,7 +187,7 @@ def test_eight_bits_keep_their_layers_and_pass_their_own_gate(
 
 def test_an_export_never_replaces_something_else(weights, probe, tmp_path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ExportError, match="is not a bundle"):
+    with pytest.raises(OutputError, match="was not written by `cirrus export`"):
         export(demo_request(weights, tmp_path), probe)
     assert (tmp_path / "thesis.tex").exists()
 

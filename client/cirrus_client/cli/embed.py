@@ -123,7 +123,7 @@ def _with_head(base: Path, head: Path, out: Path) -> Path:
 def _report(summary: GallerySummary, out: Path) -> None:
     typer.echo(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
     _list("rejected, because of what is in them", [(item.file.path, item.reason) for item in summary.rejected])
-    _list("skipped, because they are no image files", [(item.path, item.reason) for item in summary.skipped])
+    _list("skipped", [(item.path, item.reason) for item in summary.skipped])
     if summary.missing:
         typer.echo(f"{summary.missing:,} embedded images are no longer in the folder: --prune removes them")
     undone = [(item.file.path, item.reason) for item in summary.undone]

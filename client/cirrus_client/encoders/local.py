@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, SpaceSpec
-from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all
+from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all, query_pairs
 from cirrus_client.engines import Engine, open_graph
 from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
 from cirrus_client.errors import ItemError
@@ -68,7 +68,7 @@ class LocalEncoder:
         without_image: list[int] = []
         pixels: list[Pixels] = []
         token_ids = np.empty((len(images), self.bundle.spec.tokenizer.context_length), dtype=np.int64)
-        for position, (image, text) in enumerate(zip(images, texts, strict=True)):
+        for position, (image, text) in enumerate(query_pairs(images, texts)):
             check_query(image, text, position=position, ensembles=self.bundle.spec.ensembles)
             try:
                 token_ids[position] = self._tokenizer([text or ""])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from inspect import iscoroutinefunction
 from typing import Any, Protocol, TypeGuard, TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.errors import ItemError, UnsupportedQuery
+from cirrus_client.errors import InvalidInput, InvalidText, ItemError, UnsupportedQuery
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.names import EnsembleName
 
@@ -95,8 +95,21 @@ def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T]) -> 
     return prepared
 
 
-def check_query(image: object | None, text: str | None, *, position: int, ensembles: Collection[EnsembleName]) -> None:
-    """Raise UnsupportedQuery if a pair is empty, or if the bundle has no ensemble for it."""
+def query_pairs(
+    images: Sequence[ImageInput | None], texts: Sequence[str | None]
+) -> Iterator[tuple[ImageInput | None, str | None]]:
+    """Yield the image and the text of each query. Raises InvalidInput unless there are as many of both."""
+    if isinstance(images, str | bytes) or isinstance(texts, str | bytes):
+        raise InvalidInput("images and texts are sequences, with one of each per query; put a single one into a list")
+    if len(images) != len(texts):
+        raise InvalidInput(f"{len(images)} images and {len(texts)} texts; a query has one of each, and one may be None")
+    return zip(images, texts, strict=True)
+
+
+def check_query(image: object | None, text: object, *, position: int, ensembles: Collection[EnsembleName]) -> None:
+    """Raise UnsupportedQuery if a pair is empty, or if the bundle has no ensemble for it; InvalidText for no text."""
+    if text is not None and not isinstance(text, str):
+        raise InvalidText(f"a text is a str, and not of type {type(text).__name__}", item="query", position=position)
     if image is not None:
         if EnsembleName.ENCODE_QUERY not in ensembles:
             raise UnsupportedQuery(

@@ -16,7 +16,7 @@ from cirrus_client.errors import SearchIndexError
 from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
 from cirrus_client.index.protocol import Hits
-from cirrus_client.index.vectors import check_vectors
+from cirrus_client.index.vectors import check_k, check_vectors
 
 if TYPE_CHECKING:
     import faiss
@@ -75,13 +75,12 @@ class FaissIndex:
         """See `Index.search`."""
         self._made_here.check(SearchIndexError)
         check_vectors("queries", queries, (self.space.dim,))
-        if k < 1:
-            raise SearchIndexError(f"k must be at least 1, not {k}")
+        count = min(check_k(k), len(self))
         contiguous = np.ascontiguousarray(queries)
         if self.space.vectors == 1:
-            scores, rows = self._nearest(contiguous, min(k, len(self)))
+            scores, rows = self._nearest(contiguous, count)
             return Hits(rows=rows, scores=scores)
-        return self._search_items(contiguous, min(k, len(self)))
+        return self._search_items(contiguous, count)
 
     def _nearest(self, queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return scores and vector numbers, best first, [B, k] each. k is at most the number of vectors.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +106,17 @@ class GalleryVectors:
         return scores
 
 
+def check_k(k: object) -> int:
+    """Return the number of wanted answers as an int. Raises SearchIndexError unless it is an integer of at least 1."""
+    try:
+        count = index(k)  # type: ignore[arg-type]  # raises TypeError for what is not an integer
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(k, bool):
+        raise SearchIndexError(f"k must be an integer of at least 1, not {k!r}")
+    return count
+
+
 def check_vectors(what: str, vectors: Embeddings, shape: tuple[int, ...], *, finite: bool = True) -> None:
     """Raise SearchIndexError unless vectors are float32 [n, *shape] and finite. finite: False skips that check."""
     if vectors.ndim < 1 or vectors.shape[1:] != shape:
@@ -117,6 +129,6 @@ def check_vectors(what: str, vectors: Embeddings, shape: tuple[int, ...], *, fin
 
 
 def _check_finite(what: str, vectors: Embeddings, first: int) -> None:
-    finite = np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
+    finite = np.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)))
     if not finite.all():
         raise SearchIndexError(f"{what}: row {first + int(np.argmin(finite))} holds values that are not finite")

@@ -17,7 +17,7 @@ from rapidjson import JSONDecodeError
 from tritonclient.utils import InferenceServerException
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.encoders.protocol import Embeddings, check_query
+from cirrus_client.encoders.protocol import Embeddings, check_query, query_pairs
 from cirrus_client.ensemble import EMBEDDING, bytes_array
 from cirrus_client.errors import CirrusError, ItemError, ServerError, ServerTimeout, ServerUnavailable
 from cirrus_client.image.inputs import ImageInput, image_bytes
@@ -106,7 +106,7 @@ def query_requests(
     images: Sequence[ImageInput | None], texts: Sequence[str | None], served: ServedModel
 ) -> list[Request]:
     """Split queries into requests with and without images, none larger than the server's maximum batch."""
-    pairs = list(zip(images, texts, strict=True))
+    pairs = list(query_pairs(images, texts))
     for position, (image, text) in enumerate(pairs):
         check_query(image, text, position=position, ensembles=served.ensembles)
     encoded = {row: _encoded(image, row) for row, (image, _) in enumerate(pairs) if image is not None}
