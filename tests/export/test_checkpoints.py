@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import pathlib
 import pickle
+import sys
+import types
 from dataclasses import replace
+from pathlib import PosixPath
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -70,6 +76,38 @@ def test_a_head_of_another_width_says_for_which_backbone_it_is(weights, tmp_path
         build_recipe(request(weights, saved(tmp_path, state)))
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        PosixPath("/data/phi_models/run"),
+        pathlib.PureWindowsPath(r"C:\runs\1"),
+        argparse.Namespace(lr=1e-4, out=PosixPath("out")),
+        np.float64(0.5),
+        np.int64(7),
+    ],
+)
+def test_paths_numbers_and_arguments_beside_the_weights_are_data(beside, tmp_path) -> None:
+    phi = {"layers.0.weight": torch.ones(2, 2)}
+    content = {"epoch": 3, "Phi": phi, "optimizer": {"state": {}}, "scaler": {}, "training_path": beside}
+    assert read_state_dict(saved(tmp_path, content)).keys() == phi.keys()
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+@pytest.mark.parametrize("kind", ["PosixPath", "WindowsPath"])
+def test_a_path_of_any_system_and_python_is_read(module, kind, tmp_path) -> None:
+    class Path(str):
+        def __reduce__(self):
+            return (type(self), ("run",))
+
+    Path.__module__, Path.__qualname__, Path.__name__ = module, kind, kind
+    names = types.ModuleType(module)
+    setattr(names, kind, Path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, module, names)
+        path = saved(tmp_path, {"Phi": {"a": torch.ones(1)}, "training_path": Path("run")})
+    assert read_state_dict(path).keys() == {"a"}
+
+
 class _Attack:
     def __reduce__(self):
         return (print, ("code ran",))
@@ -78,7 +116,7 @@ class _Attack:
 def test_a_file_that_would_run_code_is_refused(weights, tmp_path, capsys) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"a": _Attack()}, path, pickle_module=pickle)
-    with pytest.raises(CheckpointError, match="would run code"):
+    with pytest.raises(CheckpointError, match="would run code stored in it: it holds a print; save"):
         read_state_dict(path)
     assert "code ran" not in capsys.readouterr().out
 

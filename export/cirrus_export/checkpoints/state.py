@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import hashlib
 import logging
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.torch_file import read_torch
 
 _DATA_PARALLEL = "module."
 _KNOWN_WRAPPERS = ("state_dict", "model_state_dict", "model", "state")
@@ -243,13 +243,7 @@ def fingerprint(module: nn.Module) -> str:
 def _read_torch(path: Path) -> object:
     if _is_torchscript(path):  # the form in which OpenAI publishes CLIP
         return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {path}: refused, because opening it would run code stored in it ({error}); save "
-            "`model.state_dict()` in its author's environment and use that file"
-        ) from error
+    return read_torch(path)
 
 
 def _is_torchscript(path: Path) -> bool:
