@@ -7,20 +7,19 @@ import difflib
 import hashlib
 import logging
 import re
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints.torch_file import read_torch
+from cirrus_export.checkpoints.torchscript import is_torchscript, read_torchscript
 
 _DATA_PARALLEL = "module."
 _KNOWN_WRAPPERS = ("state_dict", "model_state_dict", "model", "state")
@@ -75,7 +74,7 @@ def read_checkpoint(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: there is no such file")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+        content = _read(path)
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"checkpoint {path}: can't be read: {error}") from error
     if not isinstance(content, Mapping) or not content:
@@ -93,6 +92,12 @@ def tensor_names(path: Path) -> list[str]:
         inside = list(as_state_dict(value, str(path))) if is_state_dict(value) else []
         names += [str(entry), *inside, *(f"{entry}.{name}" for name in inside)]
     return names
+
+
+def _read(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return read_torchscript(path) if is_torchscript(path) else read_torch(path)
 
 
 def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
@@ -238,19 +243,6 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{key} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().to("cpu").contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read_torch(path: Path) -> object:
-    if _is_torchscript(path):  # the form in which OpenAI publishes CLIP
-        return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    return read_torch(path)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _quoted(entries: Collection[str]) -> str:

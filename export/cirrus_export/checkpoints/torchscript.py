@@ -1,0 +1,214 @@
+"""Read the tensors of a TorchScript archive without running it: the form in which OpenAI publishes CLIP.
+
+`torch.jit.load` runs the code of an archive, at least every `__setstate__` in it. Here `data.pkl` becomes a description
+made of tuples: no class or function that it names is called. The tensors are then read as the description says.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cirrus_client.errors import CheckpointError
+
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_MOST_CODE_BYTES = 64 * 1024**2
+_MOST_MODULES = 100_000
+_CLASS = re.compile(r"^class (\w+)\(Module\):$", re.MULTILINE)
+_SETSTATE = re.compile(r"^  def\s+__setstate__\s*\(", re.MULTILINE)
+_DECLARED = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Return whether a file is a TorchScript archive: a zip file with constants beside its code."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Return the parameters and buffers of an archive by name, as `torch.jit.load(path).state_dict()` does.
+
+    Raises CheckpointError if the archive is broken, restores a module by code, or names anything but modules, tensors
+    and plain data.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Archive(path, archive).state_dict()
+    except CheckpointError:
+        raise
+    except Exception as error:  # unpickling bytes that anybody wrote can raise anything
+        raise CheckpointError(f"checkpoint {path}: is a broken TorchScript archive ({error}); copy it again") from error
+
+
+class _Frozen(type):
+    """The class of classes that unpickling can't change: its BUILD sets attributes of whatever it is given."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise pickle.UnpicklingError(f"{cls.__name__}.{name} is set")
+
+
+class _Description(tuple[Any, ...], metaclass=_Frozen):
+    """What a call in the pickle was given. Nothing is called."""
+
+    __slots__ = ()
+
+    def __new__(cls, *arguments: object) -> _Description:
+        return super().__new__(cls, arguments)
+
+
+class _Storage(_Description):
+    """(dtype, name of its file, number of elements)"""
+
+    __slots__ = ()
+
+
+class _View(_Description):
+    """(storage, offset, size, stride, ...): the arguments of `torch._utils._rebuild_tensor_v2`"""
+
+    __slots__ = ()
+
+
+class _Plain(_Description):
+    """A list or a dict with its type, which holds no module's weight."""
+
+    __slots__ = ()
+
+
+class _Module:
+    """A module's attributes as its `__getstate__` left them. kind: the full name of its class."""
+
+    kind: str
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds descriptions of tensors, and modules without behaviour."""
+
+    def __init__(self, content: bytes, path: Path) -> None:
+        super().__init__(io.BytesIO(content))
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if module.partition(".")[0] == "__torch__":
+            return type("Module", (_Module,), {"kind": f"{module}.{name}"})
+        known = {
+            ("torch._utils", "_rebuild_tensor_v2"): _View,
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch.jit._pickle", "restore_type_tag"): _Plain,
+            ("torch.jit._pickle", "build_intlist"): _Plain,
+            ("torch.jit._pickle", "build_doublelist"): _Plain,
+            ("torch.jit._pickle", "build_boollist"): _Plain,
+            ("torch.jit._pickle", "build_tensorlist"): _Plain,
+        }
+        if (module, name) in known:
+            return known[module, name]
+        raise CheckpointError(
+            f"checkpoint {self._path}: refused, because opening it would run code stored in it: it holds a "
+            f"{module}.{name}; save `model.state_dict()` in its author's environment and use that file"
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, numel = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError(f"a persistent id that is no storage: {kind!r}")
+        return _Storage(dtype, str(key), int(numel))
+
+
+class _Archive:
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self._path = path
+        self._archive = archive
+        self._names = set(archive.namelist())
+        (self._root,) = {name.removesuffix("constants.pkl") for name in self._names if name.endswith("/constants.pkl")}
+        self._classes = dict(self._declared())
+        self._storages: dict[str, Tensor] = {}
+        self._modules = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if f"{self._root}byteorder" in self._names and self._stored("byteorder") != b"little":
+            raise CheckpointError(f"checkpoint {self._path}: was saved on a big-endian machine; save it on another")
+        module = _Unpickler(self._stored("data.pkl"), self._path).load()
+        return {name: self._tensor(view) for name, view in self._views(module, "", ())}
+
+    def _views(self, module: Any, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, _View]]:
+        """Yield the parameters and buffers of a module and those below it. above: the modules that hold this one."""
+        if not isinstance(module, _Module) or id(module) in above:
+            raise CheckpointError(f"checkpoint {self._path}: '{prefix}' is no module, or holds itself")
+        self._modules += 1
+        if self._modules > _MOST_MODULES:
+            raise CheckpointError(f"checkpoint {self._path}: has over {_MOST_MODULES:,} modules")
+        declared, restored_by_code = self._classes.get(module.kind, (None, False))
+        if restored_by_code:
+            raise CheckpointError(
+                f"checkpoint {self._path}: {module.kind} restores itself by a __setstate__ in the archive, and Cirrus "
+                "does not run an archive's code; save `model.state_dict()` in its author's environment"
+            )
+        if not isinstance(module.state, dict):
+            raise CheckpointError(f"checkpoint {self._path}: '{prefix}' has no attributes")
+        for name, value in module.state.items():
+            if isinstance(value, _View) and (declared is None or name in declared):
+                yield f"{prefix}{name}", value
+            elif isinstance(value, _Module):
+                yield from self._views(value, f"{prefix}{name}.", (*above, id(module)))
+
+    def _tensor(self, view: _View) -> Tensor:
+        storage, offset, size, stride = view[:4]
+        dtype, key, numel = storage
+        if key not in self._storages:
+            content = self._stored(f"data/{key}")
+            if len(content) < numel * dtype.itemsize:
+                raise CheckpointError(f"checkpoint {self._path}: data/{key} is too short; copy it again")
+            flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            self._storages[key] = flat
+        return self._storages[key].as_strided(size, stride, offset)
+
+    def _stored(self, name: str) -> bytes:
+        """Return a file that torch stores as it is; a compressed one could be larger than any memory."""
+        entry = self._archive.getinfo(f"{self._root}{name}")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"checkpoint {self._path}: {name} is compressed, which torch never does")
+        return self._archive.read(entry)
+
+    def _declared(self) -> Iterator[tuple[str, tuple[set[str] | None, bool]]]:
+        """Yield each class with its parameters and buffers, None if it does not list them, and if it has __setstate__.
+
+        The code is searched as text.
+        """
+        begin = f"{self._root}code/"
+        files = [name for name in self._names if name.startswith(begin) and name.endswith(".py")]
+        if sum(self._archive.getinfo(name).file_size for name in files) > _MOST_CODE_BYTES:
+            raise CheckpointError(f"checkpoint {self._path}: its code is over {_MOST_CODE_BYTES:,} bytes")
+        for file in files:
+            module = file.removeprefix(begin).removesuffix(".py").replace("/", ".")
+            _, *parts = _CLASS.split(self._archive.read(file).decode())
+            for name, body in zip(parts[::2], parts[1::2], strict=True):
+                lists = _DECLARED.findall(body)
+                declared = set(re.findall(r'"([^"]*)"', " ".join(lists))) if len(lists) == 2 else None
+                yield f"{module}.{name}", (declared, _SETSTATE.search(body) is not None)
