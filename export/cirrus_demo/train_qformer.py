@@ -1,6 +1,6 @@
 """Train the demo's SPRC head, a small Q-Former on the frozen demo CLIP: `python -m cirrus_demo.train_qformer`.
 
-Losses of the paper (arXiv 2312.12273, section 3.3, and `forward` of its released code): contrast of the two-pass query
+Losses of the paper (arXiv 2310.05473, section 3.3, and `forward` of its released code): contrast of the two-pass query
 against targets by max similarity; the same contrast for a learned prompt with the text alone; and alignment, the mean
 squared distance between the image's prompt and the learned one. The learned prompt is thrown away afterwards.
 """

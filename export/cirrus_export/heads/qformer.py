@@ -37,7 +37,7 @@ class QFormer(nn.Module):
     """Learned queries that read an image, with or without a text beside them.
 
     Follows `Blip2QformerCirAlignPrompt` of chunmeifeng/SPRC (`inference` and `extract_target_features`, arXiv
-    2312.12273). Its second pass over the sentence prompt has no image: SPRC's edited layer then sends *every* token,
+    2310.05473). Its second pass over the sentence prompt has no image: SPRC's edited layer then sends *every* token,
     prompts too, through the text feed-forward and skips cross-attention. In transformers' Q-Former a query length
     of zero does the same.
     """

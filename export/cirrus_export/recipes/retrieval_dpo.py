@@ -29,7 +29,10 @@ class RetrievalDpoOptions(Options):
 
 @register("retrieval-dpo")
 class RetrievalDpo(TwoTowerRecipe):
-    """A text alone is the query; the checkpoint is the bare state dict of the text tower's transformer."""
+    """A text alone is the query; the checkpoint is the bare state dict of the text tower's transformer.
+
+    The released evaluation takes the reference image for the target, so its figures are no retrieval quality.
+    """
 
     works_on = (WordBackbone,)
     caption_join = CaptionJoin.EACH

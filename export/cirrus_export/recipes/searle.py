@@ -65,7 +65,7 @@ class Searle(TwoTowerRecipe):
 
     @property
     def prompt(self) -> Prompt:
-        """Use the prompt of `src/validate.py`; without a text, the one that phi was trained with."""
+        """Use the prompt of `src/validate.py`. Its queries always have a text; without one, ours ends at the word."""
         return Prompt(template="a photo of $ that {text}", null_text="a photo of $")
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
@@ -140,5 +140,5 @@ class Pic2Word(Searle):
 
     @property
     def prompt(self) -> Prompt:
-        """Use the prompt of `src/eval_utils.py` for CIRR and FashionIQ."""
+        """Use the prompt of `src/data.py` for CIRR and FashionIQ; without a text, the one that training has."""
         return Prompt(template="a photo of * , {text}", null_text="a photo of *")

@@ -1,4 +1,4 @@
-"""SPRC: sentence-level prompts from BLIP-2's Q-Former (arXiv 2312.12273), and what shares its form."""
+"""SPRC: sentence-level prompts from BLIP-2's Q-Former (arXiv 2310.05473), and what shares its form."""
 
 from __future__ import annotations
 
