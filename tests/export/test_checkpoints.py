@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 import pickle
 import sys
 import types
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import PosixPath
 
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 
 from cirrus_client.errors import CheckpointError, ExportError, PluginError
 from cirrus_export.backbones.registry import load_backbone
-from cirrus_export.checkpoints.state import fingerprint, read_state_dict
+from cirrus_export.checkpoints.state import fingerprint, load_strictly, read_state_dict
 from cirrus_export.pipeline import ExportRequest, build_recipe
 
 
@@ -50,6 +52,154 @@ def test_a_torch_file_with_data_parallel_prefixes_and_half_precision_is_the_same
     again = build_recipe(request(weights, saved(tmp_path, wrapped)))
     assert fingerprint(plain.target_head) == fingerprint(again.target_head)
     assert fingerprint(plain.query_head) == fingerprint(again.query_head)
+
+
+def with_prefix(prefix: str, state) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def without_tensors_names(state, start: str, inner: str) -> dict[str, torch.Tensor]:
+    return {f"{start}{inner}.{key.removeprefix(start)}" if key.startswith(start) else key: state[key] for key in state}
+
+
+WRAPPED = {
+    "DataParallel": lambda state: with_prefix("module.", state),
+    "torch.compile": lambda state: with_prefix("_orig_mod.", state),
+    "DataParallel of a compiled model": lambda state: with_prefix("module._orig_mod.", state),
+    "a compiled DataParallel": lambda state: with_prefix("_orig_mod.module.", state),
+    "one compiled part": lambda state: without_tensors_names(state, "fusion.", "_orig_mod"),
+    "Lightning": lambda state: {
+        "state_dict": with_prefix("model.", state),
+        "epoch": 3,
+        "hyper_parameters": {"lr": 1e-4},
+    },
+    "Lightning, another attribute": lambda state: {"state_dict": with_prefix("net.", state)},
+    "Lightning, compiled": lambda state: {"state_dict": with_prefix("model._orig_mod.", state)},
+    "an epoch among the tensors": lambda state: {**state, "epoch": 3},
+    "an epoch among an entry's tensors": lambda state: {"model": {**state, "epoch": 3}},
+    "scalar tensors beside": lambda state: {"epoch": torch.tensor(3), "weights": state, "rng_state": torch.zeros(5)},
+    "parameters": lambda state: {key: torch.nn.Parameter(value) for key, value in state.items()},
+    "bfloat16": lambda state: {key: value.bfloat16() for key, value in state.items()},
+    "half": lambda state: {key: value.half() for key, value in state.items()},
+    "double": lambda state: {key: value.double() for key, value in state.items()},
+    "fp8": lambda state: {key: value.to(torch.float8_e4m3fn) for key, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_what_trainers_put_around_a_head_makes_no_difference(wrapping, head_state, tmp_path) -> None:
+    found = read_state_dict(saved(tmp_path, WRAPPED[wrapping](head_state)))
+    assert found.keys() == head_state.keys()
+    for key, value in head_state.items():
+        assert found[key].dtype is torch.float32
+        torch.testing.assert_close(found[key], value.float(), rtol=0.1, atol=0.02)
+
+
+def test_a_file_is_read_as_what_it_is_whatever_it_is_called(weights, head_state, tmp_path) -> None:
+    (tmp_path / "head.pt").write_bytes(weights.head.read_bytes())
+    torch.save(head_state, tmp_path / "head.safetensors")
+    torch.save(head_state, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    for name in ("head.pt", "head.safetensors", "old.ckpt"):
+        assert read_state_dict(tmp_path / name).keys() == head_state.keys()
+
+
+def test_a_module_that_has_all_its_weights_under_net_is_loaded(tmp_path) -> None:
+    module = torch.nn.Sequential(OrderedDict(net=torch.nn.Linear(2, 3)))
+    head = read_state_dict(saved(tmp_path, module.state_dict()))
+    again = torch.nn.Sequential(OrderedDict(net=torch.nn.Linear(2, 3)))
+    load_strictly(again, head)
+    torch.testing.assert_close(again.net.weight, module.net.weight)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+NO_CHECKPOINTS = {
+    "a Git LFS pointer": (LFS, "is a Git LFS pointer .*git lfs pull"),
+    "a web page": (b"\n<!DOCTYPE html><html></html>", "is a web page"),
+    "an error in XML": (b'<?xml version="1.0"?><Error/>', "is a web page"),
+    "an error in JSON": (b'{"error": "not found"}', "is JSON, not weights"),
+    "nothing": (b"", r"is empty \(0 bytes\)"),
+    "gzip": (b"\x1f\x8b\x08\x00", "is a gzip archive"),
+    "a picture": (b"\xff\xd8\xff\xe0" + bytes(60), "is no checkpoint: expected .* begins with"),
+    "half a pickle": (b"\x80\x02}q\x00(X", "is cut or broken"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_is_named(kind, suffix, tmp_path) -> None:
+    content, message = NO_CHECKPOINTS[kind]
+    path = tmp_path / f"head{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}: {message}"):
+        read_state_dict(path)
+
+
+def test_a_folder_says_which_of_its_files_could_be_meant(tmp_path) -> None:
+    saved(tmp_path, {"a": torch.ones(1)}, "epoch_3.pt")
+    with pytest.raises(CheckpointError, match=r"is a folder; name the file in it that holds the weights: epoch_3\.pt"):
+        read_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_a_cut_file_is_refused(form, share, weights, head_state, tmp_path) -> None:
+    path = tmp_path / "head.pt"
+    if form == "safetensors":
+        path.write_bytes(weights.head.read_bytes())
+    else:
+        torch.save(head_state, path, _use_new_zipfile_serialization=form == "zip")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}: is cut or broken"):
+        read_state_dict(path)
+
+
+def test_a_flipped_bit_of_a_torch_file_is_refused(head_state, tmp_path) -> None:
+    path = saved(tmp_path, head_state)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}: is cut or broken"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(("part", "value"), [("head", math.nan), ("head", -math.inf), ("backbone", math.inf)])
+def test_nan_and_infinity_are_refused_by_the_tensors_name(part, value, weights, tmp_path) -> None:
+    state = load_file(weights.head if part == "head" else weights.clip)
+    damaged = next(key for key, tensor in state.items() if tensor.ndim == 2)
+    state[damaged][0, 0] = value
+    path = saved(tmp_path, state)
+    changes = {} if part == "head" else {"pretrained": str(path)}
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}: NaN or infinity in '{damaged}'"):
+        build_recipe(request(weights, path if part == "head" else weights.head, **changes))
+
+
+ODD = {
+    "sparse": (torch.eye(3).to_sparse(), "is sparse"),
+    "complex": (torch.ones(3, dtype=torch.complex64), "is complex"),
+    "absent": (torch.empty(3, 3, device="meta"), "has a shape and no values"),
+    "quantised": (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantised"),
+    "repeated": (torch.ones(1).expand(2**40), "claims 4,398,046,511,104 bytes, and the file holds 4"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_tensor_that_is_no_plain_array_is_refused_by_its_name(kind, tmp_path) -> None:
+    tensor, reason = ODD[kind]
+    with pytest.raises(CheckpointError, match=f"'layer.weight' {reason}"):
+        read_state_dict(saved(tmp_path, {"layer.weight": tensor}))
+
+
+def test_integers_are_no_weights(weights, head_state, tmp_path) -> None:
+    head_state["weighted_layer.weight"] = head_state["weighted_layer.weight"].to(torch.int8)
+    with pytest.raises(CheckpointError, match=r"'weighted_layer\.weight' is torch\.int8, expected torch\.float32"):
+        build_recipe(request(weights, saved(tmp_path, head_state)))
+
+
+def test_tensors_beside_a_state_dict_are_ambiguous(head_state, tmp_path) -> None:
+    path = saved(tmp_path, {"model": head_state, "bias": torch.ones(3)})
+    with pytest.raises(CheckpointError, match="found state dicts under model, and tensors beside them: bias"):
+        read_state_dict(path)
 
 
 def test_weights_beside_the_state_dict_that_is_read_are_said_aloud(head_state, tmp_path, caplog) -> None:

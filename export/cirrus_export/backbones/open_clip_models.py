@@ -17,6 +17,7 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
 from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.family import Weights
+from cirrus_export.checkpoints.values import check_finite
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
@@ -148,6 +149,7 @@ def fetch(model: nn.Module, name: str, tag: str) -> None:
             f"the weights '{tag}' of {name} can't be fetched ({error}); download them elsewhere and give the file: "
             f"--pretrained {tag}=FILE"
         ) from error
+    check_finite(model.state_dict(), f"--pretrained {tag}")
 
 
 def _tag(name: str, tag: str) -> Config:

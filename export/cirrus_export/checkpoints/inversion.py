@@ -9,15 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.checkpoints.state import (
-    StateDict,
-    as_state_dict,
-    count_layers,
-    is_state_dict,
-    load_strictly,
-    read_checkpoint,
-    report_left_aside,
-)
+from cirrus_export.checkpoints.state import StateDict, as_state_dict, count_layers, load_strictly, read_checkpoint
+from cirrus_export.checkpoints.wrappers import is_state_dict, report_left_aside
 from cirrus_export.heads.inversion import Im2Text, Phi
 
 _NETWORK, _CLIP = "state_dict_img2text", "state_dict"

@@ -7,24 +7,18 @@ import difflib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.checkpoints.torch_file import read_torch
-from cirrus_export.checkpoints.torchscript import is_torchscript, read_torchscript
+from cirrus_export.checkpoints.file import read_file
+from cirrus_export.checkpoints.values import in_float32
+from cirrus_export.checkpoints.wrappers import is_state_dict, listed, state_dict_in, without_prefixes
 
-_DATA_PARALLEL = "module."
-_KNOWN_WRAPPERS = ("state_dict", "model_state_dict", "model", "state")
-_TRAINING_STATE = re.compile("optim|sched|scaler|rng|callbacks|loops")
-"""Names of entries whose tensors are not weights."""
 _collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("problems", default=None)
 log = logging.getLogger(__name__)
 
@@ -59,26 +53,23 @@ class Unused:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Read a `.safetensors` file, or a torch file opened with `weights_only=True`.
+    """Read a file of safetensors or torch, or a TorchScript archive; nothing in it runs.
 
-    Half precision becomes float32 and DataParallel's `module.` prefix is removed. Where the file holds more than
-    tensors, as `{"epoch": 7, "state_dict": {...}}` does, the one state dict in it is taken, whatever it is called.
-    Raises CheckpointError if the file is missing, broken, would run code when opened, or holds no state dict.
+    Every floating-point type becomes float32. The prefixes of DataParallel, torch.compile and Lightning are removed.
+    Where the file holds more than tensors, as `{"epoch": 7, "state_dict": {...}}` does, the one state dict in it is
+    taken, whatever it is called. Raises CheckpointError if the file is missing, broken or no checkpoint, would run code
+    when opened, holds no state dict, or holds NaN or infinity.
     """
-    content = read_checkpoint(path)
-    return as_state_dict(_unwrapped(content, path), str(path))
+    return as_state_dict(state_dict_in(read_checkpoint(path), str(path)), str(path))
 
 
 def read_checkpoint(path: Path) -> Mapping[str, object]:
     """Read a checkpoint file as it is. Raises CheckpointError; see `read_state_dict`."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: there is no such file")
-    try:
-        content = _read(path)
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"checkpoint {path}: can't be read: {error}") from error
-    if not isinstance(content, Mapping) or not content:
+    content = read_file(path)
+    if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path}: holds a {type(content).__name__}, expected a state dict")
+    if not content:
+        raise CheckpointError(f"checkpoint {path}: holds no tensor")
     return content
 
 
@@ -89,64 +80,15 @@ def tensor_names(path: Path) -> list[str]:
     """
     names: list[str] = []
     for entry, value in read_checkpoint(path).items():
-        inside = list(as_state_dict(value, str(path))) if is_state_dict(value) else []
+        inside = list(without_prefixes(value, str(path))[0]) if is_state_dict(value) else []
         names += [str(entry), *inside, *(f"{entry}.{name}" for name in inside)]
     return names
 
 
-def _read(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return read_torchscript(path) if is_torchscript(path) else read_torch(path)
-
-
 def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
-    """Return tensors in float32, DataParallel's prefix removed."""
-    full = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    if all(key.startswith(_DATA_PARALLEL) for key in full):
-        return StateDict(full, source).under(_DATA_PARALLEL)
-    return StateDict(full, source)
-
-
-def is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:
-    """Return True if a value maps names to tensors and nothing else."""
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
-
-
-def report_left_aside(content: Mapping[str, object], read: Collection[str], source: str) -> None:
-    """Log the entries of a checkpoint that are not read: a warning if they hold weights, which nobody would miss."""
-    left = [entry for entry in content if entry not in read]
-    weights = [entry for entry in left if _holds_tensors(content[entry]) and not _TRAINING_STATE.search(str(entry))]
-    rest = [str(entry) for entry in left if entry not in weights]
-    if weights:
-        log.warning(
-            "checkpoint %s: %s is read, and the weights under %s are not; if they are meant, save them alone",
-            *(source, _quoted(read), _quoted(weights)),
-        )
-    if rest:
-        log.info("checkpoint %s: not used: %s (state of its training)", source, _listed(rest))
-
-
-def _unwrapped(content: Mapping[str, object], path: Path) -> Mapping[str, Tensor]:
-    if is_state_dict(content):
-        return content
-    inside = {key: value for key, value in content.items() if is_state_dict(value)}
-    known = [key for key in _KNOWN_WRAPPERS if key in inside]
-    if len(inside) != 1 and not known:
-        strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-        found = f"state dicts under {_listed(list(inside))}" if inside else f"no tensors under {_listed(strangers)}"
-        raise CheckpointError(f"checkpoint {path}: expected one state dict, found {found}; save the model's alone")
-    name = known[0] if known else next(iter(inside))
-    report_left_aside(content, [name], str(path))
-    return inside[name]
-
-
-def _holds_tensors(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds_tensors(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds_tensors(item) for item in value)
-    return isinstance(value, Tensor)
+    """Return tensors in float32, under their names without the prefixes of wrappers. Raises CheckpointError."""
+    named, prefix = without_prefixes(in_float32(tensors, source), source)
+    return StateDict(named, source, prefix)
 
 
 def pass_over(state: StateDict, unused: Sequence[Unused]) -> StateDict:
@@ -156,7 +98,7 @@ def pass_over(state: StateDict, unused: Sequence[Unused]) -> StateDict:
         passed = [key for key in kept if re.match(kind.keys, key)]
         if passed:
             named = sorted({f"{state.prefix}{'.'.join(key.split('.')[:2])}" for key in passed})
-            log.info("checkpoint %s: not used: %s (%s)", state.source, _listed(named, limit=20), kind.reason)
+            log.info("checkpoint %s: not used: %s (%s)", state.source, listed(named, limit=20), kind.reason)
         for key in passed:
             del kept[key]
     return state.derived(kept)
@@ -169,6 +111,7 @@ def load_strictly(module: nn.Module, state: StateDict, *, theirs: Callable[[str]
     surplus and wrongly shaped key, each missing one with the nearest surplus; see also `one_error_for_all_keys`.
     """
     expected = module.state_dict()
+    state = _with_own_prefix(state, expected)
 
     def in_file(key: str) -> str:
         return state.prefix + theirs(key)
@@ -183,10 +126,23 @@ def load_strictly(module: nn.Module, state: StateDict, *, theirs: Callable[[str]
         elif state[key].shape != expected[key].shape:
             found, wanted = tuple(state[key].shape), tuple(expected[key].shape)
             problems.append(f"key '{in_file(key)}' has shape {found}, expected {wanted}")
+        elif state[key].is_floating_point() != expected[key].is_floating_point():
+            problems.append(f"key '{in_file(key)}' is {state[key].dtype}, expected {expected[key].dtype}")
     problems += [f"key '{key}' is not part of the model" for key in surplus]
     report_problems(state.source, problems)
     if not problems:
         module.load_state_dict(state)
+
+
+def _with_own_prefix(state: StateDict, expected: Mapping[str, Tensor]) -> StateDict:
+    """Give back a prefix that was taken for a wrapper's to a module that has all its weights under `net` or `model`."""
+    parts = state.prefix.split(".")[:-1]
+    for count in range(1, len(parts) + 1):
+        own = "".join(f"{part}." for part in parts[-count:])
+        renamed = {f"{own}{key}": value for key, value in state.items()}
+        if expected.keys().isdisjoint(state) and not expected.keys().isdisjoint(renamed):
+            return StateDict(renamed, state.source, state.prefix.removesuffix(own))
+    return state
 
 
 def report_problems(source: str, problems: list[str]) -> None:
@@ -195,7 +151,7 @@ def report_problems(source: str, problems: list[str]) -> None:
     if collected is not None:
         collected += [(source, problem) for problem in problems]
     elif problems:
-        raise CheckpointError(f"checkpoint {source}: {_listed(problems, separator='; ')}")
+        raise CheckpointError(f"checkpoint {source}: {listed(problems, separator='; ')}")
 
 
 @contextlib.contextmanager
@@ -217,8 +173,7 @@ def one_error_for_all_keys() -> Iterator[None]:
             by_source.setdefault(source, []).append(problem)
         raise CheckpointError(
             "; ".join(
-                f"checkpoint {source}: {_listed(found, separator='; ', limit=16)}"
-                for source, found in by_source.items()
+                f"checkpoint {source}: {listed(found, separator='; ', limit=16)}" for source, found in by_source.items()
             )
         )
 
@@ -243,12 +198,3 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{key} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().to("cpu").contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _quoted(entries: Collection[str]) -> str:
-    return _listed([f"'{entry}'" for entry in entries])
-
-
-def _listed(items: list[str], *, separator: str = ", ", limit: int = 8) -> str:
-    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
-    return separator.join(items[:limit]) + more

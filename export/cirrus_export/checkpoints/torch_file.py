@@ -38,18 +38,15 @@ def read_torch(path: Path) -> object:
     """Read a file of `torch.save` with `weights_only=True`.
 
     Raises CheckpointError if it holds anything but tensors and plain data, which opening it would have to build by
-    running code, or if it is broken; RuntimeError, OSError or EOFError if torch says that it is broken.
+    running code; whatever torch raises if it is broken.
     """
     try:
-        with torch.serialization.safe_globals(_DATA):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_DATA), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named, reason = _NAME_OF_GLOBAL.search(str(error)), _REASON.search(str(error))
         if named is None:
-            found = f" ({reason[1]})" if reason else ""
-            raise CheckpointError(
-                f"checkpoint {path}: is broken, or no file of torch.save{found}; copy it again"
-            ) from None
+            raise pickle.UnpicklingError(reason[1] if reason else "no file of torch.save") from None
         raise CheckpointError(
             f"checkpoint {path}: refused, because opening it would run code stored in it: it holds a {named[1]}; save "
             "`model.state_dict()` in its author's environment and use that file"

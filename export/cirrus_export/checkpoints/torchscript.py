@@ -50,16 +50,11 @@ def is_torchscript(path: Path) -> bool:
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Return the parameters and buffers of an archive by name, as `torch.jit.load(path).state_dict()` does.
 
-    Raises CheckpointError if the archive is broken, restores a module by code, or names anything but modules, tensors
-    and plain data.
+    Raises CheckpointError if the archive restores a module by code, or names anything but modules, tensors and plain
+    data; whatever zipfile, pickle and torch raise if it is broken.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _Archive(path, archive).state_dict()
-    except CheckpointError:
-        raise
-    except Exception as error:  # unpickling bytes that anybody wrote can raise anything
-        raise CheckpointError(f"checkpoint {path}: is a broken TorchScript archive ({error}); copy it again") from error
+    with zipfile.ZipFile(path) as archive:
+        return _Archive(path, archive).state_dict()
 
 
 class _Frozen(type):

@@ -29,6 +29,7 @@ from cirrus_client.names import Writer
 from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
+from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.graph import Graph, pixels, token_ids, vectors
 from cirrus_export.heads.frozen import freeze
@@ -130,6 +131,7 @@ def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
         raise CheckpointError(f"checkpoint {checkpoint}: can't be read as InstructBLIP: {error}") from error
     if not model.config.use_decoder_only_language_model:
         raise CheckpointError(f"checkpoint {checkpoint}: its language model has an encoder; Vicuna's kind is supported")
+    check_finite(model.state_dict(), f"checkpoint {checkpoint}")
     return freeze(model.float())
 
 
