@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,8 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.records import Record
 from cirrus_export.backbones.backbone import Backbone
-from cirrus_export.checkpoints.state import StateDict
+from cirrus_export.checkpoints.folder import weights_file
+from cirrus_export.checkpoints.state import StateDict, read_state_dict
 
 
 class BackboneOptions(Record):
@@ -42,6 +43,12 @@ class Weights:
     folder: Path | None = None
     fine_tuned: bool = False
     options: BackboneOptions = field(default_factory=BackboneOptions)
+
+    def from_folder(self) -> Weights:
+        """Return these weights with the folder's file read, if there is a folder. Raises CheckpointError."""
+        if self.folder is None:
+            return self
+        return replace(self, state=read_state_dict(weights_file(self.folder)), folder=None)
 
 
 class Family(ABC):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cirrus_client.errors import CheckpointError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, Prompt, TextToken, WordBackbone, at_end_of_text
+from cirrus_export.backbones.clip_config import ClipConfig, config_beside
 from cirrus_export.backbones.clip_tokenizer import clip_null_token_ids, write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.backbones.open_clip_models import (
@@ -22,6 +24,7 @@ from cirrus_export.backbones.open_clip_models import (
     uses_quick_gelu,
     warn_if_a_file_could_be_several,
 )
+from cirrus_export.checkpoints.hugging_face_clip import KEYS, in_openai_names, is_hugging_face_clip
 from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -180,8 +183,9 @@ class OpenClipFamily(Family):
         return "a CLIP"
 
     def kind_of(self, state: StateDict) -> str | None:
-        """Recognise a vision transformer beside a text tower, in OpenAI's key names."""
-        return "a CLIP" if "visual.class_embedding" in state and "token_embedding.weight" in state else None
+        """Recognise a vision transformer beside a text tower, in OpenAI's key names or in those of transformers."""
+        is_openai = "visual.class_embedding" in state and "token_embedding.weight" in state
+        return "a CLIP" if is_openai or is_hugging_face_clip(state) else None
 
     def tags(self, name: str) -> Sequence[str]:
         """Return the tags of a model's published weights."""
@@ -194,24 +198,27 @@ class OpenClipFamily(Family):
     def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> OpenClipBackbone:
         """See `Family.load`."""
         refuse_tokenizer(name, tokenizer)
+        weights = weights.from_folder()
         state = weights.state
         config = OPENAI if name is None else self.config(name)
-        from_openai = weights.fine_tuned or (state is not None and _is_openai_archive(state))
-        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=from_openai)
+        from_openai = _is_from_openai(weights)
+        beside = None if from_openai else config_beside(weights)
+        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=from_openai, beside=beside)
         activation = activation_in_space(quick_gelu, config, weights, from_openai=from_openai)
+        named = None if state is None else _openai_state(state)
         if name is None:
-            assert state is not None
-            plain = _without_archive_keys(state)
-            clip = OpenClipBackbone(_shaped_as(plain, quick_gelu=quick_gelu), activation=activation)
-            load_strictly(clip.clip, plain)
-            return clip
-        if not from_openai:
-            warn_if_a_file_could_be_several(name, config, weights)
-        preprocess = self.preprocess(name, weights)
-        clip = OpenClipBackbone(open_clip.CLIP(**config | {"quick_gelu": quick_gelu}), preprocess, activation)
-        if state is not None:
-            load_strictly(clip.clip, _without_archive_keys(state))
+            assert named is not None
+            clip = OpenClipBackbone(_shaped_as(named, quick_gelu, beside), activation=activation)
+        else:
+            if not from_openai:
+                warn_if_a_file_could_be_several(name, config, weights)
+            preprocess = self.preprocess(name, weights)
+            clip = OpenClipBackbone(open_clip.CLIP(**config | {"quick_gelu": quick_gelu}), preprocess, activation)
+            _check_heads(clip.clip, beside)
+        if state is not None and named is not None:
+            load_strictly(clip.clip, named, theirs=KEYS.theirs if is_hugging_face_clip(state) else str)
         elif weights.tag is not None:
+            assert name is not None
             fetch(clip.clip, name, weights.tag)
         return clip
 
@@ -230,31 +237,67 @@ def shows_every_token(config: Config) -> bool:
     )
 
 
-def _is_openai_archive(state: StateDict) -> bool:
-    return all(key in state for key in _OPENAI_ARCHIVE_KEYS)
+def _is_from_openai(weights: Weights) -> bool:
+    """Return whether weights are in a file of OpenAI's clip package: its own archive, or a CLIP beside a head."""
+    state = weights.state
+    if state is None or is_hugging_face_clip(state):
+        return False
+    return weights.fine_tuned or all(key in state for key in _OPENAI_ARCHIVE_KEYS)
 
 
-def _without_archive_keys(state: StateDict) -> StateDict:
+def _openai_state(state: StateDict) -> StateDict:
+    """Return a CLIP's state dict in OpenAI's key names, without what is no weight."""
+    if is_hugging_face_clip(state):
+        return in_openai_names(state)
     return pass_over(state, [Unused(f"({'|'.join(_OPENAI_ARCHIVE_KEYS)})$", "sizes, which the weights' shapes say")])
 
 
-def _shaped_as(state: StateDict, *, quick_gelu: bool) -> open_clip.CLIP:
-    """Build OpenAI's CLIP in the sizes of its own state dict, as `clip.model.build_model` infers them."""
+def _check_heads(clip: open_clip.CLIP, beside: ClipConfig | None) -> None:
+    built = tuple(tower.resblocks[0].attn.num_heads for tower in (clip.visual.transformer, clip.transformer))
+    if beside is not None and beside.heads not in (None, built):
+        raise CheckpointError(
+            f"checkpoint {beside.file}: {beside.heads} attention heads in the vision and the text tower, and the "
+            f"architecture has {built}: name another --backbone, or from-checkpoint"
+        )
+
+
+def _shaped_as(state: StateDict, quick_gelu: bool, beside: ClipConfig | None) -> open_clip.CLIP:
+    """Build OpenAI's CLIP in the sizes of its own state dict, as `clip.model.build_model` infers them.
+
+    Attention heads are those of the configuration beside the file, or of open_clip's models of these widths.
+    """
+    heads = None if beside is None else beside.heads
     patches, words = state["visual.conv1.weight"], state["token_embedding.weight"]
+    width, text_width = patches.shape[0], words.shape[1]
     side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     vision = open_clip.CLIPVisionCfg(
         layers=count_layers(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
-        width=patches.shape[0],
-        head_width=min(_HEAD_WIDTH, patches.shape[0]),
+        width=width,
+        head_width=width // heads[0] if heads else min(_vision_head_widths().get(width, _HEAD_WIDTH), width),
+        mlp_ratio=_mlp_ratio(state, "visual.transformer."),
         patch_size=patches.shape[-1],
         image_size=side * patches.shape[-1],
     )
     text = open_clip.CLIPTextCfg(
         context_length=state["positional_embedding"].shape[0],
         vocab_size=words.shape[0],
-        width=words.shape[1],
-        heads=max(1, words.shape[1] // _HEAD_WIDTH),
+        width=text_width,
+        heads=heads[1] if heads else max(1, text_width // _HEAD_WIDTH),
+        mlp_ratio=_mlp_ratio(state, "transformer."),
         layers=count_layers(state, r"^transformer\.resblocks\.(\d+)\."),
     )
     dim = state["text_projection"].shape[1]
     return open_clip.CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu)
+
+
+def _mlp_ratio(state: StateDict, tower: str) -> float:
+    """Return the ratio of which open_clip's rounding down makes the hidden width that the file has."""
+    hidden, width = state[f"{tower}resblocks.0.mlp.c_fc.weight"].shape
+    return (hidden + 0.5) / width
+
+
+def _vision_head_widths() -> dict[int, int]:
+    """Return how wide attention heads are in open_clip's vision transformers, by the tower's width: one for each."""
+    configs = filter(shows_every_token, map(open_clip.get_model_config, open_clip.list_models()))
+    towers = (config["vision_cfg"] for config in configs)
+    return {tower["width"]: tower.get("head_width", _HEAD_WIDTH) for tower in towers}

@@ -16,6 +16,7 @@ from torch import nn
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
 from cirrus_export.backbones.backbone import Activation
+from cirrus_export.backbones.clip_config import ClipConfig
 from cirrus_export.backbones.family import Weights
 from cirrus_export.checkpoints.values import check_finite
 
@@ -38,16 +39,21 @@ def tags_of(name: str) -> Sequence[str]:
     return tags
 
 
-def uses_quick_gelu(name: str | None, config: Config, weights: Weights, *, from_openai: bool) -> bool:
+def uses_quick_gelu(
+    name: str | None, config: Config, weights: Weights, *, from_openai: bool, beside: ClipConfig | None = None
+) -> bool:
     """Return whether weights were trained with QuickGELU (open_clip#771, #915), and log who says so.
 
-    A tag says it, and wins over the architecture, which a dozen tags contradict. A file does not say it. Its
-    architecture does if it is called "-quickgelu", or was never published with QuickGELU; otherwise the user must.
-    name: None where the sizes come from a file. from_openai: the file is OpenAI's own or was fine-tuned from it, always
-    with QuickGELU. Raises ExportError if nobody says it, two contradict each other, or a tag does not say QuickGELU and
-    its architecture does: its trainers may have meant either.
+    A tag says it, and wins over the architecture, which a dozen tags contradict. A file does not say it. The
+    configuration beside it does, and its architecture, if it is called "-quickgelu" or was never published with
+    QuickGELU; otherwise the user must. name: None where the sizes come from a file. from_openai: the file is OpenAI's
+    own or was fine-tuned from it, always with QuickGELU. beside: the configuration beside the file. Raises ExportError
+    if nobody says it, two contradict each other, or a tag does not say QuickGELU and its architecture does: its
+    trainers may have meant either.
     """
     said = dict(_sayings(name, config, weights, from_openai=from_openai))
+    if beside is not None:
+        said[str(beside.file)] = beside.quick_gelu
     if not said:
         raise ExportError(_question(name, weights))
     if len(set(said.values())) > 1:

@@ -18,6 +18,7 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
+from cirrus_export.backbones.clip_config import config_beside
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
@@ -155,9 +156,11 @@ class PooledOpenClipFamily(Family):
             )
         config = open_clip.get_model_config(name)
         _check_text_tower(name, config)
+        weights = weights.from_folder()
         hub_tokenizer = self._tokenizer(name, config, tokenizer)
         preprocess = self.preprocess(name, weights)
-        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned)
+        beside = config_beside(weights)
+        quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
         warn_if_a_file_could_be_several(name, config, weights)
         model = create(name, quick_gelu=quick_gelu)
         if weights.state is not None:

@@ -14,6 +14,7 @@ from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.backbones.family import BackboneOptions, Family, Weights
+from cirrus_export.checkpoints.folder import weights_file
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 
 FAMILIES = {
@@ -140,10 +141,13 @@ def _from_checkpoint(pretrained: str | None, fine_tuned: StateDict | None, token
     if fine_tuned is not None:
         _report_unused(pretrained, fine_tuned)
         state = fine_tuned
-    elif pretrained is not None and Path(pretrained).is_file():
-        state = read_state_dict(Path(pretrained))
+    elif pretrained is not None and Path(pretrained).exists():
+        path = Path(pretrained)
+        state = read_state_dict(weights_file(path) if path.is_dir() else path)
     else:
-        raise ExportError(f"--backbone {FROM_CHECKPOINT} takes its sizes from weights: --pretrained must be a file")
+        raise ExportError(
+            f"--backbone {FROM_CHECKPOINT} takes its sizes from weights: --pretrained must be a file or a folder"
+        )
     for family in families():
         if family.kind_of(state) is not None:
             weights = Weights(state=state, fine_tuned=fine_tuned is not None)

@@ -1,0 +1,83 @@
+"""What lies beside a CLIP's weights and says what they do not show: the configuration of transformers, or of open_clip.
+
+A configuration is read as data: nothing that it names is imported or fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cirrus_client.errors import CheckpointError
+from cirrus_export.backbones.family import Weights
+from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
+from cirrus_export.checkpoints.state import StateDict
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from transformers import CLIPConfig
+
+_OF_TRANSFORMERS, _OF_OPEN_CLIP = "config.json", "open_clip_config.json"
+_TOWERS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
+_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+_LAYER_NORM_EPS = 1e-5
+_LAST_NORMS = ("vision_model.post_layernorm.weight", "text_model.final_layer_norm.weight")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """A configuration. heads: of attention in the vision and in the text tower, None if it leaves them to the model."""
+
+    file: Path
+    quick_gelu: bool
+    heads: tuple[int, int] | None = None
+
+
+def config_beside(weights: Weights) -> ClipConfig | None:
+    """Return the configuration in the folder of a CLIP's file, None if none is a CLIP's or the weights have a tag.
+
+    Raises CheckpointError if it can't be read, or describes another model than the file, or one that OpenAI's form does
+    not have.
+    """
+    state = weights.state
+    if state is None or weights.tag is not None or weights.fine_tuned:
+        return None
+    folder = Path(state.source).parent
+    if is_hugging_face_clip(state):
+        path = folder / _OF_TRANSFORMERS
+        content = _read(path)
+        return _of_transformers(path, content, state) if all(key in content for key in _TOWERS[:2]) else None
+    path = folder / _OF_OPEN_CLIP
+    model = _read(path).get("model_cfg")
+    return ClipConfig(path, bool(model.get("quick_gelu", False))) if isinstance(model, dict) else None
+
+
+def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> ClipConfig:
+    try:
+        config = CLIPConfig(**{key: content[key] for key in _TOWERS if key in content})
+        vision, text = config.vision_config, config.text_config
+        found = {tower.hidden_act for tower in (vision, text)}, {tower.layer_norm_eps for tower in (vision, text)}
+        sizes = int(vision.hidden_size), int(text.hidden_size)
+        heads = int(vision.num_attention_heads), int(text.num_attention_heads)
+    except Exception as error:  # transformers raises whatever a value leads to
+        raise CheckpointError(f"checkpoint {path}: is no configuration of a CLIP ({error}); copy it again") from None
+    activations, epsilons = found
+    if len(activations) > 1 or not activations <= _ACTIVATIONS.keys() or epsilons != {_LAYER_NORM_EPS}:
+        raise CheckpointError(
+            f"checkpoint {path}: hidden_act {sorted(map(str, activations))} and layer_norm_eps {sorted(epsilons)}; a "
+            f"CLIP has {' or '.join(_ACTIVATIONS)} in both towers, and {_LAYER_NORM_EPS}"
+        )
+    widths = tuple(state[norm].shape[0] for norm in _LAST_NORMS if norm in state)
+    if sizes != widths:
+        raise CheckpointError(f"checkpoint {path}: describes towers {sizes} wide, in {state.source} they are {widths}")
+    return ClipConfig(path, _ACTIVATIONS[activations.pop()], heads)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a JSON file's content, nothing if there is no file or it is no object. Raises CheckpointError."""
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: can't be read as JSON ({error}); copy it again") from None
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,208 @@
+"""A CLIP that transformers saved is the same model here, with the activation that its configuration says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from cirrus_client.errors import CheckpointError, ExportError
+from cirrus_export.backbones.family import BackboneOptions
+from cirrus_export.backbones.open_clip import OpenClipBackbone
+from cirrus_export.backbones.registry import find_backbone, load_backbone
+
+from transformers import CLIPConfig, CLIPModel  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
+import open_clip
+
+pytestmark = pytest.mark.export
+
+NAME = "small-hf-clip"
+HIDDEN, HEADS = 64, 4
+
+
+def clip_model(activation: str) -> CLIPModel:
+    tower = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "hidden_act": activation,
+    }
+    text = tower | {"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406}
+    vision = tower | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module", params=["quick_gelu", "gelu"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[CLIPModel, Path]:
+    """A CLIP of transformers and the folder that it saved."""
+    model = clip_model(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _architecture(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The same sizes as a model of open_clip."""
+    vision = {"image_size": 32, "patch_size": 8, "width": HIDDEN, "layers": 2, "head_width": 16, "mlp_ratio": 2}
+    text = {"width": HIDDEN, "heads": HEADS, "layers": 2, "mlp_ratio": 2}
+    config = tmp_path_factory.mktemp("configs") / f"{NAME}.json"
+    config.write_text(json.dumps({"embed_dim": 48, "vision_cfg": vision, "text_cfg": text}))
+    quick = config.with_name(f"{NAME}-quickgelu.json")
+    quick.write_text(json.dumps({"embed_dim": 48, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(config)
+    open_clip.add_model_config(quick)
+
+
+@torch.no_grad()
+def assert_same_embeddings(backbone: OpenClipBackbone, model: CLIPModel) -> None:
+    torch.manual_seed(1)
+    pixels = torch.randn(4, 3, 32, 32)
+    token_ids = torch.full((4, 77), 49407)
+    padded = torch.zeros(4, 77, dtype=torch.int64)
+    for row, length in enumerate((0, 3, 20, 75)):
+        text = [49406, *torch.randint(1, 40000, (length,)).tolist(), 49407]
+        token_ids[row, : len(text)] = padded[row, : len(text)] = torch.tensor(text)
+    for ours, theirs in (
+        (backbone.embed_image(pixels), model.get_image_features(pixel_values=pixels)),
+        (backbone.embed_text(padded), model.get_text_features(input_ids=token_ids)),
+    ):
+        theirs = getattr(theirs, "pooler_output", theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(F.cosine_similarity(ours, theirs), torch.ones(4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+@pytest.mark.parametrize("backbone", ["from-checkpoint", NAME])
+def test_a_clip_of_transformers_embeds_as_it_does_there(backbone: str, given: str, saved) -> None:
+    model, folder = saved
+    path = folder if given == "folder" else folder / "model.safetensors"
+    assert_same_embeddings(load_backbone(backbone, str(path)), model)
+
+
+def test_a_pytorch_model_bin_is_read_as_well(saved, tmp_path: Path) -> None:
+    model, folder = saved
+    position_ids = {f"{tower}_model.embeddings.position_ids": torch.arange(17)[None] for tower in ("text", "vision")}
+    torch.save(model.state_dict() | position_ids, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    assert_same_embeddings(load_backbone(NAME, str(tmp_path)), model)
+
+
+def test_without_its_configuration_the_activation_is_asked_for(saved, tmp_path: Path) -> None:
+    model, folder = saved
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(ExportError, match="a CLIP's file does not say whether it was trained with QuickGELU"):
+        load_backbone(NAME, str(path))
+    quick_gelu = model.config.text_config.hidden_act == "quick_gelu"
+    assert_same_embeddings(load_backbone(NAME, str(path), options=BackboneOptions(quick_gelu=quick_gelu)), model)
+
+
+def test_a_word_against_the_configuration_is_refused(saved) -> None:
+    model, folder = saved
+    quick_gelu = model.config.text_config.hidden_act == "quick_gelu"
+    with pytest.raises(ExportError, match=r"--option quick_gelu=.* says .*, but .*config.json says"):
+        load_backbone(NAME, str(folder), options=BackboneOptions(quick_gelu=not quick_gelu))
+    if not quick_gelu:
+        with pytest.raises(
+            ExportError, match=f"--backbone {NAME}-quickgelu says QuickGELU, but .*config.json says GELU"
+        ):
+            load_backbone(f"{NAME}-quickgelu", str(folder))
+
+
+def copied(folder: Path, out: Path, **changes: object) -> Path:
+    """Copy a folder with another `config.json`."""
+    out.mkdir()
+    (out / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        tower, _, field = key.partition("__")
+        if field:
+            config[tower][field] = value
+        else:
+            config[tower] = value
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vision_config__num_attention_heads": 2}, r"\(2, 4\) attention heads .* the architecture has \(4, 4\)"),
+        ({"text_config__hidden_act": "gelu_new"}, "hidden_act"),
+        ({"vision_config__layer_norm_eps": 1e-6}, "layer_norm_eps"),
+        ({"vision_config__hidden_size": 128}, r"describes towers \(128, 64\) wide"),
+        ({"vision_config": "x"}, "is no configuration of a CLIP"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(changes, reason, saved, tmp_path: Path) -> None:
+    _, folder = saved
+    with pytest.raises(CheckpointError, match=reason):
+        load_backbone(NAME, str(copied(folder, tmp_path / "copy", **changes)))
+
+
+def test_code_that_a_configuration_names_is_left_alone(saved, tmp_path: Path) -> None:
+    model, folder = saved
+    changed = copied(
+        folder, tmp_path / "copy", auto_map={"AutoModel": "modeling.Evil"}, model_type="evil", trust_remote_code=True
+    )
+    (changed / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert_same_embeddings(load_backbone(NAME, str(changed)), model)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_and_surplus_keys_have_the_files_own_names(saved, tmp_path: Path) -> None:
+    _, folder = saved
+    changed = copied(folder, tmp_path / "copy")
+    state = load_file(folder / "model.safetensors")
+    del state["text_model.encoder.layers.1.self_attn.k_proj.bias"]
+    state["visual_projection_2.weight"] = state.pop("visual_projection.weight")
+    save_file(state, changed / "model.safetensors")
+    with pytest.raises(CheckpointError) as refused:
+        load_backbone(NAME, str(changed))
+    assert "'text_model.encoder.layers.1.self_attn.k_proj.bias' is missing" in str(refused.value)
+
+
+def test_a_folder_without_weights_is_refused_and_not_taken_for_random_ones(tmp_path: Path) -> None:
+    for backbone in (NAME, "RN50", "from-checkpoint"):
+        with pytest.raises(CheckpointError, match=r"none of .*model.safetensors.* is in it"):
+            find_backbone(backbone, str(tmp_path)).load()
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="its weights are in several files"):
+        load_backbone(NAME, str(tmp_path))
+
+
+def test_open_clips_configuration_beside_its_file_says_the_activation(tmp_path: Path) -> None:
+    clip = load_backbone(NAME, "random").clip
+    save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    for quick_gelu in (True, False):
+        model = {"quick_gelu": True} if quick_gelu else {}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+        assert ("QuickGELU" in str(load_backbone(NAME, str(tmp_path)).clip)) == quick_gelu
+
+
+def test_attention_heads_of_a_file_are_as_wide_as_the_architectures_of_its_width(tmp_path: Path) -> None:
+    config = open_clip.get_model_config("ViT-H-14")
+    assert config["vision_cfg"]["head_width"] == 80
+    small = {
+        "vision_cfg": config["vision_cfg"] | {"layers": 1},
+        "text_cfg": config["text_cfg"] | {"layers": 1, "vocab_size": 100},
+    }
+    clip = open_clip.CLIP(**config | small)
+    torch.save(clip.state_dict(), tmp_path / "h.pt")
+    options = BackboneOptions(quick_gelu=False)
+    again = load_backbone("from-checkpoint", str(tmp_path / "h.pt"), options=options).clip
+    assert again.visual.transformer.resblocks[0].attn.num_heads == 16
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode_image(pixels), clip.eval().encode_image(pixels))
