@@ -15,7 +15,7 @@ from cirrus_client.names import Writer
 from cirrus_client.outputs import replaced_directory
 from cirrus_export.backbones.backbone import check_kind
 from cirrus_export.backbones.registry import RANDOM, BackboneSource, find_backbone
-from cirrus_export.checkpoints.state import StateDict, one_error_for_all_keys, tensor_names
+from cirrus_export.checkpoints.state import StateDict, one_error_for_all_keys
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.compile.precision import check_precision, lower_precision
 from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
@@ -26,7 +26,7 @@ from cirrus_export.gate.report import write_report
 from cirrus_export.graph import Graph
 from cirrus_export.recipes import Recipe, recipe_named
 from cirrus_export.recipes.recipe import Parts, parse_options
-from cirrus_export.recipes.recognition import check_recipe, recipes_of
+from cirrus_export.recipes.recognition import read_head_of
 from cirrus_export.repository import Flavour, write_repository
 from cirrus_export.request import ExportRequest
 
@@ -85,8 +85,6 @@ def build_recipe(request: ExportRequest) -> Recipe:
     backbone_options = request.backbone_options()
     try:
         head = _read_head(request, recipe_type)
-        if head is not None:
-            check_recipe(recipe_type, head)
         fine_tuned = recipe_type.checkpoint_backbone(head) if head else None
         source = find_backbone(
             request.backbone,
@@ -101,9 +99,7 @@ def build_recipe(request: ExportRequest) -> Recipe:
             torch.manual_seed(_RANDOM_HEAD_SEED)
             return recipe_type(Parts(backbone, head), options)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}; read as {recipe_type.name} on --backbone {request.backbone}{_meant(request, recipe_type)}"
-        ) from None
+        raise CheckpointError(f"{error}; read as {recipe_type.name} on --backbone {request.backbone}") from None
 
 
 def _check_source(recipe: type[Recipe], source: BackboneSource) -> None:
@@ -121,18 +117,7 @@ def _read_head(request: ExportRequest, recipe: type[Recipe]) -> StateDict | None
         return None
     if request.head is None:
         raise ExportError(f"recipe {recipe.name} needs --head: a checkpoint file, or 'random'")
-    return None if request.head == RANDOM else recipe.read_head(Path(request.head))
-
-
-def _meant(request: ExportRequest, recipe: type[Recipe]) -> str:
-    """Name the recipes whose heads have the keys of the file that could not be read, if they are others."""
-    if request.head in (None, RANDOM):
-        return ""
-    try:
-        fitting = recipes_of(tensor_names(Path(str(request.head))))
-    except CheckpointError:
-        return ""
-    return "" if recipe.name in fitting or not fitting else f"; it is a head for --recipe {' or '.join(fitting)}"
+    return None if request.head == RANDOM else read_head_of(recipe, Path(request.head))
 
 
 def _write_graph(graph: Graph, root: Path) -> GraphSpec:

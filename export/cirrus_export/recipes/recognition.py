@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.checkpoints.state import StateDict
+from cirrus_export.checkpoints.state import StateDict, tensor_names
 from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.registry import RECIPES
 
 
-def check_recipe(recipe: type[Recipe], head: StateDict) -> None:
-    """Check that a head's keys are not those of another recipe.
+def read_head_of(recipe: type[Recipe], path: Path) -> StateDict:
+    """Read a head's checkpoint, and check that its keys are not those of another recipe.
 
     A UNION file has all that TransAgg needs and its own target head beside it: read as TransAgg, the target head would
-    be left out. Raises CheckpointError that names the recipes which use the file whole.
+    be left out. Raises CheckpointError for a file that can't be read, or, with the names of the recipes that use it
+    whole, for one of another recipe.
     """
-    better = recipes_of(head)
-    if not recipe.head_keys or not better or _matched(recipe, head) >= _matched(RECIPES[better[0]], head):
+    try:
+        head = recipe.read_head(path)
+    except CheckpointError as error:
+        fitting = _recipes_of(tensor_names(path))
+        if not fitting:
+            raise
+        raise CheckpointError(f"{error}; it is a head for --recipe {_either(fitting)}") from None
+    _check(recipe, head if _matched(recipe, head) else tensor_names(path), path)
+    return head
+
+
+def _check(recipe: type[Recipe], keys: Collection[str], path: Path) -> None:
+    better = _recipes_of(keys)
+    if not recipe.head_keys or not better or _matched(recipe, keys) >= _matched(RECIPES[better[0]], keys):
         return
-    fitting = RECIPES[better[0]]
-    way_out = f"use --recipe {' or '.join(better)}"
-    surplus = [key for key in fitting.head_keys if key not in recipe.head_keys]
-    if _matched(recipe, head):
+    if _matched(recipe, keys):
+        surplus = [prefix for prefix in RECIPES[better[0]].head_keys if prefix not in recipe.head_keys]
         raise CheckpointError(
-            f"checkpoint {head.source}: {', '.join(surplus)} are trained weights, and recipe {recipe.name} leaves them "
-            f"out: {way_out}, or save the file without them"
+            f"checkpoint {path}: {', '.join(surplus)} are trained weights, and recipe {recipe.name} leaves them out: "
+            f"use --recipe {_either(better)}, or save the file without them"
         )
-    missing = [prefix for prefix in recipe.head_keys if not _any_begins(prefix, head)]
+    missing = [prefix for prefix in recipe.head_keys if not _any_begins(prefix, keys)]
     raise CheckpointError(
-        f"checkpoint {head.source}: has no {', '.join(missing)}, which recipe {recipe.name} needs: {way_out}"
+        f"checkpoint {path}: has no {', '.join(missing)}, which recipe {recipe.name} needs: use --recipe "
+        f"{_either(better)}"
     )
 
 
-def recipes_of(keys: Collection[str]) -> list[str]:
+def _recipes_of(keys: Collection[str]) -> list[str]:
     """Return the names of the recipes that use most of these keys, sorted; none if no recipe's keys are among them."""
     matched = {name: count for name, recipe in RECIPES.items() if (count := _matched(recipe, keys))}
     most = max(matched.values(), default=0)
@@ -47,3 +60,7 @@ def _matched(recipe: type[Recipe], keys: Collection[str]) -> int:
 
 def _any_begins(prefix: str, keys: Collection[str]) -> bool:
     return any(key.startswith(prefix) for key in keys)
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(names)
