@@ -15,20 +15,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cirrus_client.ensemble import EnsembleSpec
+from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec
 from cirrus_client.errors import BundleError
+from cirrus_client.external_data import external_files
 from cirrus_client.files import check_files, write_model
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.names import EnsembleName
 from cirrus_client.outputs import of_one_version
-from cirrus_client.records import Record, read_record
+from cirrus_client.records import Name, Record, RelativePath, read_record
 from cirrus_client.tokenizer import TokenizerSpec
 
 CONTRACT = "bundle.json"
@@ -91,7 +92,7 @@ class TensorSpec(Record):
 class GraphSpec(Record):
     """An exported graph: its ONNX file, relative to the bundle, and its inputs and outputs."""
 
-    file: str
+    file: RelativePath
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -146,7 +147,7 @@ class BundleSpec(Record):
     """The contents of `bundle.json`."""
 
     format: Literal[1] = 1
-    name: str
+    name: Name
     recipe: str
     backbone: str
     pretrained: str | None = Field(description="where the backbone's weights were: a tag, 'random', or a path")
@@ -156,7 +157,7 @@ class BundleSpec(Record):
     space: SpaceSpec
     preprocess: PreprocessSpec
     tokenizer: TokenizerSpec
-    graphs: dict[str, GraphSpec]
+    graphs: dict[Name, GraphSpec]
     ensembles: dict[EnsembleName, EnsembleSpec]
     max_batch: int = Field(gt=0)
     caption_join: CaptionJoin = CaptionJoin.CAPITALISED
@@ -165,7 +166,16 @@ class BundleSpec(Record):
     )
     fidelity: FidelityStatus
     versions: dict[str, str]
-    files: dict[str, str] = Field(description="sha256 of every file that the graphs and the tokenizer consist of")
+    files: dict[RelativePath, str] = Field(description="sha256 of every file that graphs and tokenizer consist of")
+
+    @model_validator(mode="after")
+    def _lists_what_it_names(self) -> Self:
+        check_listed(self.graphs, self.tokenizer.file, self.files)
+        known = {*self.graphs, IMAGE_PREPROCESS, TOKENIZE}
+        unknown = {step.model for ensemble in self.ensembles.values() for step in ensemble.steps} - known
+        if unknown:
+            raise ValueError(f"ensembles run {', '.join(sorted(unknown))}, which is no graph of this bundle")
+        return self
 
     def is_for_bulk(self, graph: str) -> bool:
         """Return whether only gallery ensembles use a graph, so it may be tuned for throughput instead of latency."""
@@ -174,21 +184,26 @@ class BundleSpec(Record):
 
 
 class Bundle:
-    """A bundle on disk, opened for reading."""
+    """A bundle on disk, opened for reading.
 
-    def __init__(self, root: Path, spec: BundleSpec) -> None:
+    trusts_plans: whether code in its TensorRT plans may run in this process.
+    """
+
+    def __init__(self, root: Path, spec: BundleSpec, *, trust_plans: bool = False) -> None:
         self.root = root
         self.spec = spec
+        self.trusts_plans = trust_plans
 
     @staticmethod
-    def open(root: Path | str, *, allow_failed: bool = False) -> Bundle:
+    def open(root: Path | str, *, allow_failed: bool = False, trust_plans: bool = False) -> Bundle:
         """Open a bundle and check that it is whole.
 
-        Raises BundleError if `bundle.json` is missing or invalid, a file is missing or its sha256 differs, or the
-        bundle failed its fidelity gate (unless `allow_failed`).
+        trust_plans: let version-compatible TensorRT plans, which contain code, run in this process. Raises BundleError
+        if `bundle.json` is missing or invalid, a file is missing, is not a plain file or has another sha256, a graph
+        loads a file that is not listed, or the bundle failed its fidelity gate (unless `allow_failed`).
         """
         root = Path(root)
-        bundle = of_one_version(root, lambda: _read_whole(root))
+        bundle = of_one_version(root, lambda: _read_whole(root, trust_plans=trust_plans))
         fidelity = bundle.spec.fidelity
         if not fidelity.passed and not allow_failed:
             raise BundleError(
@@ -223,9 +238,37 @@ def write_contract(root: Path, spec: BundleSpec) -> None:
     write_model(root / CONTRACT, spec)
 
 
-def _read_whole(root: Path) -> Bundle:
-    bundle = Bundle(root, _read_contract(root))
-    check_files(root, bundle.spec.files, what="bundle", raises=BundleError, way_out=_WAY_OUT)
+def check_listed(graphs: Mapping[str, GraphSpec], tokenizer: str, files: Mapping[str, str]) -> None:
+    """Raise ValueError unless a contract lists the files of its graphs and of its tokenizer with their sha256."""
+    unlisted = sorted({*(graph.file for graph in graphs.values()), tokenizer} - set(files))
+    if unlisted:
+        raise ValueError(f"{', '.join(unlisted)} is used and not listed in 'files'")
+
+
+def check_model_files(root: Path, graphs: Mapping[str, GraphSpec], files: Mapping[str, str], *, what: str) -> None:
+    """Check that the files of a bundle or a suggester are whole, and that its graphs load no others.
+
+    what: "bundle" or "suggester". Raises BundleError.
+    """
+    check_files(root, files, what=what, raises=BundleError, way_out=_WAY_OUT)
+    for graph in graphs.values():
+        path = root / graph.file
+        try:
+            loaded = external_files(path)
+        except ValueError as error:
+            raise BundleError(f"{what} {root}: {graph.file}: {error}; {_WAY_OUT}", path=path) from None
+        for name in sorted(loaded):
+            if str(PurePosixPath(graph.file).parent / name) not in files:
+                raise BundleError(
+                    f"{what} {root}: {graph.file} loads its weights from {name}, which is not listed in 'files'; "
+                    f"{_WAY_OUT}",
+                    path=path,
+                )
+
+
+def _read_whole(root: Path, *, trust_plans: bool) -> Bundle:
+    bundle = Bundle(root, _read_contract(root), trust_plans=trust_plans)
+    check_model_files(root, bundle.spec.graphs, bundle.spec.files, what="bundle")
     return bundle
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus_client.records import Record
+from cirrus_client.records import Name, Record
 
 Arrays = Mapping[str, NDArray[Any]]
 Model = Callable[[Arrays], Arrays]
@@ -24,7 +24,7 @@ TOKENIZE = "tokenize"
 class StepSpec(Record):
     """One model of an ensemble. inputs: maps its inputs to tensors. outputs: maps its outputs to tensors."""
 
-    model: str
+    model: Name
     inputs: dict[str, str]
     outputs: dict[str, str]
 

@@ -82,14 +82,17 @@ def check_files(
     """Compare the sha256 of files below a folder with those in its contract.
 
     files: maps a file's path, relative to root, to its sha256. what: the kind of folder, for the message. Raises
-    `raises` if a file is missing, lies outside root, or has another sha256.
+    `raises` if a file is missing, lies outside root, is a device, pipe or folder, or has another sha256.
     """
+    whole = root.resolve()
     for name, expected in files.items():
         path = root / name
-        if not path.resolve().is_relative_to(root.resolve()):
+        if Path(name).is_absolute() or ".." in Path(name).parts or not path.resolve().is_relative_to(whole):
             raise raises(f"{what} {root}: file {name} does not lie below it; {way_out}", path=path)
-        if not path.is_file():
+        if not path.exists():
             raise raises(f"{what} {root}: file {name} is missing; {way_out}", path=path)
+        if not path.is_file():
+            raise raises(f"{what} {root}: file {name} is not a plain file; {way_out}", path=path)
         found = sha256_of_file(path)
         if found != expected:
             raise raises(

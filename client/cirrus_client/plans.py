@@ -16,8 +16,8 @@ from pydantic import Field
 
 from cirrus_client.bundle import Bundle, BundleSpec
 from cirrus_client.errors import BundleError
-from cirrus_client.files import sha256_of_file
-from cirrus_client.records import Record, read_record
+from cirrus_client.files import check_files
+from cirrus_client.records import Name, Record, RelativePath, read_record
 
 ENGINES = "engines"
 PLANS = "plans.json"
@@ -62,7 +62,7 @@ class BatchProfile(Record):
 class PlanSpec(Record):
     """A compiled graph. cosine_min: smallest cosine between an output and that of the ONNX graph, on real inputs."""
 
-    file: str
+    file: RelativePath
     sha256: str
     graph_sha256: str
     batch: BatchProfile
@@ -79,7 +79,7 @@ class PlansSpec(Record):
     compute_capability: str
     version_compatible: bool
     hardware_compatible: bool
-    plans: dict[str, PlanSpec]
+    plans: dict[Name, PlanSpec]
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,7 @@ def plan_file(bundle: Bundle, record: PlansSpec, graph: str) -> Path:
     if plan is None:
         raise BundleError(f"bundle {bundle.root} has no plan of graph {graph}, only {', '.join(record.plans)}; {again}")
     path = bundle.root / plan.file
-    if not path.is_file():
-        raise BundleError(f"bundle {bundle.root}: {plan.file} is missing; {again}")
-    if sha256_of_file(path) != plan.sha256:
-        raise BundleError(f"bundle {bundle.root}: {plan.file} is not the file that {PLANS} describes; {again}")
+    check_files(bundle.root, {plan.file: plan.sha256}, what="bundle", raises=BundleError, way_out=again)
     if graph_sha256(bundle.spec, graph) != plan.graph_sha256:
         raise BundleError(f"bundle {bundle.root}: {plan.file} was compiled from another graph {graph}; {again}")
     return path

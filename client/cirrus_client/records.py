@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from cirrus_client.errors import CirrusError, StoredDataError
 from cirrus_client.files import write_atomically
@@ -15,6 +22,26 @@ from cirrus_client.files import write_atomically
 R = TypeVar("R", bound="Record")
 _LONGEST_VALUE = 60
 _SEAL = "checksum"
+
+
+def _stays_below(path: str) -> str:
+    pure = PurePosixPath(path)
+    if "\0" in path or pure.is_absolute() or ".." in pure.parts or path != str(pure) or not pure.name:
+        raise ValueError("it must be a relative path without '..', like graphs/gallery.onnx")
+    return path
+
+
+def _is_one_component(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError("it must be the name of one file or folder, without '/'")
+    return name
+
+
+RelativePath = Annotated[str, AfterValidator(_stays_below)]
+"""A file that a record names, relative to the record's folder and below it, in its shortest form."""
+
+Name = Annotated[str, AfterValidator(_is_one_component)]
+"""A name that becomes one file or folder."""
 
 
 class Record(BaseModel):

@@ -7,22 +7,22 @@ Decoding is greedy, without a key-value cache, because an edit is a short text.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import tokenizers
 import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision
+from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision, check_listed, check_model_files
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
-from cirrus_client.files import check_files
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
-from cirrus_client.records import Record, read_record
+from cirrus_client.records import Name, Record, RelativePath, read_record
 from cirrus_client.triton.requests import check_address, typed_error
 from cirrus_client.triton.wire import parse_error
 
@@ -42,13 +42,18 @@ class SuggestSpec(Record):
     the token that follows the first t tokens.
     """
 
-    name: str
+    name: Name
     preprocess: PreprocessSpec
-    graphs: dict[str, GraphSpec]
+    graphs: dict[Name, GraphSpec]
     end_id: int
     max_tokens: int = Field(gt=0)
-    files: dict[str, str]
+    files: dict[RelativePath, str]
     fidelity: FidelityStatus
+
+    @model_validator(mode="after")
+    def _lists_what_it_names(self) -> Self:
+        check_listed(self.graphs, TOKENIZER, self.files)
+        return self
 
 
 class LocalSuggester:
@@ -126,7 +131,7 @@ def _open(root: Path) -> SuggestSpec:
         missing=f"{root} is not a suggester: it has no {CONTRACT}; make one with `cirrus export-suggester`",
         way_out=_WAY_OUT,
     )
-    check_files(root, spec.files, what="suggester", raises=BundleError, way_out=_WAY_OUT)
+    check_model_files(root, spec.graphs, spec.files, what="suggester")
     if not spec.fidelity.passed:
         raise BundleError(f"suggester {root} failed its fidelity gate: {'; '.join(spec.fidelity.failures)}")
     return spec

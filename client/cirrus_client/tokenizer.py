@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cirrus_client.errors import InvalidText
-from cirrus_client.records import Record
+from cirrus_client.records import Record, RelativePath
 
 MAX_TEXT_CHARACTERS = 4096
 _PLACE = "{text}"
@@ -48,7 +48,7 @@ class TokenizerSpec(Record):
     that is absent, or blank once it is cleaned.
     """
 
-    file: str = "tokenizer.json"
+    file: RelativePath = "tokenizer.json"
     context_length: int = Field(default=77, gt=2)
     start_id: int | None
     end_id: int | None

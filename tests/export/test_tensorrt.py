@@ -252,7 +252,7 @@ def test_a_damaged_record_or_plan_is_named(planned, damage) -> None:
         "absent": "has no TensorRT plans",
         "invalid": "Field required",
         "no plan": "has no plan of graph gallery",
-        "other plan": "is not the file that plans.json describes",
+        "other plan": r"engines/gallery\.plan is corrupted",
         "other graph": "was compiled from another graph gallery",
     }[damage]
     if damage == "invalid":
@@ -307,6 +307,19 @@ def test_a_graph_runs_on_its_plan_where_that_can_run_and_else_says_why_not(plann
     assert loaded == [planned.root / "engines" / "target_head.plan"]
     assert "target_head runs on tensorrt: a plan was compiled for this GPU" in caplog.text
     assert not isinstance(open_graph(planned, "target_head", engine=EngineName.ONNXRUNTIME), TensorRtEngine)
+
+
+def test_code_in_plans_runs_only_on_the_users_own_word(planned, monkeypatch) -> None:
+    path = planned.root / "engines" / "plans.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version_compatible": True}))
+    here(monkeypatch, version="11.1.0.106", gpu=H100)
+    allowed = []
+    monkeypatch.setattr(TensorRtEngine, "__init__", lambda self, path, **options: allowed.append(options))
+    with pytest.raises(EngineError, match=r"contain code .*--trust-plans"):
+        TensorRtEngine.of(planned, "gallery")
+    assert allowed == []
+    TensorRtEngine.of(Bundle.open(planned.root, trust_plans=True), "gallery")
+    assert allowed == [{"version_compatible": True}]
 
 
 def test_the_doctor_says_whether_plans_run_here(planned, bundle, monkeypatch) -> None:

@@ -15,6 +15,7 @@ from cirrus_client.cli.options import (
     NameOption,
     ServerOption,
     TransportOption,
+    TrustPlansOption,
     check_encoder_options,
     open_encoder,
 )
@@ -39,6 +40,7 @@ def embed(
     server: ServerOption = None,
     name: NameOption = None,
     transport: TransportOption = Transport.GRPC,
+    trust_plans: TrustPlansOption = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 32,
     shard_size: Annotated[
         int, typer.Option(min=1, help="Images per shard; an interrupted job loses at most one shard.")
@@ -74,7 +76,7 @@ def embed(
     keep_freed_memory()
     if head is not None:
         bundle = _with_head(_needed(bundle, "--head"), head, out)
-    opened = None if bundle is None else Bundle.open(bundle)
+    opened = None if bundle is None else Bundle.open(bundle, trust_plans=trust_plans)
     run = partial(
         embed_gallery,
         images,

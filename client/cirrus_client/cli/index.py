@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cirrus_client.cli.options import BundleOption, NameOption, ServerOption, TransportOption, open_encoder
+from cirrus_client.cli.options import (
+    BundleOption,
+    NameOption,
+    ServerOption,
+    TransportOption,
+    TrustPlansOption,
+    open_encoder,
+)
 from cirrus_client.cli.wording import described
 from cirrus_client.gallery import Gallery, read_gallery
 from cirrus_client.index import (
@@ -50,10 +57,15 @@ def index(
     server: ServerOption = None,
     name: NameOption = None,
     transport: TransportOption = Transport.GRPC,
+    trust_plans: TrustPlansOption = False,
 ) -> None:
     """Build an index over an embedded gallery."""
     read = read_gallery(gallery)
-    encoder = None if bundle is None and server is None else open_encoder(bundle, server, name, transport)
+    encoder = (
+        None
+        if bundle is None and server is None
+        else open_encoder(bundle, server, name, transport, trust_plans=trust_plans)
+    )
     sample = _kept(read) if queries is None else read_query_sample(queries, read.space, encoder)
     built = build_index(
         read,

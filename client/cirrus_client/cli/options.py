@@ -27,6 +27,11 @@ TransportOption = Annotated[
     ),
 ]
 
+TrustPlansOption = Annotated[
+    bool,
+    typer.Option("--trust-plans", help="Run version-compatible TensorRT plans of the bundle: they contain code."),
+]
+
 
 def check_encoder_options(bundle: Path | Bundle | None, server: str | None, name: str | None) -> None:
     """Raise BadParameter unless the options name one bundle, or one server."""
@@ -44,11 +49,12 @@ def open_encoder(
     *,
     engine: str | None = None,
     decoding: Decoding = Decoding.EXACT,
+    trust_plans: bool = False,
 ) -> Encoder:
     """Return the encoder that the options name. Raises BadParameter as `check_encoder_options` does."""
     check_encoder_options(bundle, server, name)
     if bundle is not None:
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, trust_plans=trust_plans)
         return LocalEncoder(opened, engine=engine, decoding=decoding)
     assert server is not None
     return TritonEncoder(server, bundle=name, transport=transport)

@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 
 from cirrus_client.cli.console import print_table
-from cirrus_client.cli.options import BundleOption, NameOption, ServerOption, TransportOption, open_encoder
+from cirrus_client.cli.options import (
+    BundleOption,
+    NameOption,
+    ServerOption,
+    TransportOption,
+    TrustPlansOption,
+    open_encoder,
+)
 from cirrus_client.names import Transport
 from cirrus_client.retriever import open_retriever
 from cirrus_client.sheet import check_suffix, contact_sheet, save_sheet
@@ -28,6 +35,7 @@ def search(
     server: ServerOption = None,
     name: NameOption = None,
     transport: TransportOption = Transport.GRPC,
+    trust_plans: TrustPlansOption = False,
     root: Annotated[
         str | None, typer.Option(help="Where the images are now: a folder, or the prefix of their URLs.")
     ] = None,
@@ -42,7 +50,9 @@ def search(
     if sheet is not None:
         check_suffix(sheet)
     reference = None if image is None or str(image) == _TEXT_ALONE else image
-    retriever = open_retriever(open_encoder(bundle, server, name, transport), index, images=root, backend=backend)
+    retriever = open_retriever(
+        open_encoder(bundle, server, name, transport, trust_plans=trust_plans), index, images=root, backend=backend
+    )
     matches = retriever.search(image=reference, text=text, k=k)
     if as_json:
         typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))

@@ -77,13 +77,19 @@ class TensorRtEngine(Engine):
     def of(bundle: Bundle, graph: str) -> TensorRtEngine:
         """Load a graph's plan from a bundle.
 
-        Raises BundleError if the plan is missing or damaged, EngineError if it was built for another TensorRT or GPU.
+        Raises BundleError if the plan is missing or damaged, EngineError if it was built for another TensorRT or GPU,
+        or contains code and the bundle was opened without `trust_plans`.
         """
         record = read_plans(bundle)
         path = plan_file(bundle, record, graph)
         reason = refusal(record, load_tensorrt().__version__, this_gpu())
         if reason is not None:
             raise EngineError(f"plans of {bundle.root}: {reason}; compile them here: cirrus compile {bundle.root}")
+        if record.version_compatible and not bundle.trusts_plans:
+            raise EngineError(
+                f"plans of {bundle.root}: they are version-compatible, so they contain code that would run here; if "
+                "you trust whoever compiled them, allow it with --trust-plans, or Bundle.open(..., trust_plans=True)"
+            )
         return TensorRtEngine(path, version_compatible=record.version_compatible)
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
