@@ -146,6 +146,20 @@ def test_the_api_page_names_every_entry_point_group() -> None:
     assert groups <= named
 
 
+@pytest.mark.parametrize("page", ["reliability.md"])
+def test_every_claim_of_a_page_names_tests_that_there_are(page: str) -> None:
+    rows = re.findall(r"^\| (.*) \|$", (DOCS / page).read_text(), re.MULTILINE)
+    claims = [row for row in rows if not row.endswith("tested by") and not set(row) <= set("-| ")]
+    there = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(claims) > 10
+    for claim in claims:
+        named = set(re.findall(r"`(test_\w+)`", claim.rpartition(" | ")[2]))
+        assert named, f"no test is named: {claim}"
+        assert named <= there
+
+
 def test_the_troubleshooting_page_explains_every_error_and_no_other() -> None:
     explained = re.findall(r"^### `(\w+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(explained) == len(set(explained))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.errors import BundleError
+from cirrus_client.names import Writer
+from cirrus_client.outputs import replaced_directory
+from tests.tiny import write_tiny_bundle, write_tiny_zero_shot_bundle
 
 
 @pytest.fixture
@@ -43,3 +47,14 @@ def test_a_broken_contract_names_the_field(copied) -> None:
 def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path) -> None:
     with pytest.raises(BundleError, match="cirrus export"):
         Bundle.open(tmp_path)
+
+
+def test_graphs_of_two_exports_do_not_mix(tmp_path: Path) -> None:
+    with replaced_directory(tmp_path / "bundle", Writer.EXPORT) as root:
+        shutil.copytree(write_tiny_bundle(tmp_path / "first").root, root, dirs_exist_ok=True)
+    opened = Bundle.open(tmp_path / "bundle")
+    assert opened.graph_file("gallery").is_file()
+    with replaced_directory(tmp_path / "bundle", Writer.EXPORT) as root:
+        shutil.copytree(write_tiny_zero_shot_bundle(tmp_path / "second").root, root, dirs_exist_ok=True)
+    with pytest.raises(BundleError, match="was replaced since it was opened"):
+        opened.graph_file("gallery")

@@ -183,6 +183,24 @@ def test_a_changed_image_that_cannot_be_read_keeps_its_older_embedding(folder, t
     assert (summary.embedded, summary.new, summary.undone) == (60, 1, ())
 
 
+def test_a_file_that_changes_or_goes_after_it_was_listed_is_undone(folder, tmp_path, encoder) -> None:
+    class Moving(FolderSource):
+        def list(self) -> Listing:
+            listing = super().list()
+            first, second = (folder / file.path for file in listing.files[:2])
+            first.write_bytes(first.read_bytes()[:500])
+            second.unlink()
+            return listing
+
+    summary = embed_gallery(Moving(folder), tmp_path / "out", encoder)
+    assert summary.rejected == ()
+    changed, gone = (item.reason for item in summary.undone)
+    assert "has changed since it was listed" in changed
+    assert "No such file or directory" in gone
+    summary = embed_gallery(folder, tmp_path / "out", encoder)
+    assert (summary.embedded, summary.is_whole, len(summary.rejected)) == (58, True, 1)
+
+
 def test_what_is_no_image_file_is_told_with_its_reason(folder, tmp_path, encoder) -> None:
     (folder / "notes.txt").write_text("no image")
     (folder / "README").write_text("no image")
