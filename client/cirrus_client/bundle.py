@@ -216,11 +216,21 @@ class Bundle:
     def probe_queries(self) -> NDArray[np.float32] | None:
         """Return the embeddings of the queries that the export was verified with, float32 [Q, D].
 
-        Return None if the bundle does not contain them.
+        Return None if the bundle does not contain them. Raises BundleError if the file holds anything else.
         """
         if PROBE_QUERIES not in self.spec.files:
             return None
-        queries: NDArray[np.float32] = np.load(self.root / PROBE_QUERIES, allow_pickle=False)
+        path = self.root / PROBE_QUERIES
+        try:
+            queries: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleError(f"{path} can't be read ({error}); {_WAY_OUT}", path=path) from None
+        if queries.ndim != 2 or queries.shape[1] != self.spec.space.dim or queries.dtype != np.float32:
+            raise BundleError(
+                f"{path} has {queries.dtype} {list(queries.shape)}, expected float32 [Q, {self.spec.space.dim}]; "
+                f"{_WAY_OUT}",
+                path=path,
+            )
         return queries
 
     def graph_file(self, graph: str) -> Path:

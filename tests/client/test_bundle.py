@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import PROBE_QUERIES, Bundle
 from cirrus_client.errors import BundleError
+from cirrus_client.files import sha256_of_file
 from cirrus_client.names import Writer
 from cirrus_client.outputs import replaced_directory
 from tests.tiny import write_tiny_bundle, write_tiny_zero_shot_bundle
@@ -58,3 +60,21 @@ def test_graphs_of_two_exports_do_not_mix(tmp_path: Path) -> None:
         shutil.copytree(write_tiny_zero_shot_bundle(tmp_path / "second").root, root, dirs_exist_ok=True)
     with pytest.raises(BundleError, match="was replaced since it was opened"):
         opened.graph_file("gallery")
+
+
+@pytest.mark.parametrize(
+    ("queries", "reason"),
+    [
+        (np.array([{}], dtype=object), "can't be read"),
+        (np.zeros((3, 7), dtype=np.float32), r"expected float32 \[Q, 64\]"),
+        (np.zeros((3, 64)), "has float64"),
+    ],
+)
+def test_queries_of_a_bundle_that_are_no_embeddings_are_refused(tmp_path: Path, queries, reason: str) -> None:
+    root = write_tiny_bundle(tmp_path / "bundle").root
+    np.save(root / PROBE_QUERIES, queries, allow_pickle=True)
+    contract = json.loads((root / "bundle.json").read_text())
+    contract["files"][PROBE_QUERIES] = sha256_of_file(root / PROBE_QUERIES)
+    (root / "bundle.json").write_text(json.dumps(contract))
+    with pytest.raises(BundleError, match=reason):
+        Bundle.open(root).probe_queries()
