@@ -15,9 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cirrus_client.bundle import Similarity, SpaceSpec
+from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.gallery import Embedded, GalleryWriter, ImageFile, Shard, read_gallery
-from cirrus_client.index import BuildOptions, QuerySample, SearchKind, Storage, build_index, open_index
+from cirrus_client.index import (
+    BuildOptions,
+    QuerySample,
+    SearchKind,
+    Storage,
+    build_index,
+    open_index,
+    read_query_sample,
+)
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.index.vectors import GalleryVectors, Part
@@ -382,3 +391,21 @@ def test_building_takes_the_memory_of_the_index_and_a_shard(tmp_path: Path) -> N
 def test_queries_that_do_not_fit_are_refused(queries: np.ndarray, k: int, reason: str) -> None:
     with pytest.raises(SearchIndexError, match=reason):
         searched(space(8), unit_rows(0, 30, 8)).search(queries, k)
+
+
+@pytest.mark.parametrize("line", ["[1]", "{", '{"image": 7}', '{"text": ["a"]}', "7", "", "[" * 100_000])
+def test_a_line_that_is_no_query_is_named(tmp_path: Path, line: str, encoder) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text(f'{{"text": "in blue", "image": "a.jpg"}}\n{line}\n')
+    with pytest.raises(SearchIndexError, match="line 2: expected an object"):
+        read_query_sample(path, encoder.space, encoder)
+
+
+def test_a_text_may_hold_line_breaks_of_other_scripts(tmp_path: Path, zero_shot) -> None:
+    (tmp_path / "queries.jsonl").write_text('{"text": "in\u2028blue"}\n{"text": "red"}')
+    assert len(read_query_sample(tmp_path / "queries.jsonl", zero_shot.space, zero_shot).embeddings) == 2
+
+
+@pytest.fixture
+def zero_shot(tiny_zero_shot_bundle) -> LocalEncoder:
+    return LocalEncoder(tiny_zero_shot_bundle, engine="onnxruntime")

@@ -52,20 +52,23 @@ def _read_lines(path: Path) -> tuple[list[Path | None], list[str | None]]:
     images: list[Path | None] = []
     texts: list[str | None] = []
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().rstrip("\n").split("\n")  # a text may hold other line breaks
     except (OSError, UnicodeDecodeError) as error:
         raise SearchIndexError(f"queries {path} can't be read: {error}", path=path) from None
+    if lines == [""]:
+        raise SearchIndexError(f"queries {path}: the file is empty", path=path)
     for number, line in enumerate(lines, start=1):
         try:
             query = json.loads(line)
             image, text = query.get("image"), query.get("text")
-        except (json.JSONDecodeError, AttributeError):
+            fits = all(value is None or isinstance(value, str) for value in (image, text))
+        except (json.JSONDecodeError, AttributeError, RecursionError):
+            fits = False
+        if not fits:
             raise SearchIndexError(
                 f'queries {path}, line {number}: expected an object like {{"image": "a.jpg", "text": "in blue"}}',
                 path=path,
-            ) from None
+            )
         images.append(None if image is None else path.parent / image)
         texts.append(text)
-    if not images:
-        raise SearchIndexError(f"queries {path}: the file is empty", path=path)
     return images, texts
