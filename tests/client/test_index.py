@@ -393,7 +393,7 @@ def test_queries_that_do_not_fit_are_refused(queries: np.ndarray, k: int, reason
         searched(space(8), unit_rows(0, 30, 8)).search(queries, k)
 
 
-@pytest.mark.parametrize("line", ["[1]", "{", '{"image": 7}', '{"text": ["a"]}', "7", "", "[" * 100_000])
+@pytest.mark.parametrize("line", ["[1]", "{", '{"image": 7}', '{"text": ["a"]}', "7", "[" * 100_000])
 def test_a_line_that_is_no_query_is_named(tmp_path: Path, line: str, encoder) -> None:
     path = tmp_path / "queries.jsonl"
     path.write_text(f'{{"text": "in blue", "image": "a.jpg"}}\n{line}\n')

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cirrus_client.bundle import Bundle
 from cirrus_client.gallery import read_gallery
 from cirrus_client.index import open_index
+from cirrus_client.outputs import MARK
 from tests.torture.jobs import JOBS
 from tests.torture.report import Tortured
 from tests.torture.torturer import AT_RANDOM, FAULTS, READING
@@ -134,3 +139,60 @@ def test_an_output_without_permission_is_a_message_and_costs_nothing(inputs: Pat
     (tmp_path / "deep").chmod(0o755)
     assert subprocess.run(words, check=False, capture_output=True).returncode == 0
     assert len(open_index(tmp_path / "deep" / "index").index) == 14
+
+
+def _killed_at_random(command: list[str], duration_s: float, generator: random.Random) -> None:
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(generator.uniform(0, duration_s))
+    job.kill()
+    job.wait()
+
+
+def _done(command: list[str]) -> float:
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return time.monotonic() - start
+
+
+@pytest.mark.slow
+@pytest.mark.export
+def test_an_export_that_is_killed_leaves_the_older_bundle(
+    weights, tmp_path: Path, thorough: bool, tally: list[Tortured]
+) -> None:
+    if not thorough:
+        pytest.skip("make torture does it")
+    out = tmp_path / "work" / "bundle"
+    command = [sys.executable, "-m", "cirrus_client.cli", "export", "--recipe", "clip", "--backbone", "cirrus-demo"]
+    command += ["--pretrained", str(weights.clip), "--queries", "8", "--gallery", "16", "--out", str(out)]
+    duration_s = _done([*command, "--option", "text_weight=0.25"])
+    generator = random.Random(0)
+    for _ in range(6):
+        _killed_at_random([*command, "--option", "text_weight=0.75"], duration_s, generator)
+        assert Bundle.open(out).spec.options["text_weight"] in (0.25, 0.75)
+    _done([*command, "--option", "text_weight=0.5"])
+    assert Bundle.open(out).spec.options["text_weight"] == 0.5
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+    tally.append(Tortured(job="export", fault=AT_RANDOM, disturbed=6, killed=6, typed_errors=0, unharmed=0))
+
+
+@pytest.mark.slow
+@pytest.mark.export
+def test_a_new_head_that_is_killed_leaves_no_copies_of_a_bundle(
+    demo_bundle: Bundle, weights, photos: Path, tmp_path: Path, thorough: bool, tally: list[Tortured]
+) -> None:
+    if not thorough:
+        pytest.skip("make torture does it")
+    out = tmp_path / "work" / "gallery"
+    command = [sys.executable, "-m", "cirrus_client.cli", "embed", str(photos), "--bundle", str(demo_bundle.root)]
+    command += ["--head", str(weights.head), "--out", str(out), "--shard-size", "8"]
+    duration_s = _done([*command[:-3], str(tmp_path / "undisturbed"), "--shard-size", "8"])
+    generator = random.Random(0)
+    for _ in range(6):
+        _killed_at_random(command, duration_s, generator)
+    _done(command)
+    assert not [path for path in out.rglob(".*") if path.name != MARK]
+    found, expected = read_gallery(out), read_gallery(tmp_path / "undisturbed")
+    assert (len(found), found.paths) == (60, expected.paths)
+    np.testing.assert_array_equal(found.embeddings, expected.embeddings)
+    tally.append(Tortured(job="embed --head", fault=AT_RANDOM, disturbed=6, killed=6, typed_errors=0, unharmed=0))
