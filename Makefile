@@ -15,7 +15,7 @@ BUNDLE ?= $(DEMO)/bundle
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
+.PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
 
 # -- Try it
 help:  ## show this help
@@ -23,13 +23,25 @@ help:  ## show this help
 
 setup: $(READY)  ## install everything into .venv (with the gpu extra where there is an NVIDIA GPU)
 
-$(READY): pyproject.toml export/cirrus_demo/pyproject.toml constraints.txt
+# Every package is compared with its hash but torch and torchvision, whose build (CPU or CUDA) is the index's choice, and
+# the GPU packages.
+$(READY): pyproject.toml export/cirrus_demo/pyproject.toml constraints.txt requirements-$(EXTRA).lock
 	@echo "setting up $(VENV) with the $(EXTRA) extra"
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) --require-hashes --no-deps --requirement requirements-$(EXTRA).lock
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --no-deps torchvision timm
-	$(PIP) --constraint constraints.txt --editable ".[$(EXTRA),dev]" --editable export/cirrus_demo
+	$(PIP) --constraint constraints.txt --no-deps torchvision
+	$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRA),dev]" --editable export/cirrus_demo
 	@touch $@
+
+UV_LOCK = $(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-header --no-emit-package torch --no-emit-package torchvision
+CPU_PACKAGES := onnxruntime openvino openvino-telemetry faiss-cpu
+
+lock: $(READY)  ## write the hashes of constraints.txt's packages anew, after it was changed
+	$(PIP) uv
+	$(UV_LOCK) --output-file requirements-cpu.lock constraints.txt
+	$(UV_LOCK) $(CPU_PACKAGES:%=--no-emit-package %) --output-file requirements-gpu.lock constraints.txt
 
 export: $(DEMO)/index/index.json  ## export the demo model, verify it, embed and index a gallery, search it
 	$(BIN)/cirrus search $(DEMO)/photos/000003.jpg "make it blue with stripes" --bundle $(BUNDLE) \
