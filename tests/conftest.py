@@ -97,7 +97,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def weights(once):
+def conversions(once) -> Iterator[None]:
+    """Exports of this run share graphs that are the same."""
+    from tests.conversions import shared_conversions
+
+    with shared_conversions(once):
+        yield
+
+
+@pytest.fixture(scope="session")
+def weights(once, conversions):
     """The demo's committed weights as files."""
     from cirrus_demo.weights import DemoWeights, materialise
 
@@ -147,7 +156,7 @@ def encoder(bundle: Bundle) -> LocalEncoder:
 
 
 @pytest.fixture(scope="session")
-def small_clip(once) -> Path:
+def small_clip(once, conversions) -> Path:
     """The CLIP of the authors' small files, alone, as OpenAI's package saves it."""
     import torch
 

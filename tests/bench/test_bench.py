@@ -23,7 +23,6 @@ from cirrus_client.bundle import Precision
 from cirrus_client.engines import candidates
 from cirrus_client.image.preprocess import Decoding
 from cirrus_client.index import SearchKind
-from cirrus_export import pipeline
 from cirrus_export.backbones.registry import load_backbone
 from cirrus_export.compile.precision import quantised_layers
 from cirrus_export.recipes.clip import Clip
@@ -31,25 +30,9 @@ from cirrus_export.recipes.recipe import Parts
 from tests.registry import need_registry
 
 
-@pytest.fixture
-def one_conversion_per_graph(tmp_path, monkeypatch) -> None:
-    """Convert each graph from torch to ONNX once: the bundles of the bench differ in their precision alone."""
-    kept, specs = tmp_path / "float32", {}
-    kept.mkdir()
-    write_onnx = pipeline.write_onnx
-
-    def write_once(graph, path):
-        if graph.name not in specs:
-            specs[graph.name] = write_onnx(graph, kept / path.name)
-        path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(kept / path.name, path)
-        return specs[graph.name]
-
-    monkeypatch.setattr(pipeline, "write_onnx", write_once)
-
-
 @pytest.mark.export
-def test_a_small_bench_reports_every_row_and_equal_embeddings(one_conversion_per_graph, tmp_path) -> None:
+@pytest.mark.usefixtures("conversions")
+def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path) -> None:
     request = BenchRequest(
         backbone="cirrus-demo", images=40, size_px=200, repeats=1, work=tmp_path / "work", peers=False
     )

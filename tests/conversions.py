@@ -1,0 +1,62 @@
+"""Convert each graph from torch to ONNX once per test run. Many tests export the same backbone with other heads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cirrus_client.bundle import GraphSpec
+from cirrus_export import pipeline
+from cirrus_export.graph import Graph
+
+
+@contextmanager
+def shared_conversions(once: Callable[[str, Callable[[Path], object]], Path]) -> Iterator[None]:
+    """Let `export` take a graph that was converted before in this run. once: the fixture of tests/conftest.py."""
+    convert = pipeline.write_onnx
+
+    def shared(graph: Graph, path: Path) -> GraphSpec:
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            spec = convert(graph, folder / "graphs" / f"{graph.name}.onnx")
+            (folder / "spec.json").write_text(spec.model_dump_json())
+
+        made = once(f"onnx-{identity(graph)}", make)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file in (made / "graphs").iterdir():
+            shutil.copyfile(file, path.parent / file.name)
+        return GraphSpec.model_validate_json((made / "spec.json").read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "write_onnx", shared)
+        yield
+
+
+def identity(graph: Graph) -> str:
+    """Return a hash of all that a graph computes with: its modules' classes, settings and tensors, and its ends."""
+    digest = hashlib.sha256(graph.name.encode())
+    digest.update(json.dumps([spec.model_dump(mode="json") for spec in (*graph.inputs, *graph.outputs)]).encode())
+    for name, module in graph.module.named_modules():
+        settings = sorted((key, _described(value)) for key, value in vars(module).items() if key[0] != "_")
+        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {settings}".encode())
+    for name, tensor in (*graph.module.named_parameters(), *graph.module.named_buffers()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()))
+    return digest.hexdigest()[:24]
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(np.ascontiguousarray(value.detach().cpu().numpy())).hexdigest()
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return repr(value)
