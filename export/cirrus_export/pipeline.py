@@ -25,7 +25,7 @@ from cirrus_export.gate.probe import Probe
 from cirrus_export.gate.report import write_report
 from cirrus_export.graph import Graph
 from cirrus_export.recipes import Recipe, recipe_named
-from cirrus_export.recipes.recipe import Parts, parse_options
+from cirrus_export.recipes.recipe import Options, Parts, parse_options
 from cirrus_export.recipes.recognition import read_head_of
 from cirrus_export.repository import Flavour, write_repository
 from cirrus_export.request import ExportRequest
@@ -93,7 +93,7 @@ def build_recipe(request: ExportRequest) -> Recipe:
             tokenizer=request.tokenizer,
             options=backbone_options,
         )
-        _check_source(recipe_type, source)
+        _check_source(recipe_type, source, head, options)
         with one_error_for_all_keys():
             backbone = source.load()
             torch.manual_seed(_RANDOM_HEAD_SEED)
@@ -102,12 +102,14 @@ def build_recipe(request: ExportRequest) -> Recipe:
         raise CheckpointError(f"{error}; read as {recipe_type.name} on --backbone {request.backbone}") from None
 
 
-def _check_source(recipe: type[Recipe], source: BackboneSource) -> None:
-    """Refuse a backbone that the recipe can't use before its weights are fetched."""
+def _check_source(recipe: type[Recipe], source: BackboneSource, head: StateDict | None, options: Options) -> None:
+    """Refuse a backbone that the recipe can't use before its weights are read or fetched."""
     check_kind(source.family.backbone_type, recipe.works_on, recipe.name)
     own = source.preprocess()
     if own is not None:
         recipe.preprocess(own)
+    if source.name is not None:
+        recipe.check(source.sizes(), head, options)
 
 
 def _read_head(request: ExportRequest, recipe: type[Recipe]) -> StateDict | None:

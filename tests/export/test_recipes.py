@@ -15,9 +15,16 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import EnsembleName
 from cirrus_client.retriever import open_retriever
+from cirrus_export.backbones.registry import find_backbone
 from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.pipeline import ExportRequest, build_recipe
 from tests.export.author_files import AUTHORS, authors_file, request
+
+import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
+
+
+def text_config(name: str) -> dict[str, object]:
+    return open_clip.get_model_config(name)["text_cfg"]
 
 
 @pytest.mark.parametrize("recipe", AUTHORS)
@@ -163,6 +170,41 @@ def test_a_share_of_union_is_added_to_a_query_only_where_it_is_asked_for(recipe,
     assert isinstance(plain.query_head, TransAgg)
     assert (with_share.query_head.query_head.state_dict().keys()) == plain.query_head.state_dict().keys()
     assert with_share.query_head.weight == 0.1
+
+
+REFUSED_EARLY = [
+    ("searle", "ViT-L-14", "searle", "for embeddings of width 128, the backbone's width is 768"),
+    ("transagg", "ViT-L-14", "transagg", "for embeddings of width 128, the backbone's width is 768"),
+    ("sprc", "ViT-L-14", "sprc", "for image tokens of width 176, the backbone's width is 1024"),
+    ("transagg", "ViT-B-32-SigLIP2-256", None, "needs every token of an image and a text"),
+    ("searle", "blip-base-coco", None, "needs a text tower that takes word embeddings"),
+    ("clip", "xlm-roberta-base-ViT-B-32", None, "its text tower is transformers' xlm-roberta-base"),
+    ("sprc", "ViT-H-14-quickgelu", None, "resize_mode squash"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "backbone", "file", "reason"), REFUSED_EARLY)
+def test_what_can_not_go_together_is_refused_before_the_weights_are_opened(
+    recipe, backbone, file, reason, tmp_path
+) -> None:
+    def without_backbone(state) -> None:
+        for key in [key for key in state if key.startswith(("pretrained_model.", "visual_encoder.", "ln_vision."))]:
+            del state[key]
+
+    tag = "dfn5b" if "quickgelu" in backbone else None
+    weights = tmp_path / "weights.pt"
+    weights.write_text("opening this would say that it is no checkpoint")
+    head = "random" if file is None else str(authors_file(tmp_path, file, edit=without_backbone))
+    pretrained = str(weights) if tag is None else f"{tag}={weights}"
+    with pytest.raises(ExportError, match=reason):
+        build_recipe(ExportRequest(recipe, backbone, pretrained, None if recipe == "clip" else head, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", [name for name in open_clip.list_models() if "hf_model_name" in text_config(name)])
+def test_a_text_tower_of_transformers_is_refused_by_the_models_name(name, tmp_path) -> None:
+    for pretrained in ("random", str(tmp_path / "no-such-file.pt"), *open_clip.list_pretrained_tags_by_model(name)[:1]):
+        with pytest.raises(ExportError, match=f"backbone {name}: its text tower is transformers'"):
+            find_backbone(name, pretrained)
 
 
 def test_a_recipe_on_the_wrong_kind_of_backbone_says_which_it_takes(small_clip, tmp_path) -> None:

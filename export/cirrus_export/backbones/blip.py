@@ -12,7 +12,7 @@ from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt, TextToken, TokenBackbone
 from cirrus_export.backbones.bert_tokenizer import bert_null_token_ids, write_bert_tokenizer
-from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
 
@@ -24,6 +24,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 CONTEXT_LENGTH = 35
 _KIND = "a BLIP (blip-base-coco)"
 _HEAD_WIDTH = 64
+_DIM = 256
 _RANDOM_STD = 0.02  # with transformers' default, 1e-10, a random model sees every image alike
 _BLOCK, _LAYER = "visual_encoder.blocks.{n}.", "vision_model.encoder.layers.{n}."
 BLIP_KEYS = KeyMap(
@@ -68,7 +69,7 @@ class BlipBackbone(TokenBackbone):
     def base() -> BlipBackbone:
         """Build BLIP-B with random weights, as `blip_retrieval(image_size=384, vit="base")` does."""
         vision = BlipVisionConfig(image_size=384, patch_size=16, layer_norm_eps=1e-6, initializer_range=_RANDOM_STD)
-        return BlipBackbone(vision, _text_config(vocabulary=30524, width=768, layers=12, inner=3072), dim=256)
+        return BlipBackbone(vision, _text_config(vocabulary=30524, width=768, layers=12, inner=3072), dim=_DIM)
 
     @staticmethod
     def shaped_as(state: StateDict) -> BlipBackbone:
@@ -168,6 +169,10 @@ class BlipFamily(Family):
     def kind_of(self, state: StateDict) -> str | None:
         """Recognise timm's vision transformer with a final norm, under BLIP's name."""
         return _KIND if "visual_encoder.norm.weight" in state else None
+
+    def sizes(self, name: str) -> Sizes:
+        """Return BLIP-B's width of the embeddings."""
+        return Sizes(dim=_DIM)
 
     def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> BlipBackbone:
         """See `Family.load`."""

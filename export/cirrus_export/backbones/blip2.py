@@ -15,7 +15,7 @@ from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, Backbone, Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
-from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, report_problems
 from cirrus_export.graph import Graph, pixels, vectors
@@ -28,6 +28,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 CONTEXT_LENGTH = 32
 VIT_G, VIT_L = "blip2-vit-g", "blip2-vit-l"
 _KINDS = {VIT_G: "BLIP-2's ViT-g (blip2-vit-g)", VIT_L: "BLIP-2's ViT-L (blip2-vit-l)"}
+_WIDTHS = {VIT_G: 1408, VIT_L: 1024}
 _LN_VISION_EPS = 1e-5
 _EVA_HEAD_WIDTH = 88
 _CLIP_HEAD_WIDTH = 64
@@ -73,12 +74,12 @@ class Blip2Backbone(Backbone):
     @staticmethod
     def vit_g() -> Blip2Backbone:
         """Build EVA-CLIP ViT-g/14 with random weights: 39 blocks of width 1408, as LAVIS's `create_eva_vit_g` does."""
-        return Blip2Backbone(_eva(width=1408, layers=39, inner=6144, patch_px=14, size_px=224))
+        return Blip2Backbone(_eva(width=_WIDTHS[VIT_G], layers=39, inner=6144, patch_px=14, size_px=224))
 
     @staticmethod
     def vit_l() -> Blip2Backbone:
         """Build CLIP ViT-L/14 with random weights: 23 blocks of width 1024, as LAVIS's `create_clip_vit_L` does."""
-        return Blip2Backbone(_clip(width=1024, layers=23, patch_px=14, size_px=224))
+        return Blip2Backbone(_clip(width=_WIDTHS[VIT_L], layers=23, patch_px=14, size_px=224))
 
     @staticmethod
     def shaped_as(state: StateDict) -> Blip2Backbone:
@@ -171,6 +172,10 @@ class Blip2Family(Family):
             return _KINDS[VIT_L]
         is_eva = "visual_encoder.cls_token" in state and "visual_encoder.norm.weight" not in state
         return _KINDS[VIT_G] if is_eva else None
+
+    def sizes(self, name: str) -> Sizes:
+        """Return the width of the image tokens."""
+        return Sizes(image_width=_WIDTHS[name])
 
     def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> Blip2Backbone:
         """See `Family.load`."""

@@ -31,24 +31,36 @@ class BackboneOptions(Record):
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a backbone's weights come from. Without a tag, a state or a folder they are random, drawn from a seed.
+    """Where a backbone's weights come from. Without any of the first four they are random, drawn from a seed.
 
-    tag: published weights, by the family's name for them. state: the tensors of a file. folder: a checkpoint that is a
-    folder. tag and state: a tag's file that was fetched elsewhere. fine_tuned: the state was saved beside a head.
-    options: what the user says of them.
+    tag: published weights, by the family's name for them. file: a checkpoint that is not read yet. state: the tensors
+    of one that is. folder: a checkpoint that is a folder. tag and file, or state: a tag's file that was fetched
+    elsewhere. fine_tuned: the state was saved beside a head. options: what the user says of them.
     """
 
     tag: str | None = None
+    file: Path | None = None
     state: StateDict | None = None
     folder: Path | None = None
     fine_tuned: bool = False
     options: BackboneOptions = field(default_factory=BackboneOptions)
 
+    def read(self) -> Weights:
+        """Return these weights with the file read, if there is one. Raises CheckpointError."""
+        return self if self.file is None else replace(self, state=read_state_dict(self.file), file=None)
+
     def from_folder(self) -> Weights:
         """Return these weights with the folder's file read, if there is a folder. Raises CheckpointError."""
-        if self.folder is None:
-            return self
-        return replace(self, state=read_state_dict(weights_file(self.folder)), folder=None)
+        return self if self.folder is None else replace(self, file=weights_file(self.folder), folder=None).read()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths of a backbone that are known before it is built: of its embeddings, of a word, and of an image token."""
+
+    dim: int | None = None
+    word_width: int | None = None
+    image_width: int | None = None
 
 
 class Family(ABC):
@@ -84,6 +96,14 @@ class Family(ABC):
     def tags(self, name: str) -> Sequence[str]:
         """Return the published weights of a name."""
         return ()
+
+    def check(self, name: str) -> None:
+        """Raise ExportError for a model that can't be exported, by its configuration: nothing is read or fetched."""
+        return
+
+    def sizes(self, name: str) -> Sizes:
+        """Return the widths that are known before anything is read or fetched."""
+        return Sizes()
 
     def preprocess(self, name: str, weights: Weights) -> PreprocessSpec | None:
         """Return the backbone's own preprocessing where it is known before anything is fetched, else None."""

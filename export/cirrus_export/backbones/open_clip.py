@@ -13,7 +13,7 @@ from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, Prompt, TextToken, WordBackbone, at_end_of_text
 from cirrus_export.backbones.clip_config import ClipConfig, config_beside
 from cirrus_export.backbones.clip_tokenizer import clip_null_token_ids, write_clip_tokenizer
-from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.open_clip_models import (
     OPENAI,
     Config,
@@ -190,6 +190,12 @@ class OpenClipFamily(Family):
     def tags(self, name: str) -> Sequence[str]:
         """Return the tags of a model's published weights."""
         return tags_of(name)
+
+    def sizes(self, name: str) -> Sizes:
+        """Return the widths of the architecture."""
+        config = self.config(name)
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        return Sizes(dim=int(config["embed_dim"]), word_width=int(text["width"]), image_width=int(vision["width"]))
 
     def preprocess(self, name: str, weights: Weights) -> PreprocessSpec:
         """Return the preprocessing of a tag or a file."""

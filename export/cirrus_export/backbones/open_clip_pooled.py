@@ -20,7 +20,7 @@ from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
 from cirrus_export.backbones.clip_config import config_beside
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
-from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
 from cirrus_export.backbones.open_clip import shows_every_token
 from cirrus_export.backbones.open_clip_models import (
@@ -143,6 +143,20 @@ class PooledOpenClipFamily(Family):
         """Return the tags of a model's published weights."""
         return tags_of(name)
 
+    def check(self, name: str) -> None:
+        """Refuse a text tower that is a language model of transformers."""
+        language_model = open_clip.get_model_config(name)["text_cfg"].get("hf_model_name")
+        if language_model is not None:
+            raise ExportError(
+                f"backbone {name}: its text tower is transformers' {language_model}, whose configuration and padding "
+                "mask are fetched from a hub; Cirrus exports the text towers that are open_clip's own: name another "
+                "--backbone"
+            )
+
+    def sizes(self, name: str) -> Sizes:
+        """Return the width of the embeddings."""
+        return Sizes(dim=int(open_clip.get_model_config(name)["embed_dim"]))
+
     def preprocess(self, name: str, weights: Weights) -> PreprocessSpec:
         """Return the preprocessing of a tag or a file."""
         return preprocess_of(name, open_clip.get_model_config(name), weights)
@@ -155,7 +169,6 @@ class PooledOpenClipFamily(Family):
                 "keys: name it, like --backbone ViT-B-16-SigLIP2"
             )
         config = open_clip.get_model_config(name)
-        _check_text_tower(name, config)
         weights = weights.from_folder()
         hub_tokenizer = self._tokenizer(name, config, tokenizer)
         preprocess = self.preprocess(name, weights)
@@ -176,12 +189,3 @@ class PooledOpenClipFamily(Family):
             refuse_tokenizer(name, file)
             return None
         return find_hub_tokenizer(name, text, file)
-
-
-def _check_text_tower(name: str, config: Config) -> None:
-    language_model = config["text_cfg"].get("hf_model_name")
-    if language_model is not None:
-        raise ExportError(
-            f"backbone {name}: its text tower is transformers' {language_model}, whose configuration and padding mask "
-            "are fetched from a hub; Cirrus exports the text towers that are open_clip's own: name another --backbone"
-        )

@@ -13,7 +13,7 @@ from cirrus_client.errors import CheckpointError, ExportError, PluginError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.backbones.backbone import Backbone
-from cirrus_export.backbones.family import BackboneOptions, Family, Weights
+from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights
 from cirrus_export.checkpoints.folder import weights_file
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 
@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """A backbone that was found and not loaded yet, so that a recipe can refuse it before anything is fetched."""
+    """A backbone that was found and not loaded yet, so that a recipe can refuse it before anything is read or fetched.
+
+    name: None takes the sizes from the weights' state.
+    """
 
     family: Family
     name: str | None
@@ -44,13 +47,23 @@ class BackboneSource:
         """Return the backbone's own preprocessing, if it is known already."""
         return None if self.name is None else self.family.preprocess(self.name, self.weights)
 
+    def sizes(self) -> Sizes:
+        """Return the widths that are known before the backbone is loaded."""
+        return Sizes() if self.name is None else self.family.sizes(self.name)
+
     def load(self) -> Backbone:
-        """Build the backbone, frozen. Raises ExportError or CheckpointError as `Family.load` does."""
+        """Read the weights and build the backbone, frozen.
+
+        Raises CheckpointError for a file of another kind, and ExportError or CheckpointError as `Family.load` does.
+        """
+        weights = self.weights.read()
+        if self.name is not None and weights.state is not None:
+            _check_kind(self.name, self.family, weights.state)
         torch.manual_seed(_RANDOM_SEED)
         try:
-            return self.family.load(self.name, self.weights, self.tokenizer)
+            return self.family.load(self.name, weights, self.tokenizer)
         except KeyError as error:
-            source = None if self.weights.state is None else self.weights.state.source
+            source = None if weights.state is None else weights.state.source
             raise CheckpointError(f"checkpoint {source}: {error} is missing, so its sizes are unknown") from None
 
 
@@ -69,8 +82,8 @@ def find_backbone(
     or "random" (seeded). fine_tuned: the backbone that a head's checkpoint carries, in its authors' key names; it wins
     over `pretrained`, whose weights are then not fetched. options: what the user says of the weights.
 
-    Raises ExportError for an unknown name, tag or option, CheckpointError for a file of another kind, PluginError for a
-    name that two families claim.
+    Raises ExportError for an unknown name, tag or option, and for a model that can't be exported; CheckpointError for a
+    file that no family recognises; PluginError for a name that two families claim.
     """
     if name == FROM_CHECKPOINT:
         source = _from_checkpoint(pretrained, fine_tuned, tokenizer)
@@ -80,10 +93,8 @@ def find_backbone(
             own_name = _only_name(name, family)
         else:
             family, own_name = _owner(name), name
-        weights = _weights(own_name, family, pretrained, fine_tuned)
-        if weights.state is not None:
-            _check_kind(name, own_name, family, weights.state)
-        source = BackboneSource(family, own_name, weights, tokenizer)
+        family.check(own_name)
+        source = BackboneSource(family, own_name, _weights(own_name, family, pretrained, fine_tuned), tokenizer)
     return source if options is None else _with_options(source, options)
 
 
@@ -170,10 +181,10 @@ def _weights(name: str, family: Family, pretrained: str | None, fine_tuned: Stat
     tag, path = split_pretrained(pretrained)
     if tag is None:
         assert path is not None
-        return Weights(folder=path) if path.is_dir() else Weights(state=read_state_dict(path))
+        return Weights(folder=path) if path.is_dir() else Weights(file=path)
     tags = family.tags(name)
     if tag in tags:
-        return Weights(tag=tag, state=None if path is None else read_state_dict(path))
+        return Weights(tag=tag, file=path)
     if not tags:
         raise ExportError(f"--pretrained {pretrained}: there is no such file, and {name} has no tags to fetch")
     raise ExportError(
@@ -199,9 +210,9 @@ def _report_unused(pretrained: str | None, fine_tuned: StateDict) -> None:
         )
 
 
-def _check_kind(asked_as: str, name: str, family: Family, state: StateDict) -> None:
+def _check_kind(name: str, family: Family, state: StateDict) -> None:
     """Say at once which backbone a file holds, where a list of every key that it lacks would not."""
     asked = family.kind_named(name)
     kinds = [kind for other in families() if (kind := other.kind_of(state)) is not None]
     if kinds and asked not in kinds:
-        raise CheckpointError(f"checkpoint {state.source}: holds {kinds[0]}, and --backbone {asked_as} is {asked}")
+        raise CheckpointError(f"checkpoint {state.source}: holds {kinds[0]}, and --backbone {name} is {asked}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints.state import StateDict, as_state_dict, count_layers, load_strictly, read_checkpoint
+from cirrus_export.checkpoints.widths import Width, check_width
 from cirrus_export.checkpoints.wrappers import is_state_dict, report_left_aside
 from cirrus_export.heads.inversion import Im2Text, Phi
 
@@ -34,6 +35,18 @@ def load_im2text(head: StateDict | None, dim: int, word_width: int) -> Im2Text:
     im2text = Im2Text(dim, _width(network, "fc_out.weight", 512, axis=1), word_width, num_layers=layers)
     load_strictly(im2text, network)
     return im2text
+
+
+def check_phi(head: StateDict, dim: int | None, word_width: int | None) -> None:
+    """Raise CheckpointError if phi is for another width of embeddings or words."""
+    check_width(head, "layers.0.weight", 1, dim, Width.EMBEDDINGS)
+    check_width(head, "layers.6.weight", 0, word_width, Width.WORDS)
+
+
+def check_im2text(head: StateDict, dim: int | None, word_width: int | None) -> None:
+    """Raise CheckpointError if Pic2Word's network is for another width of embeddings or words."""
+    check_width(head, f"{_NETWORK}.layers.0.0.weight", 1, dim, Width.EMBEDDINGS)
+    check_width(head, f"{_NETWORK}.fc_out.weight", 0, word_width, Width.WORDS)
 
 
 def read_pic2word(path: Path) -> StateDict:

@@ -10,8 +10,10 @@ import re
 
 from torch import Tensor
 
+from cirrus_export.checkpoints import widths
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
+from cirrus_export.checkpoints.widths import Width
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 
 _BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
@@ -57,6 +59,13 @@ def size(head: StateDict, image_width: int) -> QFormerSize:
         positions=shape("Qformer.bert.embeddings.position_embeddings.weight", 0, standard.positions),
         cross_attention_every=crossed[1] - crossed[0] if len(crossed) > 1 else standard.cross_attention_every,
         dim=shape("text_proj.weight", 0, standard.dim),
+    )
+
+
+def check_width(head: StateDict, image_width: int | None) -> None:
+    """Raise CheckpointError if the Q-Former reads image tokens of another width."""
+    widths.check_width(
+        head, "Qformer.bert.encoder.layer.0.crossattention.self.key.weight", 1, image_width, Width.IMAGE_TOKENS
     )
 
 

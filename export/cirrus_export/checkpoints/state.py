@@ -110,8 +110,16 @@ def load_strictly(module: nn.Module, state: StateDict, *, theirs: Callable[[str]
     theirs: turns a key into the file's own name for it, for messages. Raises CheckpointError naming every missing,
     surplus and wrongly shaped key, each missing one with the nearest surplus; see also `one_error_for_all_keys`.
     """
+    state = _with_own_prefix(state, module.state_dict())
+    problems = key_problems(module, state, theirs=theirs)
+    report_problems(state.source, problems)
+    if not problems:
+        module.load_state_dict(state)
+
+
+def key_problems(module: nn.Module, state: StateDict, *, theirs: Callable[[str], str] = str) -> list[str]:
+    """Return what keeps a state dict from being loaded, one sentence per key. The module may be on the meta device."""
     expected = module.state_dict()
-    state = _with_own_prefix(state, expected)
 
     def in_file(key: str) -> str:
         return state.prefix + theirs(key)
@@ -128,10 +136,7 @@ def load_strictly(module: nn.Module, state: StateDict, *, theirs: Callable[[str]
             problems.append(f"key '{in_file(key)}' has shape {found}, expected {wanted}")
         elif state[key].is_floating_point() != expected[key].is_floating_point():
             problems.append(f"key '{in_file(key)}' is {state[key].dtype}, expected {expected[key].dtype}")
-    problems += [f"key '{key}' is not part of the model" for key in surplus]
-    report_problems(state.source, problems)
-    if not problems:
-        module.load_state_dict(state)
+    return problems + [f"key '{key}' is not part of the model" for key in surplus]
 
 
 def _with_own_prefix(state: StateDict, expected: Mapping[str, Tensor]) -> StateDict:

@@ -8,7 +8,9 @@ The query head (`fusion.`, `combiner_layer.`, `weighted_layer.`, `output_layer.`
 from __future__ import annotations
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints import widths
 from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
+from cirrus_export.checkpoints.widths import Width
 from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.heads.union import Union
 
@@ -32,12 +34,17 @@ def backbone(head: StateDict) -> StateDict | None:
     return parts[0] if parts else None
 
 
+def check_width(head: StateDict, dim: int | None) -> None:
+    """Raise CheckpointError if the heads are for embeddings of another width."""
+    widths.check_width(head, "weighted_layer.weight", 1, dim, Width.EMBEDDINGS)
+
+
 def load_query_head(head: StateDict, query_head: TransAgg, *, beside: tuple[str, ...] = UNION) -> None:
     """Load the query head. Raises CheckpointError for a missing, surplus or wrongly shaped key.
 
     beside: prefixes of keys that the caller loads into other parts.
     """
-    _check_width(head, query_head)
+    check_width(head, query_head.weighted_layer.in_features)
     passed_over = (*beside, *_BACKBONE_PREFIXES)
     query = {key: value for key, value in head.items() if not key.startswith(passed_over)}
     load_strictly(query_head, head.derived(query))
@@ -60,16 +67,3 @@ def t5_heads(head: StateDict | None, dim: int) -> int:
     if query is not None:
         return int(query.shape[0]) // 64
     return 12 if dim == 768 else 8
-
-
-def _check_width(head: StateDict, query_head: TransAgg) -> None:
-    weight = head.get("weighted_layer.weight")
-    width = query_head.weighted_layer.in_features
-    if weight is not None and weight.shape[-1] != width:
-        found = int(weight.shape[-1])
-        known = {512: "ViT-B-32 or ViT-B-16", 768: "ViT-L-14", 256: "a BLIP backbone"}
-        hint = f"; it looks like a head for {known[found]}" if found in known else ""
-        raise CheckpointError(
-            f"checkpoint {head.source}: the head is for embeddings of width {found}, "
-            f"the backbone's width is {width}{hint}"
-        )

@@ -18,7 +18,7 @@ from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import Record, first_problem
 from cirrus_export.backbones.backbone import Backbone, Prompt
-from cirrus_export.backbones.family import BackboneOptions
+from cirrus_export.backbones.family import BackboneOptions, Sizes
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 from cirrus_export.graph import Graph
 
@@ -99,6 +99,15 @@ class Recipe(ABC):
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
         """Return the fine-tuned backbone that a head checkpoint carries, in its authors' key names, or None."""
         return None
+
+    @staticmethod
+    def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
+        """Check a head and options against a backbone that is neither read nor fetched yet.
+
+        Raises CheckpointError for a head of another width, ExportError for a backbone that the method can't use. Widths
+        that are not known yet are None.
+        """
+        return
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Return query embeddings [B, D] of reference images and edit texts; an absent text is the null text.

@@ -10,7 +10,9 @@ from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
 from cirrus_client.names import EnsembleName
 from cirrus_export.backbones.backbone import Prompt, WordBackbone, require
-from cirrus_export.checkpoints.state import load_strictly
+from cirrus_export.backbones.family import Sizes
+from cirrus_export.checkpoints.state import StateDict, load_strictly
+from cirrus_export.checkpoints.widths import Width, check_width
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.recipes.recipe import Options, Parts
@@ -42,16 +44,23 @@ class RetrievalDpo(TwoTowerRecipe):
     def __init__(self, parts: Parts, options: RetrievalDpoOptions) -> None:
         super().__init__(parts, options)
         words = require(parts.backbone, WordBackbone, self.name)
-        width = words.word_width
-        if width != self.dim and not options.project_text:
-            raise ExportError(
-                f"recipe {self.name} leaves out the text projection, as its released code does; that needs a CLIP "
-                f"whose text tower is as wide as its embedding, like ViT-L-14; this one has {width} and {self.dim}: "
-                "choose another --backbone, or --option project_text=true"
-            )
+        self.check(Sizes(dim=self.dim, word_width=words.word_width), parts.head, options)
         if parts.head is not None:
             load_strictly(words.text_transformer, parts.head)
         self.text_query_head = freeze(_TextQuery(words, project=options.project_text))
+
+    @staticmethod
+    def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
+        """Compare the widths of the text transformer and, where the projection is left out, of the embeddings."""
+        assert isinstance(options, RetrievalDpoOptions)
+        if head is not None:
+            check_width(head, "resblocks.0.ln_1.weight", 0, sizes.word_width, Width.WORDS)
+        if sizes.word_width != sizes.dim and not options.project_text:
+            raise ExportError(
+                f"recipe retrieval-dpo leaves out the text projection, as its released code does; that needs a CLIP "
+                f"whose text tower is as wide as its embedding, like ViT-L-14; this one has {sizes.word_width} and "
+                f"{sizes.dim}: choose another --backbone, or --option project_text=true"
+            )
 
     @property
     def prompt(self) -> Prompt:

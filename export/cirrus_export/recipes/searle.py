@@ -11,6 +11,7 @@ from cirrus_client.bundle import CaptionJoin
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_export.backbones.backbone import Prompt, WordBackbone, require
+from cirrus_export.backbones.family import Sizes
 from cirrus_export.checkpoints import inversion as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector
@@ -53,6 +54,12 @@ class Searle(TwoTowerRecipe):
     def backbone(self) -> WordBackbone:
         """The frozen CLIP."""
         return self._words
+
+    @staticmethod
+    def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
+        """Compare the widths of embeddings and words."""
+        if head is not None:
+            checkpoint.check_phi(head, sizes.dim, sizes.word_width)
 
     def network(self, head: StateDict | None) -> nn.Module:
         """Return the network from image to word, with the checkpoint's weights."""
@@ -128,6 +135,12 @@ class Pic2Word(Searle):
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
         """Return the CLIP that is saved beside the network."""
         return checkpoint.pic2word_backbone(head)
+
+    @staticmethod
+    def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
+        """Compare the widths of embeddings and words."""
+        if head is not None:
+            checkpoint.check_im2text(head, sizes.dim, sizes.word_width)
 
     def network(self, head: StateDict | None) -> nn.Module:
         """Return `IM2TEXT` with the checkpoint's weights."""

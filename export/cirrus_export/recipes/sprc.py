@@ -11,6 +11,7 @@ from cirrus_client.names import EnsembleName, GraphName
 from cirrus_client.tokenizer import TextCleaning
 from cirrus_export.backbones.backbone import Prompt, require
 from cirrus_export.backbones.blip2 import Blip2Backbone
+from cirrus_export.backbones.family import Sizes
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.checkpoints import sprc as checkpoint
 from cirrus_export.checkpoints.state import StateDict
@@ -76,6 +77,12 @@ class Sprc(Recipe):
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
         """Return the BLIP-2 that is saved beside the head."""
         return checkpoint.backbone(head)
+
+    @staticmethod
+    def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
+        """Compare the width of the image tokens."""
+        if head is not None:
+            checkpoint.check_width(head, sizes.image_width)
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Return `inference` of the released class, up to the similarity."""

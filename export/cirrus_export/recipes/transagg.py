@@ -9,6 +9,7 @@ from torch import nn
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_export.backbones.backbone import TokenBackbone, require
+from cirrus_export.backbones.family import Sizes
 from cirrus_export.checkpoints import transagg_union as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector, vectors
@@ -64,6 +65,12 @@ class TransAggRecipe(TwoTowerRecipe):
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
         """Return the CLIP or BLIP that released training saves beside the head, or None."""
         return checkpoint.backbone(head)
+
+    @staticmethod
+    def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
+        """Compare the width of the embeddings."""
+        if head is not None:
+            checkpoint.check_width(head, sizes.dim)
 
     def query_graph(self) -> Graph:
         """Return `combine_features` of the released code."""
