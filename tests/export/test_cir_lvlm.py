@@ -141,6 +141,48 @@ def test_a_key_or_option_out_of_place_is_named(checkpoint) -> None:
         load_lvlm(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("tower", "changes", "reason"),
+    [
+        ("language", {"auto_map": {"AutoModel": "evil.Evil"}}, "'auto_map' names code"),
+        ("language", {"trust_remote_code": True}, "'trust_remote_code' names code"),
+        ("language", {"attn_implementation": "someone/kernel"}, "'attn_implementation' names code"),
+        ("vision", {"_attn_implementation": "someone/kernel"}, "'_attn_implementation' names code"),
+        ("language", {"rope_parameters": {"auto_map": "evil"}}, "'auto_map' names code"),
+        ("language", {"quantization_config": {"quant_method": "evil"}}, "'quantization_config' names code"),
+        ("language", {"model_type": "evil"}, "model_type 'evil' is no causal language model"),
+        ("language", {"model_type": "timm_backbone"}, "model_type 'timm_backbone' is no causal language model"),
+        ("language", {"hidden_act": "nope"}, "no model can be built of it"),
+        ("vision", {"patch_size": 0}, "no model can be built of it"),
+    ],
+)
+def test_a_configuration_is_data_and_is_refused_before_a_weight_is_read(tower, changes, reason, checkpoint) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config[tower] |= changes
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (checkpoint / "evil.py").write_text(f"open({str(checkpoint / 'ran')!r}, 'w')")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=reason):
+        load_lvlm(checkpoint)
+    assert not (checkpoint / "ran").exists()
+
+
+def test_wrong_weights_are_refused_before_a_model_is_allocated(checkpoint, monkeypatch) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    save_file(state | {"language.norm.weight": torch.ones(3)}, checkpoint / "model.safetensors")
+    devices = []
+    build = LvlmBackbone.__init__
+
+    def noted(*arguments: object) -> None:
+        devices.append(torch.get_default_device().type)
+        build(*arguments)
+
+    monkeypatch.setattr(LvlmBackbone, "__init__", noted)
+    with pytest.raises(CheckpointError, match=r"key 'language\.norm\.weight' has shape \(3,\), expected \(64,\)"):
+        load_lvlm(checkpoint)
+    assert devices == ["meta"]
+
+
 def test_the_full_models_needs_follow_from_its_configuration() -> None:
     sizes = {"language": QWEN_7B, "vision": VIT_L, "connector_queries": 256, "connector_heads": 28}
     full = SMALL.model_copy(update=sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,27 @@ def test_a_text_that_is_not_the_originals_fails_the_gate(checkpoint, pairs, tmp_
     assert not (tmp_path / "mtst" / "triton").exists()
     with pytest.raises(BundleError, match="failed its fidelity gate"):
         LocalSuggester(tmp_path / "mtst")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"text_config": {"model_type": "t5"}}, "its language model is 't5', expected one without an encoder"),
+        ({"model_type": "blip-2"}, "describes a model of type 'blip-2', expected 'instructblip'"),
+        ({"auto_map": {"AutoModel": "evil.Evil"}}, "'auto_map' names code"),
+        ({"text_config": None}, "is no configuration of an InstructBLIP"),
+    ],
+)
+def test_a_model_is_refused_by_its_configuration_before_its_weights_are_read(
+    changes, reason, checkpoint, pairs, tmp_path
+) -> None:
+    folder = tmp_path / "instructblip"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
+    config = json.loads((checkpoint / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=reason):
+        export_suggester(folder, tmp_path / "out", pairs)
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, pairs) -> None:

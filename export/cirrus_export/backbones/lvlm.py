@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError
@@ -28,12 +28,15 @@ from cirrus_client.records import Record, parse_record
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.checkpoints.config_code import code_named_in
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, load_strictly, read_state_dict
+from cirrus_export.checkpoints.state import StateDict, key_problems, load_strictly, read_state_dict
+from cirrus_export.checkpoints.wrappers import listed
 from cirrus_export.graph import Graph, pixels, vectors
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.clip.modeling_clip import CLIPVisionModel
 
 _LORA_A, _LORA_B = ".lora_A.weight", ".lora_B.weight"
@@ -65,6 +68,23 @@ class LvlmConfig(Record):
     target_prompt: tuple[int, ...]
     lora_scale: float = 1.0
 
+    @field_validator("vision", "language")
+    @classmethod
+    def _names_no_code(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Refuse arguments for which transformers would import or fetch code: modules, kernels, quantisers."""
+        code = code_named_in(arguments)
+        if code is not None:
+            raise ValueError(f"'{code}' names code, and a configuration is data: leave it out")
+        return arguments
+
+    @field_validator("language")
+    @classmethod
+    def _is_a_language_model(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        kind = arguments.get("model_type")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(f"model_type {kind!r} is no causal language model of transformers, like llama or qwen2")
+        return arguments
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -93,7 +113,7 @@ class LvlmBackbone(Backbone):
         self.vision_tower = CLIPVisionModel(CLIPVisionConfig(**config.vision))
         arguments = dict(config.language)
         language = AutoConfig.for_model(arguments.pop("model_type"), **arguments)
-        self.language = AutoModel.from_config(language)
+        self.language = AutoModel.from_config(language, trust_remote_code=False)
         width = int(language.hidden_size)
         self.connector = Connector(
             int(self.vision_tower.config.hidden_size), width, config.connector_queries, config.connector_heads
@@ -249,12 +269,20 @@ class LvlmFamily(Family):
 
 
 def load_lvlm(folder: Path) -> LvlmBackbone:
-    """Return the model of a checkpoint folder. Raises CheckpointError for a file or key that is missing or wrong."""
-    backbone = LvlmBackbone(read_config(folder), folder)
-    state = read_state_dict(folder / "model.safetensors")
-    merged = merge_lora(state, backbone.config.lora_scale)
-    renamed = {_KEYS.ours(key): value for key, value in merged.items()}
-    load_strictly(backbone, merged.derived(renamed), theirs=_KEYS.theirs)
+    """Return the model of a checkpoint folder.
+
+    The folder is data: nothing that its configuration names is imported or fetched. Raises CheckpointError for a file
+    or key that is missing or wrong, before a weight is allocated.
+    """
+    config = read_config(folder)
+    shape = _without_weights(config, folder / "config.json")
+    merged = merge_lora(read_state_dict(folder / "model.safetensors"), config.lora_scale)
+    state = merged.derived({_KEYS.ours(key): value for key, value in merged.items()})
+    problems = key_problems(shape, state, theirs=_KEYS.theirs)
+    if problems:
+        raise CheckpointError(f"checkpoint {state.source}: {listed(problems, separator='; ')}")
+    backbone = LvlmBackbone(config, folder)
+    load_strictly(backbone, state, theirs=_KEYS.theirs)
     return backbone
 
 
@@ -274,6 +302,15 @@ def read_config(folder: Path) -> LvlmConfig:
     )
 
 
+def _without_weights(config: LvlmConfig, path: Path) -> LvlmBackbone:
+    """Return the model with shapes and no values. Raises CheckpointError for sizes that don't go together."""
+    try:
+        with torch.device("meta"):
+            return LvlmBackbone(config)
+    except Exception as error:  # transformers raises whatever a value leads to
+        raise CheckpointError(f"checkpoint {path}: no model can be built of it: {error}") from error
+
+
 def merge_lora(state: StateDict, scale: float) -> StateDict:
     """Return W + scale * B A for every weight that has factors. Raises CheckpointError for a factor without partner."""
     merged = {key: value for key, value in state.items() if not key.endswith((_LORA_A, _LORA_B))}
@@ -290,8 +327,7 @@ def merge_lora(state: StateDict, scale: float) -> StateDict:
 
 def footprint(config: LvlmConfig) -> Footprint:
     """Return what a full export needs, without allocating a weight."""
-    with torch.device("meta"):
-        backbone = LvlmBackbone(config)
+    backbone = _without_weights(config, Path("config.json"))
     total = sum(parameter.numel() for parameter in backbone.parameters())
     language = sum(parameter.numel() for parameter in backbone.language.parameters())
     return Footprint(

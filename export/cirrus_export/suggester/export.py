@@ -7,6 +7,7 @@ language model's `tokenizer.json`, and the Q-Former's under `qformer_tokenizer/`
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
@@ -29,11 +30,15 @@ from cirrus_client.names import Writer
 from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
+from cirrus_export.checkpoints.config_code import code_named_in
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.graph import Graph, pixels, token_ids, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.suggester.edit_writer import EditPrompt, InstructBlipForConditionalGeneration, NextTokens, ReadImage
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 MAX_TOKENS = 32
 _AGREEMENT = 0.99
@@ -125,14 +130,31 @@ def _agreed_texts(
 def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
     if not (checkpoint / "config.json").is_file() or not (checkpoint / TOKENIZER).is_file():
         raise CheckpointError(f"checkpoint {checkpoint}: expected a folder with config.json, weights and {TOKENIZER}")
+    _check_config(checkpoint / "config.json")
     try:
         model = InstructBlipForConditionalGeneration.from_pretrained(checkpoint, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # transformers raises whatever a value leads to
         raise CheckpointError(f"checkpoint {checkpoint}: can't be read as InstructBLIP: {error}") from error
-    if not model.config.use_decoder_only_language_model:
-        raise CheckpointError(f"checkpoint {checkpoint}: its language model has an encoder; Vicuna's kind is supported")
     check_finite(model.state_dict(), f"checkpoint {checkpoint}")
     return freeze(model.float())
+
+
+def _check_config(path: Path) -> None:
+    """Refuse a model by its configuration, before its weights are read."""
+    try:
+        content = json.loads(path.read_bytes())
+        kind, language = content["model_type"], content["text_config"]["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: is no configuration of an InstructBLIP: {error}") from None
+    if kind != "instructblip":
+        raise CheckpointError(f"checkpoint {path}: describes a model of type {kind!r}, expected 'instructblip'")
+    if language not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise CheckpointError(
+            f"checkpoint {path}: its language model is {language!r}, expected one without an encoder, like llama"
+        )
+    code = code_named_in(content)
+    if code is not None:
+        raise CheckpointError(f"checkpoint {path}: '{code}' names code, and a configuration is data: leave it out")
 
 
 def _prompt(checkpoint: Path, model: InstructBlipForConditionalGeneration) -> EditPrompt:
