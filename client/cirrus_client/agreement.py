@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 
 
 def cosine_min(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """Return the smallest cosine between corresponding vectors (the last dimension), computed in float64."""
+    """Return the smallest cosine between corresponding vectors (the last dimension), computed in float64.
+
+    It is NaN if a vector is zero or not finite.
+    """
     a = left.reshape(-1, left.shape[-1]).astype(np.float64)
     b = right.reshape(-1, right.shape[-1]).astype(np.float64)
-    cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    with np.errstate(invalid="ignore"):
+        cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     return float(cosines.min())
 
 

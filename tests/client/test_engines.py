@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -217,6 +218,30 @@ def test_an_engine_that_disagrees_is_not_chosen(gallery_graph: Path, tmp_path: P
     chosen = choose(gallery_graph, Precision.FP32)
     assert chosen.engine == EngineName.ONNXRUNTIME
     assert "is excluded, its cosine" in chosen.why
+
+
+@needs_a_choice
+@pytest.mark.parametrize("value", [0.0, np.nan])
+@pytest.mark.parametrize("engine", ["openvino:OpenVinoEngine", "onnx_runtime:OnnxRuntimeEngine"])
+@pytest.mark.filterwarnings("error")
+def test_an_answer_that_is_zero_or_not_finite_fits_no_engine_but_the_reference(
+    engine: str, value: float, gallery_graph: Path, tmp_path: Path, monkeypatch
+) -> None:
+    module, _, name = engine.partition(":")
+    kind = getattr(importlib.import_module(f"cirrus_client.engines.{module}"), name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    honest = kind.run
+
+    def run(self, inputs):
+        outputs = {name: output.copy() for name, output in honest(self, inputs).items()}
+        for output in outputs.values():
+            output[0] = value
+        return outputs
+
+    monkeypatch.setattr(kind, "run", run)
+    chosen = choose(gallery_graph, Precision.FP32)
+    assert chosen.engine == EngineName.ONNXRUNTIME
+    assert "is excluded, its cosine to" in chosen.why
 
 
 @needs_a_choice

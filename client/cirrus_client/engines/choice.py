@@ -122,7 +122,7 @@ def _measure(precision: Precision, engines: dict[str, Engine]) -> Choice:
     noise = _noise(engines[reference])
     answers = {name: engine(noise) for name, engine in engines.items()}
     agreement = {name: _cosine_min(answers[reference], answers[name]) for name in engines}
-    fitting = [name for name in engines if agreement[name] >= _AGREEMENT[precision]]
+    fitting = [name for name in engines if name == reference or agreement[name] >= _AGREEMENT[precision]]
     best_s = dict.fromkeys(fitting, np.inf)
     for _ in range(_ROUNDS):
         for name in fitting:
@@ -150,9 +150,13 @@ def _noise(engine: Engine) -> Arrays:
 
 
 def _cosine_min(left: Arrays, right: Arrays) -> float:
-    """Return the smallest cosine between items, each output of an item taken as one vector."""
+    """Return the smallest cosine between items, each output of an item taken as one vector.
+
+    It is NaN if an output is zero or not finite, and fits no engine but the reference.
+    """
     items = len(next(iter(left.values())))
-    return min(cosine_min(left[name].reshape(items, -1), right[name].reshape(items, -1)) for name in left)
+    cosines = [cosine_min(left[name].reshape(items, -1), right[name].reshape(items, -1)) for name in left]
+    return float(np.min(cosines))
 
 
 def _file_of_choice(path: Path, precision: Precision, threads: int | None, bulk: bool) -> str:
