@@ -85,6 +85,17 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def tiny_served(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The hand-made bundle with its model repository: it is served without an export."""
+    from cirrus_client.names import Flavour
+    from cirrus_export.repository import write_repository
+
+    made = write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny")
+    write_repository(made.root, made.spec, Flavour.PYTHON, made.root / "triton" / Flavour.PYTHON)
+    return made
+
+
+@pytest.fixture(scope="session")
 def tiny_zero_shot_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A hand-made bundle on the same backbone, in another space, that answers texts alone as well."""
     return write_tiny_zero_shot_bundle(tmp_path_factory.mktemp("bundles") / "tiny-clip")

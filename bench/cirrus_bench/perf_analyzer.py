@@ -20,6 +20,8 @@ from pathlib import Path
 from cirrus_bench.errors import PeerError
 from cirrus_bench.latency import Latency
 from cirrus_bench.peers.install import environment
+from cirrus_client.names import Transport
+from cirrus_client.triton.server import TritonServer
 from cirrus_export.gate.probe import ProbeQuery
 
 _NAME = "perf_analyzer"
@@ -44,17 +46,19 @@ class PerfAnalyzer:
         self._program = found
         self.version = self._run(["--version"]).split("Version", 1)[-1].split("(")[0].strip()
 
-    def measure(self, url: str, queries: Sequence[ProbeQuery], concurrency: int) -> Latency:
-        """Send each query once, `concurrency` at a time, and return the latency.
+    def measure(self, server: TritonServer, queries: Sequence[ProbeQuery], concurrency: int) -> Latency:
+        """Send each query once to the server's gRPC endpoint, `concurrency` at a time, and return the latency.
 
-        url: host:port of the server's gRPC endpoint. Raises PeerError if the program fails.
+        The program reads Triton's statistics, so it gets the secret for them. Raises PeerError if the program fails.
         """
         with tempfile.TemporaryDirectory() as scratch:
             given, answer = Path(scratch) / "queries.json", Path(scratch) / "latency.csv"
             given.write_text(json.dumps({"data": [_tensors(query) for query in queries]}))
-            server = ["-m", "encode_query", "-u", url, "-i", "grpc", "--input-data", str(given)]
+            headers = server.admin_headers(Transport.GRPC).items()
+            asked = ["-m", "encode_query", "-u", server.grpc_url, "-i", "grpc", "--input-data", str(given)]
+            asked += [part for name, value in headers for part in ("-H", f"{name}:{value}")]
             load = ["--concurrency-range", str(concurrency), "--request-count", str(len(queries))]
-            self._run([*server, *load, "-f", str(answer)])
+            self._run([*asked, *load, "-f", str(answer)])
             row = next(csv.DictReader(answer.read_text().splitlines()))
         p50, p95, p99 = (float(row[f"p{share} latency"]) / 1e3 for share in (50, 95, 99))
         rate = float(row["Inferences/Second"])

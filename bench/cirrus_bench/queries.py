@@ -19,6 +19,7 @@ from cirrus_bench.subjects import bench_photos
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.gallery import embed_gallery
+from cirrus_client.names import Transport
 from cirrus_client.records import Record
 from cirrus_client.triton import TritonEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
@@ -132,14 +133,14 @@ def measure_queries(bundle: Bundle, work: Path) -> QueryReport:
         encoder = TritonEncoder(server.grpc_url)
         for concurrency in _CONCURRENCY:
             log.info("measuring %d queries through Triton, %d in flight", len(queries), concurrency)
-            before = _statistics(server.grpc_url)
+            before = _statistics(server)
             served.append(measure_latency(encoder, queries, concurrency))
             if concurrency in (_CONCURRENCY[0], _CONCURRENCY[-1]):
-                stages[concurrency] = _stages(before, _statistics(server.grpc_url))
+                stages[concurrency] = _stages(before, _statistics(server))
         analyzed: list[Latency] = []
         try:
             analyzer = PerfAnalyzer(work / "peers")
-            analyzed += [analyzer.measure(server.grpc_url, queries, concurrency) for concurrency in _CONCURRENCY]
+            analyzed += [analyzer.measure(server, queries, concurrency) for concurrency in _CONCURRENCY]
             version = f"perf_analyzer {analyzer.version}"
         except PeerError as error:
             version = str(error)
@@ -172,9 +173,9 @@ def _embed(photos: Path, encoder: Encoder) -> None:
         embed_gallery(photos, Path(out), encoder, show_progress=False)
 
 
-def _statistics(url: str) -> dict[str, Any]:
-    with grpcclient.InferenceServerClient(url) as client:
-        answer = client.get_inference_statistics(as_json=True)
+def _statistics(server: TritonServer) -> dict[str, Any]:
+    with grpcclient.InferenceServerClient(server.grpc_url) as client:
+        answer = client.get_inference_statistics(as_json=True, headers=server.admin_headers(Transport.GRPC))
     return {model["name"]: model for model in answer["model_stats"]}
 
 

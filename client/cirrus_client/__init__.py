@@ -12,7 +12,6 @@ A name is imported when it is first used. So a client that only asks a server ne
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,6 +74,8 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and seldom needed
+
     try:
         return version("cirrus-cir")
     except PackageNotFoundError:  # a checkout that is on the path and not installed

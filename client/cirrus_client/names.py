@@ -1,4 +1,4 @@
-"""Names that several modules compare: ensembles, graphs and tensors of a bundle, transports, and writers."""
+"""Names that several modules compare: ensembles, graphs and tensors, transports, repositories, and writers."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ class Transport(StrEnum):
 
     GRPC = "grpc"
     HTTP = "http"
+
+
+class Flavour(StrEnum):
+    """What runs the graphs of a Triton model repository: an engine in the Python backend, or one of NGC's backends."""
+
+    PYTHON = "python"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+class ModelCode(StrEnum):
+    """The Python code of Cirrus's own Triton models: a folder of `triton_models`."""
+
+    IMAGE_PREPROCESS = "image_preprocess"
+    TOKENIZE = "tokenize"
+    GRAPH_RUNNER = "graph_runner"
+    SUGGEST = "suggest"
 
 
 class Writer(StrEnum):

@@ -61,7 +61,7 @@ class LocalSuggester:
 
     def __init__(self, root: Path) -> None:
         """Load a suggester. Raises BundleError if the folder is not a suggester, is damaged, or failed its gate."""
-        self.spec = _open(root)
+        self.spec = read_suggester(root)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
         self._read = OnnxRuntimeEngine(root / self.spec.graphs[READ_IMAGE].file, Precision.FP32)
         self._next = OnnxRuntimeEngine(root / self.spec.graphs[NEXT_TOKENS].file, Precision.FP32)
@@ -123,7 +123,8 @@ class TritonSuggester:
             client.close()
 
 
-def _open(root: Path) -> SuggestSpec:
+def read_suggester(root: Path) -> SuggestSpec:
+    """Read a suggester's contract and check its files. Raises BundleError as `LocalSuggester` does."""
     spec = read_record(
         root / CONTRACT,
         SuggestSpec,

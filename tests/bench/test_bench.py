@@ -138,6 +138,6 @@ def test_perf_analyzer_measures_the_same_server(server, probe, request) -> None:
             raise
         pytest.skip(str(error))
     assert analyzer.version.startswith("2.")
-    latency = analyzer.measure(server.grpc_url, probe.queries, 4)
+    latency = analyzer.measure(server, probe.queries, 4)
     assert latency.concurrency == 4
     assert 0 < latency.p50_ms <= latency.p95_ms <= latency.p99_ms

@@ -179,7 +179,7 @@ def test_the_sdist_and_the_tree_build_the_same_wheel(built) -> None:
     )
     assert from_sdist == from_tree
     names = set(from_sdist)
-    assert {"cirrus_client/py.typed", "cirrus_export/triton_models/tokenize/model.py"} <= names
+    assert {"cirrus_client/py.typed", "cirrus_client/triton/models/tokenize/model.py"} <= names
     assert not any(name.startswith(("tests", "cirrus_demo", "triton_models")) for name in names)
 
 

@@ -203,7 +203,7 @@ def test_a_taken_port_and_a_folder_that_is_no_repository_are_refused_before_star
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=f"can't listen on 127.0.0.1:{port}"):
             TritonServer(bundle.root / "triton" / "python", http_port=port).start()
-    with pytest.raises(BundleError, match="not a model repository"):
+    with pytest.raises(BundleError, match="no model repository"):
         TritonServer(tmp_path).start()
 
 

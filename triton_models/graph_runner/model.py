@@ -20,7 +20,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         folder = Path(args["model_repository"]) / args["model_version"]
-        path = folder / parameters["graph_file"]["string_value"]
+        path = (folder / parameters["graph_file"]["string_value"]).resolve()  # where its external data is
         precision = Precision(parameters["precision"]["string_value"])
         self._engine = open_engine(path, precision, bulk=json.loads(parameters["bulk"]["string_value"]))
 

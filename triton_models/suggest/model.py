@@ -9,7 +9,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cirrus_client.errors import InvalidInput
-from cirrus_client.suggest import LocalSuggester
+from cirrus_client.suggest import CONTRACT, LocalSuggester
 from cirrus_client.triton.wire import error_message
 
 
@@ -17,7 +17,8 @@ class TritonPythonModel:
     """Each pair is read alone: the texts of a batch end at different lengths."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self._suggester = LocalSuggester(Path(args["model_repository"]) / args["model_version"])
+        contract = Path(args["model_repository"]) / args["model_version"] / CONTRACT
+        self._suggester = LocalSuggester(contract.resolve().parent)  # where the checked files are
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

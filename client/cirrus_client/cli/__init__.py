@@ -1,5 +1,14 @@
-"""The `cirrus` command."""
+"""The `cirrus` command. What it needs is imported by `main`, after it can answer a signal."""
 
-from cirrus_client.cli.app import main
+from cirrus_client.cli.signals import end_at_once
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Run the command line."""
+    end_at_once()
+    try:
+        from cirrus_client.cli.app import app
+
+        app()
+    finally:
+        end_at_once()

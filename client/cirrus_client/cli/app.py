@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from cirrus_client import __version__
 from cirrus_client.cli.console import set_log_level
 from cirrus_client.cli.failures import as_messages
+from cirrus_client.cli.signals import raise_in_verb
 from cirrus_client.cli.verbs import Verbs
 
 PLUGINS = "cirrus.commands"
@@ -26,6 +27,11 @@ class _Cirrus(TyperGroup):
         super().__init__(**attributes)
         own = [EntryPoint(name, f"cirrus_client.cli.{name}:{name}", PLUGINS) for name in _OWN]
         self.commands = Verbs([*own, *entry_points(group=PLUGINS)])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        resolved = super().resolve_command(ctx, args)
+        raise_in_verb()
+        return resolved
 
     def invoke(self, ctx: Any) -> Any:
         with as_messages(lambda: ctx.invoked_subcommand):
@@ -57,8 +63,3 @@ def _before_the_verb(
     if verbose and quiet:
         raise typer.BadParameter("give one of them", param_hint="--verbose, --quiet")
     set_log_level(verbose=verbose, quiet=quiet)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

@@ -1,27 +1,33 @@
 """How a command ends that did not succeed.
 
 Cirrus's own errors, missing packages and faults of the machine (a full disk, a folder without permission) end in a
-message and exit code 1. Ctrl-C ends in exit code 130. Anything else is a defect of Cirrus and stays a traceback.
+message and exit code 1, signals in exit code 128 + n. Anything else is a defect of Cirrus and stays a traceback. What
+stands in a message is shown as it is: control characters and terminal escapes are not obeyed.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
 
+from cirrus_client.cli.console import printable
+from cirrus_client.cli.signals import EndedBySignal, cause, exit_code
 from cirrus_client.errors import CirrusError
 from cirrus_client.extras import missing_package
 
-_INTERRUPTED = 130
-_AFTER_INTERRUPT = {
+_NEXT = {
     "embed": "the same command resumes where this one stopped",
     "export": "an export does not resume: run the same command again",
+    "index": "an index is built whole or not at all: run the same command again",
+    "serve": "the server was stopped",
 }
+_RUN_AGAIN = "run the same command again"
 log = logging.getLogger(__name__)
 
 
@@ -38,9 +44,9 @@ def as_messages(verb: Callable[[], str | None]) -> Iterator[None]:
         if error.errno == errno.EPIPE:  # the reader of our output has ended, as in `cirrus search ... | head`
             raise
         _exit(f"cirrus: {machine_message(error)}")
-    except KeyboardInterrupt:
-        what_now = _AFTER_INTERRUPT.get(verb() or "", "")
-        _exit(f"cirrus: interrupted{'; ' if what_now else ''}{what_now}", code=_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, EndedBySignal) else signal.SIGINT
+        _exit(f"cirrus: {cause(number)}; {_NEXT.get(verb() or '', _RUN_AGAIN)}", code=exit_code(number))
 
 
 def machine_message(error: OSError) -> str:
@@ -59,5 +65,6 @@ def _import_message(error: ImportError, job: str) -> str:
 
 def _exit(message: str, *, code: int = 1) -> NoReturn:
     log.debug("the command ended here:", exc_info=True)
-    typer.secho(message, err=True, fg=typer.colors.RED)
+    lines = "\n".join(printable(line) for line in message.split("\n"))
+    typer.secho(lines, err=True, fg=typer.colors.RED)
     raise typer.Exit(code) from None

@@ -7,14 +7,45 @@ from typing import Annotated
 
 import typer
 
+from cirrus_client.bundle import CONTRACT as BUNDLE
 from cirrus_client.bundle import Bundle
+from cirrus_client.cli.console import printable
 from cirrus_client.cli.wording import described
+from cirrus_client.plans import has_plans, plan_file, read_plans
+from cirrus_client.suggest import CONTRACT as SUGGESTER
+from cirrus_client.suggest import read_suggester
+from cirrus_client.triton.repository import RECORD, REPOSITORIES, read_repository
 
 
-def verify(bundle: Annotated[Path, typer.Argument(help="A bundle.")]) -> None:
-    """Check that a bundle is whole and passed its fidelity gate."""
-    spec = Bundle.open(bundle).spec
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, a suggester, or what `cirrus repository` wrote.")],
+) -> None:
+    """Check that all files that searching and serving read are as they were written, and the fidelity gate passed."""
+    if (bundle / RECORD).exists() and not (bundle / BUNDLE).exists():
+        spec = read_repository(bundle)
+        typer.echo(printable(f"{bundle}: whole ({len(spec.files)} files match their sha256), {spec.flavour} flavour"))
+    elif (bundle / SUGGESTER).exists():
+        count = len(read_suggester(bundle).files) + _verified_repositories(bundle)
+        typer.echo(printable(f"{bundle}: whole ({count} files match their sha256), fidelity gate passed"))
+    else:
+        _verify_bundle(Bundle.open(bundle))
+
+
+def _verify_bundle(bundle: Bundle) -> None:
+    spec = bundle.spec
+    count = len(spec.files) + _verified_repositories(bundle.root)
+    if has_plans(bundle):
+        record = read_plans(bundle)
+        count += len([plan_file(bundle, record, graph) for graph in record.plans])
     typer.echo(
-        f"{bundle}: whole ({len(spec.files)} files match their sha256), fidelity gate passed; recipe {spec.recipe} on "
-        f"{spec.backbone}, {spec.precision}, {described(spec.space)}"
+        printable(
+            f"{bundle.root}: whole ({count} files match their sha256), fidelity gate passed; recipe {spec.recipe} on "
+            f"{spec.backbone}, {spec.precision}, {described(spec.space)}"
+        )
     )
+
+
+def _verified_repositories(root: Path) -> int:
+    """Check all model repositories of a bundle or a suggester, and return how many files they have."""
+    folder = root / REPOSITORIES
+    return sum(len(read_repository(path).files) for path in sorted(folder.iterdir())) if folder.exists() else 0

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
-from functools import partial
+from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,35 +23,52 @@ from types import TracebackType
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.errors import BundleError, MissingPackage, ServerError, ServerUnavailable
+from cirrus_client.errors import MissingPackage, ServerError, ServerUnavailable
+from cirrus_client.names import Transport
 from cirrus_client.plans import version_numbers
+from cirrus_client.triton import guard
+from cirrus_client.triton.channel import open_channel
+from cirrus_client.triton.repository import assemble
+from cirrus_client.triton.restricted import admin_headers, restrictions
+from cirrus_client.triton.scratch import Scratch
 
 _CACHE_BYTES = 256 * 2**20
 _EXIT_TIMEOUT_S = 5  # a stop waits this long for running requests, and for idle HTTP connections as well
 _LOG_LINES = 25
+_STOPPED = b"stopped"
 _PR_SET_PDEATHSIG = 1
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _FIRST_UNSUPPORTED_NUMPY = (2,)
+_LOOPBACK = "127.0.0.1"
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class TritonServer:
     """Serves a model repository from `start` to `stop`, or for the length of a `with` block.
 
-    The server dies with the thread that started it, and so with this process, however that ends.
+    It runs the installed code, not the repository's, and keeps Triton's administration to the holder of a secret that
+    is made at the start. The server dies with the thread that started it, and so with this process, however that ends;
+    nothing that it made is left behind.
     """
 
     def __init__(
         self,
         repository: Path,
         *,
-        host: str = "127.0.0.1",
+        host: str = _LOOPBACK,
         http_port: int = 8000,
         grpc_port: int = 8001,
         metrics_port: int = 8002,
         cache_bytes: int = _CACHE_BYTES,
         start_timeout_s: float = 300.0,
+        trust_network: bool = False,
     ) -> None:
-        """cache_bytes: memory for answers to repeated requests, taken at the start; 0 keeps none."""
+        """Name the repository and the ports. Nothing is started yet.
+
+        host: the address to listen on. Metrics are on loopback whatever it is. cache_bytes: memory for answers to
+        repeated requests, taken at the start; 0 keeps none. trust_network: allow a host beyond loopback. The
+        pip-installed server has published holes that whoever reaches its ports can use.
+        """
         self.repository = repository
         self.host = host
         self.http_port = http_port
@@ -58,8 +76,11 @@ class TritonServer:
         self.metrics_port = metrics_port
         self._cache_bytes = cache_bytes
         self._start_timeout_s = start_timeout_s
+        self._trust_network = trust_network
+        self._secret = secrets.token_urlsafe(32)
         self._process: subprocess.Popen[bytes] | None = None
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._scratch: Scratch | None = None
 
     @property
     def grpc_url(self) -> str:
@@ -75,7 +96,7 @@ class TritonServer:
     def log_path(self) -> Path:
         """The server's log; it lives as long as the server."""
         assert self._scratch is not None, "the server was not started"
-        return Path(self._scratch.name) / "tritonserver.log"
+        return self._scratch.folder / "tritonserver.log"
 
     @property
     def pid(self) -> int:
@@ -83,31 +104,30 @@ class TritonServer:
         assert self._process is not None, "the server was not started"
         return self._process.pid
 
+    def admin_headers(self, transport: Transport) -> dict[str, str]:
+        """Return the headers that open Triton's administrative endpoints, like its statistics, to a request."""
+        return admin_headers(self._secret, transport)
+
     def start(self) -> None:
         """Start the server and wait until every model is ready.
 
-        Raises BundleError if there is no repository, ServerError if a port is taken, what `find_server` raises, and
-        ServerUnavailable, with the end of the server's log, if the server does not become ready.
+        Raises BundleError if there is no repository, or not as it was written; ServerError if a port is taken, or the
+        host is not loopback without `trust_network`; what `find_server` raises; and ServerUnavailable, with the end of
+        the server's log, if the server does not become ready.
         """
-        if not any(self.repository.glob("*/config.pbtxt")):
-            raise BundleError(
-                f"{self.repository} is not a model repository; a bundle gets one when its export passes the gate"
+        if not (_is_loopback(self.host) or self._trust_network):
+            raise ServerError(
+                f"can't listen on {self.host}: the pip-installed Triton is for one machine that you trust, since who "
+                "reaches its ports can take it over (CVE-2025-23319); serve a network from NVIDIA's container, see "
+                "docs/deploy-on-triton.md, or say --trust-network"
             )
-        for port in (self.http_port, self.grpc_port, self.metrics_port):
+        for port in (self.http_port, self.grpc_port):
             _check_port(self.host, port)
+        _check_port(_LOOPBACK, self.metrics_port)
         installed = find_server()
-        self._scratch = tempfile.TemporaryDirectory(prefix="cirrus-triton-")
-        backends = _link_backends(installed, Path(self._scratch.name))
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command(installed, backends),
-                env=_environment(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM),
-                start_new_session=True,
-            )
         try:
+            self._scratch = Scratch()
+            self._launch(installed, self._scratch)
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -125,19 +145,19 @@ class TritonServer:
             _kill_group(self._process.pid)
             self._process = None
         if self._scratch is not None:
-            self._scratch.cleanup()
+            self._scratch.remove()
             self._scratch = None
+        if self._guard is not None:
+            self._guard.communicate(_STOPPED)
+            self._guard = None
 
     def wait(self) -> None:
-        """Block until the server ends by itself, which is an error, or Ctrl-C or SIGTERM ends the wait."""
+        """Block until the server ends by itself, which is an error, or a KeyboardInterrupt ends the wait."""
         assert self._process is not None, "the server was not started"
-        previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             code = self._process.wait()
         except KeyboardInterrupt:
             return
-        finally:
-            signal.signal(signal.SIGTERM, previous)
         raise ServerUnavailable(f"tritonserver ended with code {code}; its log says:\n{self._complaints()}")
 
     def __enter__(self) -> TritonServer:
@@ -149,25 +169,53 @@ class TritonServer:
     ) -> None:
         self.stop()
 
-    def _command(self, installed: Path, backends: Path) -> list[str]:
+    def _launch(self, installed: Path, scratch: Scratch) -> None:
+        """Start the server, and the guard that ends it if this process is killed."""
+        models = scratch.folder / "models"
+        models.mkdir()
+        assemble(self.repository, models)
+        command = self._command(installed, _link_backends(installed, scratch.folder), models, scratch)
+        with self.log_path.open("wb") as log, _signals_held():
+            self._process = subprocess.Popen(
+                command,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,
+                start_new_session=True,
+            )
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", guard.__file__, str(self._process.pid), str(scratch.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(scratch.lock,),
+                start_new_session=True,
+            )
+
+    def _command(self, installed: Path, backends: Path, models: Path, scratch: Scratch) -> list[str]:
         return [
             str(installed / "bin" / "tritonserver"),
-            f"--model-repository={self.repository}",
+            f"--model-repository={models}",
             f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={scratch.shared_memory_prefix}",
+            "--disable-auto-complete-config",
             f"--cache-directory={installed / 'caches'}",
             *([f"--cache-config=local,size={self._cache_bytes}"] if self._cache_bytes else []),
             f"--http-address={self.host}",
             f"--http-port={self.http_port}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.grpc_port}",
-            f"--metrics-address={self.host}",
+            f"--metrics-address={_LOOPBACK}",
             f"--metrics-port={self.metrics_port}",
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            *restrictions(self._secret),
         ]
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
-        client = grpcclient.InferenceServerClient(self.grpc_url)
+        client = open_channel(self.grpc_url)
         deadline = time.monotonic() + self._start_timeout_s
         try:
             while time.monotonic() < deadline:
@@ -258,10 +306,28 @@ def _check_port(host: str, port: int) -> None:
         raise ServerError(f"can't listen on {host}:{port}: {error.strerror}; choose another port") from None
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let signals wait that would end this process between the start of a child and the note of it."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _die_with_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _kill_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt

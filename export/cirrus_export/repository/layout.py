@@ -14,7 +14,6 @@ import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -24,13 +23,14 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cirrus_client.bundle import Bundle, BundleSpec
 from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
-from cirrus_client.names import EnsembleName, GraphName, TensorName, Writer
+from cirrus_client.names import EnsembleName, Flavour, GraphName, ModelCode, TensorName, Writer
 from cirrus_client.outputs import replaced_directory
 from cirrus_client.plans import ENGINES, graph_sha256
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
+from cirrus_client.suggest import read_suggester
+from cirrus_client.triton.repository import REPOSITORIES, read_repository, write_record
 from cirrus_client.triton.wire import served_name
 from cirrus_export.repository.models import (
-    Flavour,
     ensemble_config,
     graph_config,
     image_preprocess_config,
@@ -70,7 +70,7 @@ def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, dest
     """
     bundle = Bundle(bundle_root, spec)
     with replaced_directory(destination, Writer.REPOSITORY) as root:
-        _write_bundle(_Names(bundle, shared=False), spec.ensembles, flavour, root)
+        write_record(root, flavour, _write_bundle(_Names(bundle, shared=False), spec.ensembles, flavour, root))
 
 
 def write_shared_repository(
@@ -79,23 +79,30 @@ def write_shared_repository(
     """Write one model repository of several bundles, in which equal models are there once.
 
     suggester: a suggester's folder, whose model is served beside the ensembles. Raises ExportError if two bundles have
-    the same name, the suggester has no model, or the TENSORRT flavour lacks a plan.
+    the same name, or the TENSORRT flavour lacks a plan, and BundleError if the suggester is not whole.
     """
-    source = None if suggester is None else suggester / "triton" / Flavour.PYTHON / SUGGEST_MODEL
-    if source is not None and not source.is_dir():
-        raise ExportError(f"{suggester} is no suggester that passed its gate: there is no {source}")
+    source = None if suggester is None else suggester / REPOSITORIES / Flavour.PYTHON
+    if suggester is not None and source is not None:
+        read_suggester(suggester)
+        read_repository(source)
     names = [bundle.spec.name for bundle in bundles]
     if len(set(names)) != len(names):
         raise ExportError(f"two bundles have the same name: {', '.join(names)}; export one of them under another")
     with replaced_directory(destination, Writer.REPOSITORY) as root:
+        code: dict[str, ModelCode] = {}
         for bundle in bundles:
             ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
-            _write_bundle(_Names(bundle, shared=True), ensembles, flavour, root)
+            code |= _write_bundle(_Names(bundle, shared=True), ensembles, flavour, root)
         if source is not None:
-            shutil.copytree(source, root / SUGGEST_MODEL)
+            shutil.copytree(source / SUGGEST_MODEL, root / SUGGEST_MODEL)
+            code[SUGGEST_MODEL] = ModelCode.SUGGEST
+        write_record(root, flavour, code)
 
 
-def _write_bundle(names: _Names, ensembles: Mapping[EnsembleName, EnsembleSpec], flavour: Flavour, root: Path) -> None:
+def _write_bundle(
+    names: _Names, ensembles: Mapping[EnsembleName, EnsembleSpec], flavour: Flavour, root: Path
+) -> dict[str, ModelCode]:
+    """Write the models of a bundle that are not there yet, and return the code of those that run in Python."""
     steps = sorted({step.model for ensemble in ensembles.values() for step in ensemble.steps})
     served = {step: names.model(step) for step in steps}
     for step, name in served.items():
@@ -104,6 +111,13 @@ def _write_bundle(names: _Names, ensembles: Mapping[EnsembleName, EnsembleSpec],
     for kind, ensemble in ensembles.items():
         config = ensemble_config(names.ensemble(kind), kind, ensemble, served, names.bundle.spec, flavour)
         _write_model(root, config)
+    return {name: code for step, name in served.items() if (code := _code_of(step, flavour)) is not None}
+
+
+def _code_of(step: str, flavour: Flavour) -> ModelCode | None:
+    if step in (IMAGE_PREPROCESS, TOKENIZE):
+        return ModelCode(step)
+    return ModelCode.GRAPH_RUNNER if flavour is Flavour.PYTHON else None
 
 
 def _unfused_target(spec: BundleSpec) -> EnsembleSpec:
@@ -139,7 +153,6 @@ def _write_step(bundle: Bundle, step: str, name: str, flavour: Flavour, root: Pa
 
 def _write_image_preprocess(spec: BundleSpec, name: str, root: Path) -> None:
     folder = _write_model(root, image_preprocess_config(name, spec, _WARMUP_IMAGE))
-    _copy_code(IMAGE_PREPROCESS, folder)
     picture = io.BytesIO()
     Image.new("RGB", (spec.preprocess.size_px,) * 2).save(picture, "JPEG")
     _write_warmup(folder, _WARMUP_IMAGE, picture.getvalue())
@@ -147,7 +160,6 @@ def _write_image_preprocess(spec: BundleSpec, name: str, root: Path) -> None:
 
 def _write_tokenize(bundle: Bundle, name: str, root: Path) -> None:
     folder = _write_model(root, tokenize_config(name, bundle.spec, _WARMUP_TEXT))
-    _copy_code(TOKENIZE, folder)
     file = bundle.spec.tokenizer.file
     _link(bundle.root / file, folder / "1" / file)
     _write_warmup(folder, _WARMUP_TEXT, b"warm up")
@@ -159,8 +171,6 @@ def _write_graph(bundle: Bundle, graph: str, name: str, flavour: Flavour, root: 
     if flavour is Flavour.TENSORRT:
         sources = [_plan(bundle.root, graph)]
     folder = _write_model(root, graph_config(name, bundle.spec, graph, flavour, sources[0].name))
-    if flavour is Flavour.PYTHON:
-        _copy_code("graph_runner", folder)
     for path in sources:
         _link(path, folder / "1" / path.name)
 
@@ -177,11 +187,6 @@ def _write_warmup(folder: Path, file: str, item: bytes) -> None:
     """Write one element of a BYTES tensor in Triton's form: its length, then its bytes."""
     (folder / "warmup").mkdir()
     (folder / "warmup" / file).write_bytes(struct.pack("<I", len(item)) + item)
-
-
-def _copy_code(model: str, folder: Path) -> None:
-    source = files("cirrus_export") / "triton_models" / model / "model.py"
-    (folder / "1" / "model.py").write_text(source.read_text())
 
 
 def _plan(bundle_root: Path, graph: str) -> Path:

@@ -10,26 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cirrus_client.bundle import BundleSpec, DType, GraphSpec
 from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec
-from cirrus_client.names import EnsembleName, TensorName
+from cirrus_client.names import EnsembleName, Flavour, TensorName
 from cirrus_client.triton.wire import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER
 
 _DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
 _DONE, _AFTER = "done", "after"
-
-
-class Flavour(StrEnum):
-    """What runs the graphs: an engine inside the Python backend, or one of NGC's backends."""
-
-    PYTHON = "python"
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
 
 
 @dataclass(frozen=True)

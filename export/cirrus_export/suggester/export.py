@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,11 @@ from cirrus_client.bundle import DType, FidelityStatus, TensorSpec
 from cirrus_client.errors import CheckpointError, FidelityError
 from cirrus_client.files import sha256_of_file, write_model
 from cirrus_client.image.preprocess import Pad, PreprocessSpec, preprocess
-from cirrus_client.names import Writer
+from cirrus_client.names import Flavour, ModelCode, Writer
 from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
+from cirrus_client.triton.repository import REPOSITORIES, write_record
 from cirrus_export.checkpoints.config_code import code_named_in
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.compile.onnx_graph import write_onnx
@@ -212,7 +212,7 @@ def _write(root: Path, spec: SuggestSpec) -> None:
 
 def _write_repository(root: Path, spec: SuggestSpec) -> None:
     """One Python model, which holds a whole suggester in its version's folder."""
-    folder = root / "triton" / "python" / MODEL / "1"
+    folder = root / REPOSITORIES / Flavour.PYTHON / MODEL / "1"
     folder.mkdir(parents=True)
     for name in (*spec.files, CONTRACT):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -223,5 +223,4 @@ def _write_repository(root: Path, spec: SuggestSpec) -> None:
     config.output.add(name="text", data_type=pb.TYPE_STRING, dims=[1])
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     (folder.parent / "config.pbtxt").write_text(text_format.MessageToString(config))
-    source = files("cirrus_export") / "triton_models" / MODEL / "model.py"
-    (folder / "model.py").write_text(source.read_text())
+    write_record(folder.parents[1], Flavour.PYTHON, {MODEL: ModelCode.SUGGEST})
