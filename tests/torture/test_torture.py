@@ -41,9 +41,10 @@ def test_a_disturbed_job_leaves_its_output_usable_and_the_next_run_makes_it_whol
 ) -> None:
     if not thorough and fault not in _SAMPLE:
         pytest.skip("make torture does it")
-    stride, most = (
-        (1, 40 if fault == AT_RANDOM else 1000) if thorough else (2 if fault == READING else 7, _SAMPLE[fault])
-    )
+    if thorough:
+        stride, most = 1 if fault == "kill" else 3, 20 if fault == AT_RANDOM else 1000
+    else:
+        stride, most = 2 if fault == READING else 7, _SAMPLE[fault]
     command = [sys.executable, "-m", "tests.torture.torturer", job, fault, inputs, tmp_path / "work" / "out"]
     done = subprocess.run(
         [*map(str, command), "--stride", str(stride), "--most", str(most)],
@@ -67,7 +68,7 @@ def test_a_disturbed_job_leaves_its_output_usable_and_the_next_run_makes_it_whol
 def test_of_two_jobs_at_once_one_does_it_and_the_other_is_told_who(
     inputs: Path, tmp_path: Path, thorough: bool, cache: bool
 ) -> None:
-    for turn in range(10 if thorough else 1):
+    for turn in range(5 if thorough else 1):
         out = tmp_path / f"gallery{turn}"
         command = [sys.executable, "-m", "cirrus_client.cli", "embed", inputs / "photos", "--bundle", inputs / "bundle"]
         command += ["--out", out, "--engine", "onnxruntime", "--batch-size", "2"]
