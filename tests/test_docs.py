@@ -146,7 +146,7 @@ def test_the_api_page_names_every_entry_point_group() -> None:
     assert groups <= named
 
 
-@pytest.mark.parametrize("page", ["reliability.md"])
+@pytest.mark.parametrize("page", ["reliability.md", "security.md"])
 def test_every_claim_of_a_page_names_tests_that_there_are(page: str) -> None:
     rows = re.findall(r"^\| (.*) \|$", (DOCS / page).read_text(), re.MULTILINE)
     claims = [row for row in rows if not row.endswith("tested by") and not set(row) <= set("-| ")]
