@@ -83,8 +83,8 @@ def build_recipe(request: ExportRequest) -> Recipe:
     recipe_type = recipe_named(request.recipe)
     options = parse_options(recipe_type, request.recipe_options())
     backbone_options = request.backbone_options()
+    head = _read_head(request, recipe_type)
     try:
-        head = _read_head(request, recipe_type)
         fine_tuned = recipe_type.checkpoint_backbone(head) if head else None
         source = find_backbone(
             request.backbone,

@@ -263,12 +263,31 @@ class _Attack:
         return (print, ("code ran",))
 
 
-def test_a_file_that_would_run_code_is_refused(weights, tmp_path, capsys) -> None:
-    path = tmp_path / "evil.pt"
-    torch.save({"a": _Attack()}, path, pickle_module=pickle)
-    with pytest.raises(CheckpointError, match="would run code stored in it: it holds a print; save"):
+HOSTILE = {
+    "in the state dict": lambda path: torch.save({"a": _Attack()}, path),
+    "beside the state dict": lambda path: torch.save({"state_dict": {"a": torch.ones(1)}, "args": _Attack()}, path),
+    "deep in the optimizer": lambda path: torch.save(
+        {"state_dict": {"a": torch.ones(1)}, "optimizer": {"state": {0: [_Attack()]}}}, path
+    ),
+    "in torch's old format": lambda path: torch.save({"a": _Attack()}, path, _use_new_zipfile_serialization=False),
+    "in a plain pickle": lambda path: path.write_bytes(pickle.dumps(_Attack(), protocol=2)),
+    "in a newer pickle": lambda path: path.write_bytes(pickle.dumps(_Attack(), protocol=5)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
+@pytest.mark.parametrize("where", HOSTILE)
+def test_a_file_that_would_run_code_is_refused(where, suffix, tmp_path, capsys) -> None:
+    path = tmp_path / f"evil{suffix}"
+    HOSTILE[where](path)
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}: "):
         read_state_dict(path)
     assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_refused_file_says_what_would_run(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="would run code stored in it: it holds a print; save"):
+        read_state_dict(saved(tmp_path, {"a": _Attack()}))
 
 
 def test_the_backbone_inside_a_unions_file_wins_and_is_quick_gelu(weights, head_state, tmp_path) -> None:

@@ -73,6 +73,8 @@ def _is_safetensors(begin: bytes) -> bool:
 
 
 def _read_zip(path: Path) -> object:
+    if not zipfile.is_zipfile(path):
+        raise zipfile.BadZipFile("its end is missing")
     if is_torchscript(path):
         return read_torchscript(path)
     with zipfile.ZipFile(path) as archive:

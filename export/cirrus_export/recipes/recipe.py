@@ -150,8 +150,9 @@ def narrowed(own: PreprocessSpec, **changes: Any) -> PreprocessSpec:
     pad = changes.get("pad", own.pad)
     if own.pad is Pad.STRETCH and pad is not Pad.STRETCH:
         raise ExportError(
-            f"the recipe prepares images with pad={pad}, and these weights were trained on images resized to a square "
-            "out of proportion (open_clip's resize_mode squash), so embeddings would be wrong: name other weights"
+            f"the recipe prepares images with pad={pad}, and the published weights were trained on images resized to a "
+            "square out of proportion (open_clip's resize_mode squash), so embeddings would be wrong: name another "
+            "--backbone or tag"
         )
     return PreprocessSpec(**own.model_dump() | changes)
 

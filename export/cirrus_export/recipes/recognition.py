@@ -22,7 +22,7 @@ def read_head_of(recipe: type[Recipe], path: Path) -> StateDict:
         head = recipe.read_head(path)
     except CheckpointError as error:
         fitting = _recipes_of(tensor_names(path))
-        if not fitting:
+        if not fitting or recipe.name in fitting:
             raise
         raise CheckpointError(f"{error}; it is a head for --recipe {_either(fitting)}") from None
     _check(recipe, head if _matched(recipe, head) else tensor_names(path), path)
