@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 from cirrus_client.errors import MissingPackage, ServerError, ServerUnavailable
 from cirrus_client.names import Transport
 from cirrus_client.plans import version_numbers
+from cirrus_client.telemetry import switch_off
 from cirrus_client.triton import guard
 from cirrus_client.triton.channel import open_channel
 from cirrus_client.triton.repository import assemble
@@ -291,6 +292,7 @@ def _link_backends(installed: Path, scratch: Path) -> Path:
 
 def _environment() -> dict[str, str]:
     """The models run in isolated interpreters, which have the packages of the first `python3` on the path: this one."""
+    switch_off()
     commands = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     libraries = [sysconfig.get_config_var("LIBDIR") or "", os.environ.get("LD_LIBRARY_PATH", "")]
     return os.environ | {
