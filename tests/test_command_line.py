@@ -250,5 +250,5 @@ def test_a_web_server_that_is_no_triton_is_an_error_with_the_ports(index, images
         (tmp_path / "v2" / "models" / "encode_target" / "config").write_text("<html>")
         message = message_of(run(*search, "--server", address))
         web.shutdown()
-    assert f"the server at {address} does not answer as Triton does over HTTP" in message
+    assert f"the server at {address} does not answer as Triton does; check host and port" in message
     assert "8000" in message

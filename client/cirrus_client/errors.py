@@ -22,6 +22,7 @@ for a program: which item, which file, which parts differ.
     ├── PluginError             name
     ├── ServerError             url
     │   ├── ServerUnavailable
+    │   ├── ServerOverloaded
     │   └── ServerTimeout
     └── ExportError
         ├── CheckpointError
@@ -190,6 +191,10 @@ class ServerError(CirrusError):
 
 class ServerUnavailable(ServerError):
     """The inference server can't be reached, is not ready, or stopped during the request."""
+
+
+class ServerOverloaded(ServerError):
+    """The inference server's queue is full. The request was not tried again: that would lengthen the queue."""
 
 
 class ServerTimeout(ServerError):

@@ -14,7 +14,6 @@ import tokenizers
 import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from tritonclient.utils import InferenceServerException
 
 from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision, check_listed, check_model_files
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
@@ -23,7 +22,8 @@ from cirrus_client.errors import BundleError, InvalidImage
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 from cirrus_client.records import Name, Record, RelativePath, read_record
-from cirrus_client.triton.requests import check_address, typed_error
+from cirrus_client.triton.channel import open_channel
+from cirrus_client.triton.requests import FAILURES, check_address, error_text, typed_error
 from cirrus_client.triton.wire import parse_error
 
 CONTRACT = "suggest.json"
@@ -107,7 +107,7 @@ class TritonSuggester:
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
         """Return the edit text. Raises InvalidImage, ServerUnavailable, ServerTimeout or ServerError."""
-        client = grpcclient.InferenceServerClient(self.url)
+        client = open_channel(self.url)
         inputs = []
         for side, image in zip(_SIDES, (reference, target), strict=True):
             tensor = grpcclient.InferInput(side, [1, 1], "BYTES")
@@ -116,8 +116,8 @@ class TritonSuggester:
         try:
             answer = client.infer(MODEL, inputs, client_timeout=self._timeout_s)
             return str(answer.as_numpy("text")[0, 0].decode())
-        except InferenceServerException as error:
-            invalid = parse_error(str(error.message()))
+        except FAILURES as error:
+            invalid = parse_error(error_text(error))
             raise (invalid[0](invalid[2]) if invalid else typed_error(error, self.url, None)) from None
         finally:
             client.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tritonclient.grpc as grpcclient
+import tritonclient.grpc.aio as grpcaio
 
 _LARGEST_MESSAGE = 2**31 - 1
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 100, 500
 
-CHANNEL = [
+_OPTIONS = [
     ("grpc.max_send_message_length", _LARGEST_MESSAGE),
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
     ("grpc.initial_reconnect_backoff_ms", _FIRST_PAUSE_MS),
@@ -24,4 +25,9 @@ These channels answer within half a second after a server is back. The messages 
 
 def open_channel(url: str) -> grpcclient.InferenceServerClient:
     """Return a client of a server's gRPC endpoint. Nothing is contacted yet. url: host:port."""
-    return grpcclient.InferenceServerClient(url, channel_args=CHANNEL)
+    return grpcclient.InferenceServerClient(url, channel_args=_OPTIONS)
+
+
+def open_async_channel(url: str) -> grpcaio.InferenceServerClient:
+    """Return `open_channel`'s client for asyncio, which belongs to the running event loop."""
+    return grpcaio.InferenceServerClient(url, channel_args=_OPTIONS)

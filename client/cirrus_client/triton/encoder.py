@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import tritonclient.grpc as grpcclient
-import tritonclient.grpc.aio as grpcaio
 import tritonclient.http as httpclient
 import tritonclient.http.aio as httpaio
 
@@ -23,6 +25,7 @@ from cirrus_client.forks import MadeHere
 from cirrus_client.image.inputs import ImageInput
 from cirrus_client.image.preprocess import check_header
 from cirrus_client.names import EnsembleName, Transport
+from cirrus_client.triton.channel import open_async_channel, open_channel
 from cirrus_client.triton.requests import (
     DEFAULT_RETRY,
     FAILURES,
@@ -38,6 +41,7 @@ from cirrus_client.triton.requests import (
 )
 from cirrus_client.triton.wire import served_name
 
+_HTTP_CONNECTIONS = 128
 T = TypeVar("T")
 
 
@@ -61,6 +65,18 @@ class _TritonClient:
         self._timeout_s = timeout_s
         self._retry = retry
         self._served: ServedModel | None = None
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        """Pickle the address and the options. The copy opens connections of its own."""
+        reopen = partial(
+            type(self),
+            self.url,
+            bundle=self._bundle,
+            transport=self._transport,
+            timeout_s=self._timeout_s,
+            retry=self._retry,
+        )
+        return reopen, ()
 
     def _config_of(self, client: Any) -> Any:
         """Request the configuration of the served ensemble as JSON. An asyncio client returns a coroutine."""
@@ -155,14 +171,15 @@ class TritonEncoder(_TritonClient):
     def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
         embeddings = np.empty(shape, dtype=np.float32)
         for request in requests:
-            answer = self._call(partial(self._infer, request=request), request)
-            embeddings[request.rows] = check_answer(answer, request, self.space)
+            embeddings[request.rows] = self._call(partial(self._infer, request=request), request)
         return embeddings
 
-    def _infer(self, client: Any, request: Request) -> Any:
+    def _infer(self, client: Any, request: Request) -> Embeddings:
         if self._transport is Transport.GRPC:
-            return client.infer(request.model, request.inputs(grpcclient), client_timeout=self._timeout_s)
-        return client.infer(request.model, request.inputs(httpclient))
+            answer = client.infer(request.model, request.inputs(grpcclient), client_timeout=self._timeout_s)
+        else:
+            answer = client.infer(request.model, request.inputs(httpclient))
+        return check_answer(answer, request, self.space)
 
     def _call(self, function: Callable[[Any], T], request: Request | None = None) -> T:
         for pause_s in self._retry.pauses():
@@ -184,19 +201,32 @@ class TritonEncoder(_TritonClient):
 
     def _connected(self) -> Any:
         if self._transport is Transport.GRPC:
-            return grpcclient.InferenceServerClient(self.url)
+            return open_channel(self.url)
         return httpclient.InferenceServerClient(
             self.url, connection_timeout=self._timeout_s, network_timeout=self._timeout_s
         )
 
 
 class AsyncTritonEncoder(_TritonClient):
-    """`TritonEncoder` for asyncio: the same methods as coroutines. Tasks of one event loop may share it.
+    """`TritonEncoder` for asyncio: the same methods as coroutines. Tasks may share it, also those of other event loops.
 
-    `close`, or the end of an `async with` block, closes its connection.
+    Each event loop has a connection of its own. `close`, or the end of an `async with` block, closes the one of the
+    running loop. Over HTTP, at most 128 requests per loop are under way; the others wait, and their time limit begins
+    when they are sent.
     """
 
-    _client: Any = None
+    def __init__(
+        self,
+        url: str,
+        *,
+        bundle: str | None = None,
+        transport: Transport = Transport.GRPC,
+        timeout_s: float = 30.0,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
+        """See `TritonEncoder`."""
+        super().__init__(url, bundle=bundle, transport=transport, timeout_s=timeout_s, retry=retry)
+        self._of_loop: dict[asyncio.AbstractEventLoop, _LoopConnection] = {}
 
     async def space(self) -> SpaceSpec:
         """Return the vector space of the served bundle. The first call asks the server."""
@@ -214,10 +244,10 @@ class AsyncTritonEncoder(_TritonClient):
         return await self._encode(target_requests(encoded, served), (len(encoded), *served.space.item_shape))
 
     async def close(self) -> None:
-        """Close the connection. A later call opens a new one."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        """Close the running event loop's connection. A later call opens a new one."""
+        connection = self._of_loop.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection.client.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -238,32 +268,47 @@ class AsyncTritonEncoder(_TritonClient):
         embeddings = np.empty(shape, dtype=np.float32)
 
         async def encode(request: Request) -> None:
-            answer = await self._call(lambda client: self._infer(client, request), request)
-            embeddings[request.rows] = check_answer(answer, request, space)
+            embeddings[request.rows] = await self._call(lambda client: self._infer(client, request, space), request)
 
         await asyncio.gather(*(encode(request) for request in requests))
         return embeddings
 
-    def _infer(self, client: Any, request: Request) -> Awaitable[Any]:
+    async def _infer(self, client: Any, request: Request, space: SpaceSpec) -> Embeddings:
         if self._transport is Transport.GRPC:
             answer = client.infer(request.model, request.inputs(grpcclient), client_timeout=self._timeout_s)
         else:
             answer = client.infer(request.model, request.inputs(httpclient))
-        return asyncio.wait_for(answer, self._timeout_s)
+        return check_answer(await asyncio.wait_for(answer, self._timeout_s), request, space)
 
     async def _call(self, function: Callable[[Any], Awaitable[T]], request: Request | None = None) -> T:
         for pause_s in self._retry.pauses():
+            connection = self._connection()
             try:
-                return await function(self._connected())
+                async with connection.turns:
+                    return await function(connection.client)
             except FAILURES as error:
                 await asyncio.sleep(self._pause_after(error, request, pause_s))
         raise AssertionError("the last pause is None")
 
-    def _connected(self) -> Any:
-        if self._client is None:
-            module = grpcaio if self._transport is Transport.GRPC else httpaio
-            self._client = module.InferenceServerClient(self.url)
-        return self._client
+    def _connection(self) -> _LoopConnection:
+        loop = asyncio.get_running_loop()
+        if loop not in self._of_loop:
+            for ended in [other for other in self._of_loop if other.is_closed()]:
+                del self._of_loop[ended]
+            if self._transport is Transport.GRPC:
+                self._of_loop[loop] = _LoopConnection(open_async_channel(self.url), contextlib.nullcontext())
+            else:
+                client = httpaio.InferenceServerClient(self.url, conn_limit=_HTTP_CONNECTIONS)
+                self._of_loop[loop] = _LoopConnection(client, asyncio.Semaphore(_HTTP_CONNECTIONS))
+        return self._of_loop[loop]
+
+
+@dataclass(frozen=True)
+class _LoopConnection:
+    """An event loop's connection. turns: limits how many requests are under way."""
+
+    client: Any
+    turns: AbstractAsyncContextManager[None]
 
 
 def _checked(image: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -13,24 +14,23 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from rapidjson import JSONDecodeError
 from tritonclient.utils import InferenceServerException
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, check_query, query_pairs
 from cirrus_client.ensemble import EMBEDDING, bytes_array
-from cirrus_client.errors import CirrusError, ItemError, ServerError, ServerTimeout, ServerUnavailable
+from cirrus_client.errors import CirrusError, ItemError, ServerError, ServerOverloaded, ServerTimeout, ServerUnavailable
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import parse_record
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
 
-FAILURES = (
-    *(InferenceServerException, OSError, EOFError, HTTPException),
-    *(aiohttp.ClientError, asyncio.TimeoutError, JSONDecodeError),
-)
-"""What the four tritonclient clients raise when a request fails."""
+_TRANSPORT = (OSError, EOFError, HTTPException, aiohttp.ClientError, asyncio.TimeoutError)
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error)
+FAILURES = (InferenceServerException, ServerError, *_TRANSPORT, *_NONSENSE)
+"""What the four tritonclient clients raise when a request fails, also on an answer that no Triton gives."""
 
+_OVERLOADED = "exceeds maximum queue size"
 _UNAVAILABLE = ("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading")
 _PORTS = "check host and port: Triton's gRPC port is 8001 unless changed, its HTTP port 8000 (--transport http)"
 _TIMED_OUT = ("deadline exceeded", "timed out", "timeout")
@@ -150,9 +150,14 @@ def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Reques
 
 def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
     """Read the configuration of an ensemble. Raises ServerError if Cirrus did not export it."""
-    config = answer.get("config", answer)
-    parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
-    if SPACE_PARAMETER not in parameters:
+    try:
+        config = answer.get("config", answer)
+        parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        max_batch = int(config["max_batch_size"])
+        ensembles = frozenset(EnsembleName(name) for name in json.loads(parameters.get(QUERIES_PARAMETER, "[]")))
+    except _NONSENSE as error:
+        raise typed_error(error, url, None) from None
+    if SPACE_PARAMETER not in parameters or max_batch < 1:
         raise ServerError(f"the server at {url} has an 'encode_target' that was not exported by Cirrus", url=url)
     return ServedModel(
         space=parse_record(
@@ -162,8 +167,8 @@ def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
             raises=ServerError,
             way_out="serve a bundle of this version of Cirrus",
         ),
-        max_batch=int(config["max_batch_size"]),
-        ensembles=frozenset(EnsembleName(name) for name in json.loads(parameters[QUERIES_PARAMETER])),
+        max_batch=max_batch,
+        ensembles=ensembles,
         bundle=bundle,
     )
 
@@ -173,7 +178,8 @@ def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
     embeddings = answer.as_numpy(EMBEDDING)
     shape = space.item_shape if request.ensemble is EnsembleName.ENCODE_TARGET else (space.dim,)
     expected = (len(request.rows), *shape)
-    if embeddings is None or embeddings.shape != expected or not np.isfinite(embeddings).all():
+    is_right = embeddings is not None and embeddings.shape == expected and embeddings.dtype == np.float32
+    if not is_right or not np.isfinite(embeddings).all():
         found = None if embeddings is None else embeddings.shape
         raise ServerError(f"{request.ensemble} answered with shape {found} or values not finite, expected {expected}")
     result: Embeddings = embeddings
@@ -183,24 +189,37 @@ def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
 def typed_error(error: BaseException, url: str, request: Request | None) -> CirrusError:
     """Return the typed error for a failed request.
 
-    That is InvalidInput with its position in the call, ServerTimeout, ServerUnavailable, or ServerError.
+    That is InvalidInput with its position in the call, ServerTimeout, ServerOverloaded, ServerUnavailable, or
+    ServerError.
     """
-    message = error.message() if isinstance(error, InferenceServerException) else str(error) or type(error).__name__
+    if isinstance(error, ServerError):
+        return error
+    message = error_text(error)
     status = str(error.status() or "") if isinstance(error, InferenceServerException) else ""
-    invalid = parse_error(str(message))
-    if invalid is not None and request is not None:
+    invalid = parse_error(message)
+    if invalid is not None and request is not None and invalid[1] < len(request.rows):
         kind, position, reason = invalid
         return kind(reason, item=request.item, position=request.rows[position])
     text = f"{status} {message}".lower()
+    if _OVERLOADED in text:
+        return ServerOverloaded(
+            f"the server at {url} is overloaded: {message}; send fewer requests at a time, or serve from more machines",
+            url=url,
+        )
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or any(mark in text for mark in _TIMED_OUT):
         return ServerTimeout(f"the server at {url} did not answer in time: {message}", url=url)
-    if isinstance(error, JSONDecodeError):
-        return ServerError(f"the server at {url} does not answer as Triton does over HTTP; {_PORTS}", url=url)
-    is_transport = not isinstance(error, InferenceServerException)
-    if is_transport or any(mark in text for mark in _UNAVAILABLE):
+    if isinstance(error, _NONSENSE):
+        return ServerError(f"the server at {url} does not answer as Triton does; {_PORTS}", url=url)
+    if isinstance(error, _TRANSPORT) or any(mark in text for mark in _UNAVAILABLE):
         return ServerUnavailable(f"the server at {url} is not available: {message}; {_PORTS}", url=url)
     hint = "; where it serves several bundles, say which one (--name)" if "unknown model" in text else ""
     return ServerError(f"the server at {url}: {message}{hint}", url=url)
+
+
+def error_text(error: BaseException) -> str:
+    """Return the message of a failed request."""
+    message = error.message() if isinstance(error, InferenceServerException) else error
+    return str(message) or type(error).__name__
 
 
 def _encoded(image: ImageInput, row: int) -> bytes:

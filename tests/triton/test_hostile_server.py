@@ -1,0 +1,189 @@
+"""A server that is no Triton, or means harm, gives the clients a ServerError and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from cirrus_client.bundle import Similarity, SpaceSpec
+from cirrus_client.errors import ServerError
+from cirrus_client.names import Transport
+from cirrus_client.suggest import TritonSuggester
+from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
+from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER
+from tests.conftest import jpeg
+
+ONCE = RetryPolicy(attempts=1)
+SPACE = SpaceSpec.of({"backbone": "hostile"}, dim=64, vectors=1, similarity=Similarity.COSINE)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """The configuration by which a server of Cirrus is known."""
+    parameters = {
+        SPACE_PARAMETER: {"string_value": SPACE.model_dump_json()},
+        QUERIES_PARAMETER: {"string_value": '["encode_query"]'},
+    }
+    return {"name": "encode_target", "max_batch_size": 4, "parameters": parameters} | changes
+
+
+def answers() -> dict[str, tuple[bytes, bytes, dict[str, str]]]:
+    """Return by name: the answer to a request for the configuration, and to an inference, and its headers."""
+    good = json.dumps(config()).encode()
+    output = {"name": "embedding", "datatype": "FP32", "shape": [1, SPACE.dim]}
+
+    def inference(**changes: Any) -> bytes:
+        return json.dumps({"outputs": [output | changes]}).encode()
+
+    binary = {"parameters": {"binary_data_size": 8}}
+    return {
+        "html": (b"<html>hello</html>", b"", {}),
+        "nothing": (b"", b"", {}),
+        "not UTF-8": (b'{"name": "\xff\xfe"}', b"", {}),
+        "a list": (b"[1, 2]", b"", {}),
+        "a number": (b"7", b"", {}),
+        "null": (b"null", b"", {}),
+        "deep": (b"[" * 200_000, b"", {}),
+        "deep in the parameter": (
+            json.dumps(config(parameters={SPACE_PARAMETER: {"string_value": "[" * 100_000}})).encode(), b"", {},
+        ),
+        "no parameters": (json.dumps(config(parameters=None)).encode(), b"", {}),
+        "parameters of another kind": (json.dumps(config(parameters={SPACE_PARAMETER: 3})).encode(), b"", {}),
+        "no batch": (json.dumps(config(max_batch_size=0)).encode(), b"", {}),
+        "an endless batch": (json.dumps(config(max_batch_size="1e400")).encode(), b"", {}),
+        "an unknown ensemble": (
+            json.dumps(
+                config(parameters=config()["parameters"] | {QUERIES_PARAMETER: {"string_value": '["x"]'}})
+            ).encode(), b"", {},
+        ),
+        "inference: html": (good, b"<html>", {}),
+        "inference: a list": (good, b"[]", {}),
+        "inference: no outputs": (good, b'{"outputs": null}', {}),
+        "inference: another shape": (good, inference(shape=[1, 3], data=[1, 2, 3]), {}),
+        "inference: negative shape": (good, inference(shape=[-1, -1], data=[1.0]), {}),
+        "inference: huge shape": (good, inference(shape=[2**62, 2**62], data=[1.0]), {}),
+        "inference: NaN": (good, inference(data=[float("nan")] * SPACE.dim), {}),
+        "inference: strings": (good, inference(datatype="BYTES", data=["x"] * SPACE.dim), {}),
+        "inference: unknown type": (good, inference(datatype="FP99", data=[1.0]), {}),
+        "inference: no data": (good, inference(), {}),
+        "inference: short binary": (good, inference(**binary), {"Inference-Header-Content-Length": "60"}),
+        "inference: a length that is no number": (good, inference(), {"Inference-Header-Content-Length": "many"}),
+        "inference: a huge length": (good, inference(**binary), {"Inference-Header-Content-Length": "9" * 30}),
+        "inference: gzip that is none": (good, inference(), {"Content-Encoding": "gzip"}),
+        "inference: an error of ours for a place that was not asked": (
+            good, b'{"error": "cirrus:InvalidImage@99: no"}', {"status": "400"},
+        ),
+        "inference: an error that is no text": (good, b'{"error": [1]}', {"status": "400"}),
+    }  # fmt: skip
+
+
+ANSWERS = answers()
+
+
+@contextmanager
+def web(described: bytes, inferred: bytes, headers: dict[str, str]) -> Iterator[str]:
+    """Serve two answers over HTTP, and yield the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(described, {})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(inferred, headers)
+
+        def _answer(self, body: bytes, extra: dict[str, str]) -> None:
+            self.send_response(int(extra.get("status", 200)))
+            for name, value in extra.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+async def encode_async(address: str, transport: Transport) -> object:
+    async with AsyncTritonEncoder(address, transport=transport, retry=ONCE, timeout_s=5) as encoder:
+        return await encoder.encode_targets([jpeg()])
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_over_http_that_no_triton_gives_is_a_server_error(name: str) -> None:
+    with web(*ANSWERS[name]) as address:
+        encoder = TritonEncoder(address, transport=Transport.HTTP, retry=ONCE, timeout_s=5)
+        with encoder, pytest.raises(ServerError) as refused:
+            encoder.encode_targets([jpeg()])
+        assert refused.value.url in (address, None)
+        with pytest.raises(ServerError):
+            asyncio.run(encode_async(address, Transport.HTTP))
+
+
+class Hostile(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers with a configuration, and with one output for every request."""
+
+    def __init__(self, described: dict[str, Any], output: dict[str, Any], content: bytes) -> None:
+        self._described, self._output, self._content = described, output, content
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:
+        answer = service_pb2.ModelConfigResponse()
+        answer.config.max_batch_size = self._described["max_batch_size"]
+        for key, value in self._described["parameters"].items():
+            answer.config.parameters[key].string_value = value["string_value"]
+        return answer
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        answer = service_pb2.ModelInferResponse(raw_output_contents=[self._content])
+        answer.outputs.add(**self._output)
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "output", "content"),
+    [
+        ({"parameters": {}}, {}, b""),
+        ({"max_batch_size": -3}, {}, b""),
+        ({"parameters": {SPACE_PARAMETER: {"string_value": "[" * 100_000}}}, {}, b""),
+        ({"parameters": {SPACE_PARAMETER: {"string_value": "{}"}, QUERIES_PARAMETER: {"string_value": "{"}}}, {}, b""),
+        ({}, {"name": "other", "datatype": "FP32", "shape": [1, 64]}, b""),
+        ({}, {"name": "embedding", "datatype": "FP32", "shape": [1, 64]}, b"\0" * 7),
+        ({}, {"name": "embedding", "datatype": "FP32", "shape": [-1, 1 << 62]}, b"\0" * 256),
+        ({}, {"name": "embedding", "datatype": "FP99", "shape": [1, 64]}, b"\0" * 256),
+        ({}, {"name": "embedding", "datatype": "BYTES", "shape": [1, 64]}, b"\xff" * 256),
+        ({}, {"name": "embedding", "datatype": "FP64", "shape": [1, 64]}, b"\0" * 512),
+        ({}, {"name": "embedding", "datatype": "FP32", "shape": [1, 64]}, np.full(64, np.inf, np.float32).tobytes()),
+    ],
+)
+def test_an_answer_over_grpc_that_no_triton_gives_is_a_server_error(changes, output, content) -> None:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    hostile = Hostile(config(**changes), output, content)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(hostile, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        with TritonEncoder(address, retry=ONCE, timeout_s=5) as encoder, pytest.raises(ServerError):
+            encoder.encode_targets([jpeg()])
+        with pytest.raises(ServerError):
+            asyncio.run(encode_async(address, Transport.GRPC))
+        with pytest.raises(ServerError):
+            TritonSuggester(address).suggest(jpeg(), jpeg())
+    finally:
+        server.stop(None)
