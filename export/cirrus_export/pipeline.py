@@ -34,6 +34,8 @@ __all__ = ["ExportRequest", "build_recipe", "export"]
 
 _CALIBRATION_ITEMS = 64
 _RANDOM_HEAD_SEED = 20251128
+_SHAPE_ERRORS = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+"""What torch and transformers raise for sizes that can't be."""
 log = logging.getLogger(__name__)
 
 
@@ -100,6 +102,13 @@ def build_recipe(request: ExportRequest) -> Recipe:
             return recipe_type(Parts(backbone, head), options)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; read as {recipe_type.name} on --backbone {request.backbone}") from None
+    except _SHAPE_ERRORS as error:
+        if not request.reads_files():
+            raise
+        raise CheckpointError(
+            f"checkpoint {request.head or request.pretrained}: the shapes of its tensors make no {recipe_type.name} on "
+            f"--backbone {request.backbone} ({error})"
+        ) from error
 
 
 def _check_source(recipe: type[Recipe], source: BackboneSource, head: StateDict | None, options: Options) -> None:

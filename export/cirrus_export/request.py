@@ -58,6 +58,11 @@ class ExportRequest:
         parts = (tag, None if path is None else str(path.resolve()))
         return "=".join(part for part in parts if part is not None)
 
+    def reads_files(self) -> bool:
+        """Return whether any weights come from a file or folder, and not from a tag or a seed alone."""
+        named = (self.pretrained and split_pretrained(self.pretrained)[1], self.head not in (None, RANDOM))
+        return any(named)
+
     def head_identity(self) -> str | None:
         """Return the sha256 of the head's checkpoint, "random", or None."""
         return self.head if self.head in (None, RANDOM) else sha256_of_file(Path(str(self.head)))

@@ -141,6 +141,34 @@ def test_a_weight_that_no_part_uses_is_refused_by_its_name(recipe, place, small_
         build_recipe(request(tmp_path, recipe, small_clip, head=str(head)))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("sprc", "query_tokens"),
+        ("sprc", "Qformer.bert.embeddings.word_embeddings.weight"),
+        ("sprc", "visual_encoder.pos_embed"),
+        ("transagg", "weighted_layer.weight"),
+        ("transagg", "pretrained_model.visual.conv1.weight"),
+        ("union-sketch", "module.t5_layers.block.0.layer.0.SelfAttention.q.weight"),
+        ("searle", "layers.0.weight"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 1, 1, 1, 2)])
+def test_a_tensor_of_an_impossible_shape_is_a_checkpoints_error(recipe, key, shape, small_clip, tmp_path) -> None:
+    head = authors_file(tmp_path, recipe, edit=lambda state: state.update({key: torch.zeros(shape)}))
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        build_recipe(request(tmp_path, recipe, small_clip, head=str(head)))
+
+
+def test_a_layers_number_far_beyond_the_others_is_no_layer(small_clip, tmp_path) -> None:
+    def renumber(state) -> None:
+        state["fusion.layers.99999.norm1.bias"] = state.pop("fusion.layers.1.norm1.bias")
+
+    head = authors_file(tmp_path, "transagg", edit=renumber)
+    with pytest.raises(CheckpointError, match=r"key 'fusion\.layers\.99999\.norm1\.bias' is not part of the model"):
+        build_recipe(request(tmp_path, "transagg", small_clip, head=str(head)))
+
+
 def test_what_is_unused_by_design_is_said_with_its_reason(small_clip, tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     build_recipe(request(tmp_path, "transagg-union", small_clip))

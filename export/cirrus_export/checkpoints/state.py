@@ -19,6 +19,7 @@ from cirrus_export.checkpoints.file import read_file
 from cirrus_export.checkpoints.values import in_float32
 from cirrus_export.checkpoints.wrappers import is_state_dict, listed, state_dict_in, without_prefixes
 
+_MOST_DIGITS = 6
 _collected: ContextVar[list[tuple[str, str]] | None] = ContextVar("problems", default=None)
 log = logging.getLogger(__name__)
 
@@ -164,33 +165,43 @@ def one_error_for_all_keys() -> Iterator[None]:
     """Collect the problems of every `load_strictly` inside, and raise one CheckpointError at the end that names all.
 
     A key that was renamed from one part of a model to another is missing in the first and surplus in the second, so
-    both must be seen together.
+    both must be seen together. What else fails after a problem is taken to follow from it.
     """
     problems: list[tuple[str, str]] = []
     token = _collected.set(problems)
     try:
         yield
+    except Exception as error:
+        if not problems:
+            raise
+        raise _all(problems) from error
     finally:
         _collected.reset(token)
     if problems:
-        by_source: dict[str, list[str]] = {}
-        for source, problem in problems:
-            by_source.setdefault(source, []).append(problem)
-        raise CheckpointError(
-            "; ".join(
-                f"checkpoint {source}: {listed(found, separator='; ', limit=16)}" for source, found in by_source.items()
-            )
+        raise _all(problems)
+
+
+def _all(problems: list[tuple[str, str]]) -> CheckpointError:
+    by_source: dict[str, list[str]] = {}
+    for source, problem in problems:
+        by_source.setdefault(source, []).append(problem)
+    return CheckpointError(
+        "; ".join(
+            f"checkpoint {source}: {listed(found, separator='; ', limit=16)}" for source, found in by_source.items()
         )
+    )
 
 
 def count_layers(keys: Iterable[str], pattern: str, *, default: int | None = None) -> int:
     """Return how many layers a file has: one more than the largest number that the pattern's group matches.
 
-    default: the answer if no key matches; without one, that raises KeyError.
+    A number far beyond the count of layers is no layer's. default: the answer if no key matches; without one, that
+    raises KeyError.
     """
-    numbers = [int(found[1]) for key in keys if (found := re.match(pattern, key))]
+    matches = (re.match(pattern, key) for key in keys)
+    numbers = {int(found[1]) for found in matches if found and len(found[1]) < _MOST_DIGITS}
     if numbers:
-        return max(numbers) + 1
+        return max((number + 1 for number in numbers if number < 2 * len(numbers)), default=len(numbers))
     if default is None:
         raise KeyError(pattern)
     return default
