@@ -94,6 +94,31 @@ def test_a_path_in_a_table_is_whole_on_one_line(search, images) -> None:
     assert len(lines) == 3
 
 
+def test_names_and_errors_are_shown_and_not_obeyed(tiny_bundle, pictures, tmp_path) -> None:
+    """Markup of rich, terminal escapes and line breaks in names, in every place where a command prints."""
+    names = ["x[/b].jpg", "[red]y[blink].jpg", "clear\x1b[2J.jpg", "title\x1b]0;evil\x07.jpg", "two\nlines.jpg"]
+    folder = tmp_path / "gal\x1b[31mlery[/]"
+    folder.mkdir(parents=True)
+    for name, picture in zip(names, sorted(pictures.iterdir()), strict=False):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(picture.read_bytes())
+    (folder / "broken\x1b[5m.jpg").write_bytes(b"no image")
+    out, index = tmp_path / "out\x1b[7m", tmp_path / "index\x9b[/]"
+    search = ["search", folder / names[2], "in red", "--bundle", tiny_bundle.root, "--index", index]
+    embedded = run_alone("-v", "embed", folder, "--bundle", tiny_bundle.root, "--out", out)
+    assert embedded.returncode == 0, embedded.stderr
+    printed = embedded.stdout + embedded.stderr.replace("\x1b[A", "")  # a progress bar goes up a line
+    for command in (["index", out, "--out", index], search, [*search, "--json"]):
+        done = run(*command)
+        assert done.exit_code == 0, done.output
+        printed += done.output
+    assert not {"\x1b", "\x07", "\x9b"} & set(printed)
+    for name in ("x[/b].jpg", "[red]y[blink].jpg", r"clear\x1b[2J.jpg", r"two\nlines", r"broken\x1b[5m.jpg"):
+        assert name in printed
+    wrong = message_alone(run_alone("verify", tmp_path / "no\x1b[31m[/]"))
+    assert r"no\x1b[31m[/]" in wrong
+
+
 def test_quiet_prints_results_alone_and_verbose_prints_more(tiny_bundle, images, tmp_path) -> None:
     embed = ("embed", images, "--bundle", tiny_bundle.root, "--engine", "onnxruntime", "--out")
     quiet = run_alone("--quiet", *embed, tmp_path / "quiet")

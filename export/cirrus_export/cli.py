@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cirrus_client.bundle import Precision
+from cirrus_client.cli.console import echo
 from cirrus_export.gate.probe import Probe
 from cirrus_export.repository import Flavour
 
@@ -66,9 +67,7 @@ def export_command(
         tokenizer=tokenizer,
     )
     bundle = export(request, _probe(probe, queries=queries, gallery=gallery), show_progress=True)
-    typer.echo(
-        f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}"
-    )
+    echo(f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}")
 
 
 def compile_command(
@@ -96,13 +95,11 @@ def compile_command(
     record = compile_plans(Bundle.open(bundle), _probe(probe, queries=8, gallery=16), options)
     for name, plan in record.plans.items():
         attention = plan.attention
-        typer.echo(
+        echo(
             f"{plan.file}: cosine {plan.cosine_min:.6f} to {name}, attention {attention.fusion} "
             f"({attention.fused_layers} kernels for {attention.attentions})"
         )
-    typer.echo(
-        f"{bundle}: TensorRT {record.tensorrt}, {record.gpu}; repository: {bundle / 'triton' / Flavour.TENSORRT}"
-    )
+    echo(f"{bundle}: TensorRT {record.tensorrt}, {record.gpu}; repository: {bundle / 'triton' / Flavour.TENSORRT}")
 
 
 def repository_command(
@@ -118,7 +115,7 @@ def repository_command(
     opened = [Bundle.open(path) for path in bundles]
     write_shared_repository(opened, flavour, out, suggester=suggester)
     names = ", ".join(bundle.spec.name for bundle in opened)
-    typer.echo(f"{out}: {names}; ask for one with `--server host:port --name {opened[0].spec.name}`")
+    echo(f"{out}: {names}; ask for one with `--server host:port --name {opened[0].spec.name}`")
 
 
 def export_suggester_command(
@@ -133,7 +130,7 @@ def export_suggester_command(
     probe = default_probe(queries=pairs, gallery=2 * pairs)
     images = [(query.image, probe.gallery[query.target]) for query in probe.queries]
     export_suggester(checkpoint, out, images, show_progress=True)
-    typer.echo(f"{out}: every text agrees; try it: cirrus suggest a.jpg b.jpg --model {out}")
+    echo(f"{out}: every text agrees; try it: cirrus suggest a.jpg b.jpg --model {out}")
 
 
 def recipes_command() -> None:

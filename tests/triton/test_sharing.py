@@ -19,6 +19,7 @@ from cirrus_client.names import Transport
 from cirrus_client.triton import RetryPolicy
 from cirrus_client.triton.server import free_ports
 from tests.client.test_threads import THREADS, check_shared, image_of, in_forked_process
+from tests.conftest import jpeg
 
 pytestmark = pytest.mark.triton
 IMPATIENT = RetryPolicy(attempts=2, first_pause_s=0.05)
@@ -116,13 +117,13 @@ def test_an_address_that_is_none_names_the_cure(client, address: str, cure: str)
 def test_a_port_of_something_else_names_the_usual_ports(server, transport: Transport) -> None:
     other = server.http_url if transport is Transport.GRPC else server.grpc_url
     with pytest.raises(ServerError, match="gRPC port is 8001 unless changed, its HTTP port 8000"):
-        TritonEncoder(other, transport=transport, retry=IMPATIENT, timeout_s=5).encode_targets([b"\xff\xd8"])
+        TritonEncoder(other, transport=transport, retry=IMPATIENT, timeout_s=5).encode_targets([jpeg()])
 
 
 def test_a_port_where_nobody_listens_names_the_usual_ports() -> None:
     (port,) = free_ports(1)
     with pytest.raises(ServerUnavailable, match="gRPC port is 8001 unless changed"):
-        TritonEncoder(f"127.0.0.1:{port}", retry=IMPATIENT).encode_targets([b"\xff\xd8"])
+        TritonEncoder(f"127.0.0.1:{port}", retry=IMPATIENT).encode_targets([jpeg()])
 
 
 @pytest.mark.parametrize("transport", list(Transport))
@@ -131,5 +132,5 @@ def test_a_server_that_accepts_and_says_nothing_ends_in_a_timeout(transport: Tra
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(ServerTimeout):
-            TritonEncoder(address, transport=transport, retry=IMPATIENT, timeout_s=1).encode_targets([b"\xff\xd8"])
+            TritonEncoder(address, transport=transport, retry=IMPATIENT, timeout_s=1).encode_targets([jpeg()])
         assert time.monotonic() - started < 15

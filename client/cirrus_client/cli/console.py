@@ -12,7 +12,9 @@ _PACKAGES = ("cirrus_client", "cirrus_export", "cirrus_bench", "cirrus_demo")
 
 def set_log_level(*, verbose: bool, quiet: bool) -> None:
     """Log Cirrus's progress messages to stderr: debug messages as well if verbose, warnings only if quiet."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(level)
@@ -41,3 +43,18 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right
 def printable(text: str) -> str:
     """Return text with control characters, and bytes of a file name that are not UTF-8, as escapes like \\x1b."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return text of several lines, each of them `printable`."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a `printable` line. err: to stderr."""
+    typer.echo(printable(text), err=err)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))

@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from cirrus_client.bundle import Bundle
-from cirrus_client.cli.console import printable, shows_progress
+from cirrus_client.cli.console import echo, shows_progress
 from cirrus_client.cli.options import (
     BundleOption,
     NameOption,
@@ -98,7 +98,7 @@ def embed(
     if not summary.embedded:
         raise GalleryError(f"gallery {out}: none of {len(summary.rejected) + len(summary.undone):,} files was embedded")
     if head is not None:
-        typer.echo(f"search it with --bundle {bundle}")
+        echo(f"search it with --bundle {bundle}")
     if not summary.is_whole:
         raise typer.Exit(_UNDONE)
 
@@ -123,11 +123,11 @@ def _with_head(base: Path, head: Path, out: Path) -> Path:
 
 
 def _report(summary: GallerySummary, out: Path) -> None:
-    typer.echo(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
+    echo(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
     _list("rejected, because of what is in them", [(item.file.path, item.reason) for item in summary.rejected])
     _list("skipped", [(item.path, item.reason) for item in summary.skipped])
     if summary.missing:
-        typer.echo(f"{summary.missing:,} embedded images are no longer in the folder: --prune removes them")
+        echo(f"{summary.missing:,} embedded images are no longer in the folder: --prune removes them")
     undone = [(item.file.path, item.reason) for item in summary.undone]
     unread = [(item.path, item.reason) for item in summary.unread]
     _list("not done, because this machine could not read them; the same command tries again", [*undone, *unread])
@@ -136,8 +136,8 @@ def _report(summary: GallerySummary, out: Path) -> None:
 def _list(what: str, files: list[tuple[str, str]]) -> None:
     """Print how many files there are of a kind, and the first ones with their reasons."""
     if files:
-        typer.echo(f"{len(files):,} {'file was' if len(files) == 1 else 'files were'} {what}:")
+        echo(f"{len(files):,} {'file was' if len(files) == 1 else 'files were'} {what}:")
     for path, reason in files[:_SHOWN]:
-        typer.echo(printable(f"  {path}: {reason}"))
+        echo(f"  {path}: {reason}")
     if len(files) > _SHOWN:
-        typer.echo(f"  ... and {len(files) - _SHOWN:,} more")
+        echo(f"  ... and {len(files) - _SHOWN:,} more")

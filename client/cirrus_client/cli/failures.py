@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import typer
 
-from cirrus_client.cli.console import printable
+from cirrus_client.cli.console import printable_lines
 from cirrus_client.cli.signals import EndedBySignal, cause, exit_code
 from cirrus_client.errors import CirrusError
 from cirrus_client.extras import missing_package
@@ -44,6 +44,9 @@ def as_messages(verb: Callable[[], str | None]) -> Iterator[None]:
         if error.errno == errno.EPIPE:  # the reader of our output has ended, as in `cirrus search ... | head`
             raise
         _exit(f"cirrus: {machine_message(error)}")
+    except typer.BadParameter as error:
+        error.message = printable_lines(error.message)
+        raise
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, EndedBySignal) else signal.SIGINT
         _exit(f"cirrus: {cause(number)}; {_NEXT.get(verb() or '', _RUN_AGAIN)}", code=exit_code(number))
@@ -65,6 +68,5 @@ def _import_message(error: ImportError, job: str) -> str:
 
 def _exit(message: str, *, code: int = 1) -> NoReturn:
     log.debug("the command ended here:", exc_info=True)
-    lines = "\n".join(printable(line) for line in message.split("\n"))
-    typer.secho(lines, err=True, fg=typer.colors.RED)
+    typer.secho(printable_lines(message), err=True, fg=typer.colors.RED)
     raise typer.Exit(code) from None

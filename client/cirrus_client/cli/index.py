@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cirrus_client.cli.console import echo
 from cirrus_client.cli.options import (
     BundleOption,
     NameOption,
@@ -75,7 +76,7 @@ def index(
         metadata=None if metadata is None else read_metadata(metadata),
         images=root,
     )
-    typer.echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")
+    echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")
 
 
 def _kept(gallery: Gallery) -> QuerySample | None:

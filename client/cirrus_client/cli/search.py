@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cirrus_client.cli.console import print_table
+from cirrus_client.cli.console import echo, print_table
 from cirrus_client.cli.options import (
     BundleOption,
     NameOption,
@@ -64,4 +64,4 @@ def search(
         )
     if sheet is not None:
         save_sheet(contact_sheet(reference, text, matches), sheet)
-        typer.echo(f"contact sheet: {sheet}", err=True)
+        echo(f"contact sheet: {sheet}", err=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cirrus_client.cli.console import echo
 from cirrus_client.cli.served import find_repository
 from cirrus_client.extras import need
 from cirrus_client.telemetry import switch_off
@@ -38,7 +39,7 @@ def serve(
         trust_network=trust_network,
     )
     with server:
-        typer.echo(
+        echo(
             f"{bundle} is served: gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, "
             f"metrics http://127.0.0.1:{metrics_port}/metrics; log {server.log_path}; stop with Ctrl-C"
         )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cirrus_client.cli.console import echo
 from cirrus_client.cli.options import ServerOption
 from cirrus_client.suggest import LocalSuggester, TritonSuggester
 
@@ -19,8 +20,8 @@ def suggest(
 ) -> None:
     """Suggest the edit text that leads from one image to another."""
     if model is not None and server is None:
-        typer.echo(LocalSuggester(model).suggest(reference, target))
+        echo(LocalSuggester(model).suggest(reference, target))
     elif server is not None and model is None:
-        typer.echo(TritonSuggester(server).suggest(reference, target))
+        echo(TritonSuggester(server).suggest(reference, target))
     else:
         raise typer.BadParameter("give exactly one of them", param_hint="--model, --server")

@@ -9,7 +9,7 @@ import typer
 
 from cirrus_client.bundle import CONTRACT as BUNDLE
 from cirrus_client.bundle import Bundle
-from cirrus_client.cli.console import printable
+from cirrus_client.cli.console import echo
 from cirrus_client.cli.wording import described
 from cirrus_client.plans import has_plans, plan_file, read_plans
 from cirrus_client.suggest import CONTRACT as SUGGESTER
@@ -23,10 +23,10 @@ def verify(
     """Check that all files that searching and serving read are as they were written, and the fidelity gate passed."""
     if (bundle / RECORD).exists() and not (bundle / BUNDLE).exists():
         spec = read_repository(bundle)
-        typer.echo(printable(f"{bundle}: whole ({len(spec.files)} files match their sha256), {spec.flavour} flavour"))
+        echo(f"{bundle}: whole ({len(spec.files)} files match their sha256), {spec.flavour} flavour")
     elif (bundle / SUGGESTER).exists():
         count = len(read_suggester(bundle).files) + _verified_repositories(bundle)
-        typer.echo(printable(f"{bundle}: whole ({count} files match their sha256), fidelity gate passed"))
+        echo(f"{bundle}: whole ({count} files match their sha256), fidelity gate passed")
     else:
         _verify_bundle(Bundle.open(bundle))
 
@@ -37,11 +37,9 @@ def _verify_bundle(bundle: Bundle) -> None:
     if has_plans(bundle):
         record = read_plans(bundle)
         count += len([plan_file(bundle, record, graph) for graph in record.plans])
-    typer.echo(
-        printable(
-            f"{bundle.root}: whole ({count} files match their sha256), fidelity gate passed; recipe {spec.recipe} on "
-            f"{spec.backbone}, {spec.precision}, {described(spec.space)}"
-        )
+    echo(
+        f"{bundle.root}: whole ({count} files match their sha256), fidelity gate passed; recipe {spec.recipe} on "
+        f"{spec.backbone}, {spec.precision}, {described(spec.space)}"
     )
 
 
