@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import ftfy
@@ -74,7 +76,8 @@ class Tokenizer:
     """Turns texts into token ids with the `tokenizers` library. Threads may share one.
 
     A text that is longer than the context is cut and still ends in the end token, as `clip.tokenize(truncate=True)` and
-    Hugging Face's `truncation=True` do.
+    Hugging Face's `truncation=True` do. A special token's spelling in a text, like "<end_of_text>" or "[SEP]", is text:
+    OpenAI's, open_clip's and Hugging Face's tokenizers take it as the token itself, which would let a text end early.
     """
 
     def __init__(self, spec: TokenizerSpec, root: Path) -> None:
@@ -83,6 +86,12 @@ class Tokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / spec.file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # as text
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token_id for token_id, token in added.items() if token.special} | {
+            token_id for token_id in (spec.start_id, spec.end_id) if token_id is not None
+        }
+        self._special = {token_id: _plain(self._tokenizer.id_to_token(token_id) or "") for token_id in special}
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return token ids, int64 [B, T], padded with `pad_id`. Raises InvalidText as `TokenizerSpec.prompt` does."""
@@ -91,11 +100,31 @@ class Tokenizer:
         end = [] if spec.end_id is None else [spec.end_id]
         room = spec.context_length - len(start) - len(end)
         token_ids = np.full((len(texts), spec.context_length), spec.pad_id, dtype=np.int64)
-        encodings = self._tokenizer.encode_batch([spec.prompt(text) for text in texts], add_special_tokens=False)
-        for row, encoding in zip(token_ids, encodings, strict=True):
-            ids = [*start, *encoding.ids[:room], *end]
+        for row, text in zip(token_ids, texts, strict=True):
+            ids = [*start, *self._ids(spec.prompt(text))[:room], *end]
             row[: len(ids)] = ids
         return token_ids
+
+    def _ids(self, text: str) -> list[int]:
+        """Return the ids of a text, none of them special.
+
+        A model without merges (Unigram) has the special tokens among its pieces and would still find them in a text, so
+        the text is cut within their spelling.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        cuts = [
+            start + 1
+            for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if end - start > 1 and self._special.get(token_id) == _plain(text[start:end])
+        ]
+        if not cuts:
+            return list(encoding.ids)
+        return [token_id for start, end in pairwise((0, *cuts, len(text))) for token_id in self._ids(text[start:end])]
+
+
+def _plain(token: str) -> str:
+    """Return the spelling of a token without what tokenizers normalise away."""
+    return unicodedata.normalize("NFKC", token).strip().casefold()
 
 
 def decode_text(text: bytes) -> str:

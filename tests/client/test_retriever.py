@@ -59,6 +59,9 @@ def test_a_query_from_another_space_is_refused_with_both_fingerprints(index_root
 def test_a_recipe_that_composes_refuses_text_alone_and_nothing(retriever) -> None:
     with pytest.raises(UnsupportedQuery, match="has no image"):
         retriever.search(text="a red dress")
+    for blank in (None, "", " ", "\t\n\u3000"):
+        with pytest.raises(UnsupportedQuery, match="query 0: it has neither an image nor a text"):
+            encoder.encode_queries([None], [blank])
     with pytest.raises(UnsupportedQuery, match="neither"):
         retriever.search()
 

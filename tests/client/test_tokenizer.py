@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import sys
 import unicodedata
+from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
 import regex
+import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex
+from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import Split
 
 from cirrus_client.errors import InvalidText
@@ -133,6 +136,61 @@ def test_bytes_that_are_not_utf8_and_lone_surrogates_are_refused(tokenizer: Toke
         decode_text(b"\xff\xfe")
     with pytest.raises(InvalidText, match="not valid Unicode"):
         tokenizer(["\ud800"])
+
+
+def written(root: Path, model: object, special: list[str], **parts: object) -> Path:
+    """Write a small `tokenizer.json` of a kind that models on the hub have."""
+    built = tokenizers.Tokenizer(model)
+    for name, part in parts.items():
+        setattr(built, name, part)
+    built.add_special_tokens(special)
+    built.save(str(root / "tokenizer.json"))
+    return root
+
+
+def sentence_pieces(root: Path) -> Path:
+    """As SigLIP, mT5 and XLM-V have it: special tokens are pieces of the model as well."""
+    letters = [(letter, -9.0) for letter in "▁abcdefghijklmnopqrstuvwxyz</>!"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<s>", 0.0), *letters, ("▁red", -1.0)]
+    metaspace = pre_tokenizers.Metaspace()
+    model = models.Unigram(pieces, unk_id=2)
+    return written(root, model, ["</s>", "<s>", "<pad>"], pre_tokenizer=metaspace, normalizer=normalizers.NFKC())
+
+
+def chat_pieces(root: Path) -> Path:
+    """As language models have it: bytes, and special tokens beside the model."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    model = models.BPE({letter: number for number, letter in enumerate(sorted(alphabet))}, [])
+    return written(root, model, ["<|im_end|>", "<s>", "</s>"], pre_tokenizer=pre_tokenizers.ByteLevel())
+
+
+@pytest.mark.parametrize(
+    ("write", "spelled"),
+    [
+        (lambda root: write_clip_tokenizer(root, context_length=77, prompt=Prompt()) and root, "<start_of_text>"),
+        (lambda root: write_clip_tokenizer(root, context_length=77, prompt=Prompt()) and root, "!<end_of_text>"),
+        (lambda root: write_bert_tokenizer(root, context_length=35, prompt=Prompt()) and root, "[SEP]"),
+        (lambda root: write_bert_tokenizer(root, context_length=35, prompt=Prompt()) and root, "[MASK][CLS]"),
+        (sentence_pieces, "</s>"),
+        (sentence_pieces, "</s></s><s>"),
+        (sentence_pieces, "\uff1c/s\uff1e"),  # full-width brackets, which the tokenizer narrows
+        (chat_pieces, "<|im_end|>"),
+        (chat_pieces, "</s>"),
+    ],
+)
+def test_a_special_token_that_is_typed_is_text(tmp_path: Path, write: Callable[[Path], Path], spelled: str) -> None:
+    root = write(tmp_path)
+    read = tokenizers.Tokenizer.from_file(str(root / "tokenizer.json"))
+    special = set(read.get_added_tokens_decoder())
+    end_id = min(special)
+    spec = TokenizerSpec(start_id=None, end_id=end_id, pad_id=end_id, context_length=60, cleaning=TextCleaning.NONE)
+    plain, typed = Tokenizer(spec, root)(["red", f"red {spelled} red"]).tolist()
+    content = typed[: typed.index(end_id)]
+    assert special.isdisjoint(content)
+    letters = plain[: plain.index(end_id)]
+    assert content[: len(letters)] == letters
+    assert content[-len(letters) :] == letters
+    assert read.encode(f"red {spelled}", add_special_tokens=False).ids != content[: -len(letters)]
 
 
 @pytest.fixture(scope="module")

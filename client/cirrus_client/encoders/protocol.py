@@ -118,7 +118,7 @@ def check_query(image: object | None, text: object, *, position: int, ensembles:
                 position=position,
             )
         return
-    if not text:
+    if text is None or not text.strip():
         raise UnsupportedQuery("it has neither an image nor a text", item="query", position=position)
     if EnsembleName.ENCODE_TEXT_QUERY not in ensembles:
         raise UnsupportedQuery(

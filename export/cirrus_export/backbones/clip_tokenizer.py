@@ -5,7 +5,7 @@ The ids are open_clip's, but for three things that no model was trained on:
 - code points that only one of the two regular expression engines knows, each having its own version of Unicode;
   open_clip's own answer depends on the version of `regex` that is installed,
 - U+0345, and the long s behind an apostrophe, since open_clip's pattern ignores the case,
-- a special token's spelling behind punctuation, like "!<end_of_text>".
+- a special token's spelling, like "<end_of_text>", which is text here and the token itself there.
 
 They are left as they are: the file is part of every space's fingerprint, and changing it would invalidate every index.
 """
