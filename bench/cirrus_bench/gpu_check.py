@@ -26,8 +26,8 @@ from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEn
 from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
 from cirrus_client.errors import CirrusError, EngineError
+from cirrus_client.image.decode import decode
 from cirrus_client.image.nvjpeg import NvJpegDecoder
-from cirrus_client.image.preprocess import decode
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.plans import Fusion, read_plans

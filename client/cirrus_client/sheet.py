@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cirrus_client.errors import ItemError, UnsupportedFormat
 from cirrus_client.files import atomic_path
+from cirrus_client.image.decode import decode
 from cirrus_client.image.inputs import ImageInput, image_bytes
-from cirrus_client.image.preprocess import decode
 from cirrus_client.retriever import Match
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pdf")

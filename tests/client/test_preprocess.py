@@ -17,9 +17,10 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambd
 from torchvision.transforms import functional as TF
 
 from cirrus_client.errors import EngineError, InvalidImage
+from cirrus_client.image.decode import decode
 from cirrus_client.image.fast_resize import resize_fast
 from cirrus_client.image.nvjpeg import NvJpegDecoder
-from cirrus_client.image.preprocess import Decoding, Interpolation, Pad, PreprocessSpec, decode, preprocess
+from cirrus_client.image.preprocess import Decoding, Interpolation, Pad, PreprocessSpec, preprocess
 from tests.conftest import BAD_IMAGES
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cirrus_client.image.preprocess import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from cirrus_client.image.decode import FORMATS
+from cirrus_client.image.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_REQUEST_BYTES, MAX_REQUEST_PIXELS
 from cirrus_client.tokenizer import MAX_TEXT_CHARACTERS
 from cirrus_export.draft import MAX_BATCH
 from cirrus_export.repository import LIMITS
@@ -21,6 +22,8 @@ def test_the_table_of_limits_has_the_codes_numbers() -> None:
     assert rows["queue"] == f"{LIMITS.queue_size:,} requests, {LIMITS.timeout_us // 1_000_000} s"
     assert rows["requests in flight at each step of an ensemble"] == str(LIMITS.inflight)
     assert rows["image"] == f"{MAX_IMAGE_BYTES // 2**20} MiB, {MAX_IMAGE_PIXELS // 10**6} million pixels"
+    request = f"{MAX_REQUEST_BYTES // 2**20} MiB, {MAX_REQUEST_PIXELS // 10**6:,} million pixels"
+    assert rows["images of a request"] == request
     assert rows["text"] == f"{MAX_TEXT_CHARACTERS:,} characters"
 
 

@@ -8,14 +8,20 @@ from pathlib import Path
 from PIL import Image
 
 from cirrus_client.errors import InvalidImage, UnreadableImage
+from cirrus_client.image.decode import check_size
+from cirrus_client.image.formats.orientation import UPRIGHT
 from cirrus_client.image.limits import MAX_IMAGE_BYTES
+from cirrus_client.image.modes import as_seen, upright
+
+_ORIENTATION = 0x0112
+_NOT_IN_PNG = frozenset({"CMYK", "YCbCr"})
 
 ImageInput = bytes | bytearray | memoryview | str | Path | Image.Image
 """The bytes of an image file, its path, or a decoded image."""
 
 
 def image_bytes(image: ImageInput) -> bytes:
-    """Return an image as the bytes of a file. A decoded image is encoded as PNG, without loss.
+    """Return an image as the bytes of a file. A PIL image is encoded without loss, upright and as a person sees it.
 
     Raises UnreadableImage if a path can't be read, and InvalidImage for anything that is not an image.
     """
@@ -24,9 +30,7 @@ def image_bytes(image: ImageInput) -> bytes:
     if isinstance(image, bytearray | memoryview):
         return bytes(image)
     if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return buffer.getvalue()
+        return _encoded(image)
     if isinstance(image, str | Path):
         return read_image_file(image)
     raise InvalidImage(
@@ -47,3 +51,26 @@ def read_image_file(path: str | Path) -> bytes:
     except ValueError as error:  # a NUL in the path, or what the file system's encoding does not have
         reason, errno = str(error), None
     raise UnreadableImage(f"can't read image file {path}: {reason}", path=str(path), errno=errno)
+
+
+def _encoded(image: Image.Image) -> bytes:
+    try:
+        check_size(image.width, image.height)
+        image.load()
+        seen = upright(as_seen(image), _orientation(image))
+    except (InvalidImage, MemoryError):
+        raise
+    except Exception as error:  # a closed image, a truncated file, or whatever Pillow's decoders raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UnreadableImage(f"can't read the PIL image: {error.strerror}", errno=error.errno) from None
+        raise InvalidImage(f"the PIL image can't be read: {error}") from None
+    file = io.BytesIO()
+    seen.save(file, format="TIFF" if seen.mode in _NOT_IN_PNG else "PNG")
+    return file.getvalue()
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, UPRIGHT))
+    except Exception:  # damaged EXIF data, which do not decide an image's fate
+        return UPRIGHT

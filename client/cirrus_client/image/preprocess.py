@@ -6,9 +6,6 @@ Pillow's antialiased resize is the reference. The geometry is torchvision's: `Re
 
 from __future__ import annotations
 
-import io
-import math
-import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
@@ -16,17 +13,20 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 
 from cirrus_client.errors import InvalidImage
+from cirrus_client.image.decode import check_header, decode_checked, jpeg_scale
 from cirrus_client.image.fast_resize import resize_fast
-from cirrus_client.image.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from cirrus_client.image.formats.header import Header
+from cirrus_client.image.limits import MAX_IMAGE_PIXELS
+from cirrus_client.image.modes import on_white, upright
 from cirrus_client.image.nvjpeg import decode_on_gpu
+from cirrus_client.image.turns import room_for
 from cirrus_client.records import GrownRecord
 
 _SCALED_MARGIN = 2
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class Pad(StrEnum):
@@ -46,6 +46,28 @@ class Interpolation(StrEnum):
 
     BICUBIC = "bicubic"
     BILINEAR = "bilinear"
+
+
+class Crop(StrEnum):
+    """How the offset of the centre crop is rounded where the margin is odd.
+
+    ROUND takes the nearest number of pixels, a half to the even one: torchvision's CenterCrop, and so OpenAI's,
+    open_clip's and most papers' transforms. FLOOR takes the lower one: Hugging Face's image processors.
+    """
+
+    ROUND = "round"
+    FLOOR = "floor"
+
+
+class Transparency(StrEnum):
+    """What is seen where an image is transparent.
+
+    DROPPED shows the colours that the file stores there, often black, as the papers' loaders do with Pillow's
+    `convert("RGB")`. WHITE lays the image on a white ground, as a screen does, so that a sketch keeps its lines.
+    """
+
+    DROPPED = "dropped"
+    WHITE = "white"
 
 
 Resize = Callable[[Image.Image, tuple[int, int], Interpolation], Image.Image]
@@ -73,7 +95,7 @@ class PreprocessSpec(GrownRecord):
     or after the crop gives different pixels.
     """
 
-    later_fields: ClassVar[frozenset[str]] = frozenset({"interpolation"})
+    later_fields: ClassVar[frozenset[str]] = frozenset({"interpolation", "crop", "transparency"})
 
     size_px: int = Field(gt=0, le=4096)
     pad: Pad = Pad.NONE
@@ -82,6 +104,8 @@ class PreprocessSpec(GrownRecord):
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     interpolation: Interpolation = Interpolation.BICUBIC
+    crop: Crop = Crop.ROUND
+    transparency: Transparency = Transparency.DROPPED
 
 
 _FILTERS = {Interpolation.BICUBIC: Image.Resampling.BICUBIC, Interpolation.BILINEAR: Image.Resampling.BILINEAR}
@@ -95,80 +119,28 @@ def resize_exactly(image: Image.Image, size: tuple[int, int], interpolation: Int
 def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding = Decoding.EXACT) -> NDArray[np.float32]:
     """Return the normalised pixels of one encoded image, float32 [3, size_px, size_px].
 
-    The EXIF orientation is applied first, since cameras store upright photos sideways.
+    It is turned upright first, since cameras store upright photos sideways.
     Raises InvalidImage with the reason if the bytes are not an acceptable image, and MemoryError if there is not enough
     memory to tell. Raises EngineError if NVJPEG is asked for and nvImageCodec or a GPU is missing.
     """
-    if decoding is Decoding.NVJPEG:
-        decoded = _nvjpeg(image) or decode(image)
-    else:
-        decoded = decode(image, _SCALED_MARGIN * spec.size_px if decoding is Decoding.FAST else None)
-    return normalise(fit(decoded, spec, resize_exactly if decoding is Decoding.EXACT else _resize_fast), spec)
-
-
-def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
-    """Decode untrusted bytes to an upright image, after `check_header`. Raises InvalidImage.
-
-    shorter_px: None decodes at full size. A number decodes a JPEG at the smallest of its scales (1, 1/2, 1/4, 1/8)
-    whose shorter side is still at least that many pixels.
-    """
-    decoded = check_header(image)
-    try:
-        if shorter_px is not None:
-            scale = shorter_px / min(decoded.size)
-            decoded.draft(None, (math.ceil(decoded.width * scale), math.ceil(decoded.height * scale)))
-        decoded.load()
-        return ImageOps.exif_transpose(_eight_bit(decoded))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
-        kind, (width, height) = decoded.format or "image", decoded.size
-        raise InvalidImage(f"the {kind} image of {width} x {height} pixels is broken: {error}") from None
-
-
-def check_header(image: bytes) -> Image.Image:
-    """Open untrusted bytes without decoding them, and check the size limits on the header.
-
-    Raises InvalidImage if the bytes are empty, too many, of no known format, broken, or have too many pixels.
-    """
-    if not image:
-        raise InvalidImage("the image is empty (0 bytes)")
-    if len(image) > MAX_IMAGE_BYTES:
-        raise InvalidImage(f"the image has more bytes than the limit of {MAX_IMAGE_BYTES:,}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(image), formats=FORMATS)
-    except UnidentifiedImageError:
-        start = image[:8].hex(" ")
-        raise InvalidImage(
-            f"the bytes are not an image in a known format ({', '.join(FORMATS)}); they start with {start}"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise InvalidImage(f"the image is too large: {error}; the limit is {MAX_IMAGE_PIXELS:,} pixels") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # as above
-        raise InvalidImage(f"the image header is broken: {error}") from None
-    width, height = opened.size
-    if not 0 < width * height <= MAX_IMAGE_PIXELS:
-        raise InvalidImage(
-            f"the image is {width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
-        )
-    return opened
+    header = check_header(image)
+    check_elongation(header, spec)
+    shorter_px = _SCALED_MARGIN * spec.size_px if decoding is Decoding.FAST else None
+    with room_for(header.pixels // jpeg_scale(header, shorter_px) ** 2):
+        return normalise(_fitted(header, spec, decoding, shorter_px), spec)
 
 
 def fit(image: Image.Image, spec: PreprocessSpec, resize: Resize = resize_exactly) -> Image.Image:
     """Return the image as size_px x size_px RGB: padded as `Pad` says, then resized and cropped, or stretched."""
+    if spec.transparency is Transparency.WHITE:
+        image = on_white(image)
     if spec.convert_rgb == "before_resize":
-        image = image.convert("RGB")
-    if spec.pad is Pad.TARGET:
-        image = _target_pad(image, spec.target_ratio)
-    if spec.pad is Pad.STRETCH:
-        image = resize(image, (spec.size_px, spec.size_px), spec.interpolation)
-    else:
-        image = _centre_crop(_resize_shorter_side(image, spec, resize), spec.size_px)
-    return image.convert("RGB")
+        image = _as_rgb(image)
+    image = _padded(image, spec)
+    size = _resized_size(image.size, spec)
+    if size != image.size:
+        image = resize(image, size, spec.interpolation)
+    return _as_rgb(_centre_crop(image, spec))
 
 
 def normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
@@ -178,62 +150,82 @@ def normalise(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.float32]:
     return np.stack([table[channel].take(levels[..., channel]) for channel in range(3)])
 
 
-def _nvjpeg(image: bytes) -> Image.Image | None:
+def check_elongation(header: Header, spec: PreprocessSpec) -> None:
+    """Refuse a line of pixels: a file of a few bytes that padding or resizing would turn into gigabytes.
+
+    Raises InvalidImage.
+    """
+    left, top = _margins(header.size, spec)
+    padded = header.width + 2 * left, header.height + 2 * top
+    for width, height in (padded, _resized_size(padded, spec)):
+        if width * height > MAX_IMAGE_PIXELS:
+            raise InvalidImage(
+                f"the image of {header.width} x {header.height} pixels is too elongated: fitted to the model it would "
+                f"have {width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
+            )
+
+
+def _fitted(header: Header, spec: PreprocessSpec, decoding: Decoding, shorter_px: int | None) -> Image.Image:
+    decoded = _nvjpeg(header) if decoding is Decoding.NVJPEG else None
+    resize = resize_exactly if decoding is Decoding.EXACT else _resize_fast
+    return fit(decoded or decode_checked(header, shorter_px), spec, resize)
+
+
+def _nvjpeg(header: Header) -> Image.Image | None:
     """Return the upright image, or None for what is left to Pillow: other formats, CMYK and broken files."""
-    header = check_header(image)
-    if header.format != "JPEG" or header.mode not in ("L", "RGB"):
+    if header.format != "JPEG" or header.channels not in (1, 3):
         return None
-    pixels = decode_on_gpu(image)
-    return None if pixels is None else Image.fromarray(pixels)
+    pixels = decode_on_gpu(header.file())
+    return None if pixels is None else upright(Image.fromarray(pixels), header.orientation)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey levels scaled to eight bits; Pillow's own conversion clips them to white."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image
-
-
-def _check_elongation(image: Image.Image, width: int, height: int) -> None:
-    """Refuse a line of pixels: a file of a few bytes that padding or resizing would turn into gigabytes."""
-    if width * height > MAX_IMAGE_PIXELS:
-        raise InvalidImage(
-            f"the image of {image.width} x {image.height} pixels is too elongated: fitted to the model it would have "
-            f"{width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
-        )
-
-
-def _target_pad(image: Image.Image, target_ratio: float) -> Image.Image:
-    width, height = image.size
-    if max(width, height) / min(width, height) < target_ratio:
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
         return image
-    target = max(width, height) / target_ratio
-    horizontal = max(int((target - width) / 2), 0)
-    vertical = max(int((target - height) / 2), 0)
-    _check_elongation(image, width + 2 * horizontal, height + 2 * vertical)
-    padded = Image.new(image.mode, (width + 2 * horizontal, height + 2 * vertical))
+    if "transparency" in image.info:  # Pillow warns before it drops a palette's
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
+def _margins(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    """Return the width of TargetPad's margins left and right, and above and below."""
+    longer, shorter = max(size), min(size)
+    if spec.pad is not Pad.TARGET or longer / shorter < spec.target_ratio:
+        return 0, 0
+    target = longer / spec.target_ratio
+    horizontal, vertical = (max(int((target - side) / 2), 0) for side in size)
+    return horizontal, vertical
+
+
+def _padded(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    horizontal, vertical = _margins(image.size, spec)
+    if not horizontal and not vertical:
+        return image
+    padded = Image.new(image.mode, (image.width + 2 * horizontal, image.height + 2 * vertical))
     if image.mode == "P":
         padded.putpalette(image.getpalette() or [])
     padded.paste(image, (horizontal, vertical))
     return padded
 
 
-def _resize_shorter_side(image: Image.Image, spec: PreprocessSpec, resize: Resize) -> Image.Image:
-    width, height = image.size
-    shorter = min(width, height)
-    size = (int(spec.size_px * width / shorter), int(spec.size_px * height / shorter))
-    _check_elongation(image, *size)
-    return image if size == image.size else resize(image, size, spec.interpolation)
+def _resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    if spec.pad is Pad.STRETCH:
+        return spec.size_px, spec.size_px
+    width, height = (int(spec.size_px * side / min(size)) for side in size)
+    return width, height
 
 
 def _resize_fast(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Image.Image:
     return resize_fast(image, size, _FILTERS[interpolation])
 
 
-def _centre_crop(image: Image.Image, size_px: int) -> Image.Image:
-    left = round((image.width - size_px) / 2.0)
-    top = round((image.height - size_px) / 2.0)
-    return image.crop((left, top, left + size_px, top + size_px))
+def _centre_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    left, top = (
+        (side - spec.size_px) // 2 if spec.crop is Crop.FLOOR else round((side - spec.size_px) / 2.0)
+        for side in image.size
+    )
+    return image.crop((left, top, left + spec.size_px, top + spec.size_px))
 
 
 @lru_cache(maxsize=16)

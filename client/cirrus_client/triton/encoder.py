@@ -22,8 +22,8 @@ from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, prepare_all
 from cirrus_client.errors import ServerError, ServerUnavailable
 from cirrus_client.forks import MadeHere
+from cirrus_client.image.decode import check_header
 from cirrus_client.image.inputs import ImageInput
-from cirrus_client.image.preprocess import check_header
 from cirrus_client.names import EnsembleName, Transport
 from cirrus_client.triton.channel import open_async_channel, open_channel
 from cirrus_client.triton.requests import (

@@ -21,6 +21,7 @@ from cirrus_client.encoders.protocol import Embeddings, check_query, query_pairs
 from cirrus_client.ensemble import EMBEDDING, bytes_array
 from cirrus_client.errors import CirrusError, ItemError, ServerError, ServerOverloaded, ServerTimeout, ServerUnavailable
 from cirrus_client.image.inputs import ImageInput, image_bytes
+from cirrus_client.image.request import split_images
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import parse_record
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
@@ -105,7 +106,7 @@ def check_address(url: str) -> None:
 def query_requests(
     images: Sequence[ImageInput | None], texts: Sequence[str | None], served: ServedModel
 ) -> list[Request]:
-    """Split queries into requests with and without images, none larger than the server's maximum batch."""
+    """Split queries into requests with and without images, within the server's maximum batch and `split_images`."""
     pairs = list(query_pairs(images, texts))
     for position, (image, text) in enumerate(pairs):
         check_query(image, text, position=position, ensembles=served.ensembles)
@@ -119,7 +120,7 @@ def query_requests(
             {"image": [encoded[row] for row in rows], "text": [text_bytes[row] for row in rows]},
             "query",
         )
-        for rows in _split(list(encoded), served.max_batch)
+        for rows in split_images(encoded, served.max_batch, "query")
     ]
     without_image = [
         Request(
@@ -135,7 +136,7 @@ def query_requests(
 
 
 def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Request]:
-    """Split gallery images into requests that are no larger than the server's maximum batch."""
+    """Split gallery images into requests within the server's maximum batch and the limits of `split_images`."""
     return [
         Request(
             EnsembleName.ENCODE_TARGET,
@@ -144,7 +145,7 @@ def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Reques
             {"image": [images[row] for row in rows]},
             "image",
         )
-        for rows in _split(list(range(len(images))), served.max_batch)
+        for rows in split_images(dict(enumerate(images)), served.max_batch, "image")
     ]
 
 

@@ -1,0 +1,131 @@
+"""Decode untrusted image files: what is wrong with the bytes is InvalidImage, a lack of memory is MemoryError."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from cirrus_client.errors import InvalidImage
+from cirrus_client.image.formats import bmp, gif, jpeg, png, tiff, webp
+from cirrus_client.image.formats.header import Header
+from cirrus_client.image.limits import BOMB_PIXELS, BOMB_PIXELS_PER_BYTE, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from cirrus_client.image.modes import as_seen, upright
+
+_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] = (
+    (lambda image: image.startswith(jpeg.SIGNATURE), jpeg.read),
+    (lambda image: image.startswith(png.SIGNATURE), png.read),
+    (webp.is_webp, webp.read),
+    (lambda image: image.startswith(bmp.SIGNATURE), bmp.read),
+    (lambda image: image.startswith(gif.SIGNATURES), gif.read),
+    (lambda image: image.startswith(tiff.SIGNATURES), tiff.read),
+)
+_DECODERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
+    "TIFF": TiffImageFile,
+}
+FORMATS = tuple(_DECODERS)
+_JPEG_SCALES = (8, 4, 2)
+_BYTES_PER_PIXEL, _SMALL_CHANGE_BYTES = 16, 64 * 2**20
+
+
+def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
+    """Decode untrusted bytes to an upright image, after `check_header`. Raises InvalidImage.
+
+    shorter_px: see `decode_checked`.
+    """
+    return decode_checked(check_header(image), shorter_px)
+
+
+def check_header(image: bytes) -> Header:
+    """Check untrusted bytes against the limits on a file's size, parts and pixels, without decoding.
+
+    Raises InvalidImage if the bytes are empty, too many, of no known format, broken, or over a limit.
+    """
+    if not image:
+        raise InvalidImage("the image is empty (0 bytes)")
+    if len(image) > MAX_IMAGE_BYTES:
+        raise InvalidImage(f"the image has more bytes than the limit of {MAX_IMAGE_BYTES:,}")
+    read = next((read for fits, read in _READERS if fits(image)), None)
+    if read is None:
+        start = image[:8].hex(" ")
+        raise InvalidImage(
+            f"the bytes are not an image in a known format ({', '.join(FORMATS)}); they start with {start}"
+        )
+    try:
+        header = read(image)
+    except (struct.error, IndexError, OverflowError):
+        raise InvalidImage("the image is broken: it ends within its header") from None
+    check_size(*header.size)
+    if header.pixels > max(BOMB_PIXELS, BOMB_PIXELS_PER_BYTE * header.num_bytes):
+        raise InvalidImage(
+            f"the image is {header.width} x {header.height} = {header.pixels:,} pixels in {header.num_bytes:,} bytes: "
+            "it is a decompression bomb"
+        )
+    return header
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise InvalidImage if an image has no pixels or more than MAX_IMAGE_PIXELS."""
+    if not (width > 0 and height > 0 and width * height <= MAX_IMAGE_PIXELS):
+        raise InvalidImage(
+            f"the image is {width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
+        )
+
+
+def decode_checked(header: Header, shorter_px: int | None = None) -> Image.Image:
+    """Decode a file whose header was checked to an upright image, as a person sees it. Raises InvalidImage.
+
+    shorter_px: None decodes at full size. A number decodes a JPEG at the smallest of its scales (1, 1/2, 1/4, 1/8)
+    whose shorter side is still at least that many pixels. Raises MemoryError if there is not enough memory to tell
+    whether the file is broken.
+    """
+    opened: Image.Image | None = None
+    try:
+        opened = _DECODERS[header.format](io.BytesIO(header.file()))
+        if opened.size != header.size:
+            raise ValueError(f"its size is given as {opened.width} x {opened.height} as well")
+        scale = jpeg_scale(header, shorter_px)
+        if scale > 1:
+            opened.draft(None, (header.width // scale, header.height // scale))
+        opened.load()
+        if header.clear is not None:
+            opened.info["transparency"] = header.clear
+        return upright(as_seen(opened), header.orientation)
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
+        if opened is not None:
+            opened.close()  # the error keeps this frame alive, and with it the memory of its image
+        if isinstance(error, InvalidImage | MemoryError):
+            raise
+        _check_memory(header.pixels)
+        raise InvalidImage(
+            f"the {header.format} image of {header.width} x {header.height} pixels is broken: {error}"
+        ) from None
+
+
+def jpeg_scale(header: Header, shorter_px: int | None) -> int:
+    """Return 1, 2, 4 or 8: by how much a JPEG may be decoded smaller. shorter_px: see `decode_checked`."""
+    if header.format != "JPEG" or shorter_px is None:
+        return 1
+    smallest = (math.ceil(side * shorter_px / min(header.size)) for side in header.size)
+    largest = min(side // small for side, small in zip(header.size, smallest, strict=True))
+    return next((scale for scale in _JPEG_SCALES if largest >= scale), 1)
+
+
+def _check_memory(pixels: int) -> None:
+    """Raise MemoryError if what an image needs can't be allocated: decoders in C call that a broken file as well."""
+    np.empty(_BYTES_PER_PIXEL * pixels + _SMALL_CHANGE_BYTES, dtype=np.uint8)
