@@ -36,7 +36,7 @@ class Clip(TwoTowerRecipe):
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
-        """Convert to RGB last, as open_clip's and OpenAI's transforms do."""
+        """Apply OpenAI's `_transform` and open_clip's `image_transform`: RGB after the crop."""
         return narrowed(own, convert_rgb="after_crop")
 
     def text_query(self, token_ids: Tensor) -> Tensor:

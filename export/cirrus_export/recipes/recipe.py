@@ -81,7 +81,8 @@ class Recipe(ABC):
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
         """Return how the published evaluation turns an image into pixels. own: the backbone's preprocessing.
 
-        A method may narrow it with `narrowed`: padding, and when an image becomes RGB.
+        A method narrows it with `narrowed` to the transform of its authors' evaluation: padding, when an image becomes
+        RGB, how the crop is rounded, and what is seen where an image is transparent.
         """
         return own
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cirrus_client.bundle import CaptionJoin
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
+from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.names import EnsembleName
 from cirrus_export.backbones.backbone import Prompt, WordBackbone, require
 from cirrus_export.backbones.family import Sizes
@@ -15,7 +16,7 @@ from cirrus_export.checkpoints.state import StateDict, load_strictly
 from cirrus_export.checkpoints.widths import Width, check_width
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.frozen import freeze
-from cirrus_export.recipes.recipe import Options, Parts
+from cirrus_export.recipes.recipe import Options, Parts, narrowed
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.two_tower import TwoTowerRecipe
 from cirrus_export.recipes.wiring import ensemble
@@ -61,6 +62,11 @@ class RetrievalDpo(TwoTowerRecipe):
                 f"whose text tower is as wide as its embedding, like ViT-L-14; this one has {sizes.word_width} and "
                 f"{sizes.dim}: choose another --backbone, or --option project_text=true"
             )
+
+    @staticmethod
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Apply the transform of `validate_dpo.py`: RGB first, then resize and crop, without padding."""
+        return narrowed(own, convert_rgb="before_resize")
 
     @property
     def prompt(self) -> Prompt:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from cirrus_client.bundle import CaptionJoin
-from cirrus_client.image.preprocess import Pad, PreprocessSpec
+from cirrus_client.image.preprocess import Crop, Pad, PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_export.backbones.backbone import Prompt, WordBackbone, require
 from cirrus_export.backbones.family import Sizes
@@ -67,7 +67,7 @@ class Searle(TwoTowerRecipe):
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
-        """Apply `targetpad_transform(1.25, 224)`, the default of `src/validate.py`."""
+        """Apply `targetpad_transform(1.25, 224)`, the default of `src/validate.py`: RGB after the crop."""
         return narrowed(own, pad=Pad.TARGET, convert_rgb="after_crop")
 
     @property
@@ -114,8 +114,8 @@ class LinCir(Searle):
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
-        """Apply CLIP's own transform, the default of `validate.py`."""
-        return narrowed(own, convert_rgb="after_crop")
+        """Apply Hugging Face's `CLIPImageProcessor`, which `build_text_encoder` makes: RGB first, crop rounded down."""
+        return narrowed(own, convert_rgb="before_resize", crop=Crop.FLOOR)
 
 
 @register("pic2word")
@@ -148,7 +148,7 @@ class Pic2Word(Searle):
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
-        """Apply CLIP's own transform."""
+        """Apply `_transform` of `model/clip.py`: RGB after the crop, and no padding without `--target-pad`."""
         return narrowed(own, convert_rgb="after_crop")
 
     @property

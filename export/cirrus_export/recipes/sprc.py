@@ -65,7 +65,7 @@ class Sprc(Recipe):
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
-        """Apply `targetpad_transform(1.25, 224)`: RGB after the crop."""
+        """Apply `targetpad_transform(1.25, 224)` of `src/data_utils.py`: RGB after the crop."""
         return narrowed(own, pad=Pad.TARGET, convert_rgb="after_crop")
 
     @property

@@ -58,8 +58,12 @@ class TransAggRecipe(TwoTowerRecipe):
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
-        """Apply TargetPad(1.25) before resize and crop: `targetpad_transform` of the released code."""
-        return narrowed(own, pad=Pad.TARGET)
+        """Apply `targetpad_transform(1.25, ...)` to RGB, as the loaders of CIRR and CIRCO do.
+
+        FashionIQ's loader leaves the conversion to the transform, which does it after the crop. It makes no difference
+        to a photograph, which is RGB.
+        """
+        return narrowed(own, pad=Pad.TARGET, convert_rgb="before_resize")
 
     @staticmethod
     def checkpoint_backbone(head: StateDict) -> StateDict | None:

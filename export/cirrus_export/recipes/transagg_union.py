@@ -7,11 +7,12 @@ from pydantic import Field
 from torch import Tensor
 
 from cirrus_client.bundle import CaptionJoin
+from cirrus_client.image.preprocess import Pad, PreprocessSpec, Transparency
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.checkpoints import transagg_union as checkpoint
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.union import NullTextUnion, QueryWithUnion, Union
-from cirrus_export.recipes.recipe import Parts
+from cirrus_export.recipes.recipe import Parts, narrowed
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.transagg import TransAggOptions, TransAggRecipe
 
@@ -79,6 +80,15 @@ class UnionSketch(TransAggUnion):
     def __init__(self, parts: Parts, options: UnionSketchOptions) -> None:
         super().__init__(parts, options)
         self._sketch_text = options.sketch_text
+
+    @staticmethod
+    def preprocess(own: PreprocessSpec) -> PreprocessSpec:
+        """Apply `targetpad_transform(1.25, ...)` as the loaders of sketches do: RGB after the crop.
+
+        A transparent image is laid on white. The released loaders drop transparency, which turns a transparent sketch
+        all black.
+        """
+        return narrowed(own, pad=Pad.TARGET, convert_rgb="after_crop", transparency=Transparency.WHITE)
 
     @property
     def prompt(self) -> Prompt:
