@@ -61,7 +61,7 @@ def test_a_recipe_that_composes_refuses_text_alone_and_nothing(retriever) -> Non
         retriever.search(text="a red dress")
     for blank in (None, "", " ", "\t\n\u3000"):
         with pytest.raises(UnsupportedQuery, match="query 0: it has neither an image nor a text"):
-            encoder.encode_queries([None], [blank])
+            retriever.search_many([None], [blank])
     with pytest.raises(UnsupportedQuery, match="neither"):
         retriever.search()
 

@@ -39,7 +39,7 @@ class TritonPythonModel:
         try:
             requests = split_images(dict(enumerate(images)), len(images), "image")
         except InvalidImage as error:
-            return _refusal(InvalidImage(error.reason), error.position)
+            return _refusal(InvalidImage(error.reason), error.position or 0)
         if len(requests) > 1:
             reason = "the images before this one reach the limit of pixels or bytes of a request: send fewer at once"
             return _refusal(InvalidImage(reason), requests[1][0])
