@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import Bundle, GraphSpec
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad
@@ -51,12 +51,16 @@ TEXTS = ["a red dress with stripes", "Blue shirts, dotted!", "make it longer and
 @pytest.mark.parametrize(("name", "tag"), open_clip.list_pretrained())
 def test_a_tags_images_and_activation_are_its_trainers(name: str, tag: str) -> None:
     theirs = open_clip.get_pretrained_cfg(name, tag)
+    config = open_clip.get_model_config(name)
+    if config["text_cfg"].get("hf_model_name"):
+        with pytest.raises(ExportError, match="its text tower is transformers'"):
+            find_backbone(name, tag).preprocess()
+        return
     ours = find_backbone(name, tag).preprocess()
     assert ours is not None
     assert (ours.mean, ours.std) == (tuple(theirs["mean"]), tuple(theirs["std"]))
     assert ours.interpolation is Interpolation(theirs["interpolation"])
     assert ours.pad is {"shortest": Pad.NONE, "squash": Pad.STRETCH}[theirs["resize_mode"]]
-    config = open_clip.get_model_config(name)
     assert ours.size_px == config["vision_cfg"]["image_size"]
     if config.get("quick_gelu") and not theirs.get("quick_gelu"):
         with pytest.raises(ExportError, match="its activation function is unknown"):
@@ -136,9 +140,16 @@ def test_an_activation_that_only_the_user_says_is_part_of_the_space(quick_gelu, 
     (tmp_path / "graphs").mkdir()
     options = {"quick_gelu": str(quick_gelu)}
     request = ExportRequest("clip", "RN50", "random", None, tmp_path / "out", options=options)
-    draft = ContractDraft(request, build_recipe(request), tmp_path)
+    recipe = build_recipe(request)
+    draft = ContractDraft(request, recipe, tmp_path)
     assert draft.space.components.get("activation") == component
-    assert draft.contract({}, NOT_MEASURED).options == {"text_weight": 0.5, "quick_gelu": quick_gelu}
+    graphs = {
+        graph.name: GraphSpec(file=f"graphs/{graph.name}.onnx", inputs=graph.inputs, outputs=graph.outputs)
+        for graph in recipe.graphs()
+    }
+    for graph in graphs.values():
+        (tmp_path / graph.file).touch()
+    assert draft.contract(graphs, NOT_MEASURED).options == {"text_weight": 0.5, "quick_gelu": quick_gelu}
 
 
 def test_only_a_clip_has_an_activation_to_choose(tmp_path: Path) -> None:
