@@ -309,7 +309,7 @@ def test_a_graph_runs_on_its_plan_where_that_can_run_and_else_says_why_not(plann
     assert not isinstance(open_graph(planned, "target_head", engine=EngineName.ONNXRUNTIME), TensorRtEngine)
 
 
-def test_code_in_plans_runs_only_on_the_users_own_word(planned, monkeypatch) -> None:
+def test_host_code_in_plans_runs_only_on_the_users_word(planned, monkeypatch) -> None:
     path = planned.root / "engines" / "plans.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version_compatible": True}))
     here(monkeypatch, version="11.1.0.106", gpu=H100)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class LocalEncoder:
         self._threads = threads
         self._graphs: dict[tuple[str, bool], Engine] = {}
         self._loading = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[], LocalEncoder], tuple[()]]:
+        """Pickle the bundle and the options. The copy loads the graphs again."""
+        reopen = partial(LocalEncoder, self.bundle, engine=self._engine, decoding=self._decoding, threads=self._threads)
+        return reopen, ()
 
     @property
     def space(self) -> SpaceSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,10 @@ class FaissIndex:
         self._searched: Any = host if self._gpu is None else _faiss().index_cpu_to_gpu(self._gpu.resources, 0, host)
         self._turn = threading.Lock()
         self._made_here = MadeHere("a FAISS index")
+
+    def __reduce__(self) -> NoReturn:
+        """Raise SearchIndexError: a copy would take the memory of the whole index once more."""
+        raise SearchIndexError("an index does not pickle; open it in each worker: open_index(folder)")
 
     @property
     def space(self) -> SpaceSpec:
