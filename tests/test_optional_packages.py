@@ -39,7 +39,7 @@ def test_the_client_imports_without_any_optional_package() -> None:
     [
         (
             "faiss",
-            "from cirrus_client.index.faiss_index import FaissIndex; FaissIndex.open(None, None)",
+            "from cirrus_client.index.faiss_file import read_faiss; read_faiss(None, None, None, None)",
             "search needs faiss: pip install 'cirrus-cir[search]'; with an NVIDIA GPU: 'cirrus-cir[gpu]'",
         ),
         (
