@@ -11,6 +11,7 @@ from cirrus_client.errors import ItemError, UnsupportedFormat
 from cirrus_client.files import atomic_path
 from cirrus_client.image.decode import decode
 from cirrus_client.image.inputs import ImageInput, image_bytes
+from cirrus_client.image.modes import on_white
 from cirrus_client.retriever import Match
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pdf")
@@ -54,7 +55,7 @@ def _tile(image: ImageInput | None, caption: str, frame: str) -> Image.Image:
 
 def _picture(image: ImageInput) -> Image.Image:
     try:
-        return ImageOps.contain(decode(image_bytes(image)).convert("RGB"), (_TILE_PX - 8, _TILE_PX - 8))
+        return ImageOps.contain(on_white(decode(image_bytes(image))).convert("RGB"), (_TILE_PX - 8, _TILE_PX - 8))
     except ItemError:
         return Image.new("RGB", (_TILE_PX - 8, _TILE_PX - 8), _RESULT_FRAME)
 

@@ -11,6 +11,7 @@ import pytest
 from cirrus_client.errors import EngineError, InvalidImage, UnreadableImage
 from cirrus_client.gallery.source import ImageFile, Listing, Source
 from cirrus_client.gallery.stream import EmbedStream
+from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 
 
 class Space:
@@ -171,3 +172,31 @@ def test_what_the_machine_could_not_do_is_tried_again_and_then_left_undone() -> 
         ("7", "there was not enough memory"),
     ]
     assert [item.file.path for item in embedded.rejected] == ["13"]
+
+
+class Counted(bytes):
+    """Bytes that count how many of their kind are held."""
+
+    held = 0
+
+    def __new__(cls, content: bytes) -> Counted:
+        cls.held += 1
+        return super().__new__(cls, content)
+
+    def __del__(self) -> None:
+        type(self).held -= 1
+
+
+def test_broken_images_are_let_go_of_when_they_are_known_to_be_broken() -> None:
+    class Broken(Numbers):
+        def read(self, file: ImageFile) -> bytes:
+            return Counted(b"no image")
+
+    class Decoding(CountingEncoder):
+        def prepare(self, image: bytes) -> np.ndarray:
+            return preprocess(image, PreprocessSpec(size_px=8))
+
+    held: list[int] = []
+    with EmbedStream(Broken(), Decoding(), batch_size=4, workers=2) as stream:
+        assert len(stream.embed(files(200), lambda _: held.append(Counted.held)).rejected) == 200
+    assert max(held) <= 4 * (1 + 3) + 2

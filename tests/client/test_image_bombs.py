@@ -34,6 +34,7 @@ def mebibytes(kind):
     return int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0]) // 1024
 
 keep_freed_memory()
+errors = []
 spec = PreprocessSpec(size_px=224, pad="target", convert_rgb="after_crop")
 for name, make in BOMBS[sys.argv[1]].items():
     bomb, before, started = make(), mebibytes("VmRSS"), time.process_time()
@@ -41,6 +42,7 @@ for name, make in BOMBS[sys.argv[1]].items():
         outcome = list(preprocess(bomb, spec).shape)
     except InvalidImage as error:
         outcome = str(error)
+        errors.append(error)  # as a job does: it may not hold the memory of the image
     cpu_s = time.process_time() - started
     kept = mebibytes("VmRSS") - before
     print(json.dumps({"name": name, "outcome": outcome, "cpu_s": cpu_s, "kept": kept, "peak": mebibytes("VmHWM")}))
@@ -59,7 +61,7 @@ def test_bombs_of_every_format_cost_little_and_leave_nothing_behind(kind: str) -
     for bomb in measured:
         assert bomb["cpu_s"] < LONGEST_S, bomb
         assert bomb["peak"] < LARGEST_MIB, bomb
-        assert bomb["kept"] < 100, bomb
+        assert bomb["kept"] < 64 + limits.MAX_IMAGE_BYTES // 2**20, bomb
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from cirrus_client.gallery.source import ImageFile, Source
 _BATCHES_AHEAD = 3
 _PAUSES_S = (0.2, 1.0)
 _MACHINE_FAULTS = (UnreadableImage, MemoryError, OSError)
+E = TypeVar("E", bound=Exception)
 _Row = Embeddings | InvalidImage | UnreadableImage | MemoryError | OSError
 """The result for an image: its embedding, or the reason why there is none."""
 
@@ -165,7 +166,7 @@ class EmbedStream:
                     ready[position] = future.result()
                 except (InvalidImage, *_MACHINE_FAULTS) as error:
                     in_line -= 1
-                    yield {position: error}
+                    yield {position: _kept(error)}
             elif ready and len(encoding) <= self._encoder.concurrency:
                 batch = {position: ready.pop(position) for position in list(ready)[: self._batch_size]}
                 encoding.append(self._encoders.submit(self._encode, batch))
@@ -178,7 +179,7 @@ class EmbedStream:
         try:
             prepared = self._prepare(self._source, file)
         except (InvalidImage, *_MACHINE_FAULTS) as error:
-            return error
+            return _kept(error)
         return self._encode({0: prepared})[0]
 
     def _encode(self, batch: dict[int, Any]) -> dict[int, _Row]:
@@ -187,11 +188,17 @@ class EmbedStream:
             return dict(zip(batch, self._encoder.encode_prepared(list(batch.values())), strict=True))
         except (InvalidImage, MemoryError) as error:
             if len(batch) == 1:
-                return dict.fromkeys(batch, error)
+                return dict.fromkeys(batch, _kept(error))
         rows: dict[int, _Row] = {}
         for position, prepared in batch.items():
             rows |= self._encode({position: prepared})
         return rows
+
+
+def _kept(error: E) -> E:
+    """Return an error without its traceback, whose frames would hold the bytes of its image until the shard's end."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _described(fault: UnreadableImage | MemoryError | OSError) -> str:

@@ -94,27 +94,17 @@ def decode_checked(header: Header, shorter_px: int | None = None) -> Image.Image
     whose shorter side is still at least that many pixels. Raises MemoryError if there is not enough memory to tell
     whether the file is broken.
     """
-    opened: Image.Image | None = None
     try:
-        opened = _DECODERS[header.format](io.BytesIO(header.file()))
-        if opened.size != header.size:
-            raise ValueError(f"its size is given as {opened.width} x {opened.height} as well")
-        scale = jpeg_scale(header, shorter_px)
-        if scale > 1:
-            opened.draft(None, (header.width // scale, header.height // scale))
-        opened.load()
-        if header.clear is not None:
-            opened.info["transparency"] = header.clear
-        return upright(as_seen(opened), header.orientation)
+        return _decoded(header, shorter_px)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
-        if opened is not None:
-            opened.close()  # the error keeps this frame alive, and with it the memory of its image
-        if isinstance(error, InvalidImage | MemoryError):
-            raise
-        _check_memory(header.pixels)
-        raise InvalidImage(
-            f"the {header.format} image of {header.width} x {header.height} pixels is broken: {error}"
-        ) from None
+        kind, reason = type(error), str(error)
+    # raised anew, since the frames of the traceback above hold the memory of the image
+    if issubclass(kind, MemoryError):
+        raise MemoryError(reason)
+    if issubclass(kind, InvalidImage):
+        raise InvalidImage(reason)
+    _check_memory(header.pixels)
+    raise InvalidImage(f"the {header.format} image of {header.width} x {header.height} pixels is broken: {reason}")
 
 
 def jpeg_scale(header: Header, shorter_px: int | None) -> int:
@@ -124,6 +114,19 @@ def jpeg_scale(header: Header, shorter_px: int | None) -> int:
     smallest = (math.ceil(side * shorter_px / min(header.size)) for side in header.size)
     largest = min(side // small for side, small in zip(header.size, smallest, strict=True))
     return next((scale for scale in _JPEG_SCALES if largest >= scale), 1)
+
+
+def _decoded(header: Header, shorter_px: int | None) -> Image.Image:
+    opened = _DECODERS[header.format](io.BytesIO(header.file()))
+    if opened.size != header.size:
+        raise ValueError(f"its size is given as {opened.width} x {opened.height} as well")
+    scale = jpeg_scale(header, shorter_px)
+    if scale > 1:
+        opened.draft(None, (header.width // scale, header.height // scale))
+    opened.load()
+    if header.clear is not None:
+        opened.info["transparency"] = header.clear
+    return upright(as_seen(opened), header.orientation)
 
 
 def _check_memory(pixels: int) -> None:

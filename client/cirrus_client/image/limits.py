@@ -20,7 +20,7 @@ MAX_SCANS = 100
 MAX_SCANNED_PIXELS = 20 * MAX_IMAGE_PIXELS
 """Scans of a JPEG times its pixels."""
 
-MAX_RLE_PIXELS = 16_000_000
+MAX_RLE_PIXELS = 8_000_000
 """Pixels, and bytes, of a run-length encoded BMP, which Pillow decodes in Python."""
 
 MAX_TAG_BYTES = 2**20

@@ -56,8 +56,9 @@ def on_white(image: Image.Image) -> Image.Image:
     """Return an image over a white ground, as RGB; an image without transparency is returned unchanged."""
     if not image.has_transparency_data:
         return image
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    ground, coloured = Image.new("RGB", image.size, "white"), image.convert("RGBA")
+    ground.paste(coloured, mask=coloured)
+    return ground
 
 
 def _of_sixteen_bits(image: Image.Image) -> Image.Image:
@@ -81,7 +82,8 @@ def _of_floats(image: Image.Image) -> Image.Image:
             f"the image has Pillow's mode F with levels from {lowest:g} to {highest:g}; floating-point levels are "
             "shown from 0 (black) to 1 (white): scale them"
         )
-    seen = np.rint(levels * 255).astype(np.uint8)
+    scaled = levels * 255
+    seen = np.rint(scaled, out=scaled).astype(np.uint8)
     return Image.fromarray(255 - seen if _tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO else seen)
 
 
