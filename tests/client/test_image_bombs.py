@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +19,7 @@ from cirrus_client.errors import InvalidImage
 from cirrus_client.image import limits
 from cirrus_client.image.decode import FORMATS, check_header
 from cirrus_client.image.request import split_images
-from cirrus_client.image.turns import IN_TURN_PIXELS, LARGE_PIXELS
+from cirrus_client.image.room import LARGE_BYTES, ROOM_BYTES, room_for
 from tests.bombs import BOMBS, jpeg_of_scans, png, png_of_zeros, tiff_of_one_tile, tiff_of_strips, webp_of_one_colour
 from tests.conftest import jpeg, png_header
 
@@ -116,5 +121,44 @@ def test_the_page_has_the_limits_of_the_code() -> None:
         f"{limits.MAX_REQUEST_BYTES // 2**20} MiB",
     ]
     assert f"pixels per byte, from {millions['BOMB_PIXELS']} pixels on" in rows
-    assert f"Images above {IN_TURN_PIXELS // 10**6} million pixels are decoded one at a time" in table
-    assert f"an image above {LARGE_PIXELS // 10**6} million pixels" in table
+    large, room = f"{LARGE_BYTES // 2**20} MiB", f"{ROOM_BYTES // 2**30} GiB"
+    assert f"more than {large} each wait until they fit into {room}" in " ".join(table.split())
+
+
+def test_large_images_of_many_threads_fit_into_the_room_together() -> None:
+    size = ROOM_BYTES // 3
+    inside = most_inside = 0
+    counting = threading.Lock()
+
+    def decode(_: int) -> None:
+        nonlocal inside, most_inside
+        with room_for(size):
+            with counting:
+                inside += 1
+                most_inside = max(most_inside, inside)
+            time.sleep(0.02)
+            with counting:
+                inside -= 1
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(decode, range(24)))
+    assert most_inside == 3
+    with room_for(10 * ROOM_BYTES), pytest.raises(InvalidImage), room_for(1):
+        raise InvalidImage("it is given back after an error too")
+    with room_for(ROOM_BYTES):
+        pass
+
+
+def test_a_fork_while_a_large_image_is_decoded_leaves_the_child_its_room() -> None:
+    with room_for(ROOM_BYTES):
+        child = os.fork()
+        if child == 0:
+            with room_for(ROOM_BYTES):
+                os._exit(0)
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)

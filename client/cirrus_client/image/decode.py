@@ -40,7 +40,8 @@ _DECODERS: dict[str, type[ImageFile.ImageFile]] = {
 }
 FORMATS = tuple(_DECODERS)
 _JPEG_SCALES = (8, 4, 2)
-_BYTES_PER_PIXEL, _SMALL_CHANGE_BYTES = 16, 64 * 2**20
+_WEBPS_BYTES_PER_PIXEL, _BYTES_PER_PIXEL = 16, 8
+_SMALL_CHANGE_BYTES = 64 * 2**20
 
 
 def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
@@ -103,7 +104,7 @@ def decode_checked(header: Header, shorter_px: int | None = None) -> Image.Image
         raise MemoryError(reason)
     if issubclass(kind, InvalidImage):
         raise InvalidImage(reason)
-    _check_memory(header.pixels)
+    _check_memory(header)
     raise InvalidImage(f"the {header.format} image of {header.width} x {header.height} pixels is broken: {reason}")
 
 
@@ -114,6 +115,12 @@ def jpeg_scale(header: Header, shorter_px: int | None) -> int:
     smallest = (math.ceil(side * shorter_px / min(header.size)) for side in header.size)
     largest = min(side // small for side, small in zip(header.size, smallest, strict=True))
     return next((scale for scale in _JPEG_SCALES if largest >= scale), 1)
+
+
+def memory_of(header: Header, shorter_px: int | None = None) -> int:
+    """Return about how many bytes of memory decoding takes. shorter_px: see `decode_checked`."""
+    per_pixel = _WEBPS_BYTES_PER_PIXEL if header.format == "WEBP" else _BYTES_PER_PIXEL
+    return per_pixel * header.pixels // jpeg_scale(header, shorter_px) ** 2
 
 
 def _decoded(header: Header, shorter_px: int | None) -> Image.Image:
@@ -129,6 +136,6 @@ def _decoded(header: Header, shorter_px: int | None) -> Image.Image:
     return upright(as_seen(opened), header.orientation)
 
 
-def _check_memory(pixels: int) -> None:
+def _check_memory(header: Header) -> None:
     """Raise MemoryError if what an image needs can't be allocated: decoders in C call that a broken file as well."""
-    np.empty(_BYTES_PER_PIXEL * pixels + _SMALL_CHANGE_BYTES, dtype=np.uint8)
+    np.empty(memory_of(header) + _SMALL_CHANGE_BYTES, dtype=np.uint8)

@@ -17,13 +17,13 @@ from PIL import Image
 from pydantic import Field
 
 from cirrus_client.errors import InvalidImage
-from cirrus_client.image.decode import check_header, decode_checked, jpeg_scale
+from cirrus_client.image.decode import check_header, decode_checked, memory_of
 from cirrus_client.image.fast_resize import resize_fast
 from cirrus_client.image.formats.header import Header
 from cirrus_client.image.limits import MAX_IMAGE_PIXELS
 from cirrus_client.image.modes import on_white, upright
 from cirrus_client.image.nvjpeg import decode_on_gpu
-from cirrus_client.image.turns import room_for
+from cirrus_client.image.room import room_for
 from cirrus_client.records import GrownRecord
 
 _SCALED_MARGIN = 2
@@ -126,7 +126,7 @@ def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding = Decoding
     header = check_header(image)
     check_elongation(header, spec)
     shorter_px = _SCALED_MARGIN * spec.size_px if decoding is Decoding.FAST else None
-    with room_for(header.pixels // jpeg_scale(header, shorter_px) ** 2):
+    with room_for(memory_of(header, shorter_px)):
         return normalise(_fitted(header, spec, decoding, shorter_px), spec)
 
 
