@@ -114,6 +114,7 @@ def build_recipe(request: ExportRequest) -> Recipe:
 def _check_source(recipe: type[Recipe], source: BackboneSource, head: StateDict | None, options: Options) -> None:
     """Refuse a backbone that the recipe can't use before its weights are read or fetched."""
     check_kind(source.family.backbone_type, recipe.works_on, recipe.name)
+    source.check()
     own = source.preprocess()
     if own is not None:
         recipe.preprocess(own)

@@ -230,9 +230,11 @@ def test_what_can_not_go_together_is_refused_before_the_weights_are_opened(
 
 @pytest.mark.parametrize("name", [name for name in open_clip.list_models() if "hf_model_name" in text_config(name)])
 def test_a_text_tower_of_transformers_is_refused_by_the_models_name(name, tmp_path) -> None:
-    for pretrained in ("random", str(tmp_path / "no-such-file.pt"), *open_clip.list_pretrained_tags_by_model(name)[:1]):
+    weights = tmp_path / "weights.pt"
+    weights.write_text("opening this would say that it is no checkpoint")
+    for pretrained in ("random", str(weights), *open_clip.list_pretrained_tags_by_model(name)[:1]):
         with pytest.raises(ExportError, match=f"backbone {name}: its text tower is transformers'"):
-            find_backbone(name, pretrained)
+            find_backbone(name, pretrained).load()
 
 
 def test_a_recipe_on_the_wrong_kind_of_backbone_says_which_it_takes(small_clip, tmp_path) -> None:

@@ -47,6 +47,11 @@ class BackboneSource:
         """Return the backbone's own preprocessing, if it is known already."""
         return None if self.name is None else self.family.preprocess(self.name, self.weights)
 
+    def check(self) -> None:
+        """Raise ExportError for a model that can't be exported, before anything is read or fetched."""
+        if self.name is not None:
+            self.family.check(self.name)
+
     def sizes(self) -> Sizes:
         """Return the widths that are known before the backbone is loaded."""
         return Sizes() if self.name is None else self.family.sizes(self.name)
@@ -56,9 +61,10 @@ class BackboneSource:
 
         Raises CheckpointError for a file of another kind, and ExportError or CheckpointError as `Family.load` does.
         """
+        self.check()
         weights = self.weights.read()
         if self.name is not None and weights.state is not None:
-            _check_kind(self.name, self.family, weights.state)
+            _check_kind(self.name, self.name, self.family, weights.state)
         torch.manual_seed(_RANDOM_SEED)
         try:
             return self.family.load(self.name, weights, self.tokenizer)
@@ -82,8 +88,8 @@ def find_backbone(
     or "random" (seeded). fine_tuned: the backbone that a head's checkpoint carries, in its authors' key names; it wins
     over `pretrained`, whose weights are then not fetched. options: what the user says of the weights.
 
-    Raises ExportError for an unknown name, tag or option, and for a model that can't be exported; CheckpointError for a
-    file that no family recognises; PluginError for a name that two families claim.
+    Raises ExportError for an unknown name, tag or option; CheckpointError for a fine-tuned backbone of another kind and
+    for a file that no family recognises; PluginError for a name that two families claim.
     """
     if name == FROM_CHECKPOINT:
         source = _from_checkpoint(pretrained, fine_tuned, tokenizer)
@@ -93,8 +99,10 @@ def find_backbone(
             own_name = _only_name(name, family)
         else:
             family, own_name = _owner(name), name
-        family.check(own_name)
-        source = BackboneSource(family, own_name, _weights(own_name, family, pretrained, fine_tuned), tokenizer)
+        weights = _weights(own_name, family, pretrained, fine_tuned)
+        if weights.state is not None:
+            _check_kind(name, own_name, family, weights.state)
+        source = BackboneSource(family, own_name, weights, tokenizer)
     return source if options is None else _with_options(source, options)
 
 
@@ -210,9 +218,9 @@ def _report_unused(pretrained: str | None, fine_tuned: StateDict) -> None:
         )
 
 
-def _check_kind(name: str, family: Family, state: StateDict) -> None:
+def _check_kind(asked_as: str, name: str, family: Family, state: StateDict) -> None:
     """Say at once which backbone a file holds, where a list of every key that it lacks would not."""
     asked = family.kind_named(name)
     kinds = [kind for other in families() if (kind := other.kind_of(state)) is not None]
     if kinds and asked not in kinds:
-        raise CheckpointError(f"checkpoint {state.source}: holds {kinds[0]}, and --backbone {name} is {asked}")
+        raise CheckpointError(f"checkpoint {state.source}: holds {kinds[0]}, and --backbone {asked_as} is {asked}")
