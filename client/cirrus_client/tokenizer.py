@@ -75,10 +75,11 @@ class TokenizerSpec(Record):
 class Tokenizer:
     """Turns texts into token ids with the `tokenizers` library. Threads may share one.
 
-    A text that is longer than the context is cut and still ends in the end token, as `clip.tokenize(truncate=True)` and
-    Hugging Face's `truncation=True` do: so TransAgg, UNION and SPRC. The evaluations of SEARLE, LinCIR, Pic2Word and
-    Retrieval-DPO call `clip.tokenize` without it, which raises an error. A special token's spelling in a text, like "<end_of_text>" or "[SEP]", is text:
-    OpenAI's, open_clip's and Hugging Face's tokenizers take it as the token itself, which would let a text end early.
+    A text that is longer than the context is cut and still ends in the end token, as `clip.tokenize(truncate=True)`
+    and Hugging Face's `truncation=True` do: so TransAgg, UNION and SPRC. The evaluations of SEARLE, LinCIR,
+    Pic2Word and Retrieval-DPO call `clip.tokenize` without it, which raises an error. A special token's spelling in
+    a text, like "<end_of_text>" or "[SEP]", is text: OpenAI's, open_clip's and Hugging Face's tokenizers take it as
+    the token itself, which would let a text end early.
     """
 
     def __init__(self, spec: TokenizerSpec, root: Path) -> None:
