@@ -61,7 +61,8 @@ class NullTextUnion(nn.Module):
         """null_text: the unnormalised text embedding of "", float32 [1, D]."""
         super().__init__()
         self.union = union
-        self.register_buffer("null_text", null_text)
+        # Computed, so its last bits are the CPU's: it is a constant of the graph, and not among the weights.
+        self.register_buffer("null_text", null_text, persistent=False)
 
     def forward(self, image_embedding: Tensor) -> Tensor:
         """Return gallery embeddings [B, D] of unnormalised image embeddings [B, D]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from cirrus_client.bundle import CaptionJoin
 from cirrus_client.image.preprocess import Pad, PreprocessSpec, Transparency
@@ -52,6 +52,10 @@ class TransAggUnion(TransAggRecipe):
     def target_head(self) -> NullTextUnion:
         """UNION with the null text folded in."""
         return self._null_text_union
+
+    def target_modules(self) -> dict[str, nn.Module]:
+        """Return the vision tower, UNION, and the text tower that embeds the null text."""
+        return super().target_modules() | {"null_text": self.backbone.text}
 
     def target(self, pixels: Tensor) -> Tensor:
         """Return `union_features(images, [""] * B)` of the released code, which encodes the empty text B times."""
