@@ -11,7 +11,7 @@ from cirrus_bench.measure import this_machine
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.gallery import embed_gallery
 from tests.tiny import write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
-from tests.torture.report import Tortured, TortureReport
+from tests.torture.report import Served, Tortured, TortureReport
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +21,23 @@ def thorough(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session")
-def tally(pytestconfig: pytest.Config) -> Iterator[list[Tortured]]:
-    """The rows of the report, which is written at the end of a thorough run."""
-    rows: list[Tortured] = []
-    yield rows
+def tally() -> list[Tortured]:
+    """The report's rows about jobs."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def served() -> list[Served]:
+    """The report's rows about the server."""
+    return []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def report(pytestconfig: pytest.Config, tally: list[Tortured], served: list[Served]) -> Iterator[None]:
+    """Write the report at the end of a thorough run."""
+    yield
     if (out := pytestconfig.getoption("--torture")) is not None:
-        TortureReport(machine=this_machine(), rows=tuple(rows)).write(Path(out))
+        TortureReport(machine=this_machine(), rows=tuple(tally), served=tuple(served)).write(Path(out))
 
 
 @pytest.fixture(scope="session")
