@@ -21,6 +21,7 @@ from cirrus_client.errors import InvalidImage, ItemError, ServerOverloaded, Serv
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _CLOSE = 1e-5
+_PAUSE_S = 0.02
 _MACHINES_FAULTS = (ServerUnavailable, ServerOverloaded)
 
 
@@ -48,6 +49,7 @@ class Outcomes:
             self._count("refused", type(error) is query.expected, repr(error))
         except _MACHINES_FAULTS as error:
             self._count(type(error).__name__, True, repr(error))
+            time.sleep(_PAUSE_S)
         except BaseException as error:
             self._count("crashed", False, repr(error))
         else:

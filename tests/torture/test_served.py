@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from cirrus_client import LocalEncoder, TritonEncoder
+from cirrus_client.errors import InvalidImage
+from cirrus_client.names import Transport
 from cirrus_client.triton import RetryPolicy
 from cirrus_client.triton.server import TritonServer, free_ports
 from tests.torture.mixed_load import ask_all, asked_all_the_time, queries, wait_until
@@ -30,19 +32,20 @@ def server(tiny_served) -> Iterator[TritonServer]:
 def test_damaged_images_under_load_are_refused_one_by_one_and_leave_no_memory_behind(
     tiny_served, server, thorough: bool, served: list[Served]
 ) -> None:
-    damaged = 1000 if thorough else 60
+    """Over HTTP: Triton 2.51 keeps about 1 KB of every request over gRPC (server#6781)."""
+    damaged, warming, allowed = (1000, 20, 1.02) if thorough else (60, 3, 1.1)
     asked = queries(LocalEncoder(tiny_served, engine="onnxruntime"), good=damaged, damaged=damaged, seed=1)
-    with TritonEncoder(server.grpc_url) as encoder:
-        first = ask_all(encoder, asked, threads=_THREADS)
+    broken = [query for query in asked if query.expected is InvalidImage]
+    with TritonEncoder(server.http_url, transport=Transport.HTTP) as encoder:
+        ask_all(encoder, broken * warming, threads=_THREADS)
         before = resident_mib(server)
-        second = ask_all(encoder, asked, threads=_THREADS)
+        outcomes = ask_all(encoder, asked, threads=_THREADS)
         after = resident_mib(server)
-    for outcomes in (first, second):
-        assert not outcomes.wrong
-        assert outcomes.counted.total() == len(asked)
-        assert set(outcomes.counted) == {"answered", "refused"}
-    assert after <= 1.02 * before
-    served.append(Served.of("damaged images", second, memory_mib=(before, after)))
+    assert not outcomes.wrong
+    assert outcomes.counted.total() == len(asked)
+    assert set(outcomes.counted) == {"answered", "refused"}
+    assert after <= allowed * before
+    served.append(Served.of("damaged images", outcomes, memory_mib=(before, after)))
 
 
 def test_a_server_that_is_killed_under_load_costs_no_answer_but_those_it_had_in_hand(
