@@ -24,6 +24,15 @@ for a program: which item, which file, which parts differ.
     │   ├── ServerUnavailable
     │   ├── ServerOverloaded
     │   └── ServerTimeout
+    ├── ServiceError
+    │   ├── InvalidRequest      field
+    │   ├── InvalidFilter       place
+    │   ├── LimitExceeded       limit, allowed
+    │   ├── UnknownCollection   name, known
+    │   ├── UnknownItem         id
+    │   ├── AccessDenied
+    │   ├── TooManyRequests     retry_after_s
+    │   └── NotReady            part
     └── ExportError
         ├── CheckpointError
         └── FidelityError
@@ -199,6 +208,72 @@ class ServerOverloaded(ServerError):
 
 class ServerTimeout(ServerError):
     """The inference server did not answer in time."""
+
+
+class ServiceError(CirrusError):
+    """A request that the search service refuses."""
+
+
+class InvalidRequest(ServiceError):
+    """A request that is not of the documented form. field: where, like "queries.0.image"; may be None."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InvalidFilter(ServiceError):
+    """A filter that does not fit the columns of a collection. place: where in its tree, like "and.1.column"."""
+
+    def __init__(self, message: str, *, place: str) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+class LimitExceeded(ServiceError):
+    """A request over a limit of the service. limit: its name, like "max_body_bytes". allowed: its value."""
+
+    def __init__(self, message: str, *, limit: str, allowed: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.allowed = allowed
+
+
+class UnknownCollection(ServiceError):
+    """A collection that is not served. name: what was asked for. known: what is served."""
+
+    def __init__(self, message: str, *, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.name = name
+        self.known = known
+
+
+class UnknownItem(ServiceError):
+    """An item that a collection does not have, or that has no image. id: the item's."""
+
+    def __init__(self, message: str, *, id: str) -> None:
+        super().__init__(message)
+        self.id = id
+
+
+class AccessDenied(ServiceError):
+    """A request without an API key, or with one that the service does not know."""
+
+
+class TooManyRequests(ServiceError):
+    """More requests than the service takes, or than a key may send. retry_after_s: when to try again."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(ServiceError):
+    """A part of the service that is not ready or does not answer rightly. part: which, like "encode_query"."""
+
+    def __init__(self, message: str, *, part: str) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 class ExportError(CirrusError):

@@ -12,6 +12,7 @@ _BY_EXTRA = {
     "cpu": ("onnxruntime", "openvino"),
     "gpu": ("tensorrt", "cuda"),
     "serve": ("pytriton",),
+    "service": ("fastapi", "uvicorn", "starlette", "python_multipart", "prometheus_client", "httpx2"),
     "export": ("torch", "open_clip", "transformers", "safetensors", "onnx", "onnxscript", "modelopt"),
     "bench": ("matplotlib", "psutil"),
 }

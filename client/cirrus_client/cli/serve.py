@@ -7,29 +7,62 @@ from typing import Annotated
 
 import typer
 
+from cirrus_client.bundle import Bundle
 from cirrus_client.cli.console import echo
 from cirrus_client.cli.served import find_repository
 from cirrus_client.extras import need
+from cirrus_client.service.collection import Source
+from cirrus_client.service.encoders import TritonPorts
+from cirrus_client.service.process import ServiceOptions, run_service
 from cirrus_client.telemetry import switch_off
 from cirrus_client.triton.server import TritonServer, find_server
 
 
 def serve(
     bundle: Annotated[Path, typer.Argument(help="A bundle, a suggester, or what `cirrus repository` wrote.")],
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", "-i", help="An index of the bundle: serve searches and a page as well."),
+    ] = None,
+    collection: Annotated[
+        list[str] | None,
+        typer.Option(help="A further collection, NAME=BUNDLE,INDEX. A NAME that is taken adds a version to it."),
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Where the images are now, if not where they were embedded.")] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Encode in this process, without a Triton server.")
+    ] = False,
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback needs --trust-network.")
     ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="Port for HTTP requests.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port for gRPC requests.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Port of Prometheus's page, /metrics, on loopback.")] = 8002,
+    port: Annotated[int, typer.Option(help="Port of the search service.")] = 8080,
+    http_port: Annotated[int, typer.Option(help="Triton's port for HTTP requests.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="Triton's port for gRPC requests.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Port of Triton's metrics for Prometheus, on loopback.")] = 8002,
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Everybody who reaches --host may take this server over.")
     ] = False,
 ) -> None:
-    """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted."""
+    """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted.
+
+    With --index, serve a search API and a page as well.
+    """
     switch_off()
-    find_server()
+    if not in_process:
+        find_server()
     need("onnxruntime", "cirrus serve")
+    if index is not None:
+        _serve_searches(
+            ServiceOptions(
+                _collections(bundle, index, root, collection or []),
+                host=host,
+                port=port,
+                triton=None if in_process else TritonPorts(http_port, grpc_port, metrics_port),
+            )
+        )
+        return
+    if in_process or collection or root:
+        raise typer.BadParameter("it is about searches: give --index", param_hint="--in-process, --collection, --root")
     server = TritonServer(
         find_repository(bundle),
         host=host,
@@ -44,3 +77,26 @@ def serve(
             f"metrics http://127.0.0.1:{metrics_port}/metrics; log {server.log_path}; stop with Ctrl-C"
         )
         server.wait()
+
+
+def _serve_searches(options: ServiceOptions) -> None:
+    where = "in this process" if options.triton is None else f"on Triton, gRPC 127.0.0.1:{options.triton.grpc}"
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    run_service(
+        options,
+        announce=lambda: echo(
+            f"{', '.join(options.collections)}: search at http://{shown}:{options.port}, encoded {where}; "
+            "stop with Ctrl-C"
+        ),
+    )
+
+
+def _collections(bundle: Path, index: Path, root: str | None, further: list[str]) -> dict[str, list[Source]]:
+    collections = {Bundle.open(bundle).spec.name: [Source(bundle, index, root)]}
+    for text in further:
+        name, equals, folders = text.partition("=")
+        parts = folders.split(",")
+        if not (name and equals and len(parts) == 2 and all(parts)) or "@" in name or "/" in name:
+            raise typer.BadParameter(f"{text!r} is not NAME=BUNDLE,INDEX", param_hint="--collection")
+        collections.setdefault(name, []).append(Source(Path(parts[0]), Path(parts[1])))
+    return collections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,6 +22,14 @@ from cirrus_client.names import EnsembleName
 from cirrus_client.tokenizer import Tokenizer
 
 Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PreparedQuery:
+    """A decoded and tokenized query. pixels: float32 [3, size_px, size_px], or None. token_ids: int64 [T]."""
+
+    pixels: Pixels | None
+    token_ids: NDArray[np.int64]
 
 
 class LocalEncoder:
@@ -68,27 +77,35 @@ class LocalEncoder:
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`."""
-        embeddings = np.empty((len(images), self.space.dim), dtype=np.float32)
-        with_image: list[int] = []
-        without_image: list[int] = []
-        pixels: list[Pixels] = []
-        token_ids = np.empty((len(images), self.bundle.spec.tokenizer.context_length), dtype=np.int64)
+        prepared = []
         for position, (image, text) in enumerate(query_pairs(images, texts)):
-            check_query(image, text, position=position, ensembles=self.bundle.spec.ensembles)
             try:
-                token_ids[position] = self._tokenizer([text or ""])[0]
-                if image is None:
-                    without_image.append(position)
-                else:
-                    pixels.append(preprocess(image_bytes(image), self.bundle.spec.preprocess))
-                    with_image.append(position)
+                prepared.append(self.prepare_query(image, text))
             except ItemError as error:
                 raise error.at("query", position) from None
+        return self.encode_prepared_queries(prepared)
+
+    def prepare_query(self, image: ImageInput | None, text: str | None) -> PreparedQuery:
+        """Decode and tokenize a query: the part of encoding it that can run in parallel threads.
+
+        Raises what `Encoder.encode_queries` does, without a position.
+        """
+        check_query(image, text, position=None, ensembles=self.bundle.spec.ensembles)
+        token_ids: NDArray[np.int64] = self._tokenizer([text or ""])[0]
+        pixels = None if image is None else preprocess(image_bytes(image), self.bundle.spec.preprocess)
+        return PreparedQuery(pixels, token_ids)
+
+    def encode_prepared_queries(self, prepared: Sequence[PreparedQuery]) -> Embeddings:
+        """Return one query embedding per prepared query, float32 [B, D]."""
+        embeddings = np.empty((len(prepared), self.space.dim), dtype=np.float32)
+        with_image = [row for row, query in enumerate(prepared) if query.pixels is not None]
+        without_image = [row for row, query in enumerate(prepared) if query.pixels is None]
         if with_image:
-            both: dict[str, NDArray[Any]] = {"pixels": np.stack(pixels), "token_ids": token_ids[with_image]}
+            pixels = np.stack([query.pixels for query in prepared if query.pixels is not None])
+            both: dict[str, NDArray[Any]] = {"pixels": pixels, "token_ids": _token_ids(prepared, with_image)}
             embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, both)
         if without_image:
-            texts_alone = {"token_ids": token_ids[without_image]}
+            texts_alone = {"token_ids": _token_ids(prepared, without_image)}
             embeddings[without_image] = self._encode(EnsembleName.ENCODE_TEXT_QUERY, texts_alone)
         return embeddings
 
@@ -143,3 +160,7 @@ class LocalEncoder:
             for start in range(0, rows, self.bundle.spec.max_batch)
         ]
         return np.concatenate([tensors[EMBEDDING] for tensors in batches])
+
+
+def _token_ids(prepared: Sequence[PreparedQuery], rows: Sequence[int]) -> NDArray[np.int64]:
+    return np.stack([prepared[row].token_ids for row in rows])

@@ -106,7 +106,9 @@ def query_pairs(
     return zip(images, texts, strict=True)
 
 
-def check_query(image: object | None, text: object, *, position: int, ensembles: Collection[EnsembleName]) -> None:
+def check_query(
+    image: object | None, text: object, *, position: int | None, ensembles: Collection[EnsembleName]
+) -> None:
     """Raise UnsupportedQuery if a pair is empty, or if the bundle has no ensemble for it; InvalidText for no text."""
     if text is not None and not isinstance(text, str):
         raise InvalidText(f"a text is a str, and not of type {type(text).__name__}", item="query", position=position)

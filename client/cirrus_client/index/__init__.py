@@ -4,6 +4,7 @@ from cirrus_client.index.items import Item, Items, read_metadata
 from cirrus_client.index.protocol import (
     Agreement,
     BuildOptions,
+    FilteredIndex,
     Hits,
     Index,
     IndexBackend,
@@ -17,6 +18,7 @@ from cirrus_client.index.saved import IndexManifest, SavedIndex, build_index, op
 __all__ = [
     "Agreement",
     "BuildOptions",
+    "FilteredIndex",
     "Hits",
     "Index",
     "IndexBackend",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _GPU_TEMPORARY_BYTES = 512 * 2**20
 _GPU_MAX_K = 2048
+_Nearest = Callable[[Embeddings, int], tuple[NDArray[np.float32], NDArray[np.int64]]]
+"""Returns scores and vector numbers, best first, [B, k] each."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class FaissIndex:
         self._gpu = _Gpu.take() if gpu and _gpu_present() else None
         self._searched: Any = host if self._gpu is None else _faiss().index_cpu_to_gpu(self._gpu.resources, 0, host)
         self._turn = threading.Lock()
+        self._reading = threading.Lock()
         self._made_here = MadeHere("a FAISS index")
 
     def __reduce__(self) -> NoReturn:
@@ -77,14 +81,49 @@ class FaissIndex:
 
     def search(self, queries: Embeddings, k: int) -> Hits:
         """See `Index.search`."""
+        return self._search(queries, k, self._nearest, len(self))
+
+    def search_among(self, queries: Embeddings, k: int, among: NDArray[np.bool_]) -> Hits:
+        """See `FilteredIndex.search_among`. The search is exact, also in an approximate index, and runs on the CPU."""
+        if among.dtype != np.bool_ or among.shape != (len(self),):
+            raise SearchIndexError(f"among: expected bool [{len(self)}], found {among.dtype} {list(among.shape)}")
+        images = int(np.count_nonzero(among))
+        bits = np.packbits(np.repeat(among, self.space.vectors), bitorder="little")
+        selector = _faiss().IDSelectorBitmap(bits)
+        options: dict[str, Any] = {"sel": selector}
+        if hasattr(self._host, "nprobe"):
+            parameters = _faiss().SearchParametersIVF(nprobe=self._host.nlist, **options)
+        else:
+            parameters = _faiss().SearchParameters(**options)
+
+        def nearest(queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            scores, numbers = self._host.search(queries, k, params=parameters)
+            return scores, numbers
+
+        return self._search(queries, k, nearest, images)
+
+    def vectors(self, rows: NDArray[np.int64]) -> Embeddings:
+        """See `FilteredIndex.vectors`."""
+        self._made_here.check(SearchIndexError)
+        numbers = (rows[:, None] * self.space.vectors + np.arange(self.space.vectors)).reshape(-1)
+        with self._reading:
+            if hasattr(self._host, "nprobe") and self._host.direct_map.type == _faiss().DirectMap.NoMap:
+                self._host.make_direct_map()
+        found: Embeddings = self._host.reconstruct_batch(numbers)
+        return found.reshape(len(rows), self.space.vectors, self.space.dim)
+
+    def _search(self, queries: Embeddings, k: int, nearest: _Nearest, images: int) -> Hits:
+        """Search with a function that finds vectors. images: how many images it may find."""
         self._made_here.check(SearchIndexError)
         check_vectors("queries", queries, (self.space.dim,))
-        count = min(check_k(k), len(self))
+        count = min(check_k(k), images)
         contiguous = np.ascontiguousarray(queries)
+        if not count:
+            return Hits(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
         if self.space.vectors == 1:
-            scores, rows = self._nearest(contiguous, count)
+            scores, rows = nearest(contiguous, count)
             return Hits(rows=rows, scores=scores)
-        return self._search_items(contiguous, count)
+        return self._search_items(contiguous, count, nearest)
 
     def _nearest(self, queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return scores and vector numbers, best first, [B, k] each. k is at most the number of vectors.
@@ -105,7 +144,7 @@ class FaissIndex:
             scores[short], numbers[short] = self._host.search(queries[short], k, params=more)
         return scores, numbers
 
-    def _search_items(self, queries: Embeddings, k: int) -> Hits:
+    def _search_items(self, queries: Embeddings, k: int, nearest: _Nearest) -> Hits:
         """Search vectors, and keep the first vector of each image.
 
         Vectors come best first, and an image's score is that of its best vector. So once the n best vectors belong to
@@ -119,7 +158,7 @@ class FaissIndex:
         pending = np.arange(len(queries))
         fetched = min(4 * k, enough)
         while len(pending):
-            vector_scores, numbers = self._nearest(queries[pending], fetched)
+            vector_scores, numbers = nearest(queries[pending], fetched)
             unfinished = []
             for query, of_query, found in zip(pending, vector_scores, numbers, strict=True):
                 images = found // self.space.vectors

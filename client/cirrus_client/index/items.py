@@ -64,6 +64,16 @@ class Items:
         records = self._table.take(pa.array(rows, pa.int64())).to_pylist()
         return [Item(path := record.pop(_PATH), self._located(path), record) for record in records]
 
+    @property
+    def columns(self) -> pa.Table:
+        """The metadata of all images: the columns without the paths, in the order of the rows."""
+        return self._table.drop_columns([_PATH])
+
+    def find(self, id: str) -> int | None:
+        """Return the row of an image by its id, or None."""
+        row = pc.index(self._table[_PATH], pa.scalar(id, pa.string())).as_py()
+        return None if row < 0 else int(row)
+
     def _located(self, path: str) -> str:
         if "://" in self.images:
             return f"{self.images.rstrip('/')}/{quote(path)}"

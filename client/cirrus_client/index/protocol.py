@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,23 @@ class Index(Protocol):
 
         queries: float32 [B, D]. Raises SearchIndexError if width or dtype differ, values are not finite, or k < 1.
         """
+        ...
+
+
+@runtime_checkable
+class FilteredIndex(Index, Protocol):
+    """An index that can also search among some of its rows, and give vectors back. Threads may share it."""
+
+    def search_among(self, queries: Embeddings, k: int, among: NDArray[np.bool_]) -> Hits:
+        """Return the k best of some gallery rows for each query, best first, or all of them if they are fewer.
+
+        among: whether each row may be found, bool [N]. The answer is that of an exhaustive search, whatever the kind of
+        the index. Raises SearchIndexError as `search` does.
+        """
+        ...
+
+    def vectors(self, rows: NDArray[np.int64]) -> Embeddings:
+        """Return the stored vectors of rows, int64 [n], as float32 [n, V, D]."""
         ...
 
 

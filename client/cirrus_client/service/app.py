@@ -1,0 +1,103 @@
+"""The service as an ASGI application."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from cirrus_client import __version__
+from cirrus_client.errors import CirrusError, InvalidRequest
+from cirrus_client.service import openapi
+from cirrus_client.service.limits import Limits
+from cirrus_client.service.problems import problem, problem_of, status_of
+from cirrus_client.service.registry import Registry
+from cirrus_client.service.routes import collections, health, items, search
+
+PAGE = Path(__file__).parent / "page"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the endpoints use."""
+
+    registry: Registry
+    limits: Limits = field(default_factory=Limits)
+
+
+Opening = Callable[[], AbstractAsyncContextManager[Service]]
+"""Opens what a service needs, in its event loop, and closes it at the end."""
+
+
+def create_app(opening: Opening) -> FastAPI:
+    """Return the application. opening: is entered when the server starts, before the first request is taken."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opening() as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="Cirrus",
+        version=__version__,
+        summary="Composed image search: an image, but as the text says.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    for routes in (search, items, collections, health):
+        app.include_router(routes.router)
+    app.add_exception_handler(CirrusError, _typed)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _of_http)
+    app.add_exception_handler(Exception, _defect)
+    openapi.complete(app)
+    app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False), name="page")
+    return app
+
+
+def request_id(request: Request) -> str | None:
+    """Return the id by which the log names a request."""
+    found: str | None = request.scope.get("state", {}).get("request_id")
+    return found
+
+
+async def _typed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CirrusError)
+    if status_of(error) >= 500:
+        log.error("request %s: %s: %s", request_id(request), type(error).__name__, error)
+    return problem_of(error, request_id(request))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field_ = ".".join(str(part) for part in first["loc"][1:]) or None
+    return problem_of(InvalidRequest(f"the request: {field_}: {first['msg']}", field=field_), request_id(request))
+
+
+async def _of_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = problem(
+        error.status_code, kind="about:blank", detail=str(error.detail), attributes={}, request_id=request_id(request)
+    )
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    log.error("request %s: a defect of Cirrus", request_id(request), exc_info=error)
+    return problem(
+        500, kind="about:blank", detail="a defect of Cirrus; see its log", attributes={}, request_id=request_id(request)
+    )

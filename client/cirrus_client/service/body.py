@@ -1,0 +1,76 @@
+"""Read requests: JSON of a model, or a form with a file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from cirrus_client.errors import InvalidImage, InvalidRequest
+from cirrus_client.records import first_problem
+
+M = TypeVar("M", bound=BaseModel)
+FORM = "multipart/form-data"
+_MAX_FIELDS = 20
+
+
+async def read_json(request: Request, kind: type[M]) -> M:
+    """Return the JSON body of a request as a model. Raises InvalidRequest, with the first wrong field."""
+    return parse(await request.body(), kind)
+
+
+def parse(content: bytes | str, kind: type[M]) -> M:
+    """Return JSON text as a model. Raises InvalidRequest, with the first wrong field."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        field, found = first_problem(error)
+        raise InvalidRequest(f"the request: {found}; see /openapi.json", field=field) from None
+
+
+def is_form(request: Request) -> bool:
+    """Return whether a request has a form with files."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+
+
+async def read_form(request: Request) -> dict[str, str | bytes]:
+    """Return the fields of a form; files as bytes. Raises InvalidRequest for a broken form or a field given twice."""
+    try:
+        async with request.form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=2**20) as form:
+            fields: dict[str, str | bytes] = {}
+            for name, value in form.multi_items():
+                if name in fields:
+                    raise InvalidRequest(f"the form has the field {name!r} twice", field=name)
+                fields[name] = await value.read() if isinstance(value, UploadFile) else value
+            return fields
+    except HTTPException as error:
+        raise InvalidRequest(f"the form is broken: {error.detail}") from None
+
+
+def form_value(fields: dict[str, str | bytes], name: str) -> Any:
+    """Return a field of a form as JSON would have it: text that is a number, object or boolean is that."""
+    value = fields[name]
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"the form's field {name!r} is not JSON", field=name) from None
+
+
+def decoded_image(text: str) -> bytes:
+    """Return the bytes of an image in base64, or in a data URI of base64. Raises InvalidImage."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise InvalidImage("its data URI is not one of base64, like data:image/jpeg;base64,...")
+    elif "://" in text[:16]:
+        raise InvalidImage("it is a URL, and the service fetches nothing: send the file, in base64")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidImage("it is not base64") from None

@@ -1,0 +1,122 @@
+"""What is served under a name at one moment: a bundle, an index of its space, and what encodes its queries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cirrus_client.bundle import Bundle, BundleSpec
+from cirrus_client.errors import SpaceMismatch
+from cirrus_client.index.saved import SavedIndex, open_index
+from cirrus_client.names import EnsembleName
+from cirrus_client.service.columns import described
+from cirrus_client.service.encoding import QueryEncoder
+from cirrus_client.service.images import GalleryImages
+from cirrus_client.service.models import BundleInfo, Column, Fidelity, VersionInfo
+from cirrus_client.service.searcher import Searcher
+
+_REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a version of a collection is on disk. images: the root of its images; None takes the index's own."""
+
+    bundle: Path
+    index: Path
+    images: str | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    """An opened bundle and index. A request uses one version from its beginning to its end. Threads may share it."""
+
+    source: Source
+    bundle: Bundle
+    saved: SavedIndex
+    encoder: QueryEncoder
+    searcher: Searcher
+    images: GalleryImages
+    max_pixels: int
+    opened: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def spec(self) -> BundleSpec:
+        """The bundle's contract."""
+        return self.bundle.spec
+
+    @property
+    def space(self) -> str:
+        """The fingerprint of the vector space."""
+        return self.spec.space.fingerprint
+
+    @property
+    def weighted(self) -> bool:
+        """Whether embeddings of queries may be added: what is nearest to a sum needs one vector per image."""
+        return self.spec.space.vectors == 1
+
+    def bundle_info(self) -> BundleInfo:
+        """Return what an answer says about the bundle."""
+        spec = self.spec
+        return BundleInfo(name=spec.name, recipe=spec.recipe, backbone=spec.backbone, precision=spec.precision)
+
+    def info(self, *, active: bool) -> VersionInfo:
+        """Return what the list of collections says about this version."""
+        return VersionInfo(
+            space=self.space,
+            bundle=self.bundle_info(),
+            images=len(self.saved.items),
+            opened=self.opened.isoformat(timespec="seconds"),
+            active=active,
+        )
+
+    def accepts(self) -> list[str]:
+        """Return the kinds of queries that the recipe answers."""
+        ensembles = self.spec.ensembles
+        with_image = ["image", "image+text"] if EnsembleName.ENCODE_QUERY in ensembles else []
+        return with_image + (["text"] if EnsembleName.ENCODE_TEXT_QUERY in ensembles else [])
+
+    def columns(self) -> list[Column]:
+        """Return what the columns of the metadata hold."""
+        return described(self.searcher.columns)
+
+    def fidelity(self) -> Fidelity:
+        """Return the gate's verdict, the figures of the bundle's report, and the agreement of the index."""
+        agreement = self.saved.manifest.agreement
+        return Fidelity(
+            passed=self.spec.fidelity.passed,
+            figures=_figures(self.bundle.root / _REPORT),
+            agreement=None if agreement is None else agreement.share,
+        )
+
+
+def open_version(source: Source, bundle: Bundle, encoder: QueryEncoder, *, max_pixels: int) -> Version:
+    """Open the index of a version. max_pixels: of one image of a query.
+
+    Raises SearchIndexError if the index is damaged, SpaceMismatch if it was built in another space than the bundle's.
+    """
+    saved = open_index(source.index, images=source.images)
+    differing = bundle.spec.space.differences(saved.index.space)
+    if saved.index.space.fingerprint != bundle.spec.space.fingerprint:
+        raise SpaceMismatch(
+            f"bundle {source.bundle} has space {bundle.spec.space.fingerprint}, index {source.index} has space "
+            f"{saved.index.space.fingerprint}; they differ in {', '.join(differing) or 'width or similarity'}: embed "
+            "the gallery with this bundle",
+            components=differing,
+        )
+    return Version(source, bundle, saved, encoder, Searcher(saved), GalleryImages(saved.items), max_pixels)
+
+
+def _figures(report: Path) -> dict[str, dict[str, float]]:
+    """Return what the gate measured on each ensemble. A report is for people: one that can't be read says nothing."""
+    try:
+        content: Any = json.loads(report.read_bytes())
+        return {
+            measured["ensemble"]: {name: value for name, value in measured.items() if isinstance(value, int | float)}
+            for measured in content["retrieval"]
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,101 @@
+"""The encoders of the service's bundles: in this process, or on Triton servers that it starts and stops."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders.local import LocalEncoder
+from cirrus_client.names import EnsembleName, Flavour
+from cirrus_client.service.collection import Source, Version, open_version
+from cirrus_client.service.encoding import LocalQueries, QueryEncoder, TritonQueries
+from cirrus_client.service.limits import Limits
+from cirrus_client.triton.encoder import AsyncTritonEncoder
+from cirrus_client.triton.repository import REPOSITORIES
+from cirrus_client.triton.server import TritonServer, free_ports
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TritonPorts:
+    """The ports of the first Triton server, on loopback. Further servers take free ones."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+
+class Encoders:
+    """Opens versions of collections, each with an encoder. Versions of one bundle share one.
+
+    A Triton server is stopped when the last version that uses it is gone, and all of them at the end of a `with` block.
+    It dies with the thread that called `open`: that thread must live as long as the service.
+    """
+
+    def __init__(self, limits: Limits, *, triton: TritonPorts | None, engine: str | None = None) -> None:
+        """Keep the options. triton: None encodes in this process. engine: see `LocalEncoder`."""
+        self._limits = limits
+        self._triton = triton
+        self._engine = engine
+        self._servers: list[TritonServer] = []
+        self._known: weakref.WeakValueDictionary[str, QueryEncoder] = weakref.WeakValueDictionary()
+
+    def open(self, source: Source) -> Version:
+        """Open the bundle and the index of a source, and start what encodes its queries, unless it runs already.
+
+        Raises BundleError, SearchIndexError or SpaceMismatch for what is on disk, EngineError, and what
+        `TritonServer.start` raises.
+        """
+        bundle = Bundle.open(source.bundle)
+        key = f"{bundle.root.resolve()}\0{bundle.spec.model_dump_json()}"
+        encoder = self._known.get(key) or self._started(bundle)
+        self._known[key] = encoder
+        return open_version(source, bundle, encoder, max_pixels=self._limits.max_pixels)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in self._servers:
+            server.stop()
+
+    def _started(self, bundle: Bundle) -> QueryEncoder:
+        if self._triton is None:
+            local = LocalEncoder(bundle, engine=self._engine)
+            _load_graphs(local)
+            return LocalQueries(local, max_waiting=self._limits.max_waiting)
+        server = self._server(bundle, self._triton)
+        self._servers.append(server)
+        server.start()
+        encoder = AsyncTritonEncoder(server.grpc_url, timeout_s=self._limits.timeout_s)
+        queries = TritonQueries(encoder, max_waiting=self._limits.max_waiting)
+        weakref.finalize(queries, _in_a_thread(server.stop))
+        return queries
+
+    def _server(self, bundle: Bundle, first: TritonPorts) -> TritonServer:
+        ports = (first.http, first.grpc, first.metrics) if not self._servers else free_ports(3)
+        http, grpc, metrics = ports
+        repository = bundle.root / REPOSITORIES / Flavour.PYTHON
+        return TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics)
+
+
+def _load_graphs(encoder: LocalEncoder) -> None:
+    """Load the graphs of queries now, so that the first query does not wait for them."""
+    for name, ensemble in encoder.bundle.spec.ensembles.items():
+        if name is not EnsembleName.ENCODE_TARGET:
+            for step in ensemble.steps:
+                if step.model in encoder.bundle.spec.graphs:
+                    encoder.graph(step.model)
+
+
+def _in_a_thread(stop: Callable[[], None]) -> Callable[[], None]:
+    return lambda: threading.Thread(target=stop, daemon=True).start()

@@ -1,0 +1,129 @@
+"""Encode the queries of many requests: in this process in batches, or on a Triton server, which batches itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from cirrus_client.encoders.local import LocalEncoder, PreparedQuery
+from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.errors import ItemError, TooManyRequests
+from cirrus_client.service.batching import Batcher
+from cirrus_client.service.stopwatch import Stage, Stopwatch
+from cirrus_client.triton.encoder import AsyncTritonEncoder
+
+Pair = tuple[bytes | None, str | None]
+"""The image file and the text of a query. One of them may be None."""
+
+
+class QueryEncoder(Protocol):
+    """Encodes the queries of many requests. Tasks of one event loop may share it."""
+
+    async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
+        """Return one query embedding per pair, float32 [B, D].
+
+        Raises what `Encoder.encode_queries` does, and TooManyRequests if too many queries wait.
+        """
+        ...
+
+    async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
+        """Return one gallery embedding per image; see `Encoder.encode_targets`."""
+        ...
+
+    def waiting(self) -> int:
+        """Return the number of queries that wait."""
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class LocalQueries:
+    """Encodes in this process. Images are decoded in threads; what is in flight is encoded in batches."""
+
+    def __init__(
+        self, encoder: LocalEncoder, *, max_waiting: int, observe: Callable[[int], None] = lambda size: None
+    ) -> None:
+        """Keep the encoder. max_waiting, observe: see `Batcher`."""
+        self._encoder = encoder
+        self._decoding = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._running = ThreadPoolExecutor(1, "encode")
+        self._batcher: Batcher[PreparedQuery, Embeddings] = Batcher(
+            self._run, max_batch=encoder.bundle.spec.max_batch, max_waiting=max_waiting, observe=observe
+        )
+
+    async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
+        """See `QueryEncoder.encode`."""
+        with watch.measure(Stage.DECODE):
+            prepared = await asyncio.gather(*(self._prepare(pair, place) for place, pair in enumerate(pairs)))
+        done = await self._batcher.submit(prepared)
+        watch.add(Stage.QUEUE, max(one.waited_s for one in done))
+        watch.add(Stage.ENCODE, max(one.ran_s for one in done))
+        return np.stack([one.result for one in done])
+
+    async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
+        """See `QueryEncoder.encode_targets`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._running, self._encoder.encode_targets, images)
+
+    def waiting(self) -> int:
+        """See `QueryEncoder.waiting`."""
+        return len(self._batcher)
+
+    async def close(self) -> None:
+        """See `QueryEncoder.close`."""
+        self._decoding.shutdown(wait=False, cancel_futures=True)
+        self._running.shutdown(wait=False, cancel_futures=True)
+
+    async def _prepare(self, pair: Pair, place: int) -> PreparedQuery:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._decoding, self._encoder.prepare_query, *pair)
+        except ItemError as error:
+            raise error.at("query", place) from None
+
+    async def _run(self, prepared: Sequence[PreparedQuery]) -> Sequence[Embeddings]:
+        loop = asyncio.get_running_loop()
+        return list(await loop.run_in_executor(self._running, self._encoder.encode_prepared_queries, prepared))
+
+
+class TritonQueries:
+    """Encodes on a Triton server, which batches what is in flight. A request that is cancelled is cancelled there."""
+
+    def __init__(self, encoder: AsyncTritonEncoder, *, max_waiting: int) -> None:
+        """Keep the encoder. max_waiting: queries that may be under way."""
+        self._encoder = encoder
+        self._max_waiting = max_waiting
+        self._under_way = 0
+
+    async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
+        """See `QueryEncoder.encode`."""
+        if self._under_way + len(pairs) > self._max_waiting:
+            raise TooManyRequests(
+                f"{self._under_way} queries are under way, the limit is {self._max_waiting}; try again later",
+                retry_after_s=1,
+            )
+        self._under_way += len(pairs)
+        try:
+            with watch.measure(Stage.ENCODE):
+                return await self._encoder.encode_queries([image for image, _ in pairs], [text for _, text in pairs])
+        finally:
+            self._under_way -= len(pairs)
+
+    async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
+        """See `QueryEncoder.encode_targets`."""
+        return await self._encoder.encode_targets(images)
+
+    def waiting(self) -> int:
+        """See `QueryEncoder.waiting`."""
+        return self._under_way
+
+    async def close(self) -> None:
+        """See `QueryEncoder.close`."""
+        await self._encoder.close()

@@ -1,0 +1,28 @@
+"""Limits of the service. Those of the request's form are part of the OpenAPI document; the others are options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_QUERIES = 32
+MAX_K = 1_000
+MAX_OFFSET = 10_000
+MAX_TERMS = 8
+MAX_TEXT_CHARS = 2_000
+MAX_THUMBNAIL_PX = 1_024
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask of the service.
+
+    max_body_bytes: bytes of a request's body. max_pixels: pixels of one image. max_waiting: queries that wait for the
+    encoder; a further one is refused with 429. rate: requests per second and key; None does not limit. timeout_s: time
+    limit of one request.
+    """
+
+    max_body_bytes: int = 32 * 2**20
+    max_pixels: int = 50_000_000
+    max_waiting: int = 256
+    rate: float | None = None
+    timeout_s: float = 30.0

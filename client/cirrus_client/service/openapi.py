@@ -1,0 +1,49 @@
+"""Complete the OpenAPI document: the bodies that endpoints read themselves, and the problems that they answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from cirrus_client.service.models import Problem
+
+_REFERENCE = "#/components/schemas/{model}"
+_BODIES: list[type[BaseModel]] = []
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "The request failed (RFC 9457).",
+        "content": {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}},
+    }
+}
+"""What every endpoint answers if it fails."""
+
+
+def body(kind: type[BaseModel], *, form: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what an endpoint that reads its body itself adds to its description. form: the schema of its form."""
+    _BODIES.append(kind)
+    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}}
+    if form is not None:
+        content["multipart/form-data"] = {"schema": form}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def complete(app: FastAPI) -> None:
+    """Add the schemas of bodies and problems to an application's OpenAPI document."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = described()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        kinds = [(kind, "validation" if kind is not Problem else "serialization") for kind in (*_BODIES, Problem)]
+        _, added = models_json_schema(kinds, ref_template=_REFERENCE)  # type: ignore[arg-type]
+        schemas |= added["$defs"]
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation.get("responses", {}).pop("422", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

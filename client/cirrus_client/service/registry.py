@@ -1,0 +1,133 @@
+"""The collections of a service: what is served now, and how a newer version takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from cirrus_client.errors import CirrusError, InvalidRequest, UnknownCollection
+from cirrus_client.service.collection import Source, Version
+from cirrus_client.service.models import CollectionInfo
+
+log = logging.getLogger(__name__)
+OpenVersion = Callable[[Source], Version]
+"""Opens a source. It takes its time: newer versions are opened in a thread."""
+
+
+@dataclass
+class Served:
+    """A collection. versions: one per source; the active one answers requests that name no space."""
+
+    name: str
+    versions: list[Version]
+    active: int = 0
+    problem: str | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Registry:
+    """Names of collections and their versions. Tasks of one event loop may share it.
+
+    A request takes a version once and uses it to its end, so that no answer mixes two. A version that was replaced
+    lives until the last request that uses it has ended.
+    """
+
+    def __init__(self, open_: OpenVersion) -> None:
+        """Keep the function that opens versions. Nothing is served yet."""
+        self._open = open_
+        self._served: dict[str, Served] = {}
+        self._opening = ThreadPoolExecutor(1, "open")
+
+    def add(self, name: str, sources: Sequence[Source]) -> None:
+        """Open and serve a collection; its first source is active. Raises what opening raises."""
+        self._served[name] = Served(name, [self._open(source) for source in sources])
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the collections; the first is the one of requests that name none."""
+        return tuple(self._served)
+
+    def find(self, name: str | None) -> tuple[str, Version]:
+        """Return a collection's name and the version to use. name: see `SearchRequest`.
+
+        Raises UnknownCollection if there is no such collection, or none of its versions has that space.
+        """
+        wanted, _, space = (name or next(iter(self._served), "")).partition("@")
+        if wanted not in self._served:
+            raise UnknownCollection(
+                f"there is no collection {wanted!r}; there are: {', '.join(self._served)}",
+                name=wanted,
+                known=self.names(),
+            )
+        served = self._served[wanted]
+        if not space:
+            return wanted, served.versions[served.active]
+        for version in served.versions:
+            if version.space.startswith(space):
+                return wanted, version
+        raise UnknownCollection(
+            f"collection {wanted!r} has no version of space {space}", name=f"{wanted}@{space}", known=self.names()
+        )
+
+    def info(self, name: str) -> CollectionInfo:
+        """Describe a collection. Raises UnknownCollection."""
+        name, version = self.find(name)
+        served = self._served[name]
+        return CollectionInfo(
+            name=name,
+            space=version.space,
+            bundle=version.bundle_info(),
+            accepts=version.accepts(),
+            weighted=version.weighted,
+            suggest=False,
+            images=len(version.saved.items),
+            dim=version.spec.space.dim,
+            vectors=version.spec.space.vectors,
+            columns=version.columns(),
+            fidelity=version.fidelity(),
+            versions=[one.info(active=place == served.active) for place, one in enumerate(served.versions)],
+            problem=served.problem,
+        )
+
+    def versions(self) -> list[tuple[str, Version]]:
+        """Return all versions with the names of their collections."""
+        return [(served.name, version) for served in self._served.values() for version in served.versions]
+
+    async def reload(self, name: str) -> CollectionInfo:
+        """Open the folders of a collection again, and serve what is in them now.
+
+        Raises what opening raises; the old version is served on. Raises UnknownCollection.
+        """
+        name, _ = self.find(name)
+        served = self._served[name]
+        async with served.changing:
+            try:
+                fresh = await asyncio.get_running_loop().run_in_executor(self._opening, self._reopened, served)
+            except CirrusError as error:
+                served.problem = f"{type(error).__name__}: {error}"
+                log.error("collection %s: the newer version is not served: %s", name, error)
+                raise
+            served.versions, served.problem = fresh, None
+            log.info("collection %s: now %d images", name, len(fresh[served.active].saved.items))
+        return self.info(name)
+
+    def _reopened(self, served: Served) -> list[Version]:
+        return [self._open(version.source) for version in served.versions]
+
+    async def close(self) -> None:
+        """Close the connections of all versions."""
+        for _, version in self.versions():
+            await version.encoder.close()
+        self._opening.shutdown()
+
+    async def switch(self, name: str, space: str) -> CollectionInfo:
+        """Make the version of a space the active one. Raises UnknownCollection, InvalidRequest if no version has it."""
+        name, _ = self.find(name)
+        served = self._served[name]
+        places = [place for place, version in enumerate(served.versions) if version.space.startswith(space)]
+        if len(places) != 1:
+            raise InvalidRequest(f"{len(places)} versions of {name!r} have a space {space}...", field="space")
+        served.active = places[0]
+        return self.info(name)

@@ -1,0 +1,170 @@
+"""Answer a search: references, embeddings, the index under a filter, metadata."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+
+from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.errors import InvalidImage, ItemError, UnsupportedQuery
+from cirrus_client.image.decode import check_header
+from cirrus_client.service.body import decoded_image
+from cirrus_client.service.collection import Version
+from cirrus_client.service.encoding import Pair
+from cirrus_client.service.models import FoundItem, Query, Result, SearchAnswer, SearchRequest, Term
+from cirrus_client.service.ranking import Ranked, Rows, Rules
+from cirrus_client.service.stopwatch import Stage, Stopwatch
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One term of a query. image: the bytes of a file. id: a gallery item in the place of an image."""
+
+    image: bytes | None = None
+    id: str | None = None
+    text: str | None = None
+    weight: float = 1.0
+
+
+Composed = tuple[Reference, ...]
+"""The terms of a query; their weighted embeddings are added."""
+
+
+def composed(query: Query, place: int) -> Composed:
+    """Return the terms of a query. Raises InvalidImage for an image that is not base64, with the query's place."""
+    terms: list[Query | Term] = [query, *query.also]
+    return tuple(_reference(term, place) for term in terms)
+
+
+async def answer(
+    version: Version, collection: str, request: SearchRequest, queries: Sequence[Composed], watch: Stopwatch
+) -> SearchAnswer:
+    """Answer a search on one version of a collection. queries: the terms of `request.queries`.
+
+    Raises UnknownItem, InvalidFilter, InvalidImage and what `QueryEncoder.encode` raises.
+    """
+    searcher = version.searcher
+    among, group = await asyncio.gather(searcher.mask(request.filter), searcher.groups(request.unique))
+    embeddings = await _embeddings(version, queries, watch)
+
+    async def ranked(query: Composed, embedding: Embeddings) -> list[Ranked]:
+        named = {term.id for term in query if term.id is not None}
+        left_out = set() if request.include_reference else {version.images.row(id) for id in named}
+        rules = Rules(
+            count=request.offset + request.k + 1,
+            left_out=frozenset(left_out),
+            min_score=request.min_score,
+            group=group,
+            fold=request.fold,
+        )
+        return await searcher.rank(embedding, rules, among)
+
+    with watch.measure(Stage.SEARCH):
+        found = await asyncio.gather(*map(ranked, queries, embeddings))
+    with watch.measure(Stage.METADATA):
+        results = [_result(version, collection, ranking, request) for ranking in found]
+    return SearchAnswer(
+        collection=collection,
+        space=version.space,
+        bundle=version.bundle_info(),
+        results=results,
+        timings=watch.timings(),
+    )
+
+
+def image_link(collection: str, space: str, id: str) -> str:
+    """Return the link to an item's image at this service. The space is in it, so that a swap changes the link."""
+    return f"/v1/items/{quote(id)}/image?collection={quote(f'{collection}@{space[:16]}')}"
+
+
+async def _embeddings(version: Version, queries: Sequence[Composed], watch: Stopwatch) -> list[Embeddings]:
+    """Return one embedding per query, float32 [D]."""
+    places = [place for place, query in enumerate(queries) for _ in query]
+    if len(places) > len(queries) and not version.weighted:
+        raise UnsupportedQuery(
+            "this collection's images have several vectors each, so that a sum of queries is no query: leave out 'also'"
+        )
+    terms = [term for query in queries for term in query]
+    with watch.measure(Stage.DECODE):
+        pairs = await asyncio.to_thread(_pairs, version, terms, places)
+    try:
+        embeddings = await version.encoder.encode(pairs, watch)
+    except ItemError as error:
+        raise error if error.position is None else error.at("query", places[error.position]) from None
+    weights = np.array([term.weight for term in terms], dtype=np.float32)
+    return [
+        _sum(embeddings, weights, np.flatnonzero(np.array(places) == place), place) for place in range(len(queries))
+    ]
+
+
+def _pairs(version: Version, terms: Sequence[Reference], places: Sequence[int]) -> list[Pair]:
+    pairs: list[Pair] = []
+    for term, place in zip(terms, places, strict=True):
+        if term.image is not None and term.id is not None:
+            raise UnsupportedQuery(
+                "it has an image and the id of an item: give one of them", item="query", position=place
+            )
+        image = version.images.read(term.id) if term.id is not None else term.image
+        if image is not None:
+            _check_pixels(image, version.max_pixels, place)
+        pairs.append((image, term.text))
+    return pairs
+
+
+def _check_pixels(image: bytes, limit: int, place: int) -> None:
+    try:
+        pixels = check_header(image).pixels
+    except InvalidImage as error:
+        raise error.at("query", place) from None
+    if pixels > limit:
+        raise InvalidImage(
+            f"the image has {pixels:,} pixels, the service takes {limit:,}: make it smaller",
+            item="query",
+            position=place,
+        )
+
+
+def _sum(embeddings: Embeddings, weights: Embeddings, rows: Rows, place: int) -> Embeddings:
+    if len(rows) == 1:
+        alone: Embeddings = embeddings[rows[0]] * np.sign(weights[rows[0]])
+        return alone
+    total = weights[rows] @ embeddings[rows]
+    length = float(np.linalg.norm(total))
+    if not length > 1e-6:
+        raise UnsupportedQuery("its terms cancel each other out", item="query", position=place)
+    summed: Embeddings = (total / length).astype(np.float32)
+    return summed
+
+
+def _reference(term: Query | Term, place: int) -> Reference:
+    try:
+        image = None if term.image is None else decoded_image(term.image)
+    except InvalidImage as error:
+        raise error.at("query", place) from None
+    weight = term.weight if isinstance(term, Term) else 1.0
+    return Reference(image, term.id, term.text, weight)
+
+
+def _result(version: Version, collection: str, ranking: Sequence[Ranked], request: SearchRequest) -> Result:
+    shown = ranking[request.offset : request.offset + request.k]
+    items = version.saved.items.rows([one.row for one in shown])
+    folded = version.saved.items.rows([row for one in shown for row in one.duplicates])
+    ids = iter([item.id for item in folded])
+    return Result(
+        items=[
+            FoundItem(
+                id=item.id,
+                rank=rank,
+                score=one.score,
+                metadata=item.metadata,
+                image=image_link(collection, version.space, item.id),
+                duplicates=[next(ids) for _ in one.duplicates],
+            )
+            for rank, (one, item) in enumerate(zip(shown, items, strict=True), start=request.offset + 1)
+        ],
+        more=len(ranking) > request.offset + request.k,
+    )
