@@ -42,6 +42,7 @@ app = typer.Typer(
     cls=_Cirrus,
     help="Composed image retrieval: from a trained checkpoint to an answered query.",
     no_args_is_help=True,
+    context_settings={"auto_envvar_prefix": "CIRRUS"},
     pretty_exceptions_enable=False,
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +15,20 @@ from cirrus_client.cli.served import find_repository
 from cirrus_client.extras import need
 from cirrus_client.service.collection import Source
 from cirrus_client.service.encoders import TritonPorts
-from cirrus_client.service.process import ServiceOptions, run_service
+from cirrus_client.service.json_lines import JsonLines
+from cirrus_client.service.limits import Limits
+from cirrus_client.service.options import ServiceOptions
 from cirrus_client.telemetry import switch_off
 from cirrus_client.triton.server import TritonServer, find_server
+
+_LIMITS = Limits()
+
+
+class LogFormat(StrEnum):
+    """How log messages are written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def serve(
@@ -33,7 +46,10 @@ def serve(
         bool, typer.Option("--in-process", help="Encode in this process, without a Triton server.")
     ] = False,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback needs --trust-network.")
+        str,
+        typer.Option(
+            help="Address to listen on; beyond loopback searches need API keys, Triton alone --trust-network."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the search service.")] = 8080,
     http_port: Annotated[int, typer.Option(help="Triton's port for HTTP requests.")] = 8000,
@@ -42,6 +58,29 @@ def serve(
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Everybody who reaches --host may take this server over.")
     ] = False,
+    api_keys_file: Annotated[Path | None, typer.Option(help="File of lines ID=KEY; searches need one of them.")] = None,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CIRRUS_API_KEYS", help="ID=KEY,ID=KEY; give it in the environment, where no other user sees it."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without API keys: who reaches it may search.")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="An origin whose pages may call the service, like https://shop.example.")
+    ] = None,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest body of a request.")] = _LIMITS.max_body_bytes,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one image of a query.")] = _LIMITS.max_pixels,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Most queries that wait for the encoder; further ones are refused.")
+    ] = _LIMITS.max_waiting,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Most requests per second of one key, or of one address.")
+    ] = _LIMITS.rate,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one request.")] = _LIMITS.timeout_s,
+    log_format: Annotated[LogFormat, typer.Option(help="json writes one object per line.")] = LogFormat.TEXT,
 ) -> None:
     """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted.
 
@@ -52,12 +91,20 @@ def serve(
         find_server()
     need("onnxruntime", "cirrus serve")
     if index is not None:
+        if log_format is LogFormat.JSON:
+            for handler in logging.getLogger().handlers:
+                handler.setFormatter(JsonLines())
         _serve_searches(
             ServiceOptions(
                 _collections(bundle, index, root, collection or []),
                 host=host,
                 port=port,
                 triton=None if in_process else TritonPorts(http_port, grpc_port, metrics_port),
+                limits=Limits(max_body_bytes, max_pixels, max_waiting, rate, timeout_s),
+                api_keys=api_keys_file,
+                listed_keys=api_keys,
+                insecure=insecure,
+                origins=tuple(cors_origin or ()),
             )
         )
         return
@@ -80,6 +127,8 @@ def serve(
 
 
 def _serve_searches(options: ServiceOptions) -> None:
+    from cirrus_client.service.process import run_service  # needs the extra `service`, which Triton alone does not
+
     where = "in this process" if options.triton is None else f"on Triton, gRPC 127.0.0.1:{options.triton.grpc}"
     shown = f"[{options.host}]" if ":" in options.host else options.host
     run_service(

@@ -11,16 +11,22 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from cirrus_client import __version__
 from cirrus_client.errors import CirrusError, InvalidRequest
 from cirrus_client.service import openapi
+from cirrus_client.service.door.flow import Flow
+from cirrus_client.service.door.gate import Access, Gate
+from cirrus_client.service.door.headers import SafeHeaders
+from cirrus_client.service.door.journal import Journal
+from cirrus_client.service.door.rate import RateLimit
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.problems import problem, problem_of, status_of
 from cirrus_client.service.registry import Registry
-from cirrus_client.service.routes import collections, health, items, search
+from cirrus_client.service.routes import collections, health, items, search, session
 
 PAGE = Path(__file__).parent / "page"
 log = logging.getLogger(__name__)
@@ -32,13 +38,14 @@ class Service:
 
     registry: Registry
     limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
 
 
 Opening = Callable[[], AbstractAsyncContextManager[Service]]
 """Opens what a service needs, in its event loop, and closes it at the end."""
 
 
-def create_app(opening: Opening) -> FastAPI:
+def create_app(opening: Opening, *, limits: Limits, access: Access) -> FastAPI:
     """Return the application. opening: is entered when the server starts, before the first request is taken."""
 
     @asynccontextmanager
@@ -56,13 +63,19 @@ def create_app(opening: Opening) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    for routes in (search, items, collections, health):
+    for routes in (search, items, collections, session, health):
         app.include_router(routes.router)
     app.add_exception_handler(CirrusError, _typed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _defect)
     openapi.complete(app)
+    app.add_middleware(Flow, limits=limits)
+    app.add_middleware(Gate, access=access, rate=None if limits.rate is None else RateLimit(limits.rate))
+    if access.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=access.origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(SafeHeaders)
+    app.add_middleware(Journal)
     app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False), name="page")
     return app
 

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+
+import uvicorn
 
 from cirrus_client.errors import ServerError
-from cirrus_client.extras import need
-from cirrus_client.service.collection import Source
-from cirrus_client.service.encoders import Encoders, TritonPorts
-from cirrus_client.service.limits import Limits
+from cirrus_client.service.app import Service, create_app
+from cirrus_client.service.door.gate import Access
+from cirrus_client.service.door.keys import read_keys
+from cirrus_client.service.encoders import Encoders
+from cirrus_client.service.options import ServiceOptions
 from cirrus_client.service.registry import Registry
+from cirrus_client.triton.server import is_loopback
 
 _GRACE_S = 10
-
-
-@dataclass(frozen=True)
-class ServiceOptions:
-    """What is served, and how.
-
-    collections: the sources of each, by name; the first source is active. triton: ports of the first Triton server;
-    None encodes in this process. engine: see `LocalEncoder`.
-    """
-
-    collections: Mapping[str, Sequence[Source]]
-    host: str = "127.0.0.1"
-    port: int = 8080
-    triton: TritonPorts | None = None
-    engine: str | None = None
-    limits: Limits = field(default_factory=Limits)
 
 
 def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambda: None) -> None:
     """Serve until a signal ends it. announce: is called when everything is ready.
 
-    Raises MissingPackage, ServerError if a port is taken, and what opening the collections raises.
+    Raises ServerError if a port is taken or everybody could call, and what opening the collections raises.
     """
-    uvicorn = need("uvicorn", "the search service")
-    need("fastapi", "the search service")
-    from cirrus_client.service.app import Service, create_app
-
+    access = _access(options)
     listening = _listening(options.host, options.port)
     with listening, Encoders(options.limits, triton=options.triton, engine=options.engine) as encoders:
         registry = Registry(encoders.open)
@@ -50,16 +34,16 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
 
         @asynccontextmanager
         async def opening() -> AsyncIterator[Service]:
-            yield Service(registry, options.limits)
+            yield Service(registry, options.limits, access)
             await registry.close()
 
-        class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        class Server(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 announce()
 
         config = uvicorn.Config(
-            create_app(opening),
+            create_app(opening, limits=options.limits, access=access),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -67,6 +51,17 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
             lifespan="on",
         )
         Server(config).run([listening])
+
+
+def _access(options: ServiceOptions) -> Access:
+    keys = read_keys(options.api_keys, options.listed_keys)
+    loopback = is_loopback(options.host)
+    if not (loopback or keys or options.insecure):
+        raise ServerError(
+            f"can't listen on {options.host} without API keys: give --api-keys-file, or say --insecure if everybody "
+            "who reaches it may search"
+        )
+    return Access(keys, only_loopback=loopback and not keys and not options.insecure, origins=options.origins)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -116,7 +116,7 @@ class TritonServer:
         host is not loopback without `trust_network`; what `find_server` raises; and ServerUnavailable, with the end of
         the server's log, if the server does not become ready.
         """
-        if not (_is_loopback(self.host) or self._trust_network):
+        if not (is_loopback(self.host) or self._trust_network):
             raise ServerError(
                 f"can't listen on {self.host}: the pip-installed Triton is for one machine that you trust, since who "
                 "reaches its ports can take it over (CVE-2025-23319); serve a network from NVIDIA's container, see "
@@ -308,7 +308,8 @@ def _check_port(host: str, port: int) -> None:
         raise ServerError(f"can't listen on {host}:{port}: {error.strerror}; choose another port") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether an address to listen on is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

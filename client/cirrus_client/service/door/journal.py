@@ -1,0 +1,55 @@
+"""Give every request an id, and log how it ended."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_GONE = 499
+log = logging.getLogger("cirrus_client.service.requests")
+
+
+class Journal:
+    """ASGI middleware. The id is the request's own `X-Request-ID`, if that is a plain one; the answer has it too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and log its end."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        own = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = own if _ID.fullmatch(own) else secrets.token_hex(16)
+        started, status = time.perf_counter(), _CLIENT_GONE
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = state["request_id"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            client = scope.get("client")
+            fields = {
+                "request_id": state["request_id"],
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "duration_ms": round(1e3 * (time.perf_counter() - started), 3),
+                "key_id": state.get("key_id"),
+                "client": client[0] if client else None,
+                **state.get("logged", {}),
+            }
+            log.info("%s %s %d", scope["method"], scope["path"], status, extra={"fields": fields})

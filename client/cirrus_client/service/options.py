@@ -1,0 +1,32 @@
+"""What `cirrus serve` is told about the search service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cirrus_client.service.collection import Source
+from cirrus_client.service.encoders import TritonPorts
+from cirrus_client.service.limits import Limits
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """What is served, and how.
+
+    collections: the sources of each, by name; the first source is active. triton: ports of the first Triton server;
+    None encodes in this process. engine: see `LocalEncoder`. api_keys, listed_keys: see `read_keys`. insecure: listen
+    beyond loopback without keys. origins: of pages elsewhere that may call (CORS).
+    """
+
+    collections: Mapping[str, Sequence[Source]]
+    host: str = "127.0.0.1"
+    port: int = 8080
+    triton: TritonPorts | None = None
+    engine: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    api_keys: Path | None = None
+    listed_keys: str | None = None
+    insecure: bool = False
+    origins: tuple[str, ...] = ()

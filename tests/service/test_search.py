@@ -1,0 +1,192 @@
+"""Searches over HTTP: references of every kind, and the answer that the library gives."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.index import open_index
+from cirrus_client.retriever import open_retriever
+from tests.conftest import BAD_IMAGES
+
+
+def search(client: TestClient, *queries: dict, **options: object) -> dict:
+    answer = client.post("/v1/search", json={"queries": list(queries), **options})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ids(result: dict) -> list[str]:
+    return [item["id"] for item in result["items"]]
+
+
+def problem(answer) -> dict:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    assert answer.json()["status"] == answer.status_code
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def expected(encoder: LocalEncoder, index_root: Path, photo: bytes) -> list[str]:
+    return [match.id for match in open_retriever(encoder, index_root).search(image=photo, text="in blue", k=6)]
+
+
+def test_a_file_base64_and_a_data_uri_give_the_librarys_answer(client, photo, expected) -> None:
+    text = base64.b64encode(photo).decode()
+    by_form = client.post("/v1/search", files={"image": photo}, data={"text": "in blue", "k": "6"}).json()
+    by_json = search(client, {"image": text, "text": "in blue"}, k=6)
+    by_uri = search(client, {"image": f"data:image/jpeg;base64,{text}", "text": "in blue"}, k=6)
+    assert [ids(answer["results"][0]) for answer in (by_form, by_json, by_uri)] == [expected] * 3
+
+
+def test_an_item_stands_for_its_image_and_is_left_out_of_the_answer(client, expected) -> None:
+    found = search(client, {"id": "000007.jpg", "text": "in blue"}, k=5)["results"][0]
+    assert ids(found) == [id for id in expected if id != "000007.jpg"][:5]
+    with_itself = search(client, {"id": "000007.jpg", "text": "in blue"}, k=6, include_reference=True)["results"][0]
+    assert ids(with_itself) == expected
+
+
+def test_several_queries_in_one_call_are_answered_as_alone(client, photo) -> None:
+    queries = [{"id": f"{n:06}.jpg", "text": text} for n, text in ((1, "red"), (2, None), (3, "with stripes"))]
+    together = search(client, *queries, k=4)["results"]
+    assert [ids(result) for result in together] == [ids(search(client, q, k=4)["results"][0]) for q in queries]
+
+
+def test_pages_of_an_answer_are_the_whole_answer(client) -> None:
+    query = {"id": "000004.jpg"}
+    whole = search(client, query, k=59)["results"][0]
+    pages = [search(client, query, k=20, offset=offset)["results"][0] for offset in (0, 20, 40)]
+    assert [item for page in pages for item in page["items"]] == whole["items"]
+    assert [page["more"] for page in pages] == [True, True, False]
+    assert [item["rank"] for item in whole["items"]] == list(range(1, 60))
+
+
+def test_an_answer_names_space_bundle_metadata_and_where_its_time_went(client, encoder) -> None:
+    answer = search(client, {"id": "000008.jpg"}, k=60)
+    assert answer["space"] == encoder.space.fingerprint
+    assert answer["bundle"]["name"] == encoder.bundle.spec.name
+    item = next(item for item in answer["results"][0]["items"] if item["id"] == "000009.jpg")
+    assert item["metadata"] == {
+        "price": 13.5,
+        "stock": -11,
+        "brand": "a",
+        "sold": True,
+        "since": "2026-10-10",
+        "product": "product 2",
+        "tags": ["9"],
+    }
+    times = answer["timings"]
+    assert times["total_ms"] >= times["encode_ms"] > 0
+
+
+def test_a_link_leads_to_the_image_and_to_a_thumbnail(client, pictures) -> None:
+    item = search(client, {"id": "000008.jpg"}, k=1)["results"][0]["items"][0]
+    whole = client.get(item["image"])
+    assert whole.content == (pictures / item["id"]).read_bytes()
+    assert whole.headers["content-type"] == "image/jpeg"
+    small = client.get(item["image"] + "&size=32")
+    assert max(Image.open(io.BytesIO(small.content)).size) == 32
+    again = client.get(item["image"] + "&size=32", headers={"If-None-Match": small.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_texts_alone_are_answered_where_the_recipe_does(client) -> None:
+    assert len(ids(search(client, {"text": "red"}, collection="texts")["results"][0])) == 10
+    refused = problem(client.post("/v1/search", json={"queries": [{"id": "000001.jpg"}, {"text": "red"}]}))
+    assert (refused["type"], refused["position"]) == ("urn:cirrus:UnsupportedQuery", 1)
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_image_is_a_problem_that_names_the_query(client, kind: str) -> None:
+    content, reason = BAD_IMAGES[kind]
+    image = base64.b64encode(content).decode() or "data:;base64,"
+    found = problem(client.post("/v1/search", json={"queries": [{"id": "000001.jpg"}, {"image": image}]}))
+    assert (found["type"], found["status"], found["position"]) == ("urn:cirrus:InvalidImage", 422, 1)
+    assert reason in found["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        ({"queries": []}, "InvalidRequest", 422),
+        ({"queries": [{"text": "a"}] * 33}, "InvalidRequest", 422),
+        ({"queries": [{}]}, "UnsupportedQuery", 422),
+        ({"queries": [{"id": "nowhere.jpg"}]}, "UnknownItem", 404),
+        ({"queries": [{"id": "000001.jpg", "image": "AAAA"}]}, "UnsupportedQuery", 422),
+        ({"queries": [{"id": "000001.jpg"}], "k": 0}, "InvalidRequest", 422),
+        ({"queries": [{"id": "000001.jpg"}], "nonsense": 1}, "InvalidRequest", 422),
+        ({"queries": [{"id": "000001.jpg"}], "collection": "none"}, "UnknownCollection", 404),
+        ({"queries": [{"id": "000001.jpg"}], "collection": "pictures@0000"}, "UnknownCollection", 404),
+        ({"queries": [{"image": "https://example.com/a.jpg"}]}, "InvalidImage", 422),
+        ({"queries": [{"image": "data:image/jpeg,abc"}]}, "InvalidImage", 422),
+    ],
+)
+def test_a_wrong_request_is_a_typed_problem(client, body: dict, kind: str, status: int) -> None:
+    found = problem(client.post("/v1/search", json=body))
+    assert (found["type"], found["status"]) == (f"urn:cirrus:{kind}", status)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"a"', b"\xff\xfe", b"[" * 100_000, b'{"queries": "\\ud800"}'])
+def test_a_body_that_is_no_request_is_a_problem(client, content: bytes) -> None:
+    assert problem(client.post("/v1/search", content=content))["type"] == "urn:cirrus:InvalidRequest"
+
+
+@pytest.mark.parametrize(
+    ("files", "data"),
+    [
+        ({"text": b"in blue"}, {}),
+        ({"image": b"x", "k": b"\xff"}, {}),
+        ({"image": b"x"}, {"k": "many"}),
+        ({"image": b"x"}, {"filter": "price < 5"}),
+        ({"image": b"x"}, {"nonsense": "1"}),
+    ],
+)
+def test_a_form_with_wrong_fields_is_a_problem(client, files: dict, data: dict) -> None:
+    assert problem(client.post("/v1/search", files=files, data=data))["type"] == "urn:cirrus:InvalidRequest"
+
+
+def test_terms_are_added_by_their_weights(client, encoder, index_root, pictures) -> None:
+    terms = [{"id": "000002.jpg", "text": "red", "weight": 0.5}, {"id": "000030.jpg", "weight": -0.7}]
+    found = search(client, {"id": "000001.jpg", "also": terms}, k=5)["results"][0]
+    images = [pictures / f"{n:06}.jpg" for n in (1, 2, 30)]
+    one, two, three = encoder.encode_queries(images, [None, "red", None])
+    wanted = one + 0.5 * two - 0.7 * three
+    hits = open_index(index_root).index.search((wanted / np.linalg.norm(wanted))[None], 10)
+    items = [item.id for item in open_index(index_root).items.rows(hits.rows[0].tolist())]
+    assert ids(found) == [id for id in items if id not in ("000001.jpg", "000002.jpg", "000030.jpg")][:5]
+    opposite = [{"id": "000001.jpg", "weight": -1}]
+    cancelled = client.post("/v1/search", json={"queries": [{"id": "000001.jpg", "also": opposite}]})
+    assert problem(cancelled)["type"] == "urn:cirrus:UnsupportedQuery"
+
+
+def test_collections_say_what_they_answer_and_what_their_columns_hold(client, bundle) -> None:
+    pictures, texts = client.get("/v1/collections").json()["collections"]
+    assert pictures["accepts"] == ["image", "image+text"]
+    assert "text" in texts["accepts"]
+    columns = {column["name"]: column for column in pictures["columns"]}
+    assert {name: column["type"] for name, column in columns.items()} == {
+        "price": "number",
+        "stock": "integer",
+        "brand": "string",
+        "sold": "boolean",
+        "since": "date",
+        "product": "string",
+        "tags": "other",
+    }
+    assert columns["brand"]["values"] == ["a", "b", "c"]
+    assert (columns["stock"]["low"], columns["stock"]["high"]) == (-19, 39)
+    assert pictures["images"] == 60
+
+
+def test_an_item_is_found_by_its_id(client) -> None:
+    item = client.get("/v1/items/000009.jpg").json()
+    assert item["metadata"]["stock"] == -11
+    assert client.get(item["image"]).status_code == 200
+    assert problem(client.get("/v1/items/000009.png"))["type"] == "urn:cirrus:UnknownItem"
