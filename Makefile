@@ -63,8 +63,10 @@ $(DEMO)/index/index.json: $(DEMO)/bundle/bundle.json
 	$(BIN)/cirrus embed $(DEMO)/photos --bundle $(BUNDLE) --out $(DEMO)/gallery
 	$(BIN)/cirrus index $(DEMO)/gallery --out $(DEMO)/index
 
-serve: $(DEMO)/bundle/bundle.json  ## serve BUNDLE (the demo) with a real Triton server on loopback
-	$(BIN)/cirrus serve $(BUNDLE)
+INDEX ?= $(DEMO)/index
+
+serve: $(DEMO)/index/index.json  ## serve BUNDLE and INDEX (the demo): Triton, the search API and its page, on loopback
+	$(BIN)/cirrus serve $(BUNDLE) --index $(INDEX)
 
 demo: $(DEMO)/index/index.json  ## a few searches with contact sheets under build/demo/sheets
 	$(BIN)/python -m cirrus_demo catalogue $(DEMO)/catalogue

@@ -46,8 +46,10 @@ def index(
         ),
     ] = None,
     metadata: Annotated[
-        Path | None, typer.Option(help="Parquet with a column image_path; its other columns come with the results.")
+        Path | None,
+        typer.Option(help="Parquet whose columns come with the results, and can be filtered by."),
     ] = None,
+    key: Annotated[str, typer.Option(help="The column of --metadata with the images' paths.")] = "image_path",
     root: Annotated[
         str | None, typer.Option(help="Where the images are now: a folder, or the prefix of their URLs.")
     ] = None,
@@ -73,7 +75,7 @@ def index(
         out,
         options=BuildOptions(kind, storage, sample),
         backend=backend,
-        metadata=None if metadata is None else read_metadata(metadata),
+        metadata=None if metadata is None else read_metadata(metadata, key=key),
         images=root,
     )
     echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")

@@ -100,9 +100,24 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None, *, vect
             writer.close()
 
 
-def read_metadata(path: Path) -> pa.Table:
-    """Read metadata of images from a Parquet file. Raises SearchIndexError if it can't be read."""
-    return read_parquet(path, raises=SearchIndexError, way_out="--metadata takes a Parquet file")
+def read_metadata(path: Path, *, key: str = _PATH) -> pa.Table:
+    """Read metadata of images from a Parquet file.
+
+    key: the column with the images' paths, relative to their root; it is named `image_path` in the result. Raises
+    SearchIndexError if the file can't be read, or has no such column of texts.
+    """
+    way_out = "--metadata takes a Parquet file, and --key its column of paths"
+    table = read_parquet(path, raises=SearchIndexError, way_out=way_out)
+    if key not in table.column_names:
+        found = ", ".join(table.column_names)
+        raise SearchIndexError(f"{path} has no column '{key}', only {found}; {way_out}", path=path)
+    if key != _PATH and _PATH in table.column_names:
+        table = table.drop_columns([_PATH])
+    table = table.rename_columns([_PATH if name == key else name for name in table.column_names])
+    paths = table[_PATH]
+    if not (pa.types.is_string(paths.type) or pa.types.is_large_string(paths.type)):
+        raise SearchIndexError(f"{path}: its column '{key}' is {paths.type}, and paths are texts; {way_out}", path=path)
+    return table.set_column(table.column_names.index(_PATH), _PATH, paths.cast(pa.string()))
 
 
 def _check_metadata(metadata: pa.Table) -> None:

@@ -135,7 +135,7 @@ def _compared_with_integers(column: pa.ChunkedArray, op: str, value: Any) -> Mas
             return present if op == "!=" else np.zeros(len(column), dtype=np.bool_)
         op, value = ("<=", math.floor(value)) if op in ("<", "<=") else (">=", math.ceil(value))
     value = int(value)
-    limits = np.iinfo(column.type.to_pandas_dtype())
+    limits = np.iinfo(str(column.type))  # its names are NumPy's, like "uint8"
     if not limits.min <= value <= limits.max:
         below_all = value < limits.min
         true = op == "!=" or op in ((">", ">=") if below_all else ("<", "<="))

@@ -1,0 +1,300 @@
+"""Filters: what they are true for, against plain Python; searches under them, against brute force."""
+
+from __future__ import annotations
+
+import math
+import operator
+import random
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from cirrus_client.bundle import Similarity, SpaceSpec
+from cirrus_client.errors import InvalidFilter, SearchIndexError
+from cirrus_client.index.faiss_build import index_in_memory
+from cirrus_client.index.protocol import BuildOptions, SearchKind, Storage
+from cirrus_client.service.filter_models import Filter
+from cirrus_client.service.filters import matching
+from tests.service.test_search import ids, problem, search
+
+_FILTER: TypeAdapter[Any] = TypeAdapter(Filter)
+_PYTHON = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_LARGE = 2**53
+ROWS = 300
+
+
+def columns(seed: int) -> dict[str, list[Any]]:
+    """Columns of every type with empty places, and values at the edges."""
+    chance = random.Random(seed)
+
+    def some(values: list[Any]) -> list[Any]:
+        return [None if chance.random() < 0.1 else chance.choice(values) for _ in range(ROWS)]
+
+    return {
+        "price": some([0.0, -0.0, 0.1, 19.99, 20.0, -3.5, 1e300, math.inf, math.nan]),
+        "narrow": some([0.1, 0.5, 2.0, -1.25]),
+        "stock": some([0, 1, 2, -5, _LARGE, _LARGE + 1, 2**63 - 1, -(2**63)]),
+        "small": some([0, 1, 200, 255]),
+        "brand": some(["", "a", "b", "B", "é", "a'; drop table", "日本"]),
+        "sold": some([True, False]),
+        "since": some([date(2026, 1, 1), date(1969, 12, 31), date(2026, 5, 31)]),
+        "seen": some([datetime(2026, 5, 31, 12, tzinfo=UTC) + timedelta(microseconds=n) for n in range(3)]),
+    }
+
+
+_TYPES = {
+    "price": pa.float64(),
+    "narrow": pa.float32(),
+    "stock": pa.int64(),
+    "small": pa.uint8(),
+    "brand": pa.string(),
+    "sold": pa.bool_(),
+    "since": pa.date32(),
+    "seen": pa.timestamp("us", "UTC"),
+}
+
+
+def random_filter(chance: random.Random, held: dict[str, list[Any]], depth: int = 3) -> dict[str, Any]:
+    kind = chance.choice(
+        ["and", "or", "not", "compare", "compare", "in", "null"] if depth else ["compare", "in", "null"]
+    )
+    if kind in ("and", "or"):
+        return {kind: [random_filter(chance, held, depth - 1) for _ in range(chance.randrange(4))]}
+    if kind == "not":
+        return {"not": random_filter(chance, held, depth - 1)}
+    column = chance.choice(list(held))
+    if kind == "null":
+        return {"column": column, "op": chance.choice(["null", "not_null"])}
+    if kind == "in":
+        return {"column": column, "op": "in", "value": [random_value(chance, held, column) for _ in range(3)]}
+    ops = ["==", "!="] if column == "sold" else list(_PYTHON)
+    return {"column": column, "op": chance.choice(ops), "value": random_value(chance, held, column)}
+
+
+def random_value(chance: random.Random, held: dict[str, list[Any]], column: str) -> Any:
+    if column in ("stock", "small") and chance.random() < 0.4:
+        return chance.choice([0.5, -0.5, 1.0, 300, -1, _LARGE + 2, 2**63 - 1, 1e30, -1e30])
+    values = [v for v in held[column] if v is not None and v == v and v not in (math.inf,)]
+    value = chance.choice(values)
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def is_true(row: dict[str, Any], node: dict[str, Any]) -> bool:
+    """The meaning of a filter in plain Python."""
+    if "and" in node:
+        return all(is_true(row, inner) for inner in node["and"])
+    if "or" in node:
+        return any(is_true(row, inner) for inner in node["or"])
+    if "not" in node:
+        return not is_true(row, node["not"])
+    held = row[node["column"]]
+    if node["op"] in ("null", "not_null"):
+        return (held is None) == (node["op"] == "null")
+    if held is None:
+        return False
+    if node["op"] == "in":
+        return any(held == typed(value, held) for value in node["value"])
+    return _PYTHON[node["op"]](held, typed(node["value"], held))
+
+
+def typed(value: Any, held: Any) -> Any:
+    return type(held).fromisoformat(value) if isinstance(held, date) else value
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_500_random_trees_are_true_for_what_python_says(seed: int) -> None:
+    held = columns(seed)
+    table = pa.table({name: pa.array(values, _TYPES[name]) for name, values in held.items()})
+    held["narrow"] = table["narrow"].to_pylist()
+    rows = [dict(zip(held, values, strict=True)) for values in zip(*held.values(), strict=True)]
+    chance = random.Random(100 + seed)
+    sizes = set()
+    for _ in range(100):
+        tree = random_filter(chance, held)
+        expected = [is_true(row, tree) for row in rows]
+        assert matching(table, _FILTER.validate_python(tree)).tolist() == expected, tree
+        sizes.add(sum(expected))
+    assert len(sizes) > 20, "the trees hardly differ"
+
+
+@pytest.mark.parametrize(
+    ("node", "place"),
+    [
+        ({"column": "colour", "op": "==", "value": "a"}, "filter.column"),
+        ({"column": "price", "op": "==", "value": "20"}, "filter.value"),
+        ({"column": "price", "op": "<", "value": True}, "filter.value"),
+        ({"column": "brand", "op": "<", "value": 5}, "filter.value"),
+        ({"column": "sold", "op": "<", "value": True}, "filter.value"),
+        ({"column": "sold", "op": "==", "value": 1}, "filter.value"),
+        ({"column": "since", "op": "<", "value": "May"}, "filter.value"),
+        ({"and": [{"or": []}, {"not": {"column": "x", "op": "null"}}]}, "filter.and.1.not.column"),
+        ({"column": "brand", "op": "in", "value": ["a", 1]}, "filter.value"),
+    ],
+)
+def test_a_filter_that_does_not_fit_the_columns_is_refused_with_its_place(node: dict[str, Any], place: str) -> None:
+    table = pa.table({name: pa.array([], type_) for name, type_ in _TYPES.items()})
+    with pytest.raises(InvalidFilter) as refused:
+        matching(table, _FILTER.validate_python(node))
+    assert refused.value.place == place
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        None,
+        {},
+        [],
+        "price < 5",
+        {"column": "price"},
+        {"column": "price", "op": "like", "value": "a"},
+        {"column": "price", "op": "==", "value": None},
+        {"column": "price", "op": "==", "value": {"a": 1}},
+        {"and": {}, "or": []},
+        {"and": [], "or": []},
+        {"column": "price", "op": "==", "value": math.nan},
+        {"not": None},
+    ],
+)
+def test_what_is_no_filter_is_refused_by_its_form(node: Any) -> None:
+    with pytest.raises(ValidationError):
+        _FILTER.validate_python(node)
+
+
+def test_a_deep_or_large_filter_is_refused_in_no_time(client) -> None:
+    query = {"queries": [{"id": "000001.jpg"}]}
+    deep: dict[str, Any] = {"column": "price", "op": "null"}
+    for _ in range(90):
+        deep = {"not": {"and": [deep]}}
+    large = {"or": [{"and": [{"column": "price", "op": "null"}] * 50}] * 50}
+    assert client.post("/v1/search", json={**query, "filter": deep}).status_code in (200, 422)
+    assert problem(client.post("/v1/search", json={**query, "filter": large}))["type"] == "urn:cirrus:InvalidFilter"
+
+
+def embeddings(count: int, vectors: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    drawn = generator.normal(size=(count, vectors, 24)).astype(np.float32)
+    drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)
+    return drawn[:, 0] if vectors == 1 else drawn
+
+
+@pytest.mark.parametrize("vectors", [1, 8])
+@pytest.mark.parametrize("kind", SearchKind)
+@pytest.mark.parametrize("storage", Storage)
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+def test_a_search_among_some_rows_is_that_of_brute_force(vectors, kind, storage, share) -> None:
+    similarity = Similarity.COSINE if vectors == 1 else Similarity.MAX_COSINE
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=vectors, similarity=similarity)
+    stored = embeddings(3_000, vectors, seed=1)
+    index, _ = index_in_memory(space, stored, options=BuildOptions(kind, storage))
+    held = index.vectors(np.arange(len(stored)))
+    assert np.abs(held.reshape(stored.shape) - stored).max() < 1e-3
+    queries = embeddings(20, 1, seed=2)
+    among = np.random.default_rng(3).random(len(stored)) < share
+    k = min(10, int(among.sum()))
+    hits = index.search_among(queries, 10, among)
+    scores = np.einsum("nvd,bd->bnv", held, queries).max(axis=2)
+    scores[:, ~among] = -np.inf
+    assert hits.rows.shape == (20, k)
+    assert among[hits.rows].all()
+    assert np.allclose(hits.scores, -np.sort(-scores, axis=1)[:, :k], atol=1e-5)
+
+
+def test_a_search_among_nothing_finds_nothing_and_a_wrong_mask_is_refused() -> None:
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
+    index, _ = index_in_memory(space, embeddings(50, 1, seed=1))
+    queries = embeddings(2, 1, seed=2)
+    assert index.search_among(queries, 5, np.zeros(50, dtype=bool)).rows.shape == (2, 0)
+    for wrong in (np.zeros(49, dtype=bool), np.zeros(50, dtype=np.int64)):
+        with pytest.raises(SearchIndexError, match="among"):
+            index.search_among(queries, 5, wrong)
+
+
+def test_a_filtered_answer_is_the_whole_answer_without_the_others(client) -> None:
+    query = {"id": "000004.jpg", "text": "red"}
+    wanted = {
+        "and": [{"column": "sold", "op": "==", "value": True}, {"column": "brand", "op": "in", "value": ["a", "b"]}]
+    }
+    whole = search(client, query, k=59)["results"][0]["items"]
+    kept = [item["id"] for item in whole if item["metadata"]["sold"] and item["metadata"]["brand"] in ("a", "b")]
+    found = search(client, query, k=59, filter=wanted)["results"][0]
+    assert ids(found) == kept
+    assert not found["more"]
+    assert ids(search(client, query, k=3, offset=2, filter=wanted)["results"][0]) == kept[2:5]
+    nothing = {"column": "price", "op": ">", "value": 10_000}
+    assert search(client, query, filter=nothing)["results"][0] == {"items": [], "more": False}
+
+
+def test_the_best_item_per_product_and_those_without_one_are_answered(client) -> None:
+    query = {"id": "000004.jpg"}
+    whole = search(client, query, k=59)["results"][0]["items"]
+    for column in ("product", "brand"):
+        seen: set[Any] = set()
+        kept = []
+        for item in whole:
+            value = item["metadata"][column]
+            if value is None or value not in seen:
+                kept.append(item["id"])
+            seen.add(value)
+        assert ids(search(client, query, k=59, unique=column)["results"][0]) == kept
+        assert ids(search(client, query, k=2, offset=1, unique=column)["results"][0]) == kept[1:3]
+    for column in ("nothing", "tags"):
+        body = {"queries": [query], "unique": column}
+        assert problem(client.post("/v1/search", json=body))["place"] == "unique"
+
+
+def test_near_duplicates_are_folded_into_the_better_one(client, index_root) -> None:
+    from cirrus_client.index import open_index
+
+    query = {"id": "000004.jpg"}
+    whole = ids(search(client, query, k=59)["results"][0])
+    saved = open_index(index_root)
+    held = saved.index.vectors(np.array([saved.items.find(id) for id in whole]))[:, 0]
+    cosines = held @ held.T
+    limit = float(np.quantile(cosines, 0.8))
+    found = search(client, query, k=59, fold=limit)["results"][0]["items"]
+    kept: dict[int, list[str]] = {}
+    for place, id in enumerate(whole):
+        nearest = max(kept, key=lambda other: cosines[place, other], default=None)
+        if nearest is not None and cosines[place, nearest] >= limit:
+            kept[nearest].append(id)
+        else:
+            kept[place] = []
+    assert 1 < len(kept) < 59
+    assert {item["id"]: item["duplicates"] for item in found} == {whole[place]: ids for place, ids in kept.items()}
+
+
+def test_scores_below_the_threshold_are_left_out(client) -> None:
+    query = {"id": "000004.jpg"}
+    whole = search(client, query, k=59)["results"][0]["items"]
+    limit = whole[10]["score"]
+    found = search(client, query, k=59, min_score=limit)["results"][0]
+    assert found["items"] == whole[:11]
+    assert not found["more"]
+
+
+def test_metadata_are_joined_by_any_column_of_paths(products, tmp_path) -> None:
+    import pyarrow.parquet as pq
+
+    from cirrus_client.index import read_metadata
+
+    table = pq.read_table(products).rename_columns(
+        ["photo", "price", "stock", "brand", "sold", "since", "product", "image_path"]
+    )
+    pq.write_table(table, tmp_path / "photos.parquet")
+    read = read_metadata(tmp_path / "photos.parquet", key="photo")
+    assert read["image_path"].to_pylist() == table["photo"].to_pylist()
+    assert read.column_names == ["image_path", "price", "stock", "brand", "sold", "since", "product"]
+    for key, message in (("picture", "no column 'picture'"), ("stock", "'stock' is int64")):
+        with pytest.raises(SearchIndexError, match=message):
+            read_metadata(tmp_path / "photos.parquet", key=key)
