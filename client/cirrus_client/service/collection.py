@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cirrus_client.bundle import Bundle, BundleSpec
+from cirrus_client.bundle import CONTRACT, Bundle, BundleSpec
 from cirrus_client.errors import SpaceMismatch
-from cirrus_client.index.saved import SavedIndex, open_index
+from cirrus_client.index.saved import MANIFEST, SavedIndex, open_index
 from cirrus_client.names import EnsembleName
 from cirrus_client.service.columns import described
 from cirrus_client.service.encoding import QueryEncoder
@@ -29,12 +29,17 @@ class Source:
     index: Path
     images: str | None = None
 
+    def state(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Return what differs after the bundle or the index was replaced: a few facts of their contracts' files."""
+        return tuple(_state(path) for path in (self.bundle / CONTRACT, self.index / MANIFEST))
+
 
 @dataclass(frozen=True)
 class Version:
     """An opened bundle and index. A request uses one version from its beginning to its end. Threads may share it."""
 
     source: Source
+    state: tuple[object, ...]
     bundle: Bundle
     saved: SavedIndex
     encoder: QueryEncoder
@@ -93,8 +98,10 @@ class Version:
         )
 
 
-def open_version(source: Source, bundle: Bundle, encoder: QueryEncoder, *, max_pixels: int) -> Version:
-    """Open the index of a version. max_pixels: of one image of a query.
+def open_version(
+    source: Source, state: tuple[object, ...], bundle: Bundle, encoder: QueryEncoder, *, max_pixels: int
+) -> Version:
+    """Open the index of a version. state: the source's before its bundle was opened. max_pixels: of one image.
 
     Raises SearchIndexError if the index is damaged, SpaceMismatch if it was built in another space than the bundle's.
     """
@@ -107,7 +114,15 @@ def open_version(source: Source, bundle: Bundle, encoder: QueryEncoder, *, max_p
             "the gallery with this bundle",
             components=differing,
         )
-    return Version(source, bundle, saved, encoder, Searcher(saved), GalleryImages(saved.items), max_pixels)
+    return Version(source, state, bundle, saved, encoder, Searcher(saved), GalleryImages(saved.items), max_pixels)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _figures(report: Path) -> dict[str, dict[str, float]]:

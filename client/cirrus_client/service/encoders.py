@@ -53,11 +53,12 @@ class Encoders:
         Raises BundleError, SearchIndexError or SpaceMismatch for what is on disk, EngineError, and what
         `TritonServer.start` raises.
         """
+        state = source.state()  # read first: what is replaced from now on is newer
         bundle = Bundle.open(source.bundle)
         key = f"{bundle.root.resolve()}\0{bundle.spec.model_dump_json()}"
         encoder = self._known.get(key) or self._started(bundle)
         self._known[key] = encoder
-        return open_version(source, bundle, encoder, max_pixels=self._limits.max_pixels)
+        return open_version(source, state, bundle, encoder, max_pixels=self._limits.max_pixels)
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from cirrus_client.service.door.gate import Access
 from cirrus_client.service.door.keys import read_keys
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.options import ServiceOptions
-from cirrus_client.service.registry import Registry
+from cirrus_client.service.registry import WATCH_S, Registry
 from cirrus_client.triton.server import is_loopback
 
 _GRACE_S = 10
@@ -34,7 +35,10 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
 
         @asynccontextmanager
         async def opening() -> AsyncIterator[Service]:
-            yield Service(registry, options.limits, access)
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(registry.watch(WATCH_S))
+                yield Service(registry, options.limits, access)
+                watching.cancel()
             await registry.close()
 
         class Server(uvicorn.Server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from cirrus_client.errors import CirrusError, InvalidRequest, UnknownCollection
 from cirrus_client.service.collection import Source, Version
 from cirrus_client.service.models import CollectionInfo
 
+WATCH_S = 1.0
 log = logging.getLogger(__name__)
 OpenVersion = Callable[[Source], Version]
 """Opens a source. It takes its time: newer versions are opened in a thread."""
@@ -113,6 +115,18 @@ class Registry:
             log.info("collection %s: now %d images", name, len(fresh[served.active].saved.items))
         return self.info(name)
 
+    async def watch(self, interval_s: float) -> None:
+        """Reload collections whose folders are replaced, until cancelled. What can't be opened is tried once."""
+        tried: dict[str, object] = {}
+        while True:
+            await asyncio.sleep(interval_s)
+            for name, served in list(self._served.items()):
+                states = await asyncio.to_thread(_states, served)
+                if states not in ([version.state for version in served.versions], tried.get(name)):
+                    tried[name] = states
+                    with contextlib.suppress(CirrusError):  # it is logged, and shown as the collection's problem
+                        await self.reload(name)
+
     def _reopened(self, served: Served) -> list[Version]:
         return [self._open(version.source) for version in served.versions]
 
@@ -131,3 +145,7 @@ class Registry:
             raise InvalidRequest(f"{len(places)} versions of {name!r} have a space {space}...", field="space")
         served.active = places[0]
         return self.info(name)
+
+
+def _states(served: Served) -> list[tuple[object, ...]]:
+    return [version.source.state() for version in served.versions]
