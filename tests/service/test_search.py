@@ -28,7 +28,7 @@ def ids(result: dict) -> list[str]:
 
 
 def problem(answer) -> dict:
-    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    assert answer.headers["content-type"] in ("application/problem+json", "application/json"), answer.text
     assert answer.json()["status"] == answer.status_code
     return answer.json()
 

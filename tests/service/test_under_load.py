@@ -104,7 +104,7 @@ def run_flow(limits: Limits, *, gone_after_s: float | None) -> tuple[list[dict],
         async def send(message: dict) -> None:
             sent.append(message)
 
-        await Flow(app, limits)({"type": "http", "headers": []}, receive, send)
+        await Flow(app, limits)({"type": "http", "path": "/", "headers": []}, receive, send)
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
     return sent, ends

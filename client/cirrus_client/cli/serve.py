@@ -71,6 +71,10 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="An origin whose pages may call the service, like https://shop.example.")
     ] = None,
+    image_host: Annotated[
+        list[str] | None, typer.Option(help="A host, or host:port, from which images named by a URL are fetched.")
+    ] = None,
+    suggester: Annotated[Path | None, typer.Option(help="A suggester of edit texts: run it in this process.")] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest body of a request.")] = _LIMITS.max_body_bytes,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of one image of a query.")] = _LIMITS.max_pixels,
     max_waiting: Annotated[
@@ -105,6 +109,8 @@ def serve(
                 listed_keys=api_keys,
                 insecure=insecure,
                 origins=tuple(cors_origin or ()),
+                image_hosts=tuple(host.lower() for host in image_host or ()),
+                suggester=suggester,
             )
         )
         return

@@ -23,10 +23,22 @@ from cirrus_client.service.door.gate import Access, Gate
 from cirrus_client.service.door.headers import SafeHeaders
 from cirrus_client.service.door.journal import Journal
 from cirrus_client.service.door.rate import RateLimit
+from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.limits import Limits
-from cirrus_client.service.problems import problem, problem_of, status_of
+from cirrus_client.service.problems import problem, problem_of, request_id, status_of
 from cirrus_client.service.registry import Registry
-from cirrus_client.service.routes import collections, health, items, search, session
+from cirrus_client.service.routes import (
+    clip_retrieval,
+    cohere,
+    collections,
+    health,
+    items,
+    openai,
+    search,
+    session,
+    suggest,
+)
+from cirrus_client.service.suggestions import Suggestions
 
 PAGE = Path(__file__).parent / "page"
 log = logging.getLogger(__name__)
@@ -39,6 +51,8 @@ class Service:
     registry: Registry
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
+    images: ImageReader = field(default_factory=lambda: ImageReader(max_bytes=Limits().max_body_bytes))
+    suggester: Suggestions | None = None
 
 
 Opening = Callable[[], AbstractAsyncContextManager[Service]]
@@ -63,7 +77,7 @@ def create_app(opening: Opening, *, limits: Limits, access: Access) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    for routes in (search, items, collections, session, health):
+    for routes in (search, items, collections, suggest, openai, cohere, clip_retrieval, session, health):
         app.include_router(routes.router)
     app.add_exception_handler(CirrusError, _typed)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -80,37 +94,27 @@ def create_app(opening: Opening, *, limits: Limits, access: Access) -> FastAPI:
     return app
 
 
-def request_id(request: Request) -> str | None:
-    """Return the id by which the log names a request."""
-    found: str | None = request.scope.get("state", {}).get("request_id")
-    return found
-
-
 async def _typed(request: Request, error: Exception) -> Response:
     assert isinstance(error, CirrusError)
     if status_of(error) >= 500:
-        log.error("request %s: %s: %s", request_id(request), type(error).__name__, error)
-    return problem_of(error, request_id(request))
+        log.error("request %s: %s: %s", request_id(request.scope), type(error).__name__, error)
+    return problem_of(error, request.scope)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field_ = ".".join(str(part) for part in first["loc"][1:]) or None
-    return problem_of(InvalidRequest(f"the request: {field_}: {first['msg']}", field=field_), request_id(request))
+    return problem_of(InvalidRequest(f"the request: {field_}: {first['msg']}", field=field_), request.scope)
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    answer = problem(
-        error.status_code, kind="about:blank", detail=str(error.detail), attributes={}, request_id=request_id(request)
-    )
+    answer = problem(request.scope, error.status_code, kind="about:blank", detail=str(error.detail), attributes={})
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    log.error("request %s: a defect of Cirrus", request_id(request), exc_info=error)
-    return problem(
-        500, kind="about:blank", detail="a defect of Cirrus; see its log", attributes={}, request_id=request_id(request)
-    )
+    log.error("request %s: a defect of Cirrus", request_id(request.scope), exc_info=error)
+    return problem(request.scope, 500, kind="about:blank", detail="a defect of Cirrus; see its log", attributes={})

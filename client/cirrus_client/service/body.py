@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import Any, TypeVar
 
@@ -12,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from cirrus_client.errors import InvalidImage, InvalidRequest
+from cirrus_client.errors import InvalidRequest
 from cirrus_client.records import first_problem
 
 M = TypeVar("M", bound=BaseModel)
@@ -60,17 +58,3 @@ def form_value(fields: dict[str, str | bytes], name: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         raise InvalidRequest(f"the form's field {name!r} is not JSON", field=name) from None
-
-
-def decoded_image(text: str) -> bytes:
-    """Return the bytes of an image in base64, or in a data URI of base64. Raises InvalidImage."""
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise InvalidImage("its data URI is not one of base64, like data:image/jpeg;base64,...")
-    elif "://" in text[:16]:
-        raise InvalidImage("it is a URL, and the service fetches nothing: send the file, in base64")
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidImage("it is not base64") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cirrus_client.service.encoding import QueryEncoder
 from cirrus_client.service.images import GalleryImages
 from cirrus_client.service.models import BundleInfo, Column, Fidelity, VersionInfo
 from cirrus_client.service.searcher import Searcher
+from cirrus_client.tokenizer import Tokenizer
 
 _REPORT = "report.json"
 
@@ -62,6 +64,11 @@ class Version:
     def weighted(self) -> bool:
         """Whether embeddings of queries may be added: what is nearest to a sum needs one vector per image."""
         return self.spec.space.vectors == 1
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer."""
+        return Tokenizer(self.spec.tokenizer, self.bundle.root)
 
     def bundle_info(self) -> BundleInfo:
         """Return what an answer says about the bundle."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cirrus_client.encoders.local import LocalEncoder, PreparedQuery
+from cirrus_client.encoders.local import LocalEncoder, Pixels, PreparedQuery
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import ItemError, TooManyRequests
 from cirrus_client.service.batching import Batcher
@@ -57,6 +57,9 @@ class LocalQueries:
         self._batcher: Batcher[PreparedQuery, Embeddings] = Batcher(
             self._run, max_batch=encoder.bundle.spec.max_batch, max_waiting=max_waiting, observe=observe
         )
+        self._targets: Batcher[Pixels, Embeddings] = Batcher(
+            self._run_targets, max_batch=encoder.bundle.spec.max_batch, max_waiting=max_waiting, observe=observe
+        )
 
     async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
         """See `QueryEncoder.encode`."""
@@ -69,12 +72,12 @@ class LocalQueries:
 
     async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
         """See `QueryEncoder.encode_targets`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._running, self._encoder.encode_targets, images)
+        prepared = await asyncio.gather(*(self._prepare_target(image, place) for place, image in enumerate(images)))
+        return np.stack([one.result for one in await self._targets.submit(prepared)])
 
     def waiting(self) -> int:
         """See `QueryEncoder.waiting`."""
-        return len(self._batcher)
+        return len(self._batcher) + len(self._targets)
 
     async def close(self) -> None:
         """See `QueryEncoder.close`."""
@@ -87,6 +90,17 @@ class LocalQueries:
             return await loop.run_in_executor(self._decoding, self._encoder.prepare_query, *pair)
         except ItemError as error:
             raise error.at("query", place) from None
+
+    async def _prepare_target(self, image: bytes, place: int) -> Pixels:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._decoding, self._encoder.prepare, image)
+        except ItemError as error:
+            raise error.at("image", place) from None
+
+    async def _run_targets(self, prepared: Sequence[Pixels]) -> Sequence[Embeddings]:
+        loop = asyncio.get_running_loop()
+        return list(await loop.run_in_executor(self._running, self._encoder.encode_prepared, prepared))
 
     async def _run(self, prepared: Sequence[PreparedQuery]) -> Sequence[Embeddings]:
         loop = asyncio.get_running_loop()

@@ -17,7 +17,8 @@ class ServiceOptions:
 
     collections: the sources of each, by name; the first source is active. triton: ports of the first Triton server;
     None encodes in this process. engine: see `LocalEncoder`. api_keys, listed_keys: see `read_keys`. insecure: listen
-    beyond loopback without keys. origins: of pages elsewhere that may call (CORS).
+    beyond loopback without keys. origins: of pages elsewhere that may call (CORS). image_hosts: see `ImageReader`.
+    suggester: the folder of one, or None.
     """
 
     collections: Mapping[str, Sequence[Source]]
@@ -30,3 +31,5 @@ class ServiceOptions:
     listed_keys: str | None = None
     insecure: bool = False
     origins: tuple[str, ...] = ()
+    image_hosts: tuple[str, ...] = ()
+    suggester: Path | None = None

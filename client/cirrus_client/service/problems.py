@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from cirrus_client import errors
 from cirrus_client.errors import CirrusError
 
 URN = "urn:cirrus:"
 MEDIA_TYPE = "application/problem+json"
+_OPENAI = ("/v1/embeddings", "/v1/models")
 _RETRY_AFTER_S = 1
 
 _STATUS: dict[type[CirrusError], int] = {
@@ -54,36 +55,42 @@ def status_of(error: CirrusError) -> int:
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
 
 
-def problem(
-    status: int, *, kind: str, detail: str, attributes: Mapping[str, Any], request_id: str | None
-) -> JSONResponse:
-    """Return a problem document. kind: the name of the error, or "about:blank" for one of HTTP itself."""
+def problem(scope: Scope, status: int, *, kind: str, detail: str, attributes: Mapping[str, Any]) -> JSONResponse:
+    """Return a problem document. kind: the name of the error, or "about:blank" for one of HTTP itself.
+
+    The endpoints of OpenAI's API answer plain JSON with OpenAI's member `error` as well, since its clients read that.
+    """
     body = {
         "type": kind if kind == "about:blank" else f"{URN}{kind}",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         **attributes,
-        "request_id": request_id,
+        "request_id": request_id(scope),
     }
+    media_type = MEDIA_TYPE
+    if scope["path"].startswith(_OPENAI):
+        body["error"] = {"message": detail, "type": kind, "param": None, "code": None}
+        media_type = "application/json"
     headers = {"Retry-After": str(attributes.get("retry_after_s", _RETRY_AFTER_S))} if status in (429, 503) else {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, status, headers, MEDIA_TYPE)
+    return JSONResponse(body, status, headers, media_type)
 
 
-def problem_of(error: CirrusError, request_id: str | None) -> JSONResponse:
+def problem_of(error: CirrusError, scope: Scope) -> JSONResponse:
     """Return the problem document of a typed error. Paths and addresses of this machine are left out."""
-    status = status_of(error)
-    if isinstance(error, _WITHHELD):
-        detail = f"{type(error).__name__}: see the service's log for request {request_id}"
-    else:
-        detail = str(error)
+    detail = str(error)
     attributes = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(error).items()
-        if name not in _PRIVATE and not name.startswith("_")
+        name: value for name, value in vars(error).items() if name not in _PRIVATE and not name.startswith("_")
     }
     if isinstance(error, _WITHHELD):
+        detail = f"{type(error).__name__}: see the service's log for request {request_id(scope)}"
         attributes.pop("reason", None)
-    return problem(status, kind=type(error).__name__, detail=detail, attributes=attributes, request_id=request_id)
+    return problem(scope, status_of(error), kind=type(error).__name__, detail=detail, attributes=attributes)
+
+
+def request_id(scope: Scope) -> str | None:
+    """Return the id by which the log names a request."""
+    found: str | None = scope.get("state", {}).get("request_id")
+    return found

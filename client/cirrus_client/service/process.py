@@ -14,8 +14,11 @@ from cirrus_client.service.app import Service, create_app
 from cirrus_client.service.door.gate import Access
 from cirrus_client.service.door.keys import read_keys
 from cirrus_client.service.encoders import Encoders
+from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.options import ServiceOptions
 from cirrus_client.service.registry import WATCH_S, Registry
+from cirrus_client.service.suggestions import Suggestions
+from cirrus_client.suggest import LocalSuggester
 from cirrus_client.triton.server import is_loopback
 
 _GRACE_S = 10
@@ -32,12 +35,14 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
         registry = Registry(encoders.open)
         for name, sources in options.collections.items():
             registry.add(name, sources)
+        images = ImageReader(max_bytes=options.limits.max_body_bytes, hosts=options.image_hosts)
+        suggester = None if options.suggester is None else Suggestions(LocalSuggester(options.suggester))
 
         @asynccontextmanager
         async def opening() -> AsyncIterator[Service]:
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(registry.watch(WATCH_S))
-                yield Service(registry, options.limits, access)
+                yield Service(registry, options.limits, access, images, suggester)
                 watching.cancel()
             await registry.close()
 

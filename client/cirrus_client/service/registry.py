@@ -73,8 +73,8 @@ class Registry:
             f"collection {wanted!r} has no version of space {space}", name=f"{wanted}@{space}", known=self.names()
         )
 
-    def info(self, name: str) -> CollectionInfo:
-        """Describe a collection. Raises UnknownCollection."""
+    def info(self, name: str, *, suggest: bool = False) -> CollectionInfo:
+        """Describe a collection. suggest: whether a suggester is served. Raises UnknownCollection."""
         name, version = self.find(name)
         served = self._served[name]
         return CollectionInfo(
@@ -83,7 +83,7 @@ class Registry:
             bundle=version.bundle_info(),
             accepts=version.accepts(),
             weighted=version.weighted,
-            suggest=False,
+            suggest=suggest,
             images=len(version.saved.items),
             dim=version.spec.space.dim,
             vectors=version.spec.space.vectors,

@@ -12,9 +12,9 @@ import numpy as np
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidImage, ItemError, UnsupportedQuery
 from cirrus_client.image.decode import check_header
-from cirrus_client.service.body import decoded_image
 from cirrus_client.service.collection import Version
 from cirrus_client.service.encoding import Pair
+from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.models import FoundItem, Query, Result, SearchAnswer, SearchRequest, Term
 from cirrus_client.service.ranking import Ranked, Rows, Rules
 from cirrus_client.service.stopwatch import Stage, Stopwatch
@@ -34,10 +34,10 @@ Composed = tuple[Reference, ...]
 """The terms of a query; their weighted embeddings are added."""
 
 
-def composed(query: Query, place: int) -> Composed:
-    """Return the terms of a query. Raises InvalidImage for an image that is not base64, with the query's place."""
+async def composed(query: Query, place: int, images: ImageReader) -> Composed:
+    """Return the terms of a query. Raises InvalidImage for an image that can't be read, with the query's place."""
     terms: list[Query | Term] = [query, *query.also]
-    return tuple(_reference(term, place) for term in terms)
+    return tuple([await _reference(term, place, images) for term in terms])
 
 
 async def answer(
@@ -110,12 +110,13 @@ def _pairs(version: Version, terms: Sequence[Reference], places: Sequence[int]) 
             )
         image = version.images.read(term.id) if term.id is not None else term.image
         if image is not None:
-            _check_pixels(image, version.max_pixels, place)
+            check_pixels(image, version.max_pixels, place)
         pairs.append((image, term.text))
     return pairs
 
 
-def _check_pixels(image: bytes, limit: int, place: int) -> None:
+def check_pixels(image: bytes, limit: int, place: int) -> None:
+    """Raise InvalidImage, with the query's place, if an image has more pixels than the limit, or is none."""
     try:
         pixels = check_header(image).pixels
     except InvalidImage as error:
@@ -140,9 +141,9 @@ def _sum(embeddings: Embeddings, weights: Embeddings, rows: Rows, place: int) ->
     return summed
 
 
-def _reference(term: Query | Term, place: int) -> Reference:
+async def _reference(term: Query | Term, place: int, images: ImageReader) -> Reference:
     try:
-        image = None if term.image is None else decoded_image(term.image)
+        image = None if term.image is None else await images.read(term.image)
     except InvalidImage as error:
         raise error.at("query", place) from None
     weight = term.weight if isinstance(term, Term) else 1.0

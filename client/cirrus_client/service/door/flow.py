@@ -103,7 +103,7 @@ class Flow:
 
     async def _refuse(self, error: CirrusError, scope: Scope, receive: Receive, send: _Answering) -> None:
         if not send.started:
-            await problem_of(error, scope.get("state", {}).get("request_id"))(scope, receive, send)
+            await problem_of(error, scope)(scope, receive, send)
 
 
 class _Answering:

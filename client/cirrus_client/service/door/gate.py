@@ -53,17 +53,16 @@ class Gate:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        headers, state = Headers(scope=scope), scope.setdefault("state", {})
-        request_id = state.get("request_id")
+        headers = Headers(scope=scope)
         foreign = self._foreign(headers)
         if foreign is not None:
-            return problem(403, kind="about:blank", detail=foreign, attributes={}, request_id=request_id)
+            return problem(scope, 403, kind="about:blank", detail=foreign, attributes={})
         try:
             caller = self._caller(scope, headers)
             if self._rate is not None and _is_closed(scope["path"]):
                 self._rate.take(caller)
         except CirrusError as error:
-            return problem_of(error, request_id)
+            return problem_of(error, scope)
         return None
 
     def _foreign(self, headers: Headers) -> str | None:

@@ -25,8 +25,8 @@ class SwitchRequest(Asked):
 @router.get("/v1/collections", response_model=Collections)
 async def collections(request: Request) -> Response:
     """Return what is served: recipe, precision, space, size, columns, fidelity."""
-    registry = service(request).registry
-    infos = [await asyncio.to_thread(registry.info, name) for name in registry.names()]
+    registry, suggest = service(request).registry, service(request).suggester is not None
+    infos = [await asyncio.to_thread(registry.info, name, suggest=suggest) for name in registry.names()]
     return json_answer(Collections(collections=infos))
 
 

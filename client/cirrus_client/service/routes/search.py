@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from cirrus_client.errors import InvalidRequest
 from cirrus_client.service.body import form_value, is_form, parse, read_form, read_json
+from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.models import SearchAnswer, SearchRequest
 from cirrus_client.service.openapi import PROBLEMS, body
 from cirrus_client.service.routes.parts import json_answer, service
@@ -40,15 +41,15 @@ _FORM = {
 async def search(request: Request) -> Response:
     """Search: an image or an item, but as the text says. JSON holds several queries, a form one and its file."""
     watch = Stopwatch()
-    wanted, queries = await _read(request)
+    wanted, queries = await _read(request, service(request).images)
     name, version = service(request).registry.find(wanted.collection)
     return json_answer(await answer(version, name, wanted, queries, watch))
 
 
-async def _read(request: Request) -> tuple[SearchRequest, list[Composed]]:
+async def _read(request: Request, images: ImageReader) -> tuple[SearchRequest, list[Composed]]:
     if not is_form(request):
         wanted = await read_json(request, SearchRequest)
-        return wanted, [composed(query, place) for place, query in enumerate(wanted.queries)]
+        return wanted, [await composed(query, place, images) for place, query in enumerate(wanted.queries)]
     fields = await read_form(request)
     image = fields.pop("image", None)
     query = {name: fields.pop(name) for name in ("id", "text") if name in fields}

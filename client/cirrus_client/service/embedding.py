@@ -1,0 +1,119 @@
+"""Embeddings for other tools: queries by the query ensembles, gallery images by the target's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.errors import InvalidRequest, ItemError, LimitExceeded, UnsupportedQuery
+from cirrus_client.service.collection import Version
+from cirrus_client.service.limits import MAX_TEXT_CHARS
+from cirrus_client.service.search import check_pixels
+from cirrus_client.service.stopwatch import Stopwatch
+
+MAX_INPUTS = 256
+
+
+class Side(StrEnum):
+    """What an embedding is for: to search with, or to be found."""
+
+    QUERY = "query"
+    DOCUMENT = "document"
+
+
+_SIDES = {
+    **dict.fromkeys(("query", "search_query", "retrieval.query"), Side.QUERY),
+    **dict.fromkeys(("document", "passage", "search_document", "retrieval.passage", "image"), Side.DOCUMENT),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one embedding is of: an image, a text, or an image with an edit."""
+
+    image: bytes | None = None
+    text: str | None = None
+
+
+def side_of(name: str | None) -> Side | None:
+    """Return the side that a dialect's `input_type` or `task` names; None for None. Raises InvalidRequest."""
+    if name is None:
+        return None
+    if name.lower() not in _SIDES:
+        raise InvalidRequest(f"input_type {name!r} is not one of {', '.join(_SIDES)}", field="input_type")
+    return _SIDES[name.lower()]
+
+
+async def embed(version: Version, contents: Sequence[Content], side: Side | None) -> list[Embeddings]:
+    """Return one embedding per content: float32 [D], or [V, D] for a gallery image of V vectors.
+
+    side: None takes an image alone for a gallery image and everything else for a query. Raises LimitExceeded,
+    InvalidImage, InvalidText, UnsupportedQuery, and what the encoder raises.
+    """
+    if len(contents) > MAX_INPUTS:
+        raise LimitExceeded(
+            f"{len(contents)} inputs, the limit is {MAX_INPUTS}: send several requests",
+            limit="inputs",
+            allowed=MAX_INPUTS,
+        )
+    for place, content in enumerate(contents):
+        if content.image is not None:
+            check_pixels(content.image, version.max_pixels, place)
+        if content.text is not None and len(content.text) > MAX_TEXT_CHARS:
+            raise LimitExceeded(
+                f"input {place} has {len(content.text):,} characters, the limit is {MAX_TEXT_CHARS:,}",
+                limit="text",
+                allowed=MAX_TEXT_CHARS,
+            )
+    sides = [side or (Side.QUERY if content.text is not None else Side.DOCUMENT) for content in contents]
+    queries = [place for place, one in enumerate(sides) if one is Side.QUERY]
+    documents = [place for place, one in enumerate(sides) if one is Side.DOCUMENT]
+    found = await asyncio.gather(_queries(version, contents, queries), _documents(version, contents, documents))
+    by_place = dict(zip([*queries, *documents], [*found[0], *found[1]], strict=True))
+    return [by_place[place] for place in range(len(contents))]
+
+
+def tokens_of(version: Version, contents: Sequence[Content]) -> int:
+    """Return how many tokens the texts of contents are, as their usage is counted."""
+    texts = [content.text for content in contents if content.text is not None]
+    return int((version.tokenizer(texts) != version.spec.tokenizer.pad_id).sum()) if texts else 0
+
+
+def as_base64(embedding: Embeddings) -> str:
+    """Return an embedding as base64 of little-endian float32."""
+    return base64.b64encode(embedding.astype("<f4").tobytes()).decode()
+
+
+async def _queries(version: Version, contents: Sequence[Content], places: Sequence[int]) -> Sequence[Embeddings]:
+    if not places:
+        return []
+    pairs = [(contents[place].image, contents[place].text) for place in places]
+    try:
+        return list(await version.encoder.encode(pairs, Stopwatch()))
+    except ItemError as error:
+        raise error if error.position is None else error.at("input", places[error.position]) from None
+
+
+async def _documents(version: Version, contents: Sequence[Content], places: Sequence[int]) -> Sequence[Embeddings]:
+    images = []
+    for place in places:
+        image, text = contents[place].image, contents[place].text
+        if image is None or text is not None:
+            raise UnsupportedQuery(
+                "a gallery of this collection has images alone: a text is a query (input_type 'query')",
+                item="input",
+                position=place,
+            )
+        images.append(image)
+    if not images:
+        return []
+    try:
+        return list(np.asarray(await version.encoder.encode_targets(images)))
+    except ItemError as error:
+        raise error if error.position is None else error.at("input", places[error.position]) from None

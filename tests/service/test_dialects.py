@@ -1,0 +1,244 @@
+"""Other tools' clients and request forms: the stock `openai` and `cohere` clients, vLLM, Jina, clip-retrieval."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import InvalidImage
+from cirrus_client.index import open_index
+from cirrus_client.service.fetch import ImageReader
+from tests.service.live import Live, live
+from tests.service.test_search import problem
+
+KEY = "k" * 24
+
+
+@pytest.fixture(scope="module")
+def running(bundle, index_root, text_source, tmp_path_factory) -> Iterator[Live]:
+    """A service in a process of its own, with a key, whose first collection answers texts alone as well."""
+    folder = tmp_path_factory.mktemp("dialects")
+    further = f"composed={bundle.root},{index_root}"
+    arguments = (text_source.bundle, "--index", text_source.index, "--collection", further, "--in-process")
+    with live(folder, *arguments, CIRRUS_API_KEYS=f"test={KEY}") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_zero_shot_bundle: Bundle) -> LocalEncoder:
+    return LocalEncoder(tiny_zero_shot_bundle)
+
+
+@pytest.fixture
+def asked(running):
+    with running.client(headers={"Authorization": f"Bearer {KEY}"}) as client:
+        yield client
+
+
+def uri(image: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+
+
+def close(found: object, expected: object) -> bool:
+    return bool(np.allclose(np.array(found), np.array(expected), atol=1e-4))
+
+
+@pytest.mark.parametrize("encoding", [None, "float", "base64"])
+def test_the_stock_openai_client_embeds_texts(running, texts, encoding) -> None:
+    openai = pytest.importorskip("openai", reason="the openai client is not installed")
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY)
+    options = {} if encoding is None else {"encoding_format": encoding}
+    answer = client.embeddings.create(model=client.models.list().data[0].id, input=["in blue", "red"], **options)
+    found = [
+        np.frombuffer(base64.b64decode(one.embedding), "<f4") if encoding == "base64" else one.embedding
+        for one in answer.data
+    ]
+    assert close(found, texts.encode_queries([None, None], ["in blue", "red"]))
+    assert [one.index for one in answer.data] == [0, 1]
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens > 4
+
+
+def test_the_stock_openai_client_gets_typed_errors(running) -> None:
+    openai = pytest.importorskip("openai", reason="the openai client is not installed")
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
+    with pytest.raises(openai.NotFoundError, match="there is no collection 'ada'"):
+        client.embeddings.create(model="ada", input="red")
+    with pytest.raises(openai.UnprocessableEntityError, match="composes text with an image"):
+        client.embeddings.create(model="composed", input="red")
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong").models.list()
+
+
+def test_the_stock_cohere_client_embeds_texts_images_and_both(running, texts, photo) -> None:
+    cohere = pytest.importorskip("cohere", reason="the cohere client is not installed")
+    client = cohere.ClientV2(KEY, base_url=running.url)
+    named = {"model": None, "embedding_types": ["float"]}
+    query = client.embed(texts=["red"], input_type="search_query", **named)
+    image = client.embed(images=[uri(photo)], input_type="image", **named)
+    parts = [{"type": "image_url", "image_url": {"url": uri(photo)}}, {"type": "text", "text": "red"}]
+    both = client.embed(inputs=[{"content": parts}], input_type="search_query", **named)
+    assert close(query.embeddings.float_, texts.encode_queries([None], ["red"]))
+    assert close(image.embeddings.float_, texts.encode_targets([photo]))
+    assert close(both.embeddings.float_, texts.encode_queries([photo], ["red"]))
+
+
+def test_images_and_edits_in_every_form(asked, encoder, photo) -> None:
+    coded = base64.b64encode(photo).decode()
+    parts = [{"type": "image_url", "image_url": {"url": uri(photo)}}, {"type": "text", "text": "red"}]
+    bare = [{"type": "image_url", "image_url": uri(photo)}, {"type": "text", "text": "red"}]
+    composed, query, document = (
+        encoder.encode_queries([photo], ["red"])[0],
+        encoder.encode_queries([photo], [None])[0],
+        encoder.encode_targets([photo])[0],
+    )
+    forms = [
+        ({"messages": [{"role": "user", "content": parts}]}, composed),
+        ({"messages": [{"role": "user", "content": bare}], "input_type": "query"}, composed),
+        ({"input": [{"image": coded, "text": "red"}]}, composed),
+        ({"input": [{"image": coded}]}, document),
+        ({"input": [{"image": uri(photo)}], "task": "retrieval.passage"}, document),
+        ({"input": uri(photo), "modality": "image"}, document),
+        ({"input": [uri(photo)], "input_type": "query"}, query),
+        ({"input": [uri(photo)], "task": "retrieval.query", "dimensions": 64, "user": "me"}, query),
+    ]
+    for body, expected in forms:
+        answer = asked.post("/v1/embeddings", json={"model": "composed", **body})
+        assert answer.status_code == 200, answer.text
+        assert close(answer.json()["data"][0]["embedding"], expected), body.keys()
+        assert answer.json()["space"] == encoder.space.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({}, "InvalidRequest"),
+        ({"input": [1, 2]}, "InvalidRequest"),
+        ({"input": "red", "messages": []}, "InvalidRequest"),
+        ({"input": "red", "dimensions": 8}, "InvalidRequest"),
+        ({"input": "red", "input_type": "clustering"}, "InvalidRequest"),
+        ({"input": "red", "input_type": "document"}, "UnsupportedQuery"),
+        ({"input": [{}]}, "UnsupportedQuery"),
+        ({"input": ["red"] * 257}, "LimitExceeded"),
+        ({"input": "a" * 3_000}, "LimitExceeded"),
+        ({"input": ["red", "data:image/png;base64,AAAA"]}, "InvalidImage"),
+        ({"input": [{"image": "https://example.com/a.jpg"}]}, "InvalidImage"),
+        ({"messages": [{"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}, "InvalidRequest"),
+        ({"messages": [{"content": []}]}, "UnsupportedQuery"),
+    ],
+)
+def test_wrong_embedding_requests_are_typed_problems(asked, body, kind) -> None:
+    assert problem(asked.post("/v1/embeddings", json=body))["type"] == f"urn:cirrus:{kind}"
+
+
+def test_clip_retrievals_requests_are_answered_in_its_form(asked, encoder, index_root, photo) -> None:
+    assert asked.get("/indices-list").json() == ["tiny-clip", "composed"]
+    body = {
+        "text": "red",
+        "image": base64.b64encode(photo).decode(),
+        "image_url": None,
+        "embedding_input": None,
+        "modality": "image",
+        "num_images": 3,
+        "num_result_ids": 7,
+        "indice_name": "composed",
+        "deduplicate": False,
+        "use_safety_model": True,
+        "aesthetic_weight": 0.5,
+    }
+    found = asked.post("/knn-service", json=body).json()
+    saved = open_index(index_root)
+    hits = saved.index.search(encoder.encode_queries([photo], ["red"]), 7)
+    assert [one["id"] for one in found] == hits.rows[0].tolist()
+    assert close([one["similarity"] for one in found], hits.scores[0])
+    assert ["image_path" in one for one in found] == [True] * 3 + [False] * 4
+    assert base64.b64decode(found[0]["image"]).startswith(b"\xff\xd8")
+    rows = [one["id"] for one in found]
+    described = asked.post("/metadata", json={"ids": rows, "indice_name": "composed"}).json()
+    assert [one["metadata"]["image_path"] for one in described] == [item.id for item in saved.items.rows(rows)]
+    embedding = encoder.encode_queries([photo], ["red"])[0].tolist()
+    same = asked.post("/knn-service", json={"embedding_input": embedding, "num_images": 7, "indice_name": "composed"})
+    assert [one["id"] for one in same.json()] == rows
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/knn-service", {}, "UnsupportedQuery"),
+        ("/knn-service", {"text": "red", "indice_name": "composed"}, "UnsupportedQuery"),
+        ("/knn-service", {"embedding_input": [1.0]}, "InvalidRequest"),
+        ("/knn-service", {"embedding_input": [0.0] * 64}, "InvalidRequest"),
+        ("/knn-service", {"text": "red", "num_images": 100_000}, "InvalidRequest"),
+        ("/metadata", {"ids": [-1]}, "UnknownItem"),
+        ("/metadata", {"ids": [2**70]}, "UnknownItem"),
+        ("/v1/suggest", {"reference": {"id": "a"}, "target": {"id": "b"}}, "NotReady"),
+    ],
+)
+def test_other_wrong_requests_are_typed_problems(asked, path, body, kind) -> None:
+    assert problem(asked.post(path, json=body))["type"] == f"urn:cirrus:{kind}"
+
+
+class _Web(BaseHTTPRequestHandler):
+    """A web server with an image, and every trick."""
+
+    image = b""
+
+    def do_GET(self) -> None:
+        kind, _, rest = self.path.partition("?")
+        self.send_response({"/image": 200, "/endless": 200, "/moved": 302}.get(kind, 404))
+        if kind == "/moved":
+            self.send_header("Location", rest)
+        self.end_headers()
+        if kind == "/image":
+            self.wfile.write(self.image)
+        while kind == "/endless":
+            try:
+                self.wfile.write(b"x" * 65_536)
+            except OSError:
+                return
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def web(photo) -> Iterator[str]:
+    _Web.image = photo
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Web)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def test_images_are_fetched_from_allowed_hosts_alone(web, photo) -> None:
+    import asyncio
+
+    def fetched(url: str, *hosts: str) -> bytes:
+        return asyncio.run(ImageReader(max_bytes=1_000_000, hosts=hosts).read(url))
+
+    assert fetched(f"http://{web}/image", web) == photo
+    assert fetched(f"http://{web}/moved?/image", web) == photo
+    refused = {
+        f"http://{web}/image": "fetches nothing from",
+        "http://169.254.169.254/latest": "fetches nothing from",
+        f"http://localhost:{web.rpartition(':')[2]}/image": "not public",
+        f"http://user:pass@{web}/image": "fetches nothing from",
+        f"http://{web}/moved?http://169.254.169.254/": "fetches nothing from",
+        f"http://{web}/moved?/moved": "status 404|more than 3 times|leads on",
+        f"http://{web}/moved?file:///etc/passwd": "fetches nothing from",
+        f"http://{web}/endless": "more than 1,000,000 bytes",
+        f"http://{web}/nowhere": "status 404",
+        "http://127.0.0.1:1/image": "can't be fetched",
+        "http://[": "can't be fetched",
+    }
+    allowed = (web, "127.0.0.1:1", f"localhost:{web.rpartition(':')[2]}")
+    for url, message in refused.items():
+        hosts = () if url == f"http://{web}/image" else allowed
+        with pytest.raises(InvalidImage, match=message if hosts else "fetches nothing"):
+            fetched(url, *hosts)
