@@ -6,14 +6,17 @@ its pixels, a text's on its letters, and a query's on both, so rankings mean som
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -29,11 +32,12 @@ from cirrus_client.bundle import (
     TensorSpec,
     write_contract,
 )
+from cirrus_client.canary import ARRAYS, CANARY, Canary, CanarySpec, write_canary
 from cirrus_client.ensemble import EnsembleSpec, StepSpec, image_step, text_step
 from cirrus_client.files import sha256_of_file
-from cirrus_client.image.preprocess import Pad, PreprocessSpec
+from cirrus_client.image.preprocess import Pad, PreprocessSpec, preprocess
 from cirrus_client.names import EnsembleName, GraphName
-from cirrus_client.tokenizer import TokenizerSpec
+from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 
 DIM = 64
 SIZE_PX = 96
@@ -123,8 +127,35 @@ def _write(root: Path, *, pad: Pad, target_head: bool, text_queries: bool) -> Bu
         versions={},
         files={file: sha256_of_file(root / file) for file in files},
     )
-    write_contract(root, spec)
+    made = Bundle(root, spec)
+    write_canary(root, _canary(made))
+    listed = {name: sha256_of_file(root / name) for name in (CANARY, ARRAYS)}
+    write_contract(root, spec.model_copy(update={"files": spec.files | listed}))
     return Bundle.open(root)
+
+
+def _canary(bundle: Bundle) -> Canary:
+    """Golden inputs, and what the reference evaluator of ONNX makes of them."""
+    generator, texts = np.random.default_rng(7), ("in blue", "with stripes")
+    images = []
+    for _ in texts:
+        file = io.BytesIO()
+        blocks = Image.fromarray(generator.integers(0, 256, (4, 3, 3), dtype=np.uint8))
+        blocks.resize((120, 160), Image.Resampling.BICUBIC).save(file, "JPEG")
+        images.append(file.getvalue())
+    spec = bundle.spec
+    tensors: dict[str, NDArray[Any]] = {
+        "pixels": np.stack([preprocess(image, spec.preprocess) for image in images]),
+        "token_ids": Tokenizer(spec.tokenizer, bundle.root)(list(texts)),
+    }
+    outputs: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, graph in spec.graphs.items():
+        evaluator = ReferenceEvaluator(str(bundle.root / graph.file))
+        found = evaluator.run(None, {tensor.name: tensors[tensor.name] for tensor in graph.inputs})
+        outputs[name] = {tensor.name: value for tensor, value in zip(graph.outputs, found, strict=True)}
+        tensors |= outputs[name]
+    whole = {name: next(iter(outputs[ensemble.steps[-1].model].values())) for name, ensemble in spec.ensembles.items()}
+    return Canary(CanarySpec(texts=texts, cosine_min=0.99999), tuple(images), tensors, outputs, whole)
 
 
 def _weights(*, target_head: bool) -> dict[str, NDArray[np.float32]]:
@@ -169,7 +200,7 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
 def _write_tokenizer(root: Path) -> TokenizerSpec:
     """Write a tokenizer of one token per byte."""
     alphabet = sorted(ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(alphabet, start=1)}, merges=[]))
+    tokenizer = FastTokenizer(BPE(vocab={letter: number for number, letter in enumerate(alphabet, start=1)}, merges=[]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     spec = TokenizerSpec(context_length=CONTEXT_LENGTH, start_id=_VOCABULARY - 2, end_id=_VOCABULARY - 1)
     tokenizer.save(str(root / spec.file))

@@ -5,6 +5,7 @@ graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
 engines/*.plan       the graphs compiled by TensorRT, if `cirrus compile` was run; `plans.json` says where and how
 tokenizer.json       the text tokenizer
 probe_queries.npy    embeddings of the queries that the export was verified with
+canary.json, .npz    golden inputs, and what the original made of them, to hold servers to
 triton/<flavour>/    the bundle as a Triton model repository
 report.json, .md     the fidelity report; `bundle.json` says whether its gate was passed
 """

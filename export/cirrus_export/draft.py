@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cirrus_client.bundle import PROBE_QUERIES, BundleSpec, FidelityStatus, GraphSpec, SpaceSpec
+from cirrus_client.canary import ARRAYS, CANARY
 from cirrus_client.files import sha256_of_file
 from cirrus_export.checkpoints.state import fingerprint
 from cirrus_export.recipes import Recipe
@@ -14,6 +15,7 @@ from cirrus_export.request import ExportRequest
 
 MAX_BATCH = 64
 NOT_MEASURED = FidelityStatus(passed=False, failures=("not measured yet",))
+_VERIFIED_WITH = (PROBE_QUERIES, CANARY, ARRAYS)
 _RECORDED_PACKAGES = ("torch", "onnx", "onnxruntime", "open_clip_torch", "transformers", "tokenizers", "pillow")
 
 
@@ -62,5 +64,5 @@ class ContractDraft:
 
     def _checksums(self) -> dict[str, str]:
         graphs = sorted((self._root / "graphs").iterdir())
-        paths = [*graphs, self._root / self._tokenizer.file, self._root / PROBE_QUERIES]
+        paths = [*graphs, self._root / self._tokenizer.file, *(self._root / name for name in _VERIFIED_WITH)]
         return {str(path.relative_to(self._root)): sha256_of_file(path) for path in paths if path.exists()}

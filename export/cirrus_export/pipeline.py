@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cirrus_client.bundle import PROBE_QUERIES, Bundle, FidelityStatus, GraphSpec, Precision, write_contract
+from cirrus_client.canary import write_canary
 from cirrus_client.errors import CheckpointError, ExportError, FidelityError
 from cirrus_client.names import Writer
 from cirrus_client.outputs import replaced_directory
@@ -20,9 +21,11 @@ from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.compile.precision import check_precision, lower_precision
 from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
 from cirrus_export.draft import NOT_MEASURED, ContractDraft
+from cirrus_export.gate.canary import make_canary
 from cirrus_export.gate.fidelity import ProbeTensors, measure
 from cirrus_export.gate.probe import Probe
 from cirrus_export.gate.report import write_report
+from cirrus_export.gate.thresholds import THRESHOLDS
 from cirrus_export.graph import Graph
 from cirrus_export.recipes import Recipe, recipe_named
 from cirrus_export.recipes.recipe import Options, Parts, parse_options
@@ -64,6 +67,7 @@ def export(request: ExportRequest, probe: Probe, *, show_progress: bool = False)
         report = measured.report
         write_report(report, root)
         np.save(root / PROBE_QUERIES, measured.queries)
+        write_canary(root, make_canary(recipe, graphs, tensors, THRESHOLDS[request.precision]))
         contract = draft.contract(specs, FidelityStatus(passed=report.passed, failures=report.failures))
         write_contract(root, contract)
         if report.passed:

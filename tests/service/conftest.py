@@ -27,6 +27,7 @@ from cirrus_client.service.collection import Source
 from cirrus_client.service.door.gate import Access
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
+from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import Registry
 
 
@@ -103,7 +104,9 @@ def serve(bundle: Bundle, index_root: Path, text_source: Source) -> Iterator[Ser
 
             @asynccontextmanager
             async def opening():
-                yield Service(registry, limits, access)
+                canaries = Canaries(registry)
+                await canaries.replay()
+                yield Service(registry, canaries, limits, access)
                 await registry.close()
 
             app = create_app(opening, limits=limits, access=access)

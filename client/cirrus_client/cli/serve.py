@@ -84,6 +84,7 @@ def serve(
         float | None, typer.Option(min=0.01, help="Most requests per second of one key, or of one address.")
     ] = _LIMITS.rate,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one request.")] = _LIMITS.timeout_s,
+    canary_s: Annotated[float, typer.Option(min=1, help="Seconds between two replays of the canary.")] = 300.0,
     log_format: Annotated[LogFormat, typer.Option(help="json writes one object per line.")] = LogFormat.TEXT,
 ) -> None:
     """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted.
@@ -111,6 +112,7 @@ def serve(
                 origins=tuple(cors_origin or ()),
                 image_hosts=tuple(host.lower() for host in image_host or ()),
                 suggester=suggester,
+                canary_s=canary_s,
             )
         )
         return

@@ -9,8 +9,12 @@ import typer
 
 from cirrus_client.bundle import CONTRACT as BUNDLE
 from cirrus_client.bundle import Bundle
-from cirrus_client.cli.console import echo
+from cirrus_client.canary import TritonRunner, read_canary, replay
+from cirrus_client.cli.console import echo, print_table
+from cirrus_client.cli.options import NameOption, TransportOption
 from cirrus_client.cli.wording import described
+from cirrus_client.errors import BundleError
+from cirrus_client.names import Transport
 from cirrus_client.plans import has_plans, plan_file, read_plans
 from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_client.suggest import read_suggester
@@ -19,8 +23,20 @@ from cirrus_client.triton.repository import RECORD, REPOSITORIES, read_repositor
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle, a suggester, or what `cirrus repository` wrote.")],
+    server: Annotated[
+        str | None,
+        typer.Option("--server", "-s", help="Hold the Triton server at this host:port to the bundle's canary as well."),
+    ] = None,
+    name: NameOption = None,
+    transport: TransportOption = Transport.GRPC,
 ) -> None:
-    """Check that all files that searching and serving read are as they were written, and the fidelity gate passed."""
+    """Check that all files that searching and serving read are as they were written, and the fidelity gate passed.
+
+    With --server, replay the bundle's golden inputs there, and compare every stage with the original's outputs.
+    """
+    if server is not None:
+        _hold(server, name, transport, Bundle.open(bundle))
+        return
     if (bundle / RECORD).exists() and not (bundle / BUNDLE).exists():
         spec = read_repository(bundle)
         echo(f"{bundle}: whole ({len(spec.files)} files match their sha256), {spec.flavour} flavour")
@@ -29,6 +45,18 @@ def verify(
         echo(f"{bundle}: whole ({count} files match their sha256), fidelity gate passed")
     else:
         _verify_bundle(Bundle.open(bundle))
+
+
+def _hold(server: str, name: str | None, transport: Transport, bundle: Bundle) -> None:
+    canary = read_canary(bundle)
+    if canary is None:
+        raise BundleError(f"bundle {bundle.root}: has no canary, as older exports; export it again", path=bundle.root)
+    result = replay(canary, bundle.spec, TritonRunner(server, bundle=name, transport=transport))
+    print_table(
+        ("stage", "cosine"), [(check.stage, f"{check.cosine:.6f}") for check in result.stages], right=("cosine",)
+    )
+    result.check(f"the server at {server}")
+    echo(f"{server}: every stage of {bundle.spec.name} answers as the original does")
 
 
 def _verify_bundle(bundle: Bundle) -> None:

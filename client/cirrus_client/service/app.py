@@ -26,6 +26,7 @@ from cirrus_client.service.door.rate import RateLimit
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.problems import problem, problem_of, request_id, status_of
+from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import Registry
 from cirrus_client.service.routes import (
     clip_retrieval,
@@ -49,6 +50,7 @@ class Service:
     """What the endpoints use."""
 
     registry: Registry
+    canaries: Canaries
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     images: ImageReader = field(default_factory=lambda: ImageReader(max_bytes=Limits().max_body_bytes))

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cirrus_client.canary import LocalRunner, Runner, TritonRunner
 from cirrus_client.encoders.local import LocalEncoder, Pixels, PreparedQuery
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import ItemError, TooManyRequests
@@ -37,6 +38,10 @@ class QueryEncoder(Protocol):
 
     def waiting(self) -> int:
         """Return the number of queries that wait."""
+        ...
+
+    def runner(self) -> Runner:
+        """Return what runs its stages one by one, for the canary."""
         ...
 
     async def close(self) -> None:
@@ -78,6 +83,10 @@ class LocalQueries:
     def waiting(self) -> int:
         """See `QueryEncoder.waiting`."""
         return len(self._batcher) + len(self._targets)
+
+    def runner(self) -> Runner:
+        """See `QueryEncoder.runner`."""
+        return LocalRunner(self._encoder)
 
     async def close(self) -> None:
         """See `QueryEncoder.close`."""
@@ -137,6 +146,10 @@ class TritonQueries:
     def waiting(self) -> int:
         """See `QueryEncoder.waiting`."""
         return self._under_way
+
+    def runner(self) -> Runner:
+        """See `QueryEncoder.runner`."""
+        return TritonRunner(self._encoder.url)
 
     async def close(self) -> None:
         """See `QueryEncoder.close`."""

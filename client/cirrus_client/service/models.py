@@ -200,6 +200,21 @@ class Health(Answer):
     version: str
 
 
+class ReadyPart(Answer):
+    """A version of a collection. cosine: the smallest of its canary's stages; null if its bundle has no canary."""
+
+    part: str
+    space: str
+    cosine: float | None
+
+
+class Readiness(Answer):
+    """That every part answers rightly."""
+
+    status: str = "ready"
+    parts: list[ReadyPart]
+
+
 class Problem(Answer):
     """A problem document (RFC 9457).
 

@@ -19,6 +19,7 @@ class ServiceOptions:
     None encodes in this process. engine: see `LocalEncoder`. api_keys, listed_keys: see `read_keys`. insecure: listen
     beyond loopback without keys. origins: of pages elsewhere that may call (CORS). image_hosts: see `ImageReader`.
     suggester: the folder of one, or None.
+    canary_s: how often the canaries are replayed.
     """
 
     collections: Mapping[str, Sequence[Source]]
@@ -33,3 +34,4 @@ class ServiceOptions:
     origins: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     suggester: Path | None = None
+    canary_s: float = 300.0

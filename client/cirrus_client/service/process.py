@@ -16,6 +16,7 @@ from cirrus_client.service.door.keys import read_keys
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.options import ServiceOptions
+from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import WATCH_S, Registry
 from cirrus_client.service.suggestions import Suggestions
 from cirrus_client.suggest import LocalSuggester
@@ -40,10 +41,16 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
 
         @asynccontextmanager
         async def opening() -> AsyncIterator[Service]:
+            canaries = Canaries(registry)
+            await canaries.replay()
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(registry.watch(WATCH_S))
-                yield Service(registry, options.limits, access, images, suggester)
-                watching.cancel()
+                lasting = [
+                    tasks.create_task(registry.watch(WATCH_S)),
+                    tasks.create_task(canaries.keep_on(options.canary_s)),
+                ]
+                yield Service(registry, canaries, options.limits, access, images, suggester)
+                for task in lasting:
+                    task.cancel()
             await registry.close()
 
         class Server(uvicorn.Server):

@@ -1,14 +1,14 @@
-"""`GET /healthz`."""
+"""`GET /healthz` and `GET /readyz`."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from cirrus_client import __version__
-from cirrus_client.service.models import Health
+from cirrus_client.service.models import Health, Readiness
 from cirrus_client.service.openapi import PROBLEMS
-from cirrus_client.service.routes.parts import json_answer
+from cirrus_client.service.routes.parts import json_answer, service
 
 router = APIRouter(tags=["health"], responses=PROBLEMS)
 
@@ -17,3 +17,9 @@ router = APIRouter(tags=["health"], responses=PROBLEMS)
 async def healthz() -> Response:
     """Say that the process answers."""
     return json_answer(Health(version=__version__))
+
+
+@router.get("/readyz", response_model=Readiness)
+async def readyz(request: Request) -> Response:
+    """Say that every part is there and answers as the original did, or which stage does not."""
+    return json_answer(service(request).canaries.readiness())

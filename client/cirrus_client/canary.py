@@ -1,0 +1,280 @@
+"""Golden inputs in a bundle, with what the torch original made of them, to hold any encoder of the bundle to.
+
+canary.json      texts, and the cosine that every stage must reach
+canary.npz       images/<n>: image files, uint8; tensors/<name>: inputs of graphs; outputs/<graph>/<name>: what graphs
+                 make of them; embeddings/<ensemble>: embeddings of the whole
+
+Every stage gets the original's own input, so that the stage at fault is found, and not the ones behind it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+import tritonclient.http as httpclient
+from numpy.typing import NDArray
+from pydantic import Field
+from tritonclient.utils import np_to_triton_dtype
+
+from cirrus_client.agreement import cosine_min
+from cirrus_client.bundle import Bundle, BundleSpec
+from cirrus_client.encoders.local import LocalEncoder
+from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Arrays, bytes_array
+from cirrus_client.errors import BundleError, CirrusError, NotReady
+from cirrus_client.files import atomic_path, write_model
+from cirrus_client.image.preprocess import preprocess
+from cirrus_client.names import EnsembleName, TensorName, Transport
+from cirrus_client.records import Record, read_record
+from cirrus_client.tokenizer import Tokenizer
+from cirrus_client.triton.channel import open_channel
+from cirrus_client.triton.requests import FAILURES, check_address, typed_error
+
+CANARY, ARRAYS = "canary.json", "canary.npz"
+_WAY_OUT = "export the bundle again or copy it whole"
+
+
+class CanarySpec(Record):
+    """`canary.json`. texts: one per image. cosine_min: what every output must reach, as in the bundle's gate."""
+
+    format: Literal[1] = 1
+    texts: tuple[str, ...]
+    cosine_min: float = Field(gt=0, lt=1)
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Golden inputs and outputs. tensors: inputs of graphs by name. outputs: of each graph, by name."""
+
+    spec: CanarySpec
+    images: tuple[bytes, ...]
+    tensors: Arrays
+    outputs: Mapping[str, Arrays]
+    embeddings: Mapping[EnsembleName, Embeddings]
+
+
+@dataclass(frozen=True)
+class StageCheck:
+    """One stage. stage: a model or an ensemble. cosine: the smallest; NaN if it did not answer. problem: why not."""
+
+    stage: str
+    cosine: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class CanaryResult:
+    """What a replay found, in the order in which the stages run."""
+
+    stages: tuple[StageCheck, ...]
+    cosine_min: float
+
+    @property
+    def lowest(self) -> float:
+        """The smallest cosine of all stages; NaN if one did not answer."""
+        return float(np.min([check.cosine for check in self.stages]))
+
+    def check(self, where: str) -> None:
+        """Raise NotReady, which names the first stage at fault, if one missed. where: what was held to the canary."""
+        for stage in self.stages:
+            if not stage.cosine >= self.cosine_min:  # a NaN misses
+                found = stage.problem or f"its cosine to the original is {stage.cosine:.6f}, under {self.cosine_min}"
+                raise NotReady(f"{where}: stage {stage.stage} does not answer rightly: {found}", part=stage.stage)
+
+
+class Runner(Protocol):
+    """Runs the stages of a bundle one by one."""
+
+    def step(self, model: str, inputs: Arrays) -> Arrays:
+        """Run one model of an ensemble on named arrays."""
+        ...
+
+    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str]) -> Embeddings:
+        """Run an ensemble on image files, on texts, or on both, as the ensemble takes them."""
+        ...
+
+
+def write_canary(root: Path, canary: Canary) -> None:
+    """Write a canary into a bundle's folder."""
+    arrays: dict[str, NDArray[Any]] = {
+        f"images/{place}": np.frombuffer(image, np.uint8) for place, image in enumerate(canary.images)
+    }
+    arrays |= {f"tensors/{name}": value for name, value in canary.tensors.items()}
+    for graph, outputs in canary.outputs.items():
+        arrays |= {f"outputs/{graph}/{name}": value for name, value in outputs.items()}
+    arrays |= {f"embeddings/{name}": value for name, value in canary.embeddings.items()}
+    with atomic_path(root / ARRAYS) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # a name may not be "file"
+    write_model(root / CANARY, canary.spec)
+
+
+def read_canary(bundle: Bundle) -> Canary | None:
+    """Return the canary of a bundle, or None if it has none, as those of older exports. Raises BundleError."""
+    if CANARY not in bundle.spec.files or ARRAYS not in bundle.spec.files:
+        return None
+    path = bundle.root / CANARY
+    spec = read_record(path, CanarySpec, raises=BundleError, missing=f"{path} is missing; {_WAY_OUT}", way_out=_WAY_OUT)
+    path = bundle.root / ARRAYS
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} can't be read ({error}); {_WAY_OUT}", path=path) from None
+    outputs: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, value in _below(arrays, "outputs/"):
+        graph, _, output = name.partition("/")
+        outputs.setdefault(graph, {})[output] = value
+    return Canary(
+        spec=spec,
+        images=tuple(arrays[f"images/{place}"].tobytes() for place in range(len(spec.texts))),
+        tensors=dict(_below(arrays, "tensors/")),
+        outputs=outputs,
+        embeddings={EnsembleName(name): value for name, value in _below(arrays, "embeddings/")},
+    )
+
+
+def replay(canary: Canary, spec: BundleSpec, runner: Runner) -> CanaryResult:
+    """Run every stage of every ensemble on the golden inputs, and compare with the original's outputs."""
+    checks = [_check(name, run) for name, run in _stages(canary, spec, runner)]
+    return CanaryResult(tuple(checks), canary.spec.cosine_min)
+
+
+class LocalRunner:
+    """Runs the stages in this process. Threads may share it."""
+
+    def __init__(self, encoder: LocalEncoder) -> None:
+        """Keep the encoder."""
+        self._encoder = encoder
+
+    def step(self, model: str, inputs: Arrays) -> Arrays:
+        """See `Runner.step`."""
+        bundle = self._encoder.bundle
+        if model == IMAGE_PREPROCESS:
+            pixels = [preprocess(image, bundle.spec.preprocess) for image in inputs[TensorName.IMAGE]]
+            return {TensorName.PIXELS: np.stack(pixels)}
+        if model == TOKENIZE:
+            texts = [text.decode() for text in inputs[TensorName.TEXT]]
+            return {TensorName.TOKEN_IDS: Tokenizer(bundle.spec.tokenizer, bundle.root)(texts)}
+        return self._encoder.graph(model)(inputs)
+
+    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str]) -> Embeddings:
+        """See `Runner.ensemble`."""
+        if name is EnsembleName.ENCODE_TARGET:
+            return self._encoder.encode_targets(images)
+        given = images if name is EnsembleName.ENCODE_QUERY else [None] * len(texts)
+        return self._encoder.encode_queries(given, texts)
+
+
+class TritonRunner:
+    """Runs the stages on a Triton server of any flavour. Each call opens a connection."""
+
+    def __init__(
+        self, url: str, *, bundle: str | None = None, transport: Transport = Transport.GRPC, timeout_s: float = 60.0
+    ) -> None:
+        """Name the server, as `TritonEncoder` does. Raises ServerError if url is not host:port."""
+        check_address(url)
+        self._url = url
+        self._bundle = bundle
+        self._transport = transport
+        self._timeout_s = timeout_s
+
+    def step(self, model: str, inputs: Arrays) -> Arrays:
+        """See `Runner.step`. Raises ServerUnavailable, ServerTimeout or ServerError."""
+        answer = self._infer(model, inputs)
+        response = answer.get_response(as_json=True) if self._grpc else answer.get_response()
+        return {output["name"]: answer.as_numpy(output["name"]) for output in response["outputs"]}
+
+    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str]) -> Embeddings:
+        """See `Runner.ensemble`. Bytes behind the end of each image keep the server from answering from its cache."""
+        inputs: dict[str, NDArray[Any]] = {}
+        if name is not EnsembleName.ENCODE_TEXT_QUERY:
+            inputs[TensorName.IMAGE] = bytes_array([image + os.urandom(8) for image in images])
+        if name is not EnsembleName.ENCODE_TARGET:
+            inputs[TensorName.TEXT] = bytes_array([text.encode() for text in texts])
+        found: Embeddings = self._infer(name, inputs).as_numpy(EMBEDDING)
+        return found
+
+    @property
+    def _grpc(self) -> bool:
+        return self._transport is Transport.GRPC
+
+    def _infer(self, model: str, inputs: Arrays) -> Any:
+        module = grpcclient if self._grpc else httpclient
+        served = model if self._bundle is None else f"{self._bundle}.{model}"
+        tensors = []
+        for name, value in inputs.items():
+            shaped = value.reshape(-1, 1) if value.dtype == np.object_ else np.ascontiguousarray(value)
+            tensor = module.InferInput(name, list(shaped.shape), np_to_triton_dtype(shaped.dtype))
+            tensor.set_data_from_numpy(shaped)
+            tensors.append(tensor)
+        client = (
+            open_channel(self._url)
+            if self._grpc
+            else httpclient.InferenceServerClient(self._url, network_timeout=self._timeout_s)
+        )
+        try:
+            return client.infer(served, tensors, **({"client_timeout": self._timeout_s} if self._grpc else {}))
+        except FAILURES as error:
+            raise typed_error(error, self._url, None) from None
+        finally:
+            client.close()
+
+
+def _stages(canary: Canary, spec: BundleSpec, runner: Runner) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Yield the name of every stage, and what runs it and returns its cosine."""
+    seen: set[str] = set()
+    for ensemble in spec.ensembles.values():
+        for step in ensemble.steps:
+            if step.model not in seen:
+                seen.add(step.model)
+                yield step.model, partial(_run_step, canary, spec, step.model, runner)
+    for name in spec.ensembles:
+        yield name, partial(_run_ensemble, canary, name, runner)
+
+
+def _run_step(canary: Canary, spec: BundleSpec, model: str, runner: Runner) -> float:
+    if model == IMAGE_PREPROCESS:
+        found = runner.step(model, {TensorName.IMAGE: bytes_array(list(canary.images))})
+        return _cosine(_flat(canary.tensors[TensorName.PIXELS]), _flat(found[TensorName.PIXELS]))
+    if model == TOKENIZE:
+        found = runner.step(model, {TensorName.TEXT: bytes_array([text.encode() for text in canary.spec.texts])})
+        return float((found[TensorName.TOKEN_IDS] == canary.tensors[TensorName.TOKEN_IDS]).mean())
+    inputs = {tensor.name: canary.tensors[tensor.name] for tensor in spec.graphs[model].inputs}
+    found = runner.step(model, inputs)
+    return min(_cosine(value, found[name]) for name, value in canary.outputs[model].items())
+
+
+def _run_ensemble(canary: Canary, name: EnsembleName, runner: Runner) -> float:
+    return _cosine(canary.embeddings[name], runner.ensemble(name, list(canary.images), list(canary.spec.texts)))
+
+
+def _check(stage: str, run: Callable[[], float]) -> StageCheck:
+    try:
+        return StageCheck(stage, run())
+    except CirrusError as error:
+        return StageCheck(stage, math.nan, str(error))
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        return StageCheck(stage, math.nan, f"its answer is of another form ({error})")
+
+
+def _cosine(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    if found.shape != expected.shape:
+        raise ValueError(f"shape {list(found.shape)}, expected {list(expected.shape)}")
+    return cosine_min(expected, found)
+
+
+def _flat(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels.reshape(len(pixels), -1)
+
+
+def _below(arrays: Arrays, prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:
+    return ((name.removeprefix(prefix), value) for name, value in arrays.items() if name.startswith(prefix))

@@ -1,0 +1,88 @@
+"""Whether every part of the service answers as the original did: canaries, at the start and on a schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from dataclasses import dataclass
+
+from cirrus_client.canary import CanaryResult, read_canary, replay
+from cirrus_client.errors import CirrusError, NotReady
+from cirrus_client.service.collection import Version
+from cirrus_client.service.models import Readiness, ReadyPart
+from cirrus_client.service.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What the last replay found. cosine: None if the bundle has no canary."""
+
+    cosine: float | None
+    error: NotReady | None
+
+
+class Canaries:
+    """Replays the canaries of all versions. Tasks of one event loop may share it."""
+
+    def __init__(self, registry: Registry) -> None:
+        """Keep the registry. Nothing is replayed yet."""
+        self._registry = registry
+        self._verdicts: dict[int, tuple[Version, _Verdict]] = {}
+
+    async def replay(self) -> None:
+        """Replay the canary of every version that is served now."""
+        verdicts: dict[int, tuple[Version, _Verdict]] = {}
+        for name, version in self._registry.versions():
+            verdicts[id(version)] = version, await asyncio.to_thread(_verdict, name, version)
+        self._verdicts = verdicts
+
+    async def keep_on(self, interval_s: float) -> None:
+        """Replay on a schedule, and versions that are new at once, until cancelled."""
+        while True:
+            for _ in range(math.ceil(interval_s)):
+                await asyncio.sleep(1)
+                if any(id(version) not in self._verdicts for _, version in self._registry.versions()):
+                    break
+            await self.replay()
+
+    def readiness(self) -> Readiness:
+        """Return the state of every version. Raises NotReady, with the stage, if one does not answer rightly."""
+        parts = []
+        for name, version in self._registry.versions():
+            if id(version) not in self._verdicts:
+                raise NotReady(f"collection {name}: its canary was not replayed yet", part=name)
+            verdict = self._verdicts[id(version)][1]
+            if verdict.error is not None:
+                raise verdict.error
+            parts.append(ReadyPart(part=name, space=version.space, cosine=verdict.cosine))
+        return Readiness(parts=parts)
+
+    def cosines(self) -> dict[tuple[str, str], float]:
+        """Return the smallest cosine of each version, by collection and space; NaN where a stage did not answer."""
+        return {
+            (name, version.space): verdict[1].cosine
+            for name, version in self._registry.versions()
+            if (verdict := self._verdicts.get(id(version))) is not None and verdict[1].cosine is not None
+        }
+
+
+def _verdict(name: str, version: Version) -> _Verdict:
+    where = f"collection {name}, bundle {version.spec.name}"
+    result: CanaryResult | None = None
+    try:
+        canary = read_canary(version.bundle)
+        if canary is None:
+            log.warning("%s has no canary, so that what encodes is not verified; export it again", where)
+            return _Verdict(None, None)
+        result = replay(canary, version.spec, version.encoder.runner())
+        result.check(where)
+    except NotReady as error:
+        log.error("%s", error)
+        return _Verdict(math.nan if result is None else result.lowest, error)
+    except CirrusError as error:
+        log.error("%s: its canary can't be replayed: %s", where, error)
+        return _Verdict(math.nan, NotReady(f"{where}: its canary can't be replayed", part=name))
+    return _Verdict(result.lowest, None)

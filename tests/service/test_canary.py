@@ -1,0 +1,81 @@
+"""The canary: golden inputs find the stage that does not answer as the original did."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+
+from cirrus_client.bundle import Bundle, write_contract
+from cirrus_client.canary import ARRAYS, LocalRunner, read_canary, replay
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import BundleError, NotReady
+from cirrus_client.files import sha256_of_file
+from tests.service.live import live
+from tests.service.test_search import problem
+
+
+def damaged(bundle: Bundle, root: Path, graph: str) -> Bundle:
+    """Return a copy of a bundle in which the weights of one graph are a little other ones, with right checksums."""
+    shutil.copytree(bundle.root, root)
+    path = root / bundle.spec.graphs[graph].file
+    model = onnx.load(path)
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        noise = np.random.default_rng(0).normal(scale=0.02 * np.abs(values).mean() + 1e-3, size=values.shape)
+        weight.CopyFrom(onnx.numpy_helper.from_array((values + noise).astype(values.dtype), weight.name))
+    onnx.save(model, path)
+    listed = bundle.spec.files | {bundle.spec.graphs[graph].file: sha256_of_file(path)}
+    write_contract(root, bundle.spec.model_copy(update={"files": listed}))
+    return Bundle.open(root)
+
+
+def test_an_encoder_that_answers_rightly_passes_every_stage(bundle, tiny_zero_shot_bundle) -> None:
+    for made in (bundle, tiny_zero_shot_bundle):
+        result = replay(read_canary(made), made.spec, LocalRunner(LocalEncoder(made)))
+        steps = {step.model for ensemble in made.spec.ensembles.values() for step in ensemble.steps}
+        assert {check.stage for check in result.stages} == steps | set(made.spec.ensembles)
+        assert result.lowest > 0.99999
+        result.check("here")
+
+
+@pytest.mark.parametrize("graph", ["vision_encoder", "text_encoder", "query_head", "gallery"])
+def test_a_damaged_graph_is_named_and_those_behind_it_are_not(bundle, tmp_path, graph) -> None:
+    made = damaged(bundle, tmp_path / "bundle", graph)
+    result = replay(read_canary(made), made.spec, LocalRunner(LocalEncoder(made)))
+    missed = {check.stage for check in result.stages if check.cosine < result.cosine_min}
+    assert missed & set(made.spec.graphs) == {graph} or (graph == "query_head" and missed == {graph, "encode_query"})
+    with pytest.raises(NotReady, match=graph) as refused:
+        result.check("here")
+    assert refused.value.part == graph
+
+
+def test_a_bundle_without_a_canary_has_none_and_a_damaged_one_is_an_error(bundle, tmp_path) -> None:
+    shutil.copytree(bundle.root, tmp_path / "old")
+    older = {name: digest for name, digest in bundle.spec.files.items() if not name.startswith("canary")}
+    write_contract(tmp_path / "old", bundle.spec.model_copy(update={"files": older}))
+    assert read_canary(Bundle.open(tmp_path / "old")) is None
+    shutil.copytree(bundle.root, tmp_path / "cut")
+    cut = Bundle.open(tmp_path / "cut")
+    (cut.root / ARRAYS).write_bytes((cut.root / ARRAYS).read_bytes()[:-100])
+    with pytest.raises(BundleError, match=r"canary\.npz"):
+        read_canary(cut)
+
+
+def test_a_ready_service_says_so_with_its_cosines(client) -> None:
+    ready = client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert [part["part"] for part in ready["parts"]] == ["pictures", "texts"]
+    assert all(part["cosine"] > 0.99999 for part in ready["parts"])
+
+
+def test_a_service_on_a_damaged_graph_is_alive_and_not_ready_and_names_the_stage(bundle, index_root, tmp_path) -> None:
+    made = damaged(bundle, tmp_path / bundle.spec.name, "query_head")
+    with live(tmp_path, made.root, "--index", index_root, "--in-process") as service, service.client() as client:
+        refused = client.get("/readyz")
+        assert (refused.status_code, problem(refused)["part"]) == (503, "query_head")
+        assert client.get("/healthz").status_code == 200
