@@ -13,6 +13,7 @@ _BY_EXTRA = {
     "gpu": ("tensorrt", "cuda"),
     "serve": ("pytriton",),
     "service": ("fastapi", "uvicorn", "starlette", "python_multipart", "prometheus_client", "httpx2"),
+    "otel": ("opentelemetry",),
     "export": ("torch", "open_clip", "transformers", "safetensors", "onnx", "onnxscript", "modelopt"),
     "bench": ("matplotlib", "psutil"),
 }

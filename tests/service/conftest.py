@@ -27,6 +27,7 @@ from cirrus_client.service.collection import Source
 from cirrus_client.service.door.gate import Access
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
+from cirrus_client.service.metrics import Metrics
 from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import Registry
 
@@ -96,8 +97,8 @@ def serve(bundle: Bundle, index_root: Path, text_source: Source) -> Iterator[Ser
         def started(
             *, limits: Limits | None = None, access: Access | None = None, index: Path = index_root, **client: object
         ) -> TestClient:
-            limits, access = limits or Limits(), access or Access()
-            encoders = stack.enter_context(Encoders(limits, triton=None, engine="onnxruntime"))
+            limits, access, metrics = limits or Limits(), access or Access(), Metrics()
+            encoders = stack.enter_context(Encoders(limits, metrics, triton=None, engine="onnxruntime"))
             registry = Registry(encoders.open)
             registry.add("pictures", [Source(bundle.root, index)])
             registry.add("texts", [text_source])
@@ -106,10 +107,10 @@ def serve(bundle: Bundle, index_root: Path, text_source: Source) -> Iterator[Ser
             async def opening():
                 canaries = Canaries(registry)
                 await canaries.replay()
-                yield Service(registry, canaries, limits, access)
+                yield Service(registry, canaries, metrics, limits, access)
                 await registry.close()
 
-            app = create_app(opening, limits=limits, access=access)
+            app = create_app(opening, limits=limits, access=access, metrics=metrics)
             return stack.enter_context(
                 TestClient(app, base_url="http://localhost", raise_server_exceptions=False, **client)
             )

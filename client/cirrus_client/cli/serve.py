@@ -85,6 +85,9 @@ def serve(
     ] = _LIMITS.rate,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one request.")] = _LIMITS.timeout_s,
     canary_s: Annotated[float, typer.Option(min=1, help="Seconds between two replays of the canary.")] = 300.0,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Where traces are sent by OTLP, like http://localhost:4318/v1/traces.")
+    ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="json writes one object per line.")] = LogFormat.TEXT,
 ) -> None:
     """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted.
@@ -113,6 +116,7 @@ def serve(
                 image_hosts=tuple(host.lower() for host in image_host or ()),
                 suggester=suggester,
                 canary_s=canary_s,
+                otlp_endpoint=otlp_endpoint,
             )
         )
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all, query_pairs
 from cirrus_client.engines import Engine, open_graph
-from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Model, run
+from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Arrays, Model, run
 from cirrus_client.errors import ItemError
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import Decoding, preprocess
@@ -46,17 +47,20 @@ class LocalEncoder:
         engine: str | None = None,
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
+        observe: Callable[[str, float], None] | None = None,
     ) -> None:
         """Keep the bundle. No graph is loaded yet.
 
         engine: the engine that runs the graphs; None takes the fastest, see `cirrus_client.engines.open_graph`.
         decoding: how gallery images are decoded. Queries are always decoded exactly. threads: CPU threads per run; None
-        leaves it to the engine.
+        leaves it to the engine. observe: is told the name of every graph that ran and the seconds that it took; a copy
+        by pickle has none.
         """
         self.bundle = bundle
         self._engine = engine
         self._decoding = decoding
         self._threads = threads
+        self._observe = observe
         self._graphs: dict[tuple[str, bool], Engine] = {}
         self._loading = threading.Lock()
 
@@ -138,6 +142,19 @@ class LocalEncoder:
                 )
             return self._graphs[name, bulk]
 
+    def _observed(self, graph: str) -> Model:
+        engine, observe = self.graph(graph), self._observe
+        if observe is None:
+            return engine
+
+        def run_observed(inputs: Arrays) -> Arrays:
+            started = time.perf_counter()
+            outputs = engine(inputs)
+            observe(graph, time.perf_counter() - started)
+            return outputs
+
+        return run_observed
+
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self.bundle.spec.tokenizer, self.bundle.root)
@@ -145,7 +162,7 @@ class LocalEncoder:
     def _encode(self, name: EnsembleName, given: Mapping[str, NDArray[Any]]) -> Embeddings:
         ensemble = self.bundle.spec.ensembles[name]
         graphs: dict[str, Model] = {
-            step.model: self.graph(step.model)
+            step.model: self._observed(step.model)
             for step in ensemble.steps
             if step.model not in (IMAGE_PREPROCESS, TOKENIZE)
         }

@@ -25,6 +25,7 @@ from cirrus_client.service.door.journal import Journal
 from cirrus_client.service.door.rate import RateLimit
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.limits import Limits
+from cirrus_client.service.metrics import Metrics
 from cirrus_client.service.problems import problem, problem_of, request_id, status_of
 from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import Registry
@@ -40,6 +41,7 @@ from cirrus_client.service.routes import (
     suggest,
 )
 from cirrus_client.service.suggestions import Suggestions
+from cirrus_client.service.tracing import PassOn, Tracer
 
 PAGE = Path(__file__).parent / "page"
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Service:
 
     registry: Registry
     canaries: Canaries
+    metrics: Metrics
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
     images: ImageReader = field(default_factory=lambda: ImageReader(max_bytes=Limits().max_body_bytes))
@@ -61,8 +64,13 @@ Opening = Callable[[], AbstractAsyncContextManager[Service]]
 """Opens what a service needs, in its event loop, and closes it at the end."""
 
 
-def create_app(opening: Opening, *, limits: Limits, access: Access) -> FastAPI:
-    """Return the application. opening: is entered when the server starts, before the first request is taken."""
+def create_app(
+    opening: Opening, *, limits: Limits, access: Access, metrics: Metrics, tracer: Tracer | None = None
+) -> FastAPI:
+    """Return the application.
+
+    opening: is entered when the server starts, before the first request is taken. tracer: None tells nobody.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,13 +99,15 @@ def create_app(opening: Opening, *, limits: Limits, access: Access) -> FastAPI:
     if access.origins:
         app.add_middleware(CORSMiddleware, allow_origins=access.origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(SafeHeaders)
-    app.add_middleware(Journal)
+    app.add_middleware(Journal, metrics=metrics, tracer=tracer or PassOn())
     app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False), name="page")
     return app
 
 
 async def _typed(request: Request, error: Exception) -> Response:
     assert isinstance(error, CirrusError)
+    metrics: Metrics = request.app.state.service.metrics
+    metrics.rejected(error)
     if status_of(error) >= 500:
         log.error("request %s: %s: %s", request_id(request.scope), type(error).__name__, error)
     return problem_of(error, request.scope)

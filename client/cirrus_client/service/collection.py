@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cirrus_client.bundle import CONTRACT, Bundle, BundleSpec
 from cirrus_client.errors import SpaceMismatch
@@ -23,6 +23,18 @@ from cirrus_client.tokenizer import Tokenizer
 _REPORT = "report.json"
 
 
+class Facts(NamedTuple):
+    """What is another after a file was replaced."""
+
+    inode: int
+    mtime_ns: int
+    size: int
+
+
+State = tuple[Facts | None, Facts | None]
+"""The facts of a bundle's contract and of an index's; None for what is not there."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a version of a collection is on disk. images: the root of its images; None takes the index's own."""
@@ -31,9 +43,9 @@ class Source:
     index: Path
     images: str | None = None
 
-    def state(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def state(self) -> State:
         """Return what differs after the bundle or the index was replaced: a few facts of their contracts' files."""
-        return tuple(_state(path) for path in (self.bundle / CONTRACT, self.index / MANIFEST))
+        return _facts(self.bundle / CONTRACT), _facts(self.index / MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Version:
     """An opened bundle and index. A request uses one version from its beginning to its end. Threads may share it."""
 
     source: Source
-    state: tuple[object, ...]
+    state: State
     bundle: Bundle
     saved: SavedIndex
     encoder: QueryEncoder
@@ -64,6 +76,12 @@ class Version:
     def weighted(self) -> bool:
         """Whether embeddings of queries may be added: what is nearest to a sum needs one vector per image."""
         return self.spec.space.vectors == 1
+
+    @property
+    def built(self) -> float:
+        """When the index was built, in seconds since 1970."""
+        facts = self.state[1]
+        return 0.0 if facts is None else facts.mtime_ns / 1e9
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -105,9 +123,7 @@ class Version:
         )
 
 
-def open_version(
-    source: Source, state: tuple[object, ...], bundle: Bundle, encoder: QueryEncoder, *, max_pixels: int
-) -> Version:
+def open_version(source: Source, state: State, bundle: Bundle, encoder: QueryEncoder, *, max_pixels: int) -> Version:
     """Open the index of a version. state: the source's before its bundle was opened. max_pixels: of one image.
 
     Raises SearchIndexError if the index is damaged, SpaceMismatch if it was built in another space than the bundle's.
@@ -124,12 +140,12 @@ def open_version(
     return Version(source, state, bundle, saved, encoder, Searcher(saved), GalleryImages(saved.items), max_pixels)
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
+def _facts(path: Path) -> Facts | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return Facts(status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _figures(report: Path) -> dict[str, dict[str, float]]:

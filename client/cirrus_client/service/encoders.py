@@ -16,6 +16,7 @@ from cirrus_client.names import EnsembleName, Flavour
 from cirrus_client.service.collection import Source, Version, open_version
 from cirrus_client.service.encoding import LocalQueries, QueryEncoder, TritonQueries
 from cirrus_client.service.limits import Limits
+from cirrus_client.service.metrics import Metrics
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.repository import REPOSITORIES
 from cirrus_client.triton.server import TritonServer, free_ports
@@ -39,9 +40,12 @@ class Encoders:
     It dies with the thread that called `open`: that thread must live as long as the service.
     """
 
-    def __init__(self, limits: Limits, *, triton: TritonPorts | None, engine: str | None = None) -> None:
+    def __init__(
+        self, limits: Limits, metrics: Metrics, *, triton: TritonPorts | None, engine: str | None = None
+    ) -> None:
         """Keep the options. triton: None encodes in this process. engine: see `LocalEncoder`."""
         self._limits = limits
+        self._metrics = metrics
         self._triton = triton
         self._engine = engine
         self._servers: list[TritonServer] = []
@@ -71,9 +75,9 @@ class Encoders:
 
     def _started(self, bundle: Bundle) -> QueryEncoder:
         if self._triton is None:
-            local = LocalEncoder(bundle, engine=self._engine)
+            local = LocalEncoder(bundle, engine=self._engine, observe=self._metrics.graph)
             _load_graphs(local)
-            return LocalQueries(local, max_waiting=self._limits.max_waiting)
+            return LocalQueries(local, max_waiting=self._limits.max_waiting, observe=self._metrics.batch)
         server = self._server(bundle, self._triton)
         self._servers.append(server)
         server.start()

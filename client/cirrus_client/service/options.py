@@ -20,6 +20,7 @@ class ServiceOptions:
     beyond loopback without keys. origins: of pages elsewhere that may call (CORS). image_hosts: see `ImageReader`.
     suggester: the folder of one, or None.
     canary_s: how often the canaries are replayed.
+    otlp_endpoint: see `OpenTelemetry`.
     """
 
     collections: Mapping[str, Sequence[Source]]
@@ -35,3 +36,4 @@ class ServiceOptions:
     image_hosts: tuple[str, ...] = ()
     suggester: Path | None = None
     canary_s: float = 300.0
+    otlp_endpoint: str | None = None

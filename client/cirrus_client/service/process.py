@@ -15,10 +15,12 @@ from cirrus_client.service.door.gate import Access
 from cirrus_client.service.door.keys import read_keys
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.fetch import ImageReader
+from cirrus_client.service.metrics import Metrics
 from cirrus_client.service.options import ServiceOptions
 from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import WATCH_S, Registry
 from cirrus_client.service.suggestions import Suggestions
+from cirrus_client.service.tracing import OpenTelemetry
 from cirrus_client.suggest import LocalSuggester
 from cirrus_client.triton.server import is_loopback
 
@@ -31,8 +33,10 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
     Raises ServerError if a port is taken or everybody could call, and what opening the collections raises.
     """
     access = _access(options)
+    metrics = Metrics()
+    tracer = None if options.otlp_endpoint is None else OpenTelemetry(options.otlp_endpoint)
     listening = _listening(options.host, options.port)
-    with listening, Encoders(options.limits, triton=options.triton, engine=options.engine) as encoders:
+    with listening, Encoders(options.limits, metrics, triton=options.triton, engine=options.engine) as encoders:
         registry = Registry(encoders.open)
         for name, sources in options.collections.items():
             registry.add(name, sources)
@@ -48,7 +52,7 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
                     tasks.create_task(registry.watch(WATCH_S)),
                     tasks.create_task(canaries.keep_on(options.canary_s)),
                 ]
-                yield Service(registry, canaries, options.limits, access, images, suggester)
+                yield Service(registry, canaries, metrics, options.limits, access, images, suggester)
                 for task in lasting:
                     task.cancel()
             await registry.close()
@@ -59,14 +63,18 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
                 announce()
 
         config = uvicorn.Config(
-            create_app(opening, limits=options.limits, access=access),
+            create_app(opening, limits=options.limits, access=access, metrics=metrics, tracer=tracer),
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_GRACE_S,
             lifespan="on",
         )
-        Server(config).run([listening])
+        try:
+            Server(config).run([listening])
+        finally:
+            if tracer is not None:
+                tracer.close()
 
 
 def _access(options: ServiceOptions) -> Access:

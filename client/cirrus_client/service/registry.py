@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cirrus_client.errors import CirrusError, InvalidRequest, UnknownCollection
-from cirrus_client.service.collection import Source, Version
+from cirrus_client.service.collection import Source, State, Version
 from cirrus_client.service.models import CollectionInfo
 
 WATCH_S = 1.0
@@ -147,5 +147,5 @@ class Registry:
         return self.info(name)
 
 
-def _states(served: Served) -> list[tuple[object, ...]]:
+def _states(served: Served) -> list[State]:
     return [version.source.state() for version in served.versions]

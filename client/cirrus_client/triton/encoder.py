@@ -39,6 +39,7 @@ from cirrus_client.triton.requests import (
     target_requests,
     typed_error,
 )
+from cirrus_client.triton.trace import trace_headers
 from cirrus_client.triton.wire import served_name
 
 _HTTP_CONNECTIONS = 128
@@ -275,9 +276,11 @@ class AsyncTritonEncoder(_TritonClient):
 
     async def _infer(self, client: Any, request: Request, space: SpaceSpec) -> Embeddings:
         if self._transport is Transport.GRPC:
-            answer = client.infer(request.model, request.inputs(grpcclient), client_timeout=self._timeout_s)
+            answer = client.infer(
+                request.model, request.inputs(grpcclient), client_timeout=self._timeout_s, headers=trace_headers()
+            )
         else:
-            answer = client.infer(request.model, request.inputs(httpclient))
+            answer = client.infer(request.model, request.inputs(httpclient), headers=trace_headers())
         return check_answer(await asyncio.wait_for(answer, self._timeout_s), request, space)
 
     async def _call(self, function: Callable[[Any], Awaitable[T]], request: Request | None = None) -> T:

@@ -1,4 +1,4 @@
-"""Give every request an id, and log how it ended."""
+"""Give every request an id, and log and count how it ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cirrus_client.service.metrics import Metrics
+from cirrus_client.service.stopwatch import Stopwatch
+from cirrus_client.service.tracing import Tracer
+from cirrus_client.triton.trace import TRACEPARENT
+
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_GONE = 499
 log = logging.getLogger("cirrus_client.service.requests")
@@ -18,17 +23,22 @@ log = logging.getLogger("cirrus_client.service.requests")
 class Journal:
     """ASGI middleware. The id is the request's own `X-Request-ID`, if that is a plain one; the answer has it too."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer) -> None:
         self._app = app
+        self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and log its end."""
+        """Pass a request on, and log and count its end."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        own = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        own = headers.get("x-request-id", "")
         state["request_id"] = own if _ID.fullmatch(own) else secrets.token_hex(16)
+        span = self._tracer.begin(headers.get("traceparent"))
+        TRACEPARENT.set(span.traceparent)
         started, status = time.perf_counter(), _CLIENT_GONE
 
         async def send_named(message: Message) -> None:
@@ -44,12 +54,19 @@ class Journal:
             client = scope.get("client")
             fields = {
                 "request_id": state["request_id"],
+                "trace_id": span.trace_id,
                 "method": scope["method"],
                 "path": scope["path"],
                 "status": status,
                 "duration_ms": round(1e3 * (time.perf_counter() - started), 3),
                 "key_id": state.get("key_id"),
                 "client": client[0] if client else None,
-                **state.get("logged", {}),
+                "collection": state.get("collection"),
             }
+            watch: Stopwatch | None = state.get("watch")
+            stages = {} if watch is None else watch.seconds
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.request(scope["method"], route, status)
+            span.end(f"{scope['method']} {route}", fields, dict(stages.items()))
+            fields |= {f"{stage}_ms": round(1e3 * seconds, 3) for stage, seconds in stages.items()}
             log.info("%s %s %d", scope["method"], scope["path"], status, extra={"fields": fields})

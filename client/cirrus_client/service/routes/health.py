@@ -1,11 +1,12 @@
-"""`GET /healthz` and `GET /readyz`."""
+"""`GET /healthz`, `GET /readyz` and `GET /metrics`."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from cirrus_client import __version__
+from cirrus_client.service.metrics import MEDIA_TYPE
 from cirrus_client.service.models import Health, Readiness
 from cirrus_client.service.openapi import PROBLEMS
 from cirrus_client.service.routes.parts import json_answer, service
@@ -23,3 +24,11 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """Say that every part is there and answers as the original did, or which stage does not."""
     return json_answer(service(request).canaries.readiness())
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Return the service's metrics for Prometheus."""
+    running = service(request)
+    text = running.metrics.text(running.registry.versions(), running.canaries.cosines())
+    return Response(text, media_type=MEDIA_TYPE)

@@ -41,9 +41,12 @@ _FORM = {
 async def search(request: Request) -> Response:
     """Search: an image or an item, but as the text says. JSON holds several queries, a form one and its file."""
     watch = Stopwatch()
-    wanted, queries = await _read(request, service(request).images)
-    name, version = service(request).registry.find(wanted.collection)
-    return json_answer(await answer(version, name, wanted, queries, watch))
+    request.state.watch = watch
+    with service(request).metrics.search(watch):
+        wanted, queries = await _read(request, service(request).images)
+        name, version = service(request).registry.find(wanted.collection)
+        request.state.collection = name
+        return json_answer(await answer(version, name, wanted, queries, watch))
 
 
 async def _read(request: Request, images: ImageReader) -> tuple[SearchRequest, list[Composed]]:

@@ -1,0 +1,140 @@
+"""The service on a real Triton server: the same answers, the canary, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.canary import TritonRunner, read_canary, replay
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.gallery import embed_gallery, read_gallery
+from cirrus_client.index import build_index
+from cirrus_client.names import Flavour, Transport
+from cirrus_client.retriever import open_retriever
+from cirrus_client.triton.server import TritonServer, free_ports
+from cirrus_export.repository import write_repository
+from tests.service.live import Live, live
+from tests.service.test_canary import damaged
+from tests.service.test_search import ids, problem, search
+from tests.test_cli import cirrus
+from tests.triton.test_serve_process import folders, left
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def index(tiny_served: Bundle, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("on_triton")
+    embed_gallery(pictures, root / "gallery", LocalEncoder(tiny_served))
+    build_index(read_gallery(root / "gallery"), root / "index")
+    return root / "index"
+
+
+@pytest.fixture(scope="module")
+def ports() -> tuple[int, ...]:
+    return tuple(free_ports(3))
+
+
+@pytest.fixture(scope="module")
+def running(tiny_served, index, ports, tmp_path_factory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("scratch")
+    http, grpc, metrics = ports
+    triton = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
+    with live(folder, tiny_served.root, "--index", index, *triton, TMPDIR=str(folder)) as service:
+        names = set(folders(folder))
+        yield service
+    assert left(folder, names) == []
+
+
+def test_searches_answer_as_the_library_does(running, tiny_served, index, pictures) -> None:
+    photo = (pictures / "000007.jpg").read_bytes()
+    expected = open_retriever(LocalEncoder(tiny_served), index).search(image=photo, text="in blue", k=6)
+    with running.client() as client:
+        answer = client.post("/v1/search", files={"image": photo}, data={"text": "in blue", "k": "6"}).json()
+        assert ids(answer["results"][0]) == [match.id for match in expected]
+        bad = problem(client.post("/v1/search", json={"queries": [{"id": "000001.jpg"}, {"image": "AAAA"}]}))
+        assert (bad["type"], bad["position"]) == ("urn:cirrus:InvalidImage", 1)
+        many = search(client, *({"id": f"{n:06}.jpg"} for n in range(32)), k=1, include_reference=True)
+        assert len(many["results"]) == 32
+
+
+def test_the_server_passes_the_canary_over_both_transports(running, tiny_served, ports) -> None:
+    canary = read_canary(tiny_served)
+    for port, transport in zip(ports, (Transport.HTTP, Transport.GRPC), strict=False):
+        result = replay(canary, tiny_served.spec, TritonRunner(f"127.0.0.1:{port}", transport=transport))
+        result.check("the server")
+    printed = cirrus("verify", tiny_served.root, "--server", f"127.0.0.1:{ports[1]}")
+    assert "query_head" in printed
+    assert "answers as the original does" in printed
+    with running.client() as client:
+        assert client.get("/readyz").json()["parts"][0]["cosine"] > 0.99999
+
+
+def test_a_client_that_hangs_up_is_cancelled_on_the_server(running, ports, pictures) -> None:
+    photo = (pictures / "000007.jpg").read_bytes()
+
+    def cancelled() -> float:
+        lines = httpx2.get(f"http://127.0.0.1:{ports[2]}/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith("nv_inference_request_failure") and "CANCELED" in line]
+        return sum(float(line.rpartition(" ")[2]) for line in found)
+
+    async def hang_up() -> None:
+        async with httpx2.AsyncClient(base_url=running.url) as client:
+            images = [photo + os.urandom(8) for _ in range(40)]  # bytes behind the end keep the cache out of it
+            asking = [asyncio.create_task(client.post("/v1/search", files={"image": image})) for image in images]
+            await asyncio.sleep(0.05)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    before = cancelled()
+    deadline = time.monotonic() + 30
+    while cancelled() == before:
+        assert time.monotonic() < deadline, "nothing was cancelled"
+        asyncio.run(hang_up())
+        time.sleep(0.5)
+    with running.client() as client:
+        assert client.post("/v1/search", files={"image": photo}).status_code == 200
+
+
+def test_a_triton_with_a_damaged_graph_is_named_by_verify_and_makes_the_service_not_ready(
+    tiny_served, index, tmp_path
+) -> None:
+    made = damaged(tiny_served, tmp_path / "damaged", "text_encoder")
+    write_repository(made.root, made.spec, Flavour.PYTHON, made.root / "triton" / Flavour.PYTHON)
+    http, grpc, metrics = free_ports(3)
+    triton = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
+    with live(tmp_path, made.root, "--index", index, *triton) as service, service.client() as client:
+        refused = client.get("/readyz")
+        assert (refused.status_code, problem(refused)["part"]) == (503, "text_encoder")
+        message = cirrus("verify", tiny_served.root, "--server", f"127.0.0.1:{grpc}", fails=True)
+    assert "NotReady: the server at" in message
+    assert "stage text_encoder does not answer rightly" in message
+
+
+def test_a_triton_that_goes_away_is_a_typed_problem(tiny_served, index, tmp_path) -> None:
+    from cirrus_client.errors import ServerUnavailable
+    from cirrus_client.service.encoding import TritonQueries
+    from cirrus_client.service.stopwatch import Stopwatch
+    from cirrus_client.triton.encoder import AsyncTritonEncoder
+    from cirrus_client.triton.requests import RetryPolicy
+
+    http, grpc, metrics = free_ports(3)
+    repository = tiny_served.root / "triton" / Flavour.PYTHON
+
+    async def ask(queries: TritonQueries) -> None:
+        await queries.encode([(None, None)], Stopwatch())
+
+    with TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics) as server:
+        url = server.grpc_url
+    queries = TritonQueries(AsyncTritonEncoder(url, retry=RetryPolicy(attempts=1)), max_waiting=4)
+    with pytest.raises(ServerUnavailable):
+        asyncio.run(ask(queries))
+    assert queries.waiting() == 0
