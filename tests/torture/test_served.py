@@ -33,18 +33,18 @@ def test_damaged_images_under_load_are_refused_one_by_one_and_leave_no_memory_be
     tiny_served, server, thorough: bool, served: list[Served]
 ) -> None:
     """Over HTTP: Triton 2.51 keeps about 1 KB of every request over gRPC (server#6781)."""
-    damaged, warming, allowed = (1000, 20, 1.02) if thorough else (60, 3, 1.1)
+    damaged, warming = (1000, 25) if thorough else (60, 3)
     asked = queries(LocalEncoder(tiny_served, engine="onnxruntime"), good=damaged, damaged=damaged, seed=1)
     broken = [query for query in asked if query.expected is InvalidImage]
     with TritonEncoder(server.http_url, transport=Transport.HTTP) as encoder:
-        ask_all(encoder, broken * warming, threads=_THREADS)
+        ask_all(encoder, broken * warming + asked * 2, threads=_THREADS)
         before = resident_mib(server)
         outcomes = ask_all(encoder, asked, threads=_THREADS)
         after = resident_mib(server)
     assert not outcomes.wrong
     assert outcomes.counted.total() == len(asked)
     assert set(outcomes.counted) == {"answered", "refused"}
-    assert after <= allowed * before
+    assert after <= (1.02 * before if thorough else before + 100)  # the allocator needs some 30,000 images to settle
     served.append(Served.of("damaged images", outcomes, memory_mib=(before, after)))
 
 
