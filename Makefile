@@ -61,7 +61,8 @@ $(DEMO)/bundle/bundle.json: $(DEMO)/weights/clip.safetensors $(DEMO)/probe/capti
 $(DEMO)/index/index.json: $(DEMO)/bundle/bundle.json
 	test -d $(DEMO)/photos || $(BIN)/python -m cirrus_demo photos $(DEMO)/photos --count 600 --size-px 512
 	$(BIN)/cirrus embed $(DEMO)/photos --bundle $(BUNDLE) --out $(DEMO)/gallery
-	$(BIN)/cirrus index $(DEMO)/gallery --out $(DEMO)/index
+	$(BIN)/python -m cirrus_demo products $(DEMO)/products.parquet --count 600
+	$(BIN)/cirrus index $(DEMO)/gallery --metadata $(DEMO)/products.parquet --out $(DEMO)/index
 
 INDEX ?= $(DEMO)/index
 

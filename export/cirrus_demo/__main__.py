@@ -11,6 +11,7 @@ import typer
 from cirrus_demo.attributes import Split
 from cirrus_demo.catalogue import PUBLISHED_SEED, write_catalogue, write_photos
 from cirrus_demo.probe import write_probe
+from cirrus_demo.products import write_products
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -49,6 +50,12 @@ def photos(
 ) -> None:
     """Write photos of held-out garments, for a gallery of your own size."""
     write_photos(folder, count=count, size_px=size_px, seed=seed)
+
+
+@app.command()
+def products(path: Path, count: Annotated[int, typer.Option(min=1)] = 200, seed: int = 1) -> None:
+    """Write what is on the photos of the same count and seed, for `cirrus index --metadata`."""
+    write_products(path, count=count, seed=seed)
 
 
 if __name__ == "__main__":

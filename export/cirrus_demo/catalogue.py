@@ -142,12 +142,17 @@ def write_catalogue(
 
 def write_photos(folder: Path, *, count: int, size_px: int, seed: int, show_progress: bool = True) -> list[Path]:
     """Write `count` photos of random garments, longer side size_px, as <number>.jpg and return their paths."""
-    rng = np.random.default_rng((seed, len(Split)))
-    paths = [folder / f"{number:06d}.jpg" for number in range(count)]
-    for number, path in enumerate(_progress(paths, "photos", show_progress)):
-        garment = random_garment(rng, Split.TEST)
-        _write_jpeg(path, render(garment, _image_seed(seed, number), size_px))
+    garments = photographed(count, seed)
+    paths = [folder / name for name in garments]
+    for number, garment in enumerate(_progress(list(garments.values()), "photos", show_progress)):
+        _write_jpeg(paths[number], render(garment, _image_seed(seed, number), size_px))
     return paths
+
+
+def photographed(count: int, seed: int) -> dict[str, Garment]:
+    """Return which garment is on each of the photos of `write_photos`, by the photo's name."""
+    rng = np.random.default_rng((seed, len(Split)))
+    return {f"{number:06d}.jpg": random_garment(rng, Split.TEST) for number in range(count)}
 
 
 def read_queries(root: Path, kind: Kind, split: Split) -> tuple[Query, ...]:

@@ -6,16 +6,18 @@ import io
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from cirrus_bench.retrieval.datasets import DatasetName, read_dataset
 from cirrus_bench.retrieval.evaluate import evaluate as measure_retrieval
 from cirrus_demo.attributes import Kind, Split, all_garments, split_of
-from cirrus_demo.catalogue import CatalogueSize, plan_catalogue, write_catalogue
+from cirrus_demo.catalogue import CatalogueSize, photographed, plan_catalogue, write_catalogue, write_photos
 from cirrus_demo.drawing import render
 from cirrus_demo.evaluate import evaluate
 from cirrus_demo.probe import write_probe
+from cirrus_demo.products import write_products
 from cirrus_demo.weights import WEIGHTS
 from cirrus_export.gate.probe import GALLERY, QUERIES, default_probe, read_probe
 from cirrus_export.pipeline import ExportRequest, export
@@ -48,6 +50,16 @@ def test_the_catalogue_is_in_fashioniqs_layout(tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_products_say_what_is_on_the_photos(tmp_path) -> None:
+    paths = write_photos(tmp_path / "photos", count=4, size_px=64, seed=1)
+    write_products(tmp_path / "products.parquet", count=4, seed=1)
+    products = pq.read_table(tmp_path / "products.parquet").to_pylist()
+    garments = photographed(4, 1)
+    assert [product["image_path"] for product in products] == [path.name for path in paths] == list(garments)
+    assert [product["colour"] for product in products] == [garment.colour for garment in garments.values()]
+    assert len({path.read_bytes() for path in paths}) == 4
+
+
 def test_the_default_probe_is_what_the_demo_renders(tmp_path) -> None:
     """The same queries; the pictures may differ by what another version of the renderer rounds."""
     write_probe(tmp_path, queries=QUERIES, gallery=GALLERY)

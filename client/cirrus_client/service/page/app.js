@@ -93,8 +93,7 @@ const facts = ({ collection, bundle, space }) =>
 function change(changes, options) {
   state = { ...state, count: FIRST, ...changes };
   toAddress(state, options);
-  show();
-  return search();
+  return showAndSearch();
 }
 
 function startFrom(item, collection) {
@@ -212,9 +211,15 @@ async function start() {
     return failed(error, start);
   }
   if (!served.length) return say("", "Nothing is served.");
+  showModels();
+  return showAndSearch();
+}
+
+/** Do what the state says; before the collections are known, `start` is going to do it. */
+function showAndSearch() {
+  if (!served.length) return undefined;
   state.collection = infoOf(state.collection).name;
   if (!served.some(({ name }) => name === state.compare) || state.compare === state.collection) state.compare = null;
-  showModels();
   show();
   return search();
 }
@@ -227,10 +232,8 @@ byId("clear-filters").addEventListener("click", () => change({ filter: null }));
 byId("collection").addEventListener("change", () => change({ collection: byId("collection").value, compare: null, filter: null, ...alone() }));
 byId("compare").addEventListener("change", () => change({ compare: byId("compare").value || null }));
 addEventListener("popstate", () => {
-  state = { ...fromAddress() };
-  state.collection = infoOf(state.collection).name;
-  show();
-  return search();
+  state = fromAddress();
+  return showAndSearch();
 });
 addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.target.closest("input, select, dialog")) return;

@@ -1,0 +1,309 @@
+"""The page in a real browser, on a real service."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.triton.server import free_ports
+from tests.torture.mixed_load import wait_until
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+from playwright.sync_api import Browser, BrowserContext, Page, expect  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the path")]
+
+
+DARK_PIXELS = """() => {
+    const [image, canvas] = [document.getElementById("preview"), document.createElement("canvas")];
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return data.filter((value, place) => place % 4 === 0 && value < 100).length;
+}"""
+
+
+@contextmanager
+def service(bundle: Bundle, index: Path, port: int, *options: str) -> Iterator[str]:
+    """Run `cirrus serve` in a process of its own until the block ends, and yield its address."""
+    command = [sys.executable, "-m", "cirrus_client.cli", "serve", bundle.root, "--index", index, "--in-process"]
+    process = subprocess.Popen([*map(str, command), "--port", str(port), *options], stderr=subprocess.DEVNULL)
+    try:
+        assert wait_until(lambda: _answers(port), within_s=60)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+def _answers(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+    except urllib.error.URLError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="module")
+def address(bundle, index_root, text_source, port) -> Iterator[str]:
+    options = ("--collection", f"texts={text_source.bundle},{text_source.index}")
+    with service(bundle, index_root, port, *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    opened = browser.new_context(viewport={"width": 1200, "height": 900})
+    opened.set_default_timeout(20_000)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A page of which nothing may go wrong in the browser: no exception, nothing that the policy refuses."""
+    opened = context.new_page()
+    defects: list[str] = []
+    opened.on("pageerror", lambda error: defects.append(str(error)))
+    opened.on("console", lambda message: defects.append(message.text) if "Content Security" in message.text else None)
+    yield opened
+    assert not defects
+
+
+def found(page: Page) -> list[str]:
+    """Return the ids of the shown results, after the search that is under way."""
+    expect(page.locator("#notice")).to_have_text(re.compile(r"pictures? in \d+ ms"))
+    return page.locator(".card a").all_inner_texts()
+
+
+def search(page: Page, text: str) -> list[str]:
+    page.fill("#text", text)
+    with page.expect_response("**/v1/search"):
+        page.click("#query button[type=submit]")
+    return found(page)
+
+
+def choose(page: Page, image: Path) -> list[str]:
+    with page.expect_response("**/v1/search"):
+        page.set_input_files("#file", image)
+    return found(page)
+
+
+def test_a_picture_and_an_edit_find_what_the_api_finds(page: Page, address: str, pictures: Path, client) -> None:
+    page.goto(address)
+    expect(page.locator("#notice")).to_have_text("Give a picture, a text, or both.")
+    alone = choose(page, pictures / "000007.jpg")
+    composed = search(page, "in blue, with stripes")
+    assert len(composed) == 24
+    assert composed != alone
+    answer = client.post(
+        "/v1/search",
+        files={"image": (pictures / "000007.jpg").read_bytes()},
+        data={"text": "in blue, with stripes", "k": "24"},
+    )
+    assert composed == [item["id"] for item in answer.json()["results"][0]["items"]]
+    expect(page.locator(".card img").first).to_have_js_property("complete", True)
+    assert page.locator(".card img").first.evaluate("image => image.naturalWidth") > 0
+
+
+def test_a_result_starts_a_search_and_every_search_is_a_link(
+    page: Page, context: BrowserContext, address: str, pictures: Path
+) -> None:
+    page.goto(address)
+    first = choose(page, pictures / "000003.jpg")
+    with page.expect_response("**/v1/search"):
+        page.click(".card button >> nth=2")
+    from_third = found(page)
+    assert first[2] not in from_third
+    expect(page.locator("#reference-name")).to_have_text(first[2])
+    edited = search(page, "longer")
+    with page.expect_response("**/v1/search"):
+        page.go_back()
+    assert found(page) == from_third
+    with page.expect_response("**/v1/search"):
+        page.go_back()
+    assert found(page) == first
+    with page.expect_response("**/v1/search"):
+        page.reload()
+    assert found(page) == first
+    for _ in range(2):
+        with page.expect_response("**/v1/search"):
+            page.go_forward()
+    assert found(page) == edited
+    other = context.new_page()
+    other.goto(page.url)
+    assert found(other) == edited
+
+
+def test_a_link_to_another_browsers_picture_says_so(page: Page, address: str) -> None:
+    page.goto(f"{address}/?picture=0123456789abcdef&text=in+red")
+    expect(page.locator("#problem")).to_contain_text("another browser")
+
+
+def test_a_sketch_is_drawn_and_searched(page: Page, address: str) -> None:
+    page.goto(address)
+    page.click("#draw")
+    expect(page.locator("#use")).to_be_disabled()
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 260, box["y"] + 200, steps=5)
+    page.mouse.up()
+    with page.expect_response("**/v1/search"):
+        page.click("#use")
+    assert len(found(page)) == 24
+    expect(page.locator("#preview")).to_be_visible()
+    dark = page.evaluate(DARK_PIXELS)
+    assert 500 < dark < 5_000  # a line of 245 x 4 pixels
+
+
+def test_filters_are_made_of_the_columns(page: Page, address: str, pictures: Path) -> None:
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    page.click("summary")
+    with page.expect_response("**/v1/search"):
+        page.locator("fieldset[data-column=brand]").get_by_label("b", exact=True).check()
+    found(page)
+    page.fill("fieldset[data-column=price] input[name='<=']", "40")
+    with page.expect_response("**/v1/search"):
+        page.keyboard.press("Tab")
+    found(page)
+    expect(page.locator("#filter-count")).to_have_text("(2)")
+    shown = page.locator(".card dl").all_inner_texts()
+    assert shown
+    for text in shown:
+        details = dict(zip(text.split("\n")[::2], text.split("\n")[1::2], strict=True))
+        assert details["brand"] == "b"
+        assert float(details["price"]) <= 40
+    with page.expect_response("**/v1/search"):
+        page.reload()
+    assert len(page.locator(".card").all()) == len(shown)
+    with page.expect_response("**/v1/search"):
+        page.click("#clear-filters")
+    assert len(found(page)) == 24
+
+
+def test_more_is_shown_on_request(page: Page, address: str, pictures: Path) -> None:
+    page.goto(address)
+    first = choose(page, pictures / "000005.jpg")
+    with page.expect_response("**/v1/search"):
+        page.click("text=Show more")
+    more = found(page)
+    assert more[:24] == first
+    assert len(more) == 48
+
+
+def test_two_collections_answer_the_same_query_side_by_side(page: Page, address: str, pictures: Path) -> None:
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    with page.expect_response("**/v1/search"):
+        page.select_option("#compare", "texts")
+    expect(page.locator("#results section")).to_have_count(2)
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_file_that_is_no_image_is_told_in_words(page: Page, address: str, tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("certainly no image")
+    page.goto(address)
+    page.set_input_files("#file", tmp_path / "notes.jpg")
+    expect(page.locator("#problem")).to_contain_text("not an image in a known format")
+    assert len(choose(page, pictures / "000001.jpg")) == 24
+    expect(page.locator("#problem")).to_be_empty()
+
+
+def test_a_service_that_goes_away_and_comes_back_is_searched_again(
+    page: Page, bundle: Bundle, index_root: Path, pictures: Path
+) -> None:
+    (port,) = free_ports(1)
+    with service(bundle, index_root, port) as address:
+        page.goto(address)
+        before = choose(page, pictures / "000002.jpg")
+    page.fill("#text", "in green")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_contain_text("can't be reached")
+    assert page.locator(".card a").all_inner_texts() == before
+    with service(bundle, index_root, port), page.expect_response("**/v1/search"):
+        pass
+    expect(page.locator("#problem")).to_be_empty()
+    assert found(page) != before
+
+
+def test_a_service_with_keys_asks_for_one_and_keeps_it(
+    page: Page, bundle: Bundle, index_root: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("me=a-key-of-many-characters\n")
+    (port,) = free_ports(1)
+    with service(bundle, index_root, port, "--api-keys-file", str(tmp_path / "keys")) as address:
+        page.goto(address)
+        page.fill("#key", "another-key-of-characters")
+        page.click("text=Enter")
+        expect(page.locator("#key-problem")).to_have_text("This key is not known here.")
+        page.fill("#key", "a-key-of-many-characters")
+        page.click("text=Enter")
+        expect(page.locator("#door")).not_to_be_visible()
+        choose(page, pictures / "000002.jpg")
+        with page.expect_response("**/v1/search"):
+            page.reload()
+        assert len(found(page)) == 24
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_no_rule_of_accessibility_is_broken(browser: Browser, address: str, pictures: Path, colours: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    context = browser.new_context(bypass_csp=True, color_scheme=colours)  # axe is a script from elsewhere
+
+    def check(page: Page) -> None:
+        violations = axe.run(page).response["violations"]
+        assert not violations, [(each["id"], each["nodes"][0]["html"]) for each in violations]
+
+    page = context.new_page()
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    page.click("summary")
+    check(page)
+    page.click("#draw")
+    check(page)
+    context.close()
+
+
+def test_it_is_used_by_the_keyboard_alone(page: Page, address: str, pictures: Path) -> None:
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    page.focus(".card button >> nth=0")
+    page.keyboard.press("ArrowRight")
+    second = page.locator(".card a >> nth=1").inner_text()
+    with page.expect_response("**/v1/search"):
+        page.keyboard.press("Enter")
+    found(page)
+    expect(page.locator("#reference-name")).to_have_text(second)
+    page.keyboard.type("in red")
+    with page.expect_response("**/v1/search"):
+        page.keyboard.press("Enter")
+    assert "text=in+red" in page.url
