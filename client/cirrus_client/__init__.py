@@ -33,11 +33,14 @@ if TYPE_CHECKING:
     from cirrus_client.retriever import Retriever as Retriever
     from cirrus_client.retriever import open_async_retriever as open_async_retriever
     from cirrus_client.retriever import open_retriever as open_retriever
+    from cirrus_client.service.client import AsyncSearchClient as AsyncSearchClient
+    from cirrus_client.service.client import SearchClient as SearchClient
     from cirrus_client.triton.encoder import AsyncTritonEncoder as AsyncTritonEncoder
     from cirrus_client.triton.encoder import TritonEncoder as TritonEncoder
 
 _ROOMS = {
     "AsyncRetriever": "retriever",
+    "AsyncSearchClient": "service.client",
     "AsyncTritonEncoder": "triton.encoder",
     "BuildOptions": "index.protocol",
     "Bundle": "bundle",
@@ -50,6 +53,7 @@ _ROOMS = {
     "LocalEncoder": "encoders.local",
     "Match": "retriever",
     "Retriever": "retriever",
+    "SearchClient": "service.client",
     "TritonEncoder": "triton.encoder",
     "build_index": "index.saved",
     "embed_gallery": "gallery.embed",

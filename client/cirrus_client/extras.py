@@ -14,6 +14,7 @@ _BY_EXTRA = {
     "serve": ("pytriton",),
     "service": ("fastapi", "uvicorn", "starlette", "python_multipart", "prometheus_client", "httpx2"),
     "otel": ("opentelemetry",),
+    "mcp": ("mcp",),
     "export": ("torch", "open_clip", "transformers", "safetensors", "onnx", "onnxscript", "modelopt"),
     "bench": ("matplotlib", "psutil"),
 }

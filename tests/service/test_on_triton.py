@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +119,32 @@ def test_a_triton_with_a_damaged_graph_is_named_by_verify_and_makes_the_service_
         message = cirrus("verify", tiny_served.root, "--server", f"127.0.0.1:{grpc}", fails=True)
     assert "NotReady: the server at" in message
     assert "stage text_encoder does not answer rightly" in message
+
+
+def test_a_triton_that_was_killed_is_started_again(running, pictures) -> None:
+    scratch = running.log.parent
+    (server,) = [int(pid) for pid, line in command_lines() if f"--model-repository={scratch}" in line]
+    os.kill(server, signal.SIGKILL)
+    photo = (pictures / "000007.jpg").read_bytes()
+    deadline = time.monotonic() + 60
+    statuses = set()
+    with running.client() as client:
+        while 200 not in statuses:
+            assert time.monotonic() < deadline, statuses
+            answer = client.post("/v1/search", files={"image": photo + os.urandom(8)})
+            statuses.add(answer.status_code)
+            time.sleep(0.2)
+    assert statuses <= {200, 502, 503, 504}
+
+
+def command_lines() -> list[tuple[str, str]]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_text().split("\0")
+            if words[0].endswith("/tritonserver"):
+                found.append((path.parent.name, " ".join(words)))
+    return found
 
 
 def test_a_triton_that_goes_away_is_a_typed_problem(tiny_served, index, tmp_path) -> None:

@@ -19,18 +19,26 @@ from cirrus_client.cli.options import (
     open_encoder,
 )
 from cirrus_client.names import Transport
-from cirrus_client.retriever import open_retriever
+from cirrus_client.retriever import Match, open_retriever
+from cirrus_client.service.client import SearchClient
 from cirrus_client.sheet import check_suffix, contact_sheet, save_sheet
 
 _TEXT_ALONE = "-"
 
 
 def search(
-    index: Annotated[Path, typer.Option("--index", "-i", help="An index that `cirrus index` wrote.")],
     image: Annotated[
         Path | None, typer.Argument(help=f"Reference image or sketch; '{_TEXT_ALONE}' for a query of text alone.")
     ] = None,
     text: Annotated[str | None, typer.Argument(help='Edit text, like "make it blue".')] = None,
+    index: Annotated[Path | None, typer.Option("--index", "-i", help="An index that `cirrus index` wrote.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask the search service at this URL, in the place of --index and its encoder.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="CIRRUS_API_KEY", help="The key of --url; give it in the environment.")
+    ] = None,
+    collection: Annotated[str | None, typer.Option(help="A collection of --url; the first one by default.")] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,
     name: NameOption = None,
@@ -50,10 +58,20 @@ def search(
     if sheet is not None:
         check_suffix(sheet)
     reference = None if image is None or str(image) == _TEXT_ALONE else image
-    retriever = open_retriever(
-        open_encoder(bundle, server, name, transport, trust_plans=trust_plans), index, images=root, backend=backend
-    )
-    matches = retriever.search(image=reference, text=text, k=k)
+    if (index is None) == (url is None):
+        raise typer.BadParameter("give exactly one of them", param_hint="--index, --url")
+    if url is not None:
+        if any(option is not None for option in (bundle, server, name, root, backend, sheet)):
+            raise typer.BadParameter(
+                "the service has its own", param_hint="--bundle, --server, --name, --root, --backend, --sheet"
+            )
+        matches = _asked(url, api_key, collection, reference, text, k)
+    else:
+        assert index is not None
+        retriever = open_retriever(
+            open_encoder(bundle, server, name, transport, trust_plans=trust_plans), index, images=root, backend=backend
+        )
+        matches = retriever.search(image=reference, text=text, k=k)
     if as_json:
         typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
     else:
@@ -65,3 +83,11 @@ def search(
     if sheet is not None:
         save_sheet(contact_sheet(reference, text, matches), sheet)
         echo(f"contact sheet: {sheet}", err=True)
+
+
+def _asked(
+    url: str, key: str | None, collection: str | None, image: Path | None, text: str | None, k: int
+) -> list[Match]:
+    with SearchClient(url, key=key) as client:
+        (result,) = client.search(image=image, text=text, k=k, collection=collection).results
+    return [Match(item.rank, item.id, item.score, f"{client.url}{item.image}", item.metadata) for item in result.items]

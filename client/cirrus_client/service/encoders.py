@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -64,13 +65,24 @@ class Encoders:
         self._known[key] = encoder
         return open_version(source, state, bundle, encoder, max_pixels=self._limits.max_pixels)
 
+    def revive(self) -> None:
+        """Start Triton servers again that ended by themselves. See the class about the calling thread.
+
+        Raises what `TritonServer.start` raises.
+        """
+        for server in self._servers:
+            if server.has_ended:
+                log.error("tritonserver at %s has ended; it is started again", server.grpc_url)
+                server.stop()
+                server.start()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers:
+        for server in list(self._servers):
             server.stop()
 
     def _started(self, bundle: Bundle) -> QueryEncoder:
@@ -83,8 +95,12 @@ class Encoders:
         server.start()
         encoder = AsyncTritonEncoder(server.grpc_url, timeout_s=self._limits.timeout_s)
         queries = TritonQueries(encoder, max_waiting=self._limits.max_waiting)
-        weakref.finalize(queries, _in_a_thread(server.stop))
+        weakref.finalize(queries, _in_a_thread(partial(self._stop, server)))
         return queries
+
+    def _stop(self, server: TritonServer) -> None:
+        self._servers.remove(server)
+        server.stop()
 
     def _server(self, bundle: Bundle, first: TritonPorts) -> TritonServer:
         ports = (first.http, first.grpc, first.metrics) if not self._servers else free_ports(3)

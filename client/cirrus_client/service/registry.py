@@ -127,6 +127,15 @@ class Registry:
                     with contextlib.suppress(CirrusError):  # it is logged, and shown as the collection's problem
                         await self.reload(name)
 
+    async def look_after(self, revive: Callable[[], None], interval_s: float) -> None:
+        """Call `revive` in the thread that opens versions, until cancelled. What it raises is logged."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._opening, revive)
+            except CirrusError as error:
+                log.error("%s", error)
+
     def _reopened(self, served: Served) -> list[Version]:
         return [self._open(version.source) for version in served.versions]
 

@@ -105,6 +105,11 @@ class TritonServer:
         assert self._process is not None, "the server was not started"
         return self._process.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server was started and ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def admin_headers(self, transport: Transport) -> dict[str, str]:
         """Return the headers that open Triton's administrative endpoints, like its statistics, to a request."""
         return admin_headers(self._secret, transport)

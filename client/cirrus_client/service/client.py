@@ -1,0 +1,248 @@
+"""Ask a search service: `SearchClient`, and `AsyncSearchClient` for asyncio. Both need the extra `service`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from cirrus_client import errors
+from cirrus_client.errors import CirrusError, InvalidInput, ServerError, ServerTimeout, ServerUnavailable
+from cirrus_client.extras import need
+from cirrus_client.image.inputs import ImageInput, image_bytes
+from cirrus_client.service.models import CollectionInfo, Collections, ItemAnswer, SearchAnswer
+
+if TYPE_CHECKING:
+    import httpx2
+
+_URN = "urn:cirrus:"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query. image: the bytes of a file, its path, or a PIL image. id: a gallery item in the place of an image."""
+
+    image: ImageInput | None = None
+    text: str | None = None
+    id: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return the query as the service takes it. Raises InvalidImage or UnreadableImage."""
+        image = None if self.image is None else base64.b64encode(image_bytes(self.image)).decode()
+        return {"image": image, "id": self.id, "text": self.text}
+
+
+class _Client:
+    """What both clients share: the address, the key, requests and typed errors."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 60.0) -> None:
+        """See `SearchClient`."""
+        if not url.startswith(("http://", "https://")):
+            raise ServerError(f"search service {url}: expected a URL, like http://127.0.0.1:8080", url=url)
+        need("httpx2", "SearchClient")
+        self.url = url.rstrip("/")
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "timeout": timeout_s,
+            "headers": {} if key is None else {"Authorization": f"Bearer {key}"},
+        }
+
+    def _checked(self, answer: httpx2.Response) -> bytes:
+        """Return an answer's body. Raises the typed error of a problem document."""
+        if answer.is_success:
+            return answer.content
+        try:
+            problem = answer.json()
+            kind = getattr(errors, str(problem["type"]).removeprefix(_URN), None)
+        except (ValueError, LookupError, TypeError):
+            problem, kind = {}, None
+        if isinstance(kind, type) and issubclass(kind, CirrusError):
+            raise _typed(kind, problem)
+        detail = problem.get("detail") if isinstance(problem, dict) else None
+        raise ServerError(
+            f"{self.url} answered with status {answer.status_code}: {detail or 'no reason'}", url=self.url
+        )
+
+    def _unreachable(self, error: Exception) -> ServerError:
+        kind = ServerTimeout if "Timeout" in type(error).__name__ else ServerUnavailable
+        return kind(f"the search service at {self.url} does not answer: {error or type(error).__name__}", url=self.url)
+
+    def _parsed(self, kind: type[Any], content: bytes) -> Any:
+        try:
+            return kind.model_validate_json(content)
+        except ValidationError:
+            raise ServerError(f"{self.url} does not answer as a search service of Cirrus does", url=self.url) from None
+
+
+class SearchClient(_Client):
+    """Asks a search service. Threads may share it. `close`, or the end of a `with` block, closes its connections."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 60.0) -> None:
+        """Name the service; nothing is contacted yet.
+
+        url: like http://127.0.0.1:8080. key: an API key. timeout_s: time limit of one request. Raises ServerError if
+        the url is none, MissingPackage without the extra `service`.
+        """
+        super().__init__(url, key=key, timeout_s=timeout_s)
+        import httpx2
+
+        self._http = httpx2.Client(**self._options)
+
+    def search(
+        self,
+        *,
+        image: ImageInput | None = None,
+        text: str | None = None,
+        id: str | None = None,
+        k: int = 10,
+        **options: Any,
+    ) -> SearchAnswer:
+        """Search with one query. options: further fields of `SearchRequest`, like filter and collection.
+
+        Raises the service's typed errors, ServerUnavailable, ServerTimeout or ServerError.
+        """
+        return self.search_many([Query(image, text, id)], k=k, **options)
+
+    def search_many(self, queries: Sequence[Query], *, k: int = 10, **options: Any) -> SearchAnswer:
+        """Search with several queries in one call; see `search`."""
+        answer: SearchAnswer = self._parsed(
+            SearchAnswer, self._call("POST", "/v1/search", _search(queries, k, options))
+        )
+        return answer
+
+    def collections(self) -> list[CollectionInfo]:
+        """Return what is served."""
+        answer: Collections = self._parsed(Collections, self._call("GET", "/v1/collections"))
+        return answer.collections
+
+    def item(self, id: str, *, collection: str | None = None) -> ItemAnswer:
+        """Return a gallery item. Raises UnknownItem."""
+        answer: ItemAnswer = self._parsed(ItemAnswer, self._call("GET", f"/v1/items/{_quoted(id)}", None, collection))
+        return answer
+
+    def image(self, link: str) -> bytes:
+        """Return the image file behind the `image` of a found item."""
+        return self._call("GET", link)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: str, path: str, body: object = None, collection: str | None = None) -> bytes:
+        import httpx2
+
+        try:
+            answer = self._http.request(method, path, json=body, params=_parameters(collection))
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from None
+        return self._checked(answer)
+
+
+class AsyncSearchClient(_Client):
+    """`SearchClient` for asyncio: the same methods as coroutines. Tasks of one event loop may share it."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 60.0) -> None:
+        """See `SearchClient`."""
+        super().__init__(url, key=key, timeout_s=timeout_s)
+        import httpx2
+
+        self._http = httpx2.AsyncClient(**self._options)
+
+    async def search(
+        self,
+        *,
+        image: ImageInput | None = None,
+        text: str | None = None,
+        id: str | None = None,
+        k: int = 10,
+        **options: Any,
+    ) -> SearchAnswer:
+        """See `SearchClient.search`."""
+        return await self.search_many([Query(image, text, id)], k=k, **options)
+
+    async def search_many(self, queries: Sequence[Query], *, k: int = 10, **options: Any) -> SearchAnswer:
+        """See `SearchClient.search_many`."""
+        content = await self._call("POST", "/v1/search", _search(queries, k, options))
+        answer: SearchAnswer = self._parsed(SearchAnswer, content)
+        return answer
+
+    async def collections(self) -> list[CollectionInfo]:
+        """See `SearchClient.collections`."""
+        answer: Collections = self._parsed(Collections, await self._call("GET", "/v1/collections"))
+        return answer.collections
+
+    async def item(self, id: str, *, collection: str | None = None) -> ItemAnswer:
+        """See `SearchClient.item`."""
+        content = await self._call("GET", f"/v1/items/{_quoted(id)}", None, collection)
+        answer: ItemAnswer = self._parsed(ItemAnswer, content)
+        return answer
+
+    async def image(self, link: str) -> bytes:
+        """See `SearchClient.image`."""
+        return await self._call("GET", link)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(self, method: str, path: str, body: object = None, collection: str | None = None) -> bytes:
+        import httpx2
+
+        try:
+            answer = await self._http.request(method, path, json=body, params=_parameters(collection))
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from None
+        return self._checked(answer)
+
+
+def _search(queries: Sequence[Query], k: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    bodies = []
+    for position, query in enumerate(queries):
+        try:
+            bodies.append(query.body())
+        except errors.ItemError as error:
+            raise error.at("query", position) from None
+    return {"queries": bodies, "k": k, **options}
+
+
+def _parameters(collection: str | None) -> dict[str, str] | None:
+    return None if collection is None else {"collection": collection}
+
+
+def _quoted(id: str) -> str:
+    return quote(id, safe="")
+
+
+def _typed(kind: type[CirrusError], problem: Mapping[str, Any]) -> CirrusError:
+    """Return the error that a problem document stands for, with its attributes."""
+    detail = str(problem.get("detail"))
+    if issubclass(kind, InvalidInput):
+        return kind(str(problem.get("reason")), item=problem.get("item"), position=problem.get("position"))
+    error = kind.__new__(kind, detail)
+    CirrusError.__init__(error, detail)
+    known = {"type", "title", "status", "detail", "error"}
+    for name, value in problem.items():
+        if name not in known:
+            setattr(error, name, tuple(value) if isinstance(value, list) else value)
+    return error

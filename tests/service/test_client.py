@@ -1,0 +1,145 @@
+"""The clients of a service: typed answers, typed errors, the command line, and a tool of language models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cirrus_client import AsyncSearchClient, SearchClient
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import (
+    AccessDenied,
+    InvalidFilter,
+    InvalidImage,
+    ServerError,
+    ServerUnavailable,
+    UnknownCollection,
+    UnknownItem,
+    UnreadableImage,
+)
+from cirrus_client.retriever import open_retriever
+from cirrus_client.service.client import Query
+from tests.service.live import Live, live
+from tests.test_cli import cirrus
+
+KEY = "k" * 24
+
+
+@pytest.fixture(scope="module")
+def running(bundle, index_root, tmp_path_factory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("client")
+    keys = folder / "keys"
+    keys.write_text(f"test={KEY}\n")
+    with live(folder, bundle.root, "--index", index_root, "--in-process", "--api-keys-file", keys) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def expected(bundle, index_root, pictures) -> list[str]:
+    image = pictures / "000007.jpg"
+    return [m.id for m in open_retriever(LocalEncoder(bundle), index_root).search(image=image, text="red", k=4)]
+
+
+def test_both_clients_answer_as_the_library_does(running, pictures, expected) -> None:
+    image = pictures / "000007.jpg"
+    with SearchClient(running.url, key=KEY) as client:
+        answer = client.search(image=image, text="red", k=4)
+        assert [item.id for item in answer.results[0].items] == expected
+        many = client.search_many([Query(id="000001.jpg"), Query(image, "red")], k=4, include_reference=True)
+        assert [item.id for item in many.results[1].items] == expected
+        assert client.image(answer.results[0].items[0].image) == (pictures / expected[0]).read_bytes()
+        assert client.item("000009.jpg").metadata["stock"] == -11
+        (collection,) = client.collections()
+        assert collection.images == 60
+
+    async def ask() -> list[str]:
+        async with AsyncSearchClient(running.url, key=KEY) as client:
+            answers = await asyncio.gather(*(client.search(image=image, text="red", k=4) for _ in range(8)))
+            assert (await client.item("000009.jpg", collection=collection.name)).id == "000009.jpg"
+            assert (await client.collections())[0].images == 60
+            assert await client.image(answers[0].results[0].items[0].image)
+            assert len({tuple(item.id for item in one.results[0].items) for one in answers}) == 1
+            return [item.id for item in answers[0].results[0].items]
+
+    assert asyncio.run(ask()) == expected
+
+
+def test_the_services_errors_come_back_as_they_are(running, tmp_path) -> None:
+    with SearchClient(running.url, key=KEY) as client:
+        with pytest.raises(InvalidImage) as image:
+            client.search_many([Query(id="000001.jpg"), Query(b"no image")])
+        assert (image.value.item, image.value.position) == ("query", 1)
+        with pytest.raises(InvalidFilter) as wanted:
+            client.search(id="000001.jpg", filter={"column": "x", "op": "null"})
+        assert wanted.value.place == "filter.column"
+        with pytest.raises(UnknownCollection) as unknown:
+            client.search(id="000001.jpg", collection="x")
+        assert (unknown.value.name, len(unknown.value.known)) == ("x", 1)
+        with pytest.raises(UnknownItem) as missing:
+            client.item("../etc/passwd")
+        assert missing.value.id == "../etc/passwd"
+        with pytest.raises(UnreadableImage, match="query 0"):
+            client.search(image=tmp_path / "none.jpg")
+    with SearchClient(running.url) as anonymous, pytest.raises(AccessDenied, match="no API key"):
+        anonymous.collections()
+
+
+def test_what_is_no_service_is_a_server_error(tmp_path) -> None:
+    with pytest.raises(ServerError, match="expected a URL"):
+        SearchClient("localhost:8080")
+    with pytest.raises(ServerUnavailable, match="does not answer"):
+        SearchClient("http://127.0.0.1:1").collections()
+
+
+def test_the_command_line_asks_a_service(running, pictures, expected) -> None:
+    asked = ("search", pictures / "000007.jpg", "red", "--url", running.url, "-k", 4, "--json", "--api-key", KEY)
+    found = json.loads(cirrus(*asked))
+    assert [match["id"] for match in found] == expected
+    assert found[0]["image"].startswith(running.url)
+    assert "AccessDenied" in cirrus("search", pictures / "000007.jpg", "--url", running.url, fails=True)
+
+
+def test_a_language_model_finds_images_with_the_tool(running, pictures, expected) -> None:
+    mcp = pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    import base64
+
+    from cirrus_client.service.mcp_tool import tool_server
+
+    image = base64.b64encode((pictures / "000007.jpg").read_bytes()).decode()
+
+    async def ask() -> None:
+        async with AsyncSearchClient(running.url, key=KEY) as client, mcp.Client(tool_server(client)) as model:
+            (tool,) = (await model.list_tools()).tools
+            assert tool.name == "search_images"
+            assert tool.annotations.read_only_hint
+            answer = await model.call_tool("search_images", {"image": image, "text": "red", "k": 4})
+            found = answer.structured_content["result"]
+            assert [item["id"] for item in found] == expected
+            wrong = await model.call_tool("search_images", {"image": "AAAA"})
+            assert wrong.is_error
+            assert "not an image" in wrong.content[0].text
+
+    asyncio.run(ask())
+
+
+def test_the_tool_runs_on_stdin_and_stdout(running, tmp_path: Path) -> None:
+    mcp = pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    import os
+    import sys
+
+    from tests.test_command_line import CIRRUS
+
+    command, *arguments = [*CIRRUS, "mcp", "--url", running.url]
+    assert command == sys.executable
+    environment = os.environ | {"CIRRUS_API_KEY": KEY}
+
+    async def ask() -> list[str]:
+        parameters = mcp.StdioServerParameters(command=command, args=arguments, env=environment)
+        async with mcp.Client(mcp.stdio_client(parameters)) as model:
+            return [tool.name for tool in (await model.list_tools()).tools]
+
+    assert asyncio.run(ask()) == ["search_images"]
