@@ -14,7 +14,7 @@ from cirrus_client.cli.console import echo
 from cirrus_client.cli.served import find_repository
 from cirrus_client.extras import need
 from cirrus_client.service.collection import Source
-from cirrus_client.service.encoders import TritonPorts
+from cirrus_client.service.encoders import TritonOptions
 from cirrus_client.service.json_lines import JsonLines
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.options import ServiceOptions
@@ -22,6 +22,7 @@ from cirrus_client.telemetry import switch_off
 from cirrus_client.triton.server import TritonServer, find_server
 
 _LIMITS = Limits()
+_NONE: list[str] = []
 
 
 class LogFormat(StrEnum):
@@ -58,6 +59,12 @@ def serve(
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Everybody who reaches --host may take this server over.")
     ] = False,
+    metrics_config: Annotated[
+        list[str], typer.Option(help="Triton's option of this name, like histogram_latencies=true.")
+    ] = _NONE,
+    trace_config: Annotated[
+        list[str], typer.Option(help="Triton's option of this name, like mode=opentelemetry.")
+    ] = _NONE,
     api_keys_file: Annotated[Path | None, typer.Option(help="File of lines ID=KEY; searches need one of them.")] = None,
     api_keys: Annotated[
         str | None,
@@ -107,7 +114,9 @@ def serve(
                 _collections(bundle, index, root, collection or []),
                 host=host,
                 port=port,
-                triton=None if in_process else TritonPorts(http_port, grpc_port, metrics_port),
+                triton=None
+                if in_process
+                else TritonOptions(http_port, grpc_port, metrics_port, tuple(metrics_config), tuple(trace_config)),
                 limits=Limits(max_body_bytes, max_pixels, max_waiting, rate, timeout_s),
                 api_keys=api_keys_file,
                 listed_keys=api_keys,
@@ -129,6 +138,8 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         trust_network=trust_network,
+        metrics_config=metrics_config,
+        trace_config=trace_config,
     )
     with server:
         echo(

@@ -26,12 +26,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TritonPorts:
-    """The ports of the first Triton server, on loopback. Further servers take free ones."""
+class TritonOptions:
+    """The ports of the first Triton server, on loopback; further servers take free ones.
+
+    metrics_config, trace_config: see `TritonServer`.
+    """
 
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+    metrics_config: tuple[str, ...] = ()
+    trace_config: tuple[str, ...] = ()
 
 
 class Encoders:
@@ -42,7 +47,7 @@ class Encoders:
     """
 
     def __init__(
-        self, limits: Limits, metrics: Metrics, *, triton: TritonPorts | None, engine: str | None = None
+        self, limits: Limits, metrics: Metrics, *, triton: TritonOptions | None, engine: str | None = None
     ) -> None:
         """Keep the options. triton: None encodes in this process. engine: see `LocalEncoder`."""
         self._limits = limits
@@ -102,11 +107,18 @@ class Encoders:
         self._servers.remove(server)
         server.stop()
 
-    def _server(self, bundle: Bundle, first: TritonPorts) -> TritonServer:
+    def _server(self, bundle: Bundle, first: TritonOptions) -> TritonServer:
         ports = (first.http, first.grpc, first.metrics) if not self._servers else free_ports(3)
         http, grpc, metrics = ports
         repository = bundle.root / REPOSITORIES / Flavour.PYTHON
-        return TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics)
+        return TritonServer(
+            repository,
+            http_port=http,
+            grpc_port=grpc,
+            metrics_port=metrics,
+            metrics_config=first.metrics_config,
+            trace_config=first.trace_config,
+        )
 
 
 def _load_graphs(encoder: LocalEncoder) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cirrus_client.service.collection import Source
-from cirrus_client.service.encoders import TritonPorts
+from cirrus_client.service.encoders import TritonOptions
 from cirrus_client.service.limits import Limits
 
 
@@ -15,7 +15,7 @@ from cirrus_client.service.limits import Limits
 class ServiceOptions:
     """What is served, and how.
 
-    collections: the sources of each, by name; the first source is active. triton: ports of the first Triton server;
+    collections: the sources of each, by name; the first source is active. triton: how Triton servers are started;
     None encodes in this process. engine: see `LocalEncoder`. api_keys, listed_keys: see `read_keys`. insecure: listen
     beyond loopback without keys. origins: of pages elsewhere that may call (CORS). image_hosts: see `ImageReader`.
     suggester: the folder of one, or None.
@@ -26,7 +26,7 @@ class ServiceOptions:
     collections: Mapping[str, Sequence[Source]]
     host: str = "127.0.0.1"
     port: int = 8080
-    triton: TritonPorts | None = None
+    triton: TritonOptions | None = None
     engine: str | None = None
     limits: Limits = field(default_factory=Limits)
     api_keys: Path | None = None

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,12 +63,15 @@ class TritonServer:
         cache_bytes: int = _CACHE_BYTES,
         start_timeout_s: float = 300.0,
         trust_network: bool = False,
+        metrics_config: Sequence[str] = (),
+        trace_config: Sequence[str] = (),
     ) -> None:
         """Name the repository and the ports. Nothing is started yet.
 
         host: the address to listen on. Metrics are on loopback whatever it is. cache_bytes: memory for answers to
         repeated requests, taken at the start; 0 keeps none. trust_network: allow a host beyond loopback. The
-        pip-installed server has published holes that whoever reaches its ports can use.
+        pip-installed server has published holes that whoever reaches its ports can use. metrics_config, trace_config:
+        values of Triton's options of these names, like "histogram_latencies=true" and "mode=opentelemetry".
         """
         self.repository = repository
         self.host = host
@@ -78,6 +81,8 @@ class TritonServer:
         self._cache_bytes = cache_bytes
         self._start_timeout_s = start_timeout_s
         self._trust_network = trust_network
+        self._metrics_config = tuple(metrics_config)
+        self._trace_config = tuple(trace_config)
         self._secret = secrets.token_urlsafe(32)
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -216,6 +221,8 @@ class TritonServer:
             f"--metrics-address={_LOOPBACK}",
             f"--metrics-port={self.metrics_port}",
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            *(f"--metrics-config={setting}" for setting in self._metrics_config),
+            *(f"--trace-config={setting}" for setting in self._trace_config),
             *restrictions(self._secret),
         ]
 
