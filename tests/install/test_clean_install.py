@@ -1,6 +1,6 @@
 """The distributions as a user gets them: built, installed without constraints, and used from another folder.
 
-One environment has everything (`[cpu,serve,export]` and the demo), and one is the light client alone, with no extra.
+One environment has everything (`[cpu,serve,export,service]` and the demo), and one is the light client alone, with no extra.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def full(built, tmp_path_factory) -> Environment:
     environment = new_environment(tmp_path_factory, "full")
     environment.install(pinned("torch"))
     environment.install("--no-deps", pinned("torchvision"), "timm")
-    environment.install(f"{wheel_in(built)}[cpu,serve,export]", wheel_in(built, "cirrus_cir_demo"))
+    environment.install(f"{wheel_in(built)}[cpu,serve,export,service]", wheel_in(built, "cirrus_cir_demo"))
     return environment
 
 
@@ -126,7 +126,7 @@ def readme_commands() -> list[str]:
     lines = "\n".join(
         line[4:]
         for line in section.splitlines()
-        if line.startswith("    cirrus") or line[:8].isspace() or line.startswith("    python -m")
+        if line.startswith(("    cirrus", "    python -m", "    curl")) or line[:8].isspace()
     )
     return lines.replace("\\\n", " ").splitlines()
 
@@ -135,8 +135,8 @@ def readme_commands() -> list[str]:
 def page(full) -> list[str]:
     """The README's page, done as far as it needs no server: what every command printed."""
     commands = readme_commands()
-    assert commands[-2].startswith("cirrus serve build/union")
-    return [full.shell(command) for command in commands[:-2]]
+    assert commands[-3].startswith("cirrus serve build/union --index build/index")
+    return [full.shell(command) for command in commands[:-3]]
 
 
 @pytest.fixture(scope="module")
@@ -155,21 +155,44 @@ def index(full, page) -> Path:
     return full.work / "build" / "index"
 
 
+@dataclass(frozen=True)
+class Served:
+    """The addresses, host:port, of a running `cirrus serve BUNDLE --index INDEX`."""
+
+    triton: str
+    service: str
+
+
 @pytest.fixture(scope="module")
-def server(full, bundle) -> Iterator[str]:
-    """host:port of `cirrus serve`, which must stop cleanly."""
-    http, grpc, metrics = free_ports(3)
-    ports = ("--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics))
-    command = [str(full.root / "bin" / "cirrus"), "serve", str(bundle), *ports]
+def served(full, bundle, index) -> Iterator[Served]:
+    """The search service on Triton, which must stop cleanly."""
+    http, grpc, metrics, port = map(str, free_ports(4))
+    ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--port", port)
+    command = [full.root / "bin" / "cirrus", "serve", bundle, "--index", index, *ports]
     process = subprocess.Popen(
-        command, cwd=full.work, env=full.variables(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*map(str, command)],
+        cwd=full.work,
+        env=full.variables(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
-    said = process.stdout.readline()
-    assert "is served" in said, said + process.stdout.read()
-    yield f"127.0.0.1:{grpc}"
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "search at http" in line:
+            break
+    assert "search at http" in "".join(said[-1:]), said
+    yield Served(f"127.0.0.1:{grpc}", f"127.0.0.1:{port}")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def server(served) -> str:
+    """host:port of Triton."""
+    return served.triton
 
 
 def test_the_sdist_and_the_tree_build_the_same_wheel(built) -> None:
@@ -194,12 +217,15 @@ def test_the_doctor_finds_nothing_broken(full) -> None:
         assert re.search(rf"^ok +{part} ", report, re.MULTILINE), report
 
 
-def test_the_readmes_page_works_as_it_stands(full, page, bundle, server) -> None:
+def test_the_readmes_page_works_as_it_stands(full, page, bundle, served) -> None:
     said = "\n".join(page)
     for phrase in ("fidelity gate passed", "200 images embedded", "200 images", "rank"):
         assert phrase in said
     assert (full.work / "results.png").stat().st_size > 10_000
-    assert "rank" in full.shell(readme_commands()[-1].replace("127.0.0.1:8001", server))
+    curl, search = readme_commands()[-2:]
+    answer = json.loads(full.shell(curl.replace("127.0.0.1:8080", served.service)))
+    assert len(answer["results"][0]["items"]) == 5
+    assert "rank" in full.shell(search.replace("127.0.0.1:8001", served.triton))
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert [line.split()[0] for line in full.python("-c", code).splitlines()] == ["1", "2", "3", "4", "5"]
     assert "fidelity gate passed" in full.cirrus("verify", bundle)
