@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import time
 from concurrent import futures
@@ -78,6 +79,17 @@ def narrow_server(tiny_served, tmp_path_factory):
     http, grpc_port, metrics = free_ports(3)
     with TritonServer(repository, http_port=http, grpc_port=grpc_port, metrics_port=metrics) as running:
         yield running
+
+
+@pytest.mark.triton
+def test_a_server_is_started_without_a_fork_that_grpc_could_stop(tiny_served) -> None:
+    """Beside busy gRPC threads, one of some twenty forks waited for ever for a lock of theirs."""
+    forks: list[int] = []
+    os.register_at_fork(before=lambda: forks.append(1))
+    http, grpc_port, metrics = free_ports(3)
+    repository = tiny_served.root / "triton" / "python"
+    with TritonServer(repository, http_port=http, grpc_port=grpc_port, metrics_port=metrics):
+        assert not forks
 
 
 @pytest.mark.triton

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import ipaddress
 import os
 import re
@@ -27,7 +26,7 @@ from cirrus_client.errors import MissingPackage, ServerError, ServerUnavailable
 from cirrus_client.names import Transport
 from cirrus_client.plans import version_numbers
 from cirrus_client.telemetry import switch_off
-from cirrus_client.triton import guard
+from cirrus_client.triton import guard, launch
 from cirrus_client.triton.channel import open_channel
 from cirrus_client.triton.repository import assemble
 from cirrus_client.triton.restricted import admin_headers, restrictions
@@ -37,7 +36,6 @@ _CACHE_BYTES = 256 * 2**20
 _EXIT_TIMEOUT_S = 5  # a stop waits this long for running requests, and for idle HTTP connections as well
 _LOG_LINES = 25
 _STOPPED = b"stopped"
-_PR_SET_PDEATHSIG = 1
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _FIRST_UNSUPPORTED_NUMPY = (2,)
 _LOOPBACK = "127.0.0.1"
@@ -188,12 +186,11 @@ class TritonServer:
         command = self._command(installed, _link_backends(installed, scratch.folder), models, scratch)
         with self.log_path.open("wb") as log, _signals_held():
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-I", launch.__file__, str(os.getpid()), *command],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
                 start_new_session=True,
             )
             self._guard = subprocess.Popen(
@@ -336,11 +333,6 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-def _die_with_parent() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _kill_group(group: int) -> None:
