@@ -1,8 +1,8 @@
 """Become a program that ends with its owner. Run as a script, and needs nothing but Python.
 
-Usage: python -I launch.py OWNER COMMAND... The owner is the process that starts it; when the thread that did so ends, the
-program gets SIGTERM. `preexec_fn` of subprocess would do this in a fork, which can stop for ever: gRPC's threads hold locks
-that a forked child waits for.
+Usage: python -I launch.py OWNER COMMAND... The owner is the process that starts it; when the thread that did so ends,
+the program gets SIGTERM. `preexec_fn` of subprocess would do this in a fork, which can stop for ever: gRPC's threads
+hold locks that a forked child waits for.
 """
 
 import ctypes
