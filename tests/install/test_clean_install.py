@@ -1,6 +1,6 @@
 """The distributions as a user gets them: built, installed without constraints, and used from another folder.
 
-One environment has everything (`[cpu,serve,export,service]` and the demo), and one is the light client without an extra.
+One environment has everything (`[cpu,serve,export,service]` and the demo), and one is the light client alone.
 """
 
 from __future__ import annotations
