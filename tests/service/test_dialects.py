@@ -177,7 +177,6 @@ def test_clip_retrievals_requests_are_answered_in_its_form(asked, encoder, index
         ("/knn-service", {"text": "red", "num_images": 100_000}, "InvalidRequest"),
         ("/metadata", {"ids": [-1]}, "UnknownItem"),
         ("/metadata", {"ids": [2**70]}, "UnknownItem"),
-        ("/v1/suggest", {"reference": {"id": "a"}, "target": {"id": "b"}}, "NotReady"),
     ],
 )
 def test_other_wrong_requests_are_typed_problems(asked, path, body, kind) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -44,6 +45,7 @@ from cirrus_client.service.suggestions import Suggestions
 from cirrus_client.service.tracing import PassOn, Tracer
 
 PAGE = Path(__file__).parent / "page"
+INDEX = "index.html"
 log = logging.getLogger(__name__)
 
 
@@ -100,8 +102,23 @@ def create_app(
         app.add_middleware(CORSMiddleware, allow_origins=access.origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(SafeHeaders)
     app.add_middleware(Journal, metrics=metrics, tracer=tracer or PassOn())
-    app.mount("/", StaticFiles(directory=PAGE, html=True, check_dir=False), name="page")
+    _add_page(app)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """Serve the page's files, each by a route of its own, so that other paths keep their methods and errors."""
+    files = StaticFiles(directory=PAGE, follow_symlink=True)
+    for path in sorted(PAGE.rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(PAGE))
+            app.add_api_route(
+                "/" if name == INDEX else f"/{name}", partial(_page_file, files, name), include_in_schema=False
+            )
+
+
+async def _page_file(files: StaticFiles, name: str, request: Request) -> Response:
+    return await files.get_response(name, request.scope)
 
 
 async def _typed(request: Request, error: Exception) -> Response:

@@ -21,6 +21,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 """What every endpoint answers if it fails."""
 
+OPENAI_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "The request failed; `error` is as OpenAI words it.",
+        "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="Problem")}}},
+    }
+}
+"""What the endpoints of OpenAI's API answer if they fail."""
+
 
 def body(kind: type[BaseModel], *, form: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return what an endpoint that reads its body itself adds to its description. form: the schema of its form."""

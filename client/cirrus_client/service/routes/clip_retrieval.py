@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from starlette.responses import JSONResponse, Response
 
 from cirrus_client.encoders.protocol import Embeddings
@@ -53,7 +53,7 @@ class KnnRequest(_Tolerant):
 class MetadataRequest(_Tolerant):
     """Rows of a collection."""
 
-    ids: list[int] = Field(max_length=MAX_K)
+    ids: list[StrictInt] = Field(max_length=MAX_K)
     indice_name: str | None = None
 
 

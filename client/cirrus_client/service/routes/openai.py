@@ -14,10 +14,10 @@ from cirrus_client.service.body import read_json
 from cirrus_client.service.embedding import Content, as_base64, embed, side_of, tokens_of
 from cirrus_client.service.fetch import ImageReader, from_data_uri
 from cirrus_client.service.models import Answer
-from cirrus_client.service.openapi import PROBLEMS, body
+from cirrus_client.service.openapi import OPENAI_PROBLEMS, body
 from cirrus_client.service.routes.parts import json_answer, service
 
-router = APIRouter(tags=["embeddings"], responses=PROBLEMS)
+router = APIRouter(tags=["embeddings"], responses=OPENAI_PROBLEMS)
 
 
 class _Tolerant(BaseModel):

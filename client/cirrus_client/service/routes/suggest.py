@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from cirrus_client.errors import InvalidImage, InvalidRequest, NotReady
+from cirrus_client.errors import InvalidImage, InvalidRequest
 from cirrus_client.service.body import read_json
 from cirrus_client.service.collection import Version
 from cirrus_client.service.fetch import ImageReader
@@ -46,7 +47,7 @@ async def suggest(request: Request) -> Response:
     wanted = await read_json(request, SuggestRequest)
     suggester = service(request).suggester
     if suggester is None:
-        raise NotReady("no suggester is served: start the service with --suggester", part="suggester")
+        raise HTTPException(404, "no suggester is served: start the service with --suggester")
     _, version = service(request).registry.find(wanted.collection)
     reference = await _image(version, wanted.reference, "reference", service(request).images)
     target = await _image(version, wanted.target, "target", service(request).images)
