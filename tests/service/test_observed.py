@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
@@ -19,6 +21,8 @@ from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.trace import TRACEPARENT
 from tests.service.live import live
 
+ROOT = Path(__file__).parents[2]
+_METRIC = re.compile(r"\bcirrus_[a-z_]+")
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -141,3 +145,15 @@ def test_spans_of_a_request_and_its_stages_go_to_a_collector() -> None:
     assert whole.span_id.hex() == passed_on.split("-")[2] == spans["encode"].parent_span_id.hex()
     assert spans["encode"].end_time_unix_nano - spans["encode"].start_time_unix_nano == 500_000_000
     assert spans["encode"].start_time_unix_nano == spans["decode"].end_time_unix_nano
+
+
+def test_the_board_asks_for_metrics_that_there_are(serve) -> None:
+    client = serve()
+    client.post("/v1/search", json={"queries": [{"id": "000001.jpg"}]})
+    client.post("/v1/search", json={"queries": [{"image": "AAAA"}]})
+    board = json.loads((ROOT / "deploy" / "grafana" / "cirrus-search.json").read_text())
+    asked = {name for panel in board["panels"] for t in panel["targets"] for name in _METRIC.findall(t["expr"])}
+    there = {name for name, _ in samples(client)}
+    assert asked <= there, asked - there
+    gauges = {name for name in there if not name.endswith(("_total", "_bucket", "_sum", "_count", "_created"))}
+    assert gauges <= asked, gauges - asked
