@@ -213,3 +213,10 @@ def test_a_signal_ends_a_service_in_one_line_and_its_exit_code(bundle, index_roo
         assert service.process.wait(timeout=30) == 128 + number
     assert service.log.read_text().splitlines()[-1].endswith("the server was stopped")
     assert "Traceback" not in service.log.read_text()
+
+
+def test_every_option_can_come_from_the_environment(bundle, index_root, tmp_path) -> None:
+    options = {"CIRRUS_SERVE_INDEX": str(index_root), "CIRRUS_SERVE_IN_PROCESS": "1", "CIRRUS_SERVE_RATE": "0.5"}
+    with live(tmp_path, bundle.root, **options) as service, service.client() as client:
+        answers = [client.get("/v1/collections").status_code for _ in range(3)]
+    assert answers == [200, 429, 429]

@@ -18,10 +18,12 @@ from cirrus_client.service.collection import Source, Version, open_version
 from cirrus_client.service.encoding import LocalQueries, QueryEncoder, TritonQueries
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
+from cirrus_client.triton.cancellation import survives_cancellation
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.repository import REPOSITORIES
 from cirrus_client.triton.server import TritonServer, free_ports
 
+_LONGER_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -98,8 +100,11 @@ class Encoders:
         server = self._server(bundle, self._triton)
         self._servers.append(server)
         server.start()
-        encoder = AsyncTritonEncoder(server.grpc_url, timeout_s=self._limits.timeout_s)
-        queries = TritonQueries(encoder, max_waiting=self._limits.max_waiting)
+        cancels = survives_cancellation(server.grpc_url)
+        # a time-out is a cancellation: the server's own, of its queue, comes first
+        patience_s = self._limits.timeout_s if cancels else self._limits.timeout_s + _LONGER_S
+        encoder = AsyncTritonEncoder(server.grpc_url, timeout_s=patience_s)
+        queries = TritonQueries(encoder, max_waiting=self._limits.max_waiting, cancels=cancels)
         weakref.finalize(queries, _in_a_thread(partial(self._stop, server)))
         return queries
 

@@ -117,12 +117,24 @@ class LocalQueries:
 
 
 class TritonQueries:
-    """Encodes on a Triton server, which batches what is in flight. A request that is cancelled is cancelled there."""
+    """Encodes on a Triton server, which batches what is in flight.
 
-    def __init__(self, encoder: AsyncTritonEncoder, *, max_waiting: int) -> None:
-        """Keep the encoder. max_waiting: queries that may be under way."""
+    What is cancelled before it was sent is not sent. What was sent is cancelled on the server, if that survives it;
+    else its answer is not waited for.
+    """
+
+    def __init__(
+        self, encoder: AsyncTritonEncoder, *, max_waiting: int, max_sent: int = 128, cancels: bool = True
+    ) -> None:
+        """Keep the encoder.
+
+        max_waiting: queries that may be under way. max_sent: requests that the server has at a time. cancels: see
+        `survives_cancellation`.
+        """
         self._encoder = encoder
         self._max_waiting = max_waiting
+        self._cancels = cancels
+        self._turns = asyncio.Semaphore(max_sent)
         self._under_way = 0
 
     async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
@@ -135,7 +147,7 @@ class TritonQueries:
         self._under_way += len(pairs)
         try:
             with watch.measure(Stage.ENCODE):
-                return await self._encoder.encode_queries([image for image, _ in pairs], [text for _, text in pairs])
+                return await self._sent([image for image, _ in pairs], [text for _, text in pairs])
         finally:
             self._under_way -= len(pairs)
 
@@ -154,3 +166,14 @@ class TritonQueries:
     async def close(self) -> None:
         """See `QueryEncoder.close`."""
         await self._encoder.close()
+
+    async def _sent(self, images: list[bytes | None], texts: list[str | None]) -> Embeddings:
+        await self._turns.acquire()
+        sent = asyncio.ensure_future(self._encoder.encode_queries(images, texts))
+        sent.add_done_callback(self._answered)
+        return await (sent if self._cancels else asyncio.shield(sent))
+
+    def _answered(self, sent: asyncio.Future[Embeddings]) -> None:
+        self._turns.release()
+        if not sent.cancelled():
+            sent.exception()  # of a request that nobody waits for any more
