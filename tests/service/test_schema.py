@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cirrus_client.service.door.gate import Access
+from cirrus_client.service.door.keys import Keys
 from tests.service.live import live
 
 KEY = "k" * 24
@@ -54,7 +56,17 @@ def test_the_document_describes_every_body_and_problem(client) -> None:
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert "default" in operation["responses"], path
+            assert "security" not in operation, path
             assert method == "get" or "requestBody" in operation or path.endswith("/reload"), path
+
+
+def test_the_document_says_what_needs_a_key(serve) -> None:
+    locked = serve(access=Access(Keys({"page": KEY}), only_loopback=False))
+    paths = locked.get("/openapi.json").json()["paths"]
+    open_ = {path for path, operations in paths.items() if not any("security" in one for one in operations.values())}
+    assert open_ == {"/healthz", "/readyz", "/v1/session"}
+    for path in set(paths) - open_:
+        assert 401 in {locked.get(path).status_code, locked.post(path).status_code}, path
 
 
 def find(node: object, key: str) -> list[str]:

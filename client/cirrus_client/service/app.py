@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Service:
-    """What the endpoints use."""
+    """What the endpoints use. pictures: threads of their own, so that a page of thumbnails keeps no search waiting."""
 
     registry: Registry
     canaries: Canaries
@@ -60,6 +62,7 @@ class Service:
     access: Access = field(default_factory=Access)
     images: ImageReader = field(default_factory=lambda: ImageReader(max_bytes=Limits().max_body_bytes))
     suggester: Suggestions | None = None
+    pictures: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(os.cpu_count(), "pictures"))
 
 
 Opening = Callable[[], AbstractAsyncContextManager[Service]]
@@ -88,6 +91,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        generate_unique_id_function=openapi.operation_id,
     )
     for routes in (search, items, collections, suggest, openai, cohere, clip_retrieval, session, health):
         app.include_router(routes.router)
@@ -95,7 +99,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _defect)
-    openapi.complete(app)
+    openapi.complete(app, keys=bool(access.keys))
     app.add_middleware(Flow, limits=limits)
     app.add_middleware(Gate, access=access, rate=None if limits.rate is None else RateLimit(limits.rate))
     if access.origins:

@@ -109,8 +109,9 @@ class Version:
         with_image = ["image", "image+text"] if EnsembleName.ENCODE_QUERY in ensembles else []
         return with_image + (["text"] if EnsembleName.ENCODE_TEXT_QUERY in ensembles else [])
 
+    @cached_property
     def columns(self) -> list[Column]:
-        """Return what the columns of the metadata hold."""
+        """What the columns of the metadata hold."""
         return described(self.searcher.columns)
 
     def fidelity(self) -> Fidelity:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from cirrus_client.service.door.gate import is_closed
 from cirrus_client.service.models import Problem
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -39,8 +41,13 @@ def body(kind: type[BaseModel], *, form: dict[str, Any] | None = None) -> dict[s
     return {"requestBody": {"required": True, "content": content}}
 
 
-def complete(app: FastAPI) -> None:
-    """Add the schemas of bodies and problems to an application's OpenAPI document."""
+def operation_id(route: APIRoute) -> str:
+    """Return the name by which generated clients call an endpoint: its function's."""
+    return route.name
+
+
+def complete(app: FastAPI, *, keys: bool) -> None:
+    """Add schemas of bodies and problems to an application's OpenAPI document. keys: whether it asks for API keys."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -49,9 +56,13 @@ def complete(app: FastAPI) -> None:
         kinds = [(kind, "validation" if kind is not Problem else "serialization") for kind in (*_BODIES, Problem)]
         _, added = models_json_schema(kinds, ref_template=_REFERENCE)  # type: ignore[arg-type]
         schemas |= added["$defs"]
-        for path in document["paths"].values():
-            for operation in path.values():
+        if keys:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
                 operation.get("responses", {}).pop("422", None)
+                if keys and is_closed(path):
+                    operation["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -87,7 +87,7 @@ class Registry:
             images=len(version.saved.items),
             dim=version.spec.space.dim,
             vectors=version.spec.space.vectors,
-            columns=version.columns(),
+            columns=version.columns,
             fidelity=version.fidelity(),
             versions=[one.info(active=place == served.active) for place, one in enumerate(served.versions)],
             problem=served.problem,

@@ -19,6 +19,7 @@ COOKIE = "cirrus-key"
 SESSION = "/v1/session"
 _OPEN = ("/healthz", "/readyz", "/openapi.json", SESSION)
 _CLOSED = ("/v1/", "/v2/", "/knn-service", "/indices-list", "/metadata", "/metrics")
+_PICTURE = "/image"  # a page loads dozens at once
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -59,7 +60,7 @@ class Gate:
             return problem(scope, 403, kind="about:blank", detail=foreign, attributes={})
         try:
             caller = self._caller(scope, headers)
-            if self._rate is not None and _is_closed(scope["path"]):
+            if self._rate is not None and is_closed(scope["path"]) and not scope["path"].endswith(_PICTURE):
                 self._rate.take(caller)
         except CirrusError as error:
             return problem_of(error, scope)
@@ -78,7 +79,7 @@ class Gate:
     def _caller(self, scope: Scope, headers: Headers) -> str:
         """Return the id of the caller's key, or its address if keys are not asked for. Raises AccessDenied."""
         client = scope.get("client")
-        if not self._access.keys or not _is_closed(scope["path"]):
+        if not self._access.keys or not is_closed(scope["path"]):
             return client[0] if client else ""
         key = _presented(headers)
         found = None if key is None else self._access.keys.id_of(key)
@@ -89,7 +90,8 @@ class Gate:
         return found
 
 
-def _is_closed(path: str) -> bool:
+def is_closed(path: str) -> bool:
+    """Return whether a path needs a key where there are some."""
     return path.startswith(_CLOSED) and path not in _OPEN
 
 

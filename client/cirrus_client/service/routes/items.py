@@ -16,7 +16,10 @@ from cirrus_client.service.search import image_link
 
 router = APIRouter(tags=["items"], responses=PROBLEMS)
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_IMAGE: dict[int | str, dict[str, Any]] = {200: {"description": "The image.", "content": {"image/*": _BYTES}}}
+_IMAGE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The image.", "content": {"image/*": _BYTES}},
+    304: {"description": "The image that the caller has."},
+}
 _CACHED = "private, max-age=3600"
 Collection = Annotated[str | None, Query(description="the name of a collection; the first one if absent")]
 Size = Annotated[
@@ -29,7 +32,8 @@ Size = Annotated[
 async def item_image(request: Request, id: str, collection: Collection = None, size: Size = None) -> Response:
     """Return an item's image, or a thumbnail of it. It is read from below the gallery's folder only."""
     _, version = service(request).registry.find(collection)
-    file = await asyncio.to_thread(version.images.file, id, size)
+    threads = service(request).pictures
+    file = await asyncio.get_running_loop().run_in_executor(threads, version.images.file, id, size)
     headers = {"ETag": file.etag, "Cache-Control": _CACHED}
     if file.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
