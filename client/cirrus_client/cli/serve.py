@@ -14,10 +14,9 @@ from cirrus_client.cli.console import echo
 from cirrus_client.cli.served import find_repository
 from cirrus_client.extras import need
 from cirrus_client.service.collection import Source
-from cirrus_client.service.encoders import TritonOptions
 from cirrus_client.service.json_lines import JsonLines
 from cirrus_client.service.limits import Limits
-from cirrus_client.service.options import ServiceOptions
+from cirrus_client.service.options import ServiceOptions, TritonOptions
 from cirrus_client.telemetry import switch_off
 from cirrus_client.triton.server import TritonServer, find_server
 

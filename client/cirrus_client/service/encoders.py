@@ -6,7 +6,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -18,6 +17,7 @@ from cirrus_client.service.collection import Source, Version, open_version
 from cirrus_client.service.encoding import LocalQueries, QueryEncoder, TritonQueries
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
+from cirrus_client.service.options import TritonOptions
 from cirrus_client.triton.cancellation import survives_cancellation
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.repository import REPOSITORIES
@@ -25,20 +25,6 @@ from cirrus_client.triton.server import TritonServer, free_ports
 
 _LONGER_S = 60.0
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """The ports of the first Triton server, on loopback; further servers take free ones.
-
-    metrics_config, trace_config: see `TritonServer`.
-    """
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-    metrics_config: tuple[str, ...] = ()
-    trace_config: tuple[str, ...] = ()
 
 
 class Encoders:

@@ -7,8 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cirrus_client.service.collection import Source
-from cirrus_client.service.encoders import TritonOptions
 from cirrus_client.service.limits import Limits
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """The ports of the first Triton server, on loopback; further servers take free ones.
+
+    metrics_config, trace_config: see `TritonServer`.
+    """
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+    metrics_config: tuple[str, ...] = ()
+    trace_config: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
