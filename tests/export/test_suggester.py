@@ -119,3 +119,28 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, pairs) -> None:
         export_suggester(tmp_path, tmp_path / "out", pairs)
     with pytest.raises(BundleError, match="is not a suggester"):
         LocalSuggester(tmp_path)
+
+
+def test_a_search_service_suggests_what_the_suggester_does(
+    suggester, pairs, tiny_bundle, pictures, tmp_path: Path
+) -> None:
+    import base64
+
+    from cirrus_client.encoders import LocalEncoder
+    from cirrus_client.gallery import embed_gallery, read_gallery
+    from cirrus_client.index import build_index
+    from tests.service.live import live
+
+    embed_gallery(pictures, tmp_path / "gallery", LocalEncoder(tiny_bundle))
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    options = ("--index", tmp_path / "index", "--in-process", "--suggester", suggester)
+    with live(tmp_path, tiny_bundle.root, *options) as service, service.client() as client:
+        reference, target = pairs[0]
+        images = [{"image": base64.b64encode(image).decode()} for image in (reference, target)]
+        found = client.post("/v1/suggest", json=dict(zip(("reference", "target"), images, strict=True)))
+        assert found.json() == {"text": LocalSuggester(suggester).suggest(reference, target)}
+        by_id = client.post("/v1/suggest", json={"reference": {"id": "000001.jpg"}, "target": {"id": "000002.jpg"}})
+        assert by_id.status_code == 200
+        bad = client.post("/v1/suggest", json={"reference": images[0], "target": {"image": "AAAA"}}).json()
+        assert (bad["type"], bad["item"]) == ("urn:cirrus:InvalidImage", "target")
+        assert client.get("/v1/collections").json()["collections"][0]["suggest"]

@@ -205,7 +205,7 @@ def test_a_version_of_another_space_runs_beside_until_it_is_switched_to(pictures
         assert problem(client.post(f"/v1/collections/{name}/switch", json={"space": "0000"}))["field"] == "space"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_signal_ends_a_service_in_one_line_and_its_exit_code(bundle, index_root, tmp_path, number) -> None:
     with live(tmp_path, bundle.root, "--index", index_root, "--in-process") as service, service.client() as client:
         assert client.get("/").status_code == 200

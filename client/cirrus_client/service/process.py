@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -25,6 +27,7 @@ from cirrus_client.suggest import LocalSuggester
 from cirrus_client.triton.server import is_loopback
 
 _GRACE_S = 10
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambda: None) -> None:
@@ -58,11 +61,6 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
                     task.cancel()
             await registry.close()
 
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                announce()
-
         config = uvicorn.Config(
             create_app(opening, limits=options.limits, access=access, metrics=metrics, tracer=tracer),
             log_config=None,
@@ -72,10 +70,39 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
             lifespan="on",
         )
         try:
-            Server(config).run([listening])
+            _Server(config, announce).run([listening])
         finally:
             if tracer is not None:
                 tracer.close()
+
+
+class _Server(uvicorn.Server):
+    """Ends cleanly on SIGHUP as well, unless it is ignored, and raises the signal again when everything is closed."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+        self._ended_by: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._ended_by = sig
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._ended_by is not None:
+            signal.raise_signal(self._ended_by)
 
 
 def _access(options: ServiceOptions) -> Access:
