@@ -100,6 +100,11 @@ def test_the_command_line_asks_a_service(running, pictures, expected) -> None:
     found = json.loads(cirrus(*asked))
     assert [match["id"] for match in found] == expected
     assert found[0]["image"].startswith(running.url)
+    narrowed = (*asked, "--filter", '{"column": "sold", "op": "==", "value": true}', "--unique", "brand")
+    brands = [match["metadata"]["brand"] for match in json.loads(cirrus(*narrowed)) if match["metadata"]["sold"]]
+    assert len(brands) == len([*filter(None, brands)]) + brands.count(None) == 4
+    assert len({*filter(None, brands)}) == len([*filter(None, brands)])
+    assert "is not JSON" in cirrus(*asked, "--filter", "price < 5", fails=True)
     assert "AccessDenied" in cirrus("search", pictures / "000007.jpg", "--url", running.url, fails=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -35,6 +36,7 @@ from tests.service.live import Live, live
 from tests.service.test_canary import damaged
 from tests.service.test_search import ids, problem, search
 from tests.test_cli import cirrus
+from tests.tiny import write_tiny_zero_shot_bundle
 from tests.triton.test_serve_process import folders, left
 
 pytestmark = pytest.mark.triton
@@ -163,9 +165,47 @@ def test_a_triton_with_a_damaged_graph_is_named_by_verify_and_makes_the_service_
     assert "stage text_encoder does not answer rightly" in message
 
 
+def test_a_bundle_of_another_space_takes_over_with_a_server_of_its_own(tiny_served, index, pictures, tmp_path) -> None:
+    first, second = tmp_path / "served", tmp_path / "next"
+    shutil.copytree(tiny_served.root, first / "bundle")
+    shutil.copytree(index, first / "index")
+    made = write_tiny_zero_shot_bundle(second / "bundle")
+    write_repository(made.root, made.spec, Flavour.PYTHON, made.root / "triton" / Flavour.PYTHON)
+    embed_gallery(pictures, second / "gallery", LocalEncoder(made))
+    build_index(read_gallery(second / "gallery"), second / "index")
+    http, grpc_port, metrics = free_ports(3)
+    triton = ("--http-port", http, "--grpc-port", grpc_port, "--metrics-port", metrics)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = (first / "bundle", "--index", first / "index", *triton)
+    with live(tmp_path, *arguments, TMPDIR=str(scratch)) as service, service.client() as client:
+        old = servers_below(scratch)
+        for part in ("bundle", "index"):
+            (first / part).rename(tmp_path / f"old {part}")
+            (second / part).rename(first / part)
+        deadline = time.monotonic() + 60
+        query = {"queries": [{"id": "000003.jpg"}]}
+        spaces = {client.post("/v1/search", json=query).json()["space"]}
+        while made.spec.space.fingerprint not in spaces:
+            assert time.monotonic() < deadline, service.log.read_text()
+            answer = client.post("/v1/search", json=query)
+            assert answer.status_code == 200
+            spaces.add(answer.json()["space"])
+            time.sleep(0.1)
+        assert spaces == {tiny_served.spec.space.fingerprint, made.spec.space.fingerprint}
+        while set(servers_below(scratch)) & set(old):
+            assert time.monotonic() < deadline, "the old server was not stopped"
+            time.sleep(0.2)
+        assert len(servers_below(scratch)) == 1
+        assert client.post("/v1/search", json=query).status_code == 200
+
+
 def test_a_triton_that_was_killed_is_started_again(running, pictures) -> None:
     (server,) = servers_below(running.log.parent)
     os.kill(server, signal.SIGKILL)
+    with running.client() as client:
+        refused = client.get("/readyz")
+        assert (refused.status_code, problem(refused)["type"]) == (503, "urn:cirrus:NotReady")
     photo = (pictures / "000007.jpg").read_bytes()
     deadline = time.monotonic() + 60
     statuses = set()
@@ -175,7 +215,10 @@ def test_a_triton_that_was_killed_is_started_again(running, pictures) -> None:
             answer = client.post("/v1/search", files={"image": photo + os.urandom(8)})
             statuses.add(answer.status_code)
             time.sleep(0.2)
-    assert statuses <= {200, 502, 503, 504}
+        assert statuses <= {200, 502, 503, 504}
+        while client.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline, client.get("/readyz").text
+            time.sleep(0.2)
 
 
 def servers_below(scratch: Path) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from cirrus_client.cli.options import (
 )
 from cirrus_client.names import Transport
 from cirrus_client.retriever import Match, open_retriever
-from cirrus_client.service.client import SearchClient
+from cirrus_client.service.client import Query, SearchClient
 from cirrus_client.sheet import check_suffix, contact_sheet, save_sheet
 
 _TEXT_ALONE = "-"
@@ -39,6 +39,11 @@ def search(
         str | None, typer.Option(envvar="CIRRUS_API_KEY", help="The key of --url; give it in the environment.")
     ] = None,
     collection: Annotated[str | None, typer.Option(help="A collection of --url; the first one by default.")] = None,
+    filter_: Annotated[
+        str | None,
+        typer.Option("--filter", help='With --url: like {"column": "price", "op": "<", "value": 50}.'),
+    ] = None,
+    unique: Annotated[str | None, typer.Option(help="With --url: the best item for each value of this column.")] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,
     name: NameOption = None,
@@ -65,9 +70,11 @@ def search(
             raise typer.BadParameter(
                 "the service has its own", param_hint="--bundle, --server, --name, --root, --backend, --sheet"
             )
-        matches = _asked(url, api_key, collection, reference, text, k)
+        matches = _asked(url, api_key, Query(reference, text), k, _options(collection, filter_, unique))
     else:
         assert index is not None
+        if collection is not None or filter_ is not None or unique is not None:
+            raise typer.BadParameter("a service has it: give --url", param_hint="--collection, --filter, --unique")
         retriever = open_retriever(
             open_encoder(bundle, server, name, transport, trust_plans=trust_plans), index, images=root, backend=backend
         )
@@ -85,9 +92,15 @@ def search(
         echo(f"contact sheet: {sheet}", err=True)
 
 
-def _asked(
-    url: str, key: str | None, collection: str | None, image: Path | None, text: str | None, k: int
-) -> list[Match]:
+def _options(collection: str | None, filter_: str | None, unique: str | None) -> dict[str, Any]:
+    try:
+        tree = None if filter_ is None else json.loads(filter_)
+    except ValueError as error:
+        raise typer.BadParameter(f"it is not JSON: {error}", param_hint="--filter") from None
+    return {"collection": collection, "filter": tree, "unique": unique}
+
+
+def _asked(url: str, key: str | None, query: Query, k: int, options: dict[str, Any]) -> list[Match]:
     with SearchClient(url, key=key) as client:
-        (result,) = client.search(image=image, text=text, k=k, collection=collection).results
+        (result,) = client.search_many([query], k=k, **options).results
     return [Match(item.rank, item.id, item.score, f"{client.url}{item.image}", item.metadata) for item in result.items]

@@ -58,16 +58,17 @@ class Encoders:
         self._known[key] = encoder
         return open_version(source, state, bundle, encoder, max_pixels=self._limits.max_pixels)
 
-    def revive(self) -> None:
-        """Start Triton servers again that ended by themselves. See the class about the calling thread.
+    def revive(self) -> bool:
+        """Start Triton servers again that ended by themselves, and return whether there was one.
 
-        Raises what `TritonServer.start` raises.
+        See the class about the calling thread. Raises what `TritonServer.start` raises.
         """
-        for server in self._servers:
-            if server.has_ended:
-                log.error("tritonserver at %s has ended; it is started again", server.grpc_url)
-                server.stop()
-                server.start()
+        ended = [server for server in self._servers if server.has_ended]
+        for server in ended:
+            log.error("tritonserver at %s has ended; it is started again", server.grpc_url)
+            server.stop()
+            server.start()
+        return bool(ended)
 
     def __enter__(self) -> Self:
         return self

@@ -13,9 +13,10 @@ import numpy as np
 from cirrus_client.canary import LocalRunner, Runner, TritonRunner
 from cirrus_client.encoders.local import LocalEncoder, Pixels, PreparedQuery
 from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.errors import ItemError, TooManyRequests
+from cirrus_client.errors import ItemError, NotReady, TooManyRequests
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.stopwatch import Stage, Stopwatch
+from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 
 Pair = tuple[bytes | None, str | None]
@@ -42,6 +43,10 @@ class QueryEncoder(Protocol):
 
     def runner(self) -> Runner:
         """Return what runs its stages one by one, for the canary."""
+        ...
+
+    async def check(self) -> None:
+        """Raise NotReady if what encodes is not there now."""
         ...
 
     async def close(self) -> None:
@@ -87,6 +92,9 @@ class LocalQueries:
     def runner(self) -> Runner:
         """See `QueryEncoder.runner`."""
         return LocalRunner(self._encoder)
+
+    async def check(self) -> None:
+        """See `QueryEncoder.check`: this process is there."""
 
     async def close(self) -> None:
         """See `QueryEncoder.close`."""
@@ -162,6 +170,11 @@ class TritonQueries:
     def runner(self) -> Runner:
         """See `QueryEncoder.runner`."""
         return TritonRunner(self._encoder.url)
+
+    async def check(self) -> None:
+        """See `QueryEncoder.check`."""
+        if not await asyncio.to_thread(is_ready, self._encoder.url):
+            raise NotReady("the Triton server is not ready", part="triton")
 
     async def close(self) -> None:
         """See `QueryEncoder.close`."""

@@ -53,7 +53,7 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
             async with asyncio.TaskGroup() as tasks:
                 lasting = [
                     tasks.create_task(registry.watch(WATCH_S)),
-                    tasks.create_task(registry.look_after(encoders.revive, WATCH_S)),
+                    tasks.create_task(registry.look_after(encoders.revive, canaries.forget, WATCH_S)),
                     tasks.create_task(canaries.keep_on(options.canary_s)),
                 ]
                 yield Service(registry, canaries, metrics, options.limits, access, images, suggester)

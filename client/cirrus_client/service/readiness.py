@@ -48,7 +48,11 @@ class Canaries:
                     break
             await self.replay()
 
-    def readiness(self) -> Readiness:
+    def forget(self) -> None:
+        """Replay all canaries soon: what encodes was started again."""
+        self._verdicts = {}
+
+    async def readiness(self) -> Readiness:
         """Return the state of every version. Raises NotReady, with the stage, if one does not answer rightly."""
         parts = []
         for name, version in self._registry.versions():
@@ -57,6 +61,7 @@ class Canaries:
             verdict = self._verdicts[id(version)][1]
             if verdict.error is not None:
                 raise verdict.error
+            await version.encoder.check()
             parts.append(ReadyPart(part=name, space=version.space, cosine=verdict.cosine))
         return Readiness(parts=parts)
 

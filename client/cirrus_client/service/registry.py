@@ -127,12 +127,16 @@ class Registry:
                     with contextlib.suppress(CirrusError):  # it is logged, and shown as the collection's problem
                         await self.reload(name)
 
-    async def look_after(self, revive: Callable[[], None], interval_s: float) -> None:
-        """Call `revive` in the thread that opens versions, until cancelled. What it raises is logged."""
+    async def look_after(self, revive: Callable[[], bool], revived: Callable[[], None], interval_s: float) -> None:
+        """Call `revive` in the thread that opens versions, and `revived` if it did, until cancelled.
+
+        What it raises is logged.
+        """
         while True:
             await asyncio.sleep(interval_s)
             try:
-                await asyncio.get_running_loop().run_in_executor(self._opening, revive)
+                if await asyncio.get_running_loop().run_in_executor(self._opening, revive):
+                    revived()
             except CirrusError as error:
                 log.error("%s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as grpcaio
+from tritonclient.utils import InferenceServerException
 
 _LARGEST_MESSAGE = 2**31 - 1
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 100, 500
@@ -26,6 +27,17 @@ These channels answer within half a second after a server is back. The messages 
 def open_channel(url: str) -> grpcclient.InferenceServerClient:
     """Return a client of a server's gRPC endpoint. Nothing is contacted yet. url: host:port."""
     return grpcclient.InferenceServerClient(url, channel_args=_OPTIONS)
+
+
+def is_ready(url: str, *, timeout_s: float = 2.0) -> bool:
+    """Return whether the server at host:port is there and every model of it is ready."""
+    client = open_channel(url)
+    try:
+        return bool(client.is_server_ready(client_timeout=timeout_s))
+    except InferenceServerException:
+        return False
+    finally:
+        client.close()
 
 
 def open_async_channel(url: str) -> grpcaio.InferenceServerClient:

@@ -23,7 +23,7 @@ async def healthz() -> Response:
 @router.get("/readyz", response_model=Readiness)
 async def readyz(request: Request) -> Response:
     """Say that every part is there and answers as the original did, or which stage does not."""
-    return json_answer(service(request).canaries.readiness())
+    return json_answer(await service(request).canaries.readiness())
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
