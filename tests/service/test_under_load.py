@@ -38,14 +38,14 @@ def test_what_comes_while_a_batch_runs_is_the_next_batch_and_what_is_cancelled_i
         tasks = [asyncio.create_task(batcher.submit([0]))]
         await asyncio.sleep(0.01)
         assert batches == [[0]]
-        tasks += [asyncio.create_task(batcher.submit([item])) for item in range(1, 8)]
+        tasks += [asyncio.create_task(batcher.submit([item])) for item in range(1, 9)]
         await asyncio.sleep(0.01)
         tasks[2].cancel()
         await asyncio.sleep(0)
         free.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert batches == [[0], [1, 3, 4, 5], [6, 7]]
-        assert [answer[0].result for answer in answers if isinstance(answer, list)] == [0, 10, 30, 40, 50, 60, 70]
+        assert batches == [[0], [1, 3, 4, 5], [6, 7], [8]], "sizes are powers of two"
+        assert [answer[0].result for answer in answers if isinstance(answer, list)] == [0, 10, 30, 40, 50, 60, 70, 80]
         assert isinstance(answers[2], asyncio.CancelledError)
         assert not len(batcher)
 

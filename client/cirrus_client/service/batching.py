@@ -36,7 +36,8 @@ class Batcher(Generic[T, R]):
     """Runs items of many requests in batches. Tasks of one event loop may share it.
 
     An item that comes while nothing runs is run at once. Items that come meanwhile are the next batch, so that batches
-    grow with the load and nobody waits for a batch to fill. The items of a task that was cancelled are not run.
+    grow with the load and nobody waits for a batch to fill. Their sizes are powers of two, because an engine prepares
+    itself for each new size. The items of a task that was cancelled are not run.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class Batcher(Generic[T, R]):
 
     def _next(self) -> list[_Waiting[T, R]]:
         batch: list[_Waiting[T, R]] = []
-        while self._waiting and len(batch) < self._max_batch:
+        size = _power_of_two(min(len(self), self._max_batch))
+        while self._waiting and len(batch) < size:
             waiting = self._waiting.popleft()
             if not waiting.future.done():
                 batch.append(waiting)
@@ -112,3 +114,8 @@ class Batcher(Generic[T, R]):
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(Done(result, started - waiting.since, ran_s))
+
+
+def _power_of_two(count: int) -> int:
+    """Return the largest power of two up to a number; 0 for 0."""
+    return 1 << count.bit_length() >> 1
