@@ -32,6 +32,7 @@ from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.requests import RetryPolicy, ServedModel
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.repository import write_repository
+from tests.conftest import jpeg
 from tests.service.live import Live, live
 from tests.service.test_canary import damaged
 from tests.service.test_search import ids, problem, search
@@ -114,7 +115,8 @@ def test_clients_that_hang_up_cost_little_and_never_end_the_server(running, pict
 
 
 @pytest.mark.parametrize("cancels", [True, False])
-def test_a_server_that_survives_it_is_told_of_a_cancellation_and_another_is_not(cancels: bool) -> None:
+@pytest.mark.parametrize("target", [True, False])
+def test_a_server_that_survives_it_is_told_of_a_cancellation_and_another_is_not(cancels: bool, target: bool) -> None:
     told, asked = threading.Event(), threading.Event()
 
     class Slow(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -135,7 +137,11 @@ def test_a_server_that_survives_it_is_told_of_a_cancellation_and_another_is_not(
         space = SpaceSpec.of({}, dim=4, vectors=1, similarity=Similarity.COSINE)
         encoder._served = ServedModel(space, 8, frozenset(EnsembleName), None)
         queries = TritonQueries(encoder, max_waiting=4, max_sent=1, cancels=cancels)
-        first, second = (asyncio.create_task(queries.encode([(None, text)], Stopwatch())) for text in ("a", "b"))
+        asking = (
+            queries.encode_targets([jpeg()]) if target else queries.encode([(None, "red")], Stopwatch())
+            for _ in range(2)
+        )
+        first, second = map(asyncio.create_task, asking)
         assert await asyncio.to_thread(asked.wait, 10)
         assert queries.waiting() == 2
         second.cancel()

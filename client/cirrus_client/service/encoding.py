@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -147,21 +147,13 @@ class TritonQueries:
 
     async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
         """See `QueryEncoder.encode`."""
-        if self._under_way + len(pairs) > self._max_waiting:
-            raise TooManyRequests(
-                f"{self._under_way} queries are under way, the limit is {self._max_waiting}; try again later",
-                retry_after_s=1,
-            )
-        self._under_way += len(pairs)
-        try:
-            with watch.measure(Stage.ENCODE):
-                return await self._sent([image for image, _ in pairs], [text for _, text in pairs])
-        finally:
-            self._under_way -= len(pairs)
+        with watch.measure(Stage.ENCODE):
+            images, texts = [image for image, _ in pairs], [text for _, text in pairs]
+            return await self._sent(len(pairs), lambda: self._encoder.encode_queries(images, texts))
 
     async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
         """See `QueryEncoder.encode_targets`."""
-        return await self._encoder.encode_targets(images)
+        return await self._sent(len(images), lambda: self._encoder.encode_targets(images))
 
     def waiting(self) -> int:
         """See `QueryEncoder.waiting`."""
@@ -180,11 +172,21 @@ class TritonQueries:
         """See `QueryEncoder.close`."""
         await self._encoder.close()
 
-    async def _sent(self, images: list[bytes | None], texts: list[str | None]) -> Embeddings:
-        await self._turns.acquire()
-        sent = asyncio.ensure_future(self._encoder.encode_queries(images, texts))
-        sent.add_done_callback(self._answered)
-        return await (sent if self._cancels else asyncio.shield(sent))
+    async def _sent(self, count: int, send: Callable[[], Coroutine[Any, Any, Embeddings]]) -> Embeddings:
+        """Send a request of so many items when it is its turn. Raises TooManyRequests if too many are under way."""
+        if self._under_way + count > self._max_waiting:
+            raise TooManyRequests(
+                f"{self._under_way} queries are under way, the limit is {self._max_waiting}; try again later",
+                retry_after_s=1,
+            )
+        self._under_way += count
+        try:
+            await self._turns.acquire()
+            sent = asyncio.ensure_future(send())
+            sent.add_done_callback(self._answered)
+            return await (sent if self._cancels else asyncio.shield(sent))
+        finally:
+            self._under_way -= count
 
     def _answered(self, sent: asyncio.Future[Embeddings]) -> None:
         self._turns.release()
