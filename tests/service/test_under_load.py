@@ -175,7 +175,10 @@ def test_a_damaged_or_foreign_index_is_not_served_and_the_old_one_is(
         assert (refused["type"], refused["status"]) == ("urn:cirrus:SearchIndexError", 503)
         assert str(tmp_path) not in str(refused)
         assert client.post("/v1/search", json={"queries": [{"id": "000003.jpg"}]}).status_code == 200
-        assert client.get("/v1/collections").json()["collections"][0]["problem"].startswith("SearchIndexError")
+        assert client.get("/v1/collections").json()["collections"][0]["problem"] == (
+            "the newer version is not served (SearchIndexError); the log says why"
+        )
+        assert "vectors.faiss" in service.log.read_text()
         (index / "vectors.faiss").write_bytes(whole)
         assert client.post(f"/v1/collections/{name}/reload").json()["problem"] is None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 
@@ -27,6 +28,7 @@ from cirrus_client.suggest import LocalSuggester
 from cirrus_client.triton.server import is_loopback
 
 _GRACE_S = 10
+log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -52,9 +54,12 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
             await canaries.replay()
             async with asyncio.TaskGroup() as tasks:
                 lasting = [
-                    tasks.create_task(registry.watch(WATCH_S)),
-                    tasks.create_task(registry.look_after(encoders.revive, canaries.forget, WATCH_S)),
-                    tasks.create_task(canaries.keep_on(options.canary_s)),
+                    tasks.create_task(_lasting(run))
+                    for run in (
+                        lambda: registry.watch(WATCH_S),
+                        lambda: registry.look_after(encoders.revive, canaries.forget, WATCH_S),
+                        lambda: canaries.keep_on(options.canary_s),
+                    )
                 ]
                 yield Service(registry, canaries, metrics, options.limits, access, images, suggester)
                 for task in lasting:
@@ -74,6 +79,16 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
         finally:
             if tracer is not None:
                 tracer.close()
+
+
+async def _lasting(run: Callable[[], Awaitable[None]]) -> None:
+    """Run what lasts until it is cancelled. A defect in it is logged, and it goes on."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("a defect of Cirrus")
+            await asyncio.sleep(WATCH_S)
 
 
 class _Server(uvicorn.Server):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from cirrus_client.errors import CirrusError, InvalidRequest, UnknownCollection
+from cirrus_client.errors import CirrusError, InvalidRequest, StoredDataError, UnknownCollection
 from cirrus_client.service.collection import Source, State, Version
 from cirrus_client.service.models import CollectionInfo
 
@@ -107,10 +107,12 @@ class Registry:
         async with served.changing:
             try:
                 fresh = await asyncio.get_running_loop().run_in_executor(self._opening, self._reopened, served)
-            except CirrusError as error:
-                served.problem = f"{type(error).__name__}: {error}"
+            except (CirrusError, OSError) as error:
+                served.problem = f"the newer version is not served ({type(error).__name__}); the log says why"
                 log.error("collection %s: the newer version is not served: %s", name, error)
-                raise
+                if isinstance(error, CirrusError):
+                    raise
+                raise StoredDataError(f"collection {name}: {error}") from None
             served.versions, served.problem = fresh, None
             log.info("collection %s: now %d images", name, len(fresh[served.active].saved.items))
         return self.info(name)
@@ -137,7 +139,7 @@ class Registry:
             try:
                 if await asyncio.get_running_loop().run_in_executor(self._opening, revive):
                     revived()
-            except CirrusError as error:
+            except (CirrusError, OSError) as error:
                 log.error("%s", error)
 
     def _reopened(self, served: Served) -> list[Version]:
