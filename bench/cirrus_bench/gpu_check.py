@@ -210,7 +210,7 @@ def _compile(bundle: Bundle, probe: Probe) -> _Finding:
     start = time.perf_counter()
     record = compile_plans(bundle, probe, CompileOptions())
     seconds = time.perf_counter() - start
-    cosine = min(plan.cosine_min for plan in record.plans.values())
+    cosine = min(plan.cosine_min for plan in record.plans.values() if plan.cosine_min is not None)
     return _Finding(f"TensorRT {record.tensorrt}, {seconds:.0f} s, smallest cosine to the graphs {cosine:.6f}")
 
 

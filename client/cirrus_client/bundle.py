@@ -3,6 +3,7 @@
 bundle.json          this contract: recipe, space, preprocessing, graphs, ensembles, checksums
 graphs/*.onnx        the exported graphs, float32 at their inputs and outputs
 engines/*.plan       the graphs compiled by TensorRT, if `cirrus compile` was run; `plans.json` says where and how
+engines-rtx/*.plan   the graphs compiled by TensorRT for RTX, if `cirrus compile --for` was run
 tokenizer.json       the text tokenizer
 probe_queries.npy    embeddings of the queries that the export was verified with
 canary.json, .npz    golden inputs, and what the original made of them, to hold servers to

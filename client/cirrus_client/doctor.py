@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cirrus_client.bundle import Bundle
+    from cirrus_client.plans import Library
 
 _LIGHT_CLIENT = {
     "numpy": "numpy",
@@ -40,6 +41,7 @@ _RIVALS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "faiss": ("faiss-c
 
 _EXPORT = ("torch", "open_clip_torch", "transformers", "safetensors", "onnx", "onnxscript")
 _NONE = "none"
+_RTX = "for RTX cards, L4, L40S and A10, and to compile for them: pip install 'cirrus-cir[rtx]' (Python 3.11, Linux)"
 _ON_GPU = "on a machine with an NVIDIA GPU: pip install 'cirrus-cir[gpu]'"
 
 _SERVE = "pip install 'cirrus-cir[serve]'" if sys.version_info < (3, 13) else "use Python 3.11 or 3.12"
@@ -74,8 +76,9 @@ def examine(bundle: Bundle | None = None) -> list[Finding]:
         _package("Triton server", "pytriton", _triton, f"for `cirrus serve`: {_SERVE}"),
         _export(),
         _package("TensorRT", "tensorrt", _tensorrt, _ON_GPU),
+        _package("TensorRT for RTX", "tensorrt_rtx_bindings", _tensorrt_rtx, _RTX),
         _gpu(),
-        *([] if bundle is None else [_plans(bundle)]),
+        *([] if bundle is None else _plans(bundle)),
     ]
 
 
@@ -135,6 +138,12 @@ def _tensorrt() -> str:
     return str(nvidia.load_tensorrt().__version__)
 
 
+def _tensorrt_rtx() -> str:
+    from cirrus_client.engines import nvidia
+
+    return f"{nvidia.load_tensorrt_rtx().__version__}: compiles with or without a GPU"
+
+
 def _export() -> Finding:
     """By name alone: importing them takes seconds."""
     missing = [name for name in _EXPORT if _version(name) == _NONE]
@@ -144,22 +153,33 @@ def _export() -> Finding:
     return Finding("export", State.OK, ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx")))
 
 
-def _plans(bundle: Bundle) -> Finding:
-    from cirrus_client.engines import nvidia
-    from cirrus_client.errors import CirrusError
-    from cirrus_client.plans import plan_file, read_plans, refusal
+def _plans(bundle: Bundle) -> list[Finding]:
+    """One finding for each library that has compiled plans of the bundle, or one that says that there are none."""
+    from cirrus_client.plans import Library, has_plans
 
-    what, again = f"plans of {bundle.spec.name}", f"on this machine: cirrus compile {bundle.root}"
+    found = [library for library in Library if has_plans(bundle, library)]
+    return [_plans_of(bundle, library) for library in found or [Library.TENSORRT]]
+
+
+def _plans_of(bundle: Bundle, library: Library) -> Finding:
+    from cirrus_client.engines import nvidia
+    from cirrus_client.errors import BundleError, EngineError
+    from cirrus_client.plans import compile_again, plan_file, read_plans, refusal
+
+    what, again = f"{library.label} plans of {bundle.spec.name}", compile_again(bundle.root, library)
     try:
-        record = read_plans(bundle)
+        record = read_plans(bundle, library)
         for graph in bundle.spec.graphs:
             plan_file(bundle, record, graph)
-        reason = refusal(record, nvidia.load_tensorrt().__version__, nvidia.this_gpu())
-    except CirrusError as error:
-        reason = str(error)
+    except BundleError as error:
+        return Finding(what, State.ABSENT, str(error), again)
+    try:
+        reason = refusal(record, nvidia.load_library(library).__version__, nvidia.this_gpu())
+    except EngineError as error:
+        reason = f"{record.origin}; {error}"
     if reason is not None:
         return Finding(what, State.ABSENT, reason, again)
-    return Finding(what, State.OK, f"TensorRT {record.tensorrt}, {record.gpu}: they run here")
+    return Finding(what, State.OK, f"{record.origin}: they can be loaded here")
 
 
 def _gpu() -> Finding:

@@ -11,6 +11,7 @@ _BY_EXTRA = {
     "search": ("faiss",),
     "cpu": ("onnxruntime", "openvino"),
     "gpu": ("tensorrt", "cuda"),
+    "rtx": ("tensorrt_rtx_bindings",),
     "serve": ("pytriton",),
     "service": ("fastapi", "uvicorn", "starlette", "python_multipart", "prometheus_client", "httpx2"),
     "otel": ("opentelemetry",),

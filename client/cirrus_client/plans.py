@@ -1,7 +1,7 @@
 """Read the record of a bundle's TensorRT plans, and decide whether they run on this machine.
 
-`cirrus compile` writes `engines/plans.json`. It is read before a plan is loaded, because TensorRT rejects a plan of
-another version or GPU with an error that names neither.
+`cirrus compile` writes `engines/plans.json`, and `engines-rtx/plans.json` with TensorRT for RTX. It is read before a
+plan is loaded, because TensorRT rejects a plan of another version or GPU with an error that names neither.
 """
 
 from __future__ import annotations
@@ -19,10 +19,29 @@ from cirrus_client.errors import BundleError
 from cirrus_client.files import check_files
 from cirrus_client.records import Name, Record, RelativePath, read_record
 
-ENGINES = "engines"
 PLANS = "plans.json"
 _AMPERE = (8, 0)
 _ACROSS_MAJORS = {(10, 11)}
+
+
+class Library(StrEnum):
+    """The TensorRT library that builds and runs a plan. RTX: TensorRT for RTX, which compiles without a GPU as well.
+
+    Neither runs the other's plans.
+    """
+
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt-rtx"
+
+    @property
+    def label(self) -> str:
+        """The library's name in messages."""
+        return "TensorRT" if self is Library.TENSORRT else "TensorRT for RTX"
+
+    @property
+    def folder(self) -> str:
+        """The folder of its plans in a bundle."""
+        return "engines" if self is Library.TENSORRT else "engines-rtx"
 
 
 class Fusion(StrEnum):
@@ -60,26 +79,51 @@ class BatchProfile(Record):
 
 
 class PlanSpec(Record):
-    """A compiled graph. cosine_min: smallest cosine between an output and that of the ONNX graph, on real inputs."""
+    """A compiled graph.
+
+    cosine_min: smallest cosine between an output and that of the ONNX graph, on real inputs; None if the plan was
+    compiled without a GPU and has not been run.
+    """
 
     file: RelativePath
     sha256: str
     graph_sha256: str
     batch: BatchProfile
     attention: AttentionSpec
-    cosine_min: float
+    cosine_min: float | None
 
 
 class PlansSpec(Record):
-    """The contents of `engines/plans.json`."""
+    """The contents of `plans.json`.
 
-    format: Literal[1] = 1
+    tensorrt: the library's version. gpu: the GPU that compiled and ran the plans; None if they were compiled without
+    one. compute_capabilities: the GPUs that they were compiled for. refused: graphs without a plan, and why the
+    compiler refused each.
+    """
+
+    format: Literal[2] = 2
+    library: Library = Library.TENSORRT
     tensorrt: str
-    gpu: str
-    compute_capability: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...] = Field(min_length=1)
     version_compatible: bool
     hardware_compatible: bool
     plans: dict[Name, PlanSpec]
+    refused: dict[Name, str] = Field(default_factory=dict)
+
+    @property
+    def origin(self) -> str:
+        """What the plans were built with and for, for messages."""
+        capabilities = " and ".join(self.compute_capabilities)
+        place = f"without a GPU, for compute capability {capabilities}"
+        if self.gpu is not None:
+            place = f"on {self.gpu} (compute capability {capabilities})"
+        return f"built with {self.library.label} {self.tensorrt} {place}"
+
+    @property
+    def were_run(self) -> bool:
+        """Whether a GPU has run the plans, and they reproduced their graphs."""
+        return all(plan.cosine_min is not None for plan in self.plans.values())
 
 
 @dataclass(frozen=True)
@@ -90,26 +134,39 @@ class Gpu:
     compute_capability: str
 
 
-def has_plans(bundle: Bundle) -> bool:
-    """Return whether a bundle has TensorRT plans, compiled on this machine or another."""
-    return (bundle.root / ENGINES / PLANS).exists()
+def has_plans(bundle: Bundle, library: Library = Library.TENSORRT) -> bool:
+    """Return whether a bundle has plans of a library, compiled on this machine or another."""
+    return (bundle.root / library.folder / PLANS).exists()
 
 
-def read_plans(bundle: Bundle) -> PlansSpec:
-    """Return the record of a bundle's plans. Raises BundleError if there is none, or it is invalid."""
+def read_plans(bundle: Bundle, library: Library = Library.TENSORRT) -> PlansSpec:
+    """Return the record of a bundle's plans of a library. Raises BundleError if there is none, or it is invalid."""
+    way_out = compile_again(bundle.root, library)
     return read_record(
-        bundle.root / ENGINES / PLANS,
+        bundle.root / library.folder / PLANS,
         PlansSpec,
         raises=BundleError,
-        missing=f"bundle {bundle.root} has no TensorRT plans; on the machine that serves: cirrus compile {bundle.root}",
-        way_out=f"compile again: cirrus compile {bundle.root}",
+        missing=f"bundle {bundle.root} has no {library.label} plans; {way_out}",
+        way_out=f"compile again {way_out}",
     )
+
+
+def compile_again(root: Path, library: Library) -> str:
+    """Return the command that makes a bundle's plans, for messages."""
+    if library is Library.RTX:
+        return f"for this machine's card: cirrus compile {root} --for CARD"
+    return f"on the machine that serves: cirrus compile {root}"
 
 
 def plan_file(bundle: Bundle, record: PlansSpec, graph: str) -> Path:
     """Return a graph's plan. Raises BundleError if it is missing, damaged, or compiled from another graph."""
-    again = f"compile again: cirrus compile {bundle.root}"
+    again = f"compile again {compile_again(bundle.root, record.library)}"
     plan = record.plans.get(graph)
+    if graph in record.refused:
+        raise BundleError(
+            f"bundle {bundle.root} has no plan of graph {graph}: {record.library.label} {record.tensorrt} refused it: "
+            f"{record.refused[graph]}"
+        )
     if plan is None:
         raise BundleError(f"bundle {bundle.root} has no plan of graph {graph}, only {', '.join(record.plans)}; {again}")
     path = bundle.root / plan.file
@@ -126,12 +183,12 @@ def graph_sha256(spec: BundleSpec, graph: str) -> str:
 
 
 def refusal(record: PlansSpec, tensorrt: str, gpu: Gpu) -> str | None:
-    """Return why plans can't run on a TensorRT version and GPU, or None if they can."""
-    built = f"built with TensorRT {record.tensorrt} on {record.gpu} (compute capability {record.compute_capability})"
+    """Return why plans can't run on a version of their library and a GPU, or None if they can."""
+    built = record.origin
     if not runs_on(record.tensorrt, tensorrt, version_compatible=record.version_compatible):
         allowed = "that version or a newer one of its major" if record.version_compatible else "exactly that version"
-        return f"{built}; here is TensorRT {tensorrt}, and the plans need {allowed}"
-    same_gpu = record.compute_capability == gpu.compute_capability
+        return f"{built}; here is {record.library.label} {tensorrt}, and the plans need {allowed}"
+    same_gpu = gpu.compute_capability in record.compute_capabilities
     ampere_or_newer = record.hardware_compatible and version_numbers(gpu.compute_capability) >= _AMPERE
     if not same_gpu and not ampere_or_newer:
         allowed = "8.0 or newer" if record.hardware_compatible else "the same"

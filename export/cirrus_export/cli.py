@@ -75,6 +75,14 @@ def compile_command(
     for_triton: Annotated[
         str | None, typer.Option(help="Refuse to compile what this NGC release of Triton can't load, like 26.07.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            help="Compile for this card (l4, rtx-pro-6000) or architecture (sm89) with TensorRT for RTX, "
+            "which needs no GPU; repeatable, for one plan that runs on each.",
+        ),
+    ] = None,
     hardware_compatible: Annotated[bool, typer.Option(help="Plans for every GPU from Ampere on; slower.")] = False,
     version_compatible: Annotated[
         bool, typer.Option(help="Plans for newer TensorRTs of the same major as well; slower.")
@@ -84,10 +92,25 @@ def compile_command(
         typer.Option(help="A folder of images and texts to verify with, in FashionIQ's layout; else Cirrus's own."),
     ] = None,
 ) -> None:
-    """Compile a bundle's graphs to TensorRT plans, on the machine that serves them."""
+    """Compile a bundle's graphs to TensorRT plans, on the machine that serves them; with --for, on any machine."""
     from cirrus_client.bundle import Bundle
+    from cirrus_export.compile.ahead_of_time import compile_ahead
     from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
+    if target:
+        _refuse_beside_for(
+            {
+                "--for-triton": for_triton is not None,
+                "--hardware-compatible": hardware_compatible,
+                "--version-compatible": version_compatible,
+                "--probe": probe is not None,
+            }
+        )
+        ahead = compile_ahead(Bundle.open(bundle), target)
+        for name, plan in ahead.plans.items():
+            echo(f"{plan.file}: {name}, attention {plan.attention.fusion}; not run yet")
+        echo(f"{bundle}: {ahead.origin}; a GPU that loads a plan first compares it with its graph")
+        return
     options = CompileOptions(
         for_triton=for_triton, hardware_compatible=hardware_compatible, version_compatible=version_compatible
     )
@@ -100,6 +123,19 @@ def compile_command(
             f"({attention.fused_layers} kernels for {attention.attentions})"
         )
     echo(f"{bundle}: TensorRT {record.tensorrt}, {record.gpu}; repository: {bundle / 'triton' / Flavour.TENSORRT}")
+
+
+def _refuse_beside_for(given: dict[str, bool]) -> None:
+    """Refuse options of TensorRT on a GPU that TensorRT for RTX would ignore, or can't serve."""
+    reasons = {
+        "--for-triton": "Triton's TensorRT backend loads TensorRT's plans, and not those of TensorRT for RTX",
+        "--hardware-compatible": "TensorRT for RTX ignores it; name several cards instead, like --for a10 --for l4",
+        "--version-compatible": "TensorRT for RTX has no runtime to put into plans; compile again after an update",
+        "--probe": "nothing is run here; a GPU that loads a plan compares it with its graph",
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise typer.BadParameter(f"not together with --for: {reasons[option]}", param_hint=option)
 
 
 def repository_command(

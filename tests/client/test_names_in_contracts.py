@@ -185,7 +185,7 @@ def test_a_plan_lies_in_its_bundle(copied, name) -> None:
         "attention": {"fusion": "none", "attentions": 0, "fused_layers": 0, "evidence": []},
         "cosine_min": 1.0,
     }
-    record = {"tensorrt": "11", "gpu": "", "compute_capability": "9.0", "version_compatible": False}
+    record = {"tensorrt": "11", "gpu": "", "compute_capabilities": ["9.0"], "version_compatible": False}
     (copied / "engines").mkdir()
     (copied / "engines" / "plans.json").write_text(
         json.dumps(record | {"hardware_compatible": False, "plans": {"gallery": plan}})

@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[2]
 MODULES = (
     ROOT / "client/cirrus_client/engines/nvidia.py",
     ROOT / "client/cirrus_client/engines/tensorrt.py",
+    ROOT / "export/cirrus_export/compile/plan_builder.py",
     ROOT / "export/cirrus_export/compile/tensorrt_engine.py",
+)
+MODULES_OF_RTX = (
+    ROOT / "client/cirrus_client/engines/tensorrt_rtx.py",
+    ROOT / "export/cirrus_export/compile/ahead_of_time.py",
 )
 BINDINGS = {
     "the oldest 10": "tensorrt-cu12-bindings==10.0.1",
@@ -37,10 +42,11 @@ CUDA = ("cuda-bindings==13.5.0", "cuda-pathfinder==1.9.0")
 OBJECTS = {
     "builder": "Builder",
     "parser": "OnnxParser",
-    "parser.get_error(position)": "ParserError",
+    "refusal": "ParserError",
     "config": "IBuilderConfig",
     "config.get_timing_cache()": "ITimingCache",
     "profile": "IOptimizationProfile",
+    "self.builder": "Builder",
     "self._runtime": "Runtime",
     "self._engine": "ICudaEngine",
     "self._context": "IExecutionContext",
@@ -81,6 +87,7 @@ USED: dict[str, tuple[str, ...] | None] = {
     "ILogger": None,
     "ILogger.Severity.ERROR": None,
     "ILogger.Severity.INTERNAL_ERROR": None,
+    "ILogger.Severity.WARNING": None,
     "ILogger.__init__": (),
     "IOptimizationProfile.set_shape": ("input", "min", "opt", "max"),
     "ITimingCache.serialize": (),
@@ -91,6 +98,8 @@ USED: dict[str, tuple[str, ...] | None] = {
     "OnnxParser.num_errors": None,
     "OnnxParser.parse_from_file": ("model",),
     "ParserError.desc": (),
+    "ParserError.node_name": (),
+    "ParserError.node_operator": (),
     "ProfilingVerbosity.DETAILED": None,
     "Runtime": ("logger",),
     "Runtime.deserialize_cuda_engine": ("serialized_engine",),
@@ -139,15 +148,15 @@ print(json.dumps(answers))
 """
 
 
-def names_in_the_code() -> tuple[set[str], set[str]]:
+def names_in_the_code(modules: tuple[Path, ...] = MODULES) -> tuple[set[str], set[str]]:
     """TensorRT's names and CUDA's, from the modules' syntax trees."""
     tensorrt, cuda = set(), set()
-    for path in MODULES:
+    for path in modules:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Attribute):
                 continue
             owner = ast.unparse(node.value)
-            for root in ("tensorrt", "load_tensorrt()"):
+            for root in ("tensorrt", "load_tensorrt()", "load_library(cls.library)", "self._tensorrt"):
                 if owner == root or owner.startswith(f"{root}."):
                     tensorrt.add(f"{owner}.{node.attr}".removeprefix(f"{root}."))
             if owner in OBJECTS:

@@ -26,7 +26,8 @@ from cirrus_client.plans import Fusion, Gpu, PlanSpec, PlansSpec, graph_sha256, 
 from cirrus_export.compile import tensorrt_engine
 from cirrus_export.compile.engine_inspector import attention_of, count_attentions
 from cirrus_export.compile.ngc_releases import check_release, ngc_releases, release_named
-from cirrus_export.compile.tensorrt_engine import CompileOptions, batch_profile, compile_plans
+from cirrus_export.compile.plan_builder import batch_profile
+from cirrus_export.compile.tensorrt_engine import CompileOptions, compile_plans
 from cirrus_export.gate.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.pipeline import ExportRequest, export
 from cirrus_export.repository import Flavour, write_repository
@@ -68,7 +69,7 @@ def record(**changes) -> PlansSpec:
     values = {
         "tensorrt": "11.1.0.106",
         "gpu": "NVIDIA H100",
-        "compute_capability": "9.0",
+        "compute_capabilities": ("9.0",),
         "version_compatible": False,
         "hardware_compatible": False,
         "plans": {},
@@ -78,8 +79,11 @@ def record(**changes) -> PlansSpec:
 
 def here(monkeypatch, *, version: str, gpu: Gpu) -> None:
     """Stand for a machine with this TensorRT and GPU, as far as their names are asked."""
+    module_here = SimpleNamespace(__version__=version)
+    for module in (nvidia, tensorrt):
+        monkeypatch.setattr(module, "load_library", lambda library: module_here)
+    monkeypatch.setattr(tensorrt_engine, "load_tensorrt", lambda: module_here)
     for module in (nvidia, tensorrt_engine, tensorrt):
-        monkeypatch.setattr(module, "load_tensorrt", lambda: SimpleNamespace(__version__=version))
         monkeypatch.setattr(module, "this_gpu", lambda: gpu)
 
 
@@ -329,7 +333,7 @@ def test_the_doctor_says_whether_plans_run_here(planned, bundle, monkeypatch) ->
     finding = doctor.examine(planned)[-1]
     assert finding.state is doctor.State.ABSENT
     assert "here is NVIDIA L4 (8.9), and the plans need the same" in finding.found
-    assert finding.way_out == f"on this machine: cirrus compile {planned.root}"
+    assert finding.way_out == f"on the machine that serves: cirrus compile {planned.root}"
     assert "has no TensorRT plans" in doctor.examine(bundle)[-1].found
 
 
@@ -446,7 +450,8 @@ def test_compiling_writes_plans_record_timing_cache_and_repository(around_tensor
     bundle = around_tensorrt
     written = compile_plans(bundle, probe, CompileOptions(for_triton="26.07", hardware_compatible=True))
     assert read_plans(bundle) == written
-    assert (written.tensorrt, written.gpu, written.compute_capability) == ("11.1.0.106", "NVIDIA H100", "9.0")
+    assert (written.tensorrt, written.gpu) == ("11.1.0.106", "NVIDIA H100")
+    assert written.compute_capabilities == ("9.0",)
     assert (written.hardware_compatible, written.version_compatible) == (True, False)
     for graph in bundle.spec.graphs:
         assert plan_file(bundle, written, graph).read_bytes() == graph.encode()

@@ -15,7 +15,7 @@ from cirrus_client.cli.options import NameOption, TransportOption
 from cirrus_client.cli.wording import described
 from cirrus_client.errors import BundleError
 from cirrus_client.names import Transport
-from cirrus_client.plans import has_plans, plan_file, read_plans
+from cirrus_client.plans import Library, has_plans, plan_file, read_plans
 from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_client.suggest import read_suggester
 from cirrus_client.triton.repository import RECORD, REPOSITORIES, read_repository
@@ -62,13 +62,17 @@ def _hold(server: str, name: str | None, transport: Transport, bundle: Bundle) -
 def _verify_bundle(bundle: Bundle) -> None:
     spec = bundle.spec
     count = len(spec.files) + _verified_repositories(bundle.root)
-    if has_plans(bundle):
-        record = read_plans(bundle)
+    records = [read_plans(bundle, library) for library in Library if has_plans(bundle, library)]
+    for record in records:
         count += len([plan_file(bundle, record, graph) for graph in record.plans])
     echo(
         f"{bundle.root}: whole ({count} files match their sha256), fidelity gate passed; recipe {spec.recipe} on "
         f"{spec.backbone}, {spec.precision}, {described(spec.space)}"
     )
+    for record in records:
+        run = "compared with their graphs on that GPU" if record.were_run else "not run yet"
+        refused = f"; no plan of {', '.join(record.refused)}" if record.refused else ""
+        echo(f"{bundle.root}: {len(record.plans)} plans {record.origin}; {run}{refused}")
 
 
 def _verified_repositories(root: Path) -> int:

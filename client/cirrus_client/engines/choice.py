@@ -20,13 +20,19 @@ from cirrus_client.engines.kinds import candidates, engine_kind
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import BundleError, EngineError, MissingPackage
 from cirrus_client.files import write_model
-from cirrus_client.plans import has_plans
+from cirrus_client.plans import Library, has_plans
 from cirrus_client.records import Record
 from cirrus_client.user_cache import user_cache
 
 _BATCH_SIZE = 4
 _ROUNDS = 3
-_AGREEMENT = {Precision.FP32: 0.9999, Precision.FP16: 0.999, Precision.INT8: 0.98}
+_AGREEMENT = {
+    Precision.FP32: 0.9999,
+    Precision.FP16: 0.999,
+    Precision.BF16: 0.98,
+    Precision.INT8: 0.98,
+    Precision.FP8: 0.98,
+}
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 log = logging.getLogger(__name__)
 
@@ -44,20 +50,54 @@ def open_graph(
     """Load a graph of a bundle on the named engine, or on the fastest one.
 
     The fastest is the graph's TensorRT plan, if there is one that runs on this GPU, else the engine that `choose`
-    returns. threads, bulk: see `open_engine`. Raises what `open_engine` raises, and BundleError if TENSORRT is named
-    and the bundle has no plan of the graph.
+    returns. A plan of TensorRT for RTX, which no GPU has run, is measured against that one and taken only if it agrees
+    and is faster. threads, bulk: see `open_engine`. Raises what `open_engine` raises, BundleError if TENSORRT or
+    TENSORRT_RTX is named and the bundle has no plan of the graph, and EngineError if a named plan of TensorRT for RTX
+    does not reproduce its graph.
     """
-    if engine is None and has_plans(bundle):
-        try:
-            plan = engine_kind(EngineName.TENSORRT).load_graph(bundle, graph, threads=threads, bulk=bulk)
-        except (BundleError, EngineError, MissingPackage) as error:
-            log.warning("%s does not run on its TensorRT plan: %s", graph, error)
-        else:
+    path, precision = bundle.graph_file(graph), bundle.spec.precision
+    if engine is None:
+        plan = _plan_that_runs(bundle, graph, Library.TENSORRT, threads=threads, bulk=bulk)
+        if plan is not None:
             log.info("%s runs on tensorrt: a plan was compiled for this GPU", graph)
             return plan
-    path, precision = bundle.graph_file(graph), bundle.spec.precision
-    name = engine or choose(path, precision, threads=threads, bulk=bulk).engine
-    return engine_kind(name).load_graph(bundle, graph, threads=threads, bulk=bulk)
+        plan = _plan_that_runs(bundle, graph, Library.RTX, threads=threads, bulk=bulk)
+        name = choose(path, precision, threads=threads, bulk=bulk).engine
+        other = engine_kind(name).load_graph(bundle, graph, threads=threads, bulk=bulk)
+        return other if plan is None else _faster(graph, precision, {name: other, EngineName.TENSORRT_RTX.value: plan})
+    opened = engine_kind(engine).load_graph(bundle, graph, threads=threads, bulk=bulk)
+    if engine == EngineName.TENSORRT_RTX:
+        _hold_to_graph(path, precision, opened)
+    return opened
+
+
+def _plan_that_runs(bundle: Bundle, graph: str, library: Library, *, threads: int | None, bulk: bool) -> Engine | None:
+    """Return a graph's plan of a library if it can be loaded here."""
+    if not has_plans(bundle, library):
+        return None
+    try:
+        return engine_kind(library.value).load_graph(bundle, graph, threads=threads, bulk=bulk)
+    except (BundleError, EngineError, MissingPackage) as error:
+        log.warning("%s does not run on its %s plan: %s", graph, library.label, error)
+        return None
+
+
+def _faster(graph: str, precision: Precision, engines: dict[str, Engine]) -> Engine:
+    choice = _measure(precision, engines)
+    log.info("%s runs on %s: %s", graph, choice.engine, choice.why)
+    return engines[choice.engine]
+
+
+def _hold_to_graph(path: Path, precision: Precision, plan: Engine) -> None:
+    """Compare a plan that was compiled without a GPU with its ONNX graph. Raises EngineError if they differ."""
+    reference = open_engine(path, precision)
+    noise = _noise(reference)
+    cosine = _cosine_min(reference(noise), plan(noise))
+    if not cosine >= _AGREEMENT[precision]:  # a NaN differs
+        raise EngineError(
+            f"{plan.device} does not reproduce {path}: cosine {cosine:.6f} to {reference.device}, {precision} needs "
+            f"{_AGREEMENT[precision]}; run it on another engine"
+        )
 
 
 def open_engine(

@@ -22,13 +22,14 @@ class EngineName(StrEnum):
     """Engines of this tree.
 
     ONNXRUNTIME_TENSORRT: TensorRT builds its engine while ONNX Runtime loads a graph. TENSORRT: runs plans that
-    `cirrus compile` built.
+    `cirrus compile` built. TENSORRT_RTX: runs plans that `cirrus compile --for` built.
     """
 
     ONNXRUNTIME = "onnxruntime"
     ONNXRUNTIME_TENSORRT = "onnxruntime-tensorrt"
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 class Engine(ABC):

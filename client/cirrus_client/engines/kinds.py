@@ -16,6 +16,7 @@ ENGINES = {
     EngineName.ONNXRUNTIME_TENSORRT.value: "cirrus_client.engines.onnx_runtime:OnnxRuntimeTensorRtKind",
     EngineName.OPENVINO.value: "cirrus_client.engines.openvino:OpenVinoKind",
     EngineName.TENSORRT.value: "cirrus_client.engines.tensorrt:TensorRtKind",
+    EngineName.TENSORRT_RTX.value: "cirrus_client.engines.tensorrt_rtx:TensorRtRtxKind",
 }
 ENGINE_GROUP = "cirrus.engines"
 _WHAT = "engine"

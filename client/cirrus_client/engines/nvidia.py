@@ -9,10 +9,10 @@ from functools import cache
 from typing import Any
 
 from cirrus_client.errors import EngineError
-from cirrus_client.plans import Gpu, version_numbers
+from cirrus_client.plans import Gpu, Library, version_numbers
 
 _OLDEST_TENSORRT = (10, 0)
-_ERRORS = 8
+_KEPT = 8
 _INSTALL = "on a machine with an NVIDIA GPU: pip install 'cirrus-cir[gpu]'"
 _first_use = threading.Lock()
 log = logging.getLogger(__name__)
@@ -27,6 +27,22 @@ def load_tensorrt() -> Any:
     if version_numbers(tensorrt.__version__) < _OLDEST_TENSORRT:
         raise EngineError(f"TensorRT {tensorrt.__version__} is installed; Cirrus needs 10 or newer; {_INSTALL}")
     return tensorrt
+
+
+def load_tensorrt_rtx() -> Any:
+    """Return the module of TensorRT for RTX, which has TensorRT 11's names. Raises EngineError if it is missing."""
+    try:
+        import tensorrt_rtx_bindings
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"TensorRT for RTX can't be loaded ({error}); with Python 3.11 on Linux: pip install 'cirrus-cir[rtx]'"
+        ) from None
+    return tensorrt_rtx_bindings
+
+
+def load_library(library: Library) -> Any:
+    """Return the module of a TensorRT library. Raises EngineError if it is missing."""
+    return load_tensorrt_rtx() if library is Library.RTX else load_tensorrt()
 
 
 def load_cuda() -> Any:
@@ -58,7 +74,7 @@ def this_gpu() -> Gpu:
 
 
 def tensorrt_log(tensorrt: Any) -> Any:
-    """Return this process's TensorRT logger. It keeps the last errors, because TensorRT only reports reasons there."""
+    """Return this process's TensorRT logger. It keeps errors and warnings, which TensorRT reports only there."""
     with _first_use:
         return _only_log(tensorrt)
 
@@ -70,11 +86,14 @@ def _only_log(tensorrt: Any) -> Any:
     class Log(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=_ERRORS)
+            self.errors: deque[str] = deque(maxlen=_KEPT)
+            self.warnings: deque[str] = deque(maxlen=_KEPT)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (tensorrt.ILogger.Severity.INTERNAL_ERROR, tensorrt.ILogger.Severity.ERROR):
                 self.errors.append(message)
+            elif severity == tensorrt.ILogger.Severity.WARNING:
+                self.warnings.append(message)
             log.debug("TensorRT: %s", message)
 
     return Log()
@@ -86,3 +105,11 @@ def tensorrt_reason(tensorrt: Any) -> str:
     reason = "; ".join(errors) or "it gives no reason"
     errors.clear()
     return reason
+
+
+def tensorrt_warnings(tensorrt: Any) -> tuple[str, ...]:
+    """Return the warnings that TensorRT logged since the last call of this function, and forget them."""
+    warnings = tensorrt_log(tensorrt).warnings
+    found = tuple(warnings)
+    warnings.clear()
+    return found

@@ -6,7 +6,7 @@ import threading
 import weakref
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, Precision, TensorSpec
 from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.engines.kinds import EngineKind
-from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_tensorrt, tensorrt_log, tensorrt_reason, this_gpu
+from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_library, tensorrt_log, tensorrt_reason, this_gpu
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
-from cirrus_client.plans import plan_file, read_plans, refusal
+from cirrus_client.plans import Library, compile_again, plan_file, read_plans, refusal
 
 _PROFILE = 0
 
@@ -44,6 +44,8 @@ class TensorRtEngine(Engine):
     Device memory for the largest batch is allocated when the plan is loaded.
     """
 
+    library: ClassVar[Library] = Library.TENSORRT
+
     def __init__(self, path: Path, *, version_compatible: bool = False) -> None:
         """Load a plan.
 
@@ -51,17 +53,18 @@ class TensorRtEngine(Engine):
         Raises EngineError if TensorRT, CUDA or a GPU is missing, or TensorRT refuses the plan.
         """
         super().__init__()
-        tensorrt = load_tensorrt()
+        self._tensorrt = tensorrt = load_library(self.library)
+        title = self.library.label
         self._cuda = load_cuda()
         gpu = this_gpu()
         self._runtime = tensorrt.Runtime(tensorrt_log(tensorrt))
         self._runtime.engine_host_code_allowed = version_compatible
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise EngineError(f"TensorRT {tensorrt.__version__} can't load {path}: {self._reason()}")
-        self._context = self._engine.create_execution_context()
+            raise EngineError(f"{title} {tensorrt.__version__} can't load {path}: {self._reason()}")
+        self._context = self._new_context(path)
         if self._context is None:
-            raise EngineError(f"TensorRT can't run {path} on {gpu.name}: {self._reason()}")
+            raise EngineError(f"{title} can't run {path} on {gpu.name}: {self._reason()}")
         names = [self._engine.get_tensor_name(position) for position in range(self._engine.num_io_tensors)]
         taken = {name for name in names if self._engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT}
         self.inputs = tuple(self._spec(tensorrt, name) for name in names if name in taken)
@@ -69,28 +72,29 @@ class TensorRtEngine(Engine):
         self.largest_batch = min(
             int(self._engine.get_tensor_profile_shape(spec.name, _PROFILE)[-1][0]) for spec in self.inputs
         )
-        self.device = f"TensorRT {tensorrt.__version__}, {gpu.name}"
+        self.device = f"{title} {tensorrt.__version__}, {gpu.name}"
         self._turns = threading.Lock()
         self._take_memory()
 
-    @staticmethod
-    def of(bundle: Bundle, graph: str) -> TensorRtEngine:
+    @classmethod
+    def of(cls, bundle: Bundle, graph: str) -> Self:
         """Load a graph's plan from a bundle.
 
         Raises BundleError if the plan is missing or damaged, EngineError if it was built for another TensorRT or GPU,
         or contains code and the bundle was opened without `trust_plans`.
         """
-        record = read_plans(bundle)
+        record = read_plans(bundle, cls.library)
         path = plan_file(bundle, record, graph)
-        reason = refusal(record, load_tensorrt().__version__, this_gpu())
+        reason = refusal(record, load_library(cls.library).__version__, this_gpu())
         if reason is not None:
-            raise EngineError(f"plans of {bundle.root}: {reason}; compile them here: cirrus compile {bundle.root}")
+            again = compile_again(bundle.root, cls.library)
+            raise EngineError(f"plans of {bundle.root}: {reason}; compile them again {again}")
         if record.version_compatible and not bundle.trusts_plans:
             raise EngineError(
                 f"plans of {bundle.root}: they are version-compatible, so they contain code that would run here; if "
                 "you trust whoever compiled them, allow it with --trust-plans, or Bundle.open(..., trust_plans=True)"
             )
-        return TensorRtEngine(path, version_compatible=record.version_compatible)
+        return cls(path, version_compatible=record.version_compatible)
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """See `Engine.run`."""
@@ -103,7 +107,10 @@ class TensorRtEngine(Engine):
     def layers(self) -> str:
         """Return the engine inspector's JSON of the plan's layers."""
         inspector = self._engine.create_engine_inspector()
-        return str(inspector.get_engine_information(load_tensorrt().LayerInformationFormat.JSON))
+        return str(inspector.get_engine_information(self._tensorrt.LayerInformationFormat.JSON))
+
+    def _new_context(self, path: Path) -> Any:
+        return self._engine.create_execution_context()
 
     def _run(self, inputs: Arrays, rows: int) -> dict[str, NDArray[Any]]:
         to_device = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -151,7 +158,7 @@ class TensorRtEngine(Engine):
         return tensor_spec(name, kind, tuple(self._engine.get_tensor_shape(name)))
 
     def _reason(self) -> str:
-        return tensorrt_reason(load_tensorrt())
+        return tensorrt_reason(self._tensorrt)
 
 
 def _release(cuda: Any, memory: dict[str, int], stream: Any) -> None:

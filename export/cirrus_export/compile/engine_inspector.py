@@ -8,6 +8,7 @@ verbosity, and bare names otherwise ("Engine Inspector" in TensorRT's documentat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import onnx
 from cirrus_client.plans import AttentionSpec, Fusion
 
 _FUSED = "mha"
+_KERNEL = "_gemm_mha_v2"
+_FUSED_IN_PLAN = re.compile(rb"(?<![A-Za-z0-9_])" + _KERNEL.encode() + rb"(?![A-Za-z0-9_])")
 _SHOWN = 8
 _ATTENTION = "Attention"
 _SOFTMAX = "Softmax"
@@ -39,6 +42,23 @@ def attention_of(layers: str, attentions: int) -> AttentionSpec:
     return AttentionSpec(
         fusion=fusion, attentions=attentions, fused_layers=len(fused), evidence=tuple(evidence[:_SHOWN])
     )
+
+
+def attention_in_plan(plan: Any, attentions: int, *, targets: int) -> AttentionSpec:
+    """Return what a plan's own bytes say of a graph's attentions: the inspector needs a GPU, and this does not.
+
+    plan: bytes-like, built by TensorRT for RTX 1.7, which writes `_gemm_mha_v2` once for each fused attention and each
+    compute capability. attentions: how many the ONNX graph has. targets: for how many capabilities it was built.
+    """
+    fused = len(_FUSED_IN_PLAN.findall(memoryview(plan))) // targets
+    if attentions == 0:
+        fusion = Fusion.NONE
+    elif fused == 0:
+        fusion = Fusion.UNFUSED
+    else:
+        fusion = Fusion.FUSED if fused >= attentions else Fusion.PARTLY
+    evidence = (_KERNEL,) if fused else ()
+    return AttentionSpec(fusion=fusion, attentions=attentions, fused_layers=fused, evidence=evidence)
 
 
 def count_attentions(graph: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,18 @@ class GraphValues:
         return self._outputs[graph]
 
 
-def hold_to_graphs(bundle: Bundle, values: GraphValues, load: Callable[[str], Engine]) -> dict[str, float]:
+def hold_to_graphs(
+    bundle: Bundle, values: GraphValues, load: Callable[[str], Engine], *, graphs: Sequence[str] | None = None
+) -> dict[str, float]:
     """Return each graph's smallest cosine between an engine's and the ONNX graph's outputs for the same inputs.
 
-    load: returns the engine of a graph. Raises FidelityError, which names every graph under the threshold of the
-    bundle's precision.
+    load: returns the engine of a graph. graphs: those that are compared, all by default. Raises
+    FidelityError, which names every graph under the threshold of the bundle's precision.
     """
-    cosines = {graph: _cosine(load(graph), values.inputs(graph), values.outputs(graph)) for graph in bundle.spec.graphs}
+    cosines = {
+        graph: _cosine(load(graph), values.inputs(graph), values.outputs(graph))
+        for graph in (bundle.spec.graphs if graphs is None else graphs)
+    }
     threshold = THRESHOLDS[bundle.spec.precision].cosine_min
     missed = {graph: value for graph, value in cosines.items() if not value >= threshold}  # a NaN misses
     if missed:

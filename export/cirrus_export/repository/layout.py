@@ -25,7 +25,7 @@ from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, Ste
 from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, Flavour, GraphName, ModelCode, TensorName, Writer
 from cirrus_client.outputs import replaced_directory
-from cirrus_client.plans import ENGINES, graph_sha256
+from cirrus_client.plans import Library, graph_sha256
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
 from cirrus_client.suggest import read_suggester
 from cirrus_client.triton.repository import REPOSITORIES, read_repository, write_record
@@ -190,7 +190,7 @@ def _write_warmup(folder: Path, file: str, item: bytes) -> None:
 
 
 def _plan(bundle_root: Path, graph: str) -> Path:
-    plan = bundle_root / ENGINES / f"{graph}.plan"
+    plan = bundle_root / Library.TENSORRT.folder / f"{graph}.plan"
     if not plan.is_file():
         raise ExportError(
             f"the tensorrt flavour needs {plan}, which is not there; on the machine that serves the bundle: "

@@ -1,0 +1,70 @@
+"""Run plans of TensorRT for RTX on the GPU, without torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.engines.kinds import EngineKind
+from cirrus_client.engines.tensorrt import TensorRtEngine
+from cirrus_client.ensemble import Arrays
+from cirrus_client.errors import EngineError
+from cirrus_client.files import write_atomically
+from cirrus_client.plans import Library
+
+_KERNELS = ".kernels"
+log = logging.getLogger(__name__)
+
+
+class TensorRtRtxKind(EngineKind):
+    """Plans of TensorRT for RTX that `cirrus compile --for` built from a bundle's graphs."""
+
+    def runs(self, precision: Precision) -> bool:
+        """See `EngineKind.runs`. It runs plans, not ONNX files; `open_graph` measures a plan that runs here."""
+        return False
+
+    def load(self, path: Path, precision: Precision, *, threads: int | None, bulk: bool) -> TensorRtRtxEngine:
+        """Raise EngineError: plans belong to a bundle, so use `load_graph`."""
+        raise EngineError("TensorRT for RTX runs the plans of a bundle, not ONNX files: see `cirrus compile --for`")
+
+    def load_graph(self, bundle: Bundle, graph: str, *, threads: int | None, bulk: bool) -> TensorRtRtxEngine:
+        """See `EngineKind.load_graph`, and `TensorRtEngine.of`."""
+        return TensorRtRtxEngine.of(bundle, graph)
+
+
+class TensorRtRtxEngine(TensorRtEngine):
+    """Runs a plan of TensorRT for RTX. Calls from several threads run one after the other.
+
+    The library compiles kernels for this GPU when they are first needed. They are kept beside the plan in `*.kernels`,
+    where the folder can be written, so that the next process does not wait for them. A batch size that was seen before
+    is replayed as a CUDA graph.
+    """
+
+    library = Library.RTX
+
+    def _new_context(self, path: Path) -> Any:
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = self._tensorrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._kernels = path.with_suffix(_KERNELS)
+        self._kept_for: set[int] = set()
+        self._cache = config.create_runtime_cache()
+        if self._kernels.is_file() and not self._cache.deserialize(self._kernels.read_bytes()):
+            log.info("%s is of another GPU, driver or version, and is made again", self._kernels)
+        if not config.set_runtime_cache(self._cache):
+            raise EngineError(f"TensorRT for RTX refuses its kernel cache for {path}: {self._reason()}")
+        return self._engine.create_execution_context(config)
+
+    def _run(self, inputs: Arrays, rows: int) -> dict[str, Any]:
+        outputs = super()._run(inputs, rows)
+        if rows not in self._kept_for:
+            self._kept_for.add(rows)
+            self._keep_kernels()
+        return outputs
+
+    def _keep_kernels(self) -> None:
+        try:
+            write_atomically(self._kernels, bytes(memoryview(self._cache.serialize())))
+        except OSError as error:
+            log.info("kernels can't be kept in %s and will be compiled again: %s", self._kernels, error)
