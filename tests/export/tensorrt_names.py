@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,8 @@ OBJECTS = {
     "config.get_timing_cache()": "ITimingCache",
     "profile": "IOptimizationProfile",
     "self.builder": "Builder",
+    "runtime_config": "IRuntimeConfig",
+    "self._cache": "IRuntimeCache",
     "self._runtime": "Runtime",
     "self._engine": "ICudaEngine",
     "self._context": "IExecutionContext",
@@ -109,6 +112,22 @@ USED: dict[str, tuple[str, ...] | None] = {
     "nptype": None,
 }
 
+# What TensorRT for RTX has beside these.
+USED_OF_RTX: dict[str, tuple[str, ...] | None] = {
+    "ComputeCapability": None,
+    "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE": None,
+    "IBuilderConfig.num_compute_capabilities": None,
+    "IBuilderConfig.set_compute_capability": ("compute_capability", "index"),
+    "ICudaEngine.create_execution_context": ("runtime_config",),
+    "ICudaEngine.create_runtime_config": (),
+    "IRuntimeCache.deserialize": ("blob",),
+    "IRuntimeCache.serialize": (),
+    "IRuntimeConfig.create_runtime_cache": (),
+    "IRuntimeConfig.cuda_graph_strategy": None,
+    "IRuntimeConfig.set_runtime_cache": ("cache",),
+    "__version__": None,
+}
+
 USED_OF_CUDA = {
     "cudaFree": ("devPtr",),
     "cudaGetDevice": (),
@@ -161,7 +180,7 @@ def names_in_the_code(modules: tuple[Path, ...] = MODULES) -> tuple[set[str], se
                     tensorrt.add(f"{owner}.{node.attr}".removeprefix(f"{root}."))
             if owner in OBJECTS:
                 tensorrt.add(f"{OBJECTS[owner]}.{node.attr}")
-            if node.attr.startswith("cuda"):
+            if re.match("cuda[A-Z]", node.attr):
                 cuda.add(f"{owner}.{node.attr}".removeprefix("self._cuda.").removeprefix("cuda."))
     return _leaves(tensorrt), _leaves(cuda)
 
@@ -196,10 +215,20 @@ def bindings(requirement: str, cache: Path, destination: Path) -> Path:
     return destination
 
 
-def ask(folder: Path, package: str, names: list[str]) -> dict[str, str | None]:
+def accepts(docstring: str, arguments: tuple[str, ...]) -> bool:
+    """Whether one of a pybind11 docstring's overloads takes these arguments, and needs no other."""
+    for signature in re.findall(r"^(?:\d+\. )?\w+\(self: [^,)]+(?:, (.*))?\) ->", docstring, flags=re.MULTILINE):
+        taken = re.findall(r"(?:^|, )(\w+): ", signature)
+        optional = re.findall(r"(?:^|, )(\w+): [^,]*? = ", signature)
+        if tuple(taken[: len(arguments)]) == arguments and set(taken[len(arguments) :]) <= set(optional):
+            return True
+    return False
+
+
+def ask(folder: Path | None, package: str, names: list[str]) -> dict[str, str | None]:
     """Docstrings of a package's names, read in a process of its own; None for a name that is not there."""
     command = [sys.executable, "-c", _ASK, package, json.dumps(names)]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    environment = os.environ | ({} if folder is None else {"PYTHONPATH": str(folder)})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -18,6 +18,7 @@ from cirrus_client.plans import BatchProfile, Fusion, Gpu, Library, has_plans, p
 from cirrus_export.compile.ahead_of_time import build_ahead, compile_ahead
 from cirrus_export.compile.cards import CARDS, capabilities_of
 from tests.export.needs_rtx import needs_rtx
+from tests.export.tensorrt_names import MODULES_OF_RTX, USED, USED_OF_RTX, accepts, ask, names_in_the_code
 
 pytestmark = needs_rtx
 BATCH = BatchProfile(smallest=1, tuned=4, largest=8)
@@ -143,6 +144,22 @@ def test_the_compiler_knows_every_card(tmp_path) -> None:
         assert memoryview(plan).nbytes > 0
         assert warnings == ()
     assert capabilities_of(["rtx-pro-6000", "L4"], Precision.FP8) == ("8.9", "12.0")
+
+
+def test_the_compiler_says_why_it_refuses_batch_sizes(tmp_path) -> None:
+    graph = small_graph(tmp_path, "g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
+    with pytest.raises(ExportError, match=r"can't compile .*small\.onnx: .*[Pp]rofile"):
+        build_ahead(*graph, BatchProfile(smallest=8, tuned=4, largest=2), ["8.9"])
+
+
+def test_every_name_is_in_the_real_library_with_its_signature() -> None:
+    assert names_in_the_code(MODULES_OF_RTX)[0] == set(USED_OF_RTX)
+    used = USED | USED_OF_RTX
+    answers = ask(None, "tensorrt_rtx_bindings", sorted(used))
+    assert [name for name, answer in answers.items() if answer is None] == []
+    for name, arguments in used.items():
+        if arguments is not None:
+            assert accepts(answers[name], arguments), f"{name}{arguments} is not in: {answers[name]}"
 
 
 @pytest.mark.parametrize("option", ["--version-compatible", "--hardware-compatible", "--for-triton=26.07"])

@@ -31,7 +31,17 @@ from cirrus_export.compile.tensorrt_engine import CompileOptions, compile_plans
 from cirrus_export.gate.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.pipeline import ExportRequest, export
 from cirrus_export.repository import Flavour, write_repository
-from tests.export.tensorrt_names import BINDINGS, CUDA, USED, USED_OF_CUDA, ask, bindings, names_in_the_code, unpack
+from tests.export.tensorrt_names import (
+    BINDINGS,
+    CUDA,
+    USED,
+    USED_OF_CUDA,
+    accepts,
+    ask,
+    bindings,
+    names_in_the_code,
+    unpack,
+)
 from tests.test_boundaries import BLOCK_TORCH
 
 H100 = Gpu(name="NVIDIA H100", compute_capability="9.0")
@@ -101,16 +111,6 @@ def test_tensorrt_has_every_name_and_signature(version, wheels, tmp_path) -> Non
     for name, arguments in USED.items():
         if arguments is not None:
             assert accepts(answers[name], arguments), f"{name}{arguments} is not in: {answers[name]}"
-
-
-def accepts(docstring: str, arguments: tuple[str, ...]) -> bool:
-    """Whether one of a pybind11 docstring's overloads takes these arguments, and needs no other."""
-    for signature in re.findall(r"^(?:\d+\. )?\w+\(self: [^,)]+(?:, (.*))?\) ->", docstring, flags=re.MULTILINE):
-        taken = re.findall(r"(?:^|, )(\w+): ", signature)
-        optional = re.findall(r"(?:^|, )(\w+): [^,]*? = ", signature)
-        if tuple(taken[: len(arguments)]) == arguments and set(taken[len(arguments) :]) <= set(optional):
-            return True
-    return False
 
 
 @pytest.mark.network

@@ -45,16 +45,16 @@ class TensorRtRtxEngine(TensorRtEngine):
     library = Library.RTX
 
     def _new_context(self, path: Path) -> Any:
-        config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = self._tensorrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        runtime_config = self._engine.create_runtime_config()
+        runtime_config.cuda_graph_strategy = self._tensorrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._kernels = path.with_suffix(_KERNELS)
         self._kept_for: set[int] = set()
-        self._cache = config.create_runtime_cache()
+        self._cache = runtime_config.create_runtime_cache()
         if self._kernels.is_file() and not self._cache.deserialize(self._kernels.read_bytes()):
             log.info("%s is of another GPU, driver or version, and is made again", self._kernels)
-        if not config.set_runtime_cache(self._cache):
+        if not runtime_config.set_runtime_cache(self._cache):
             raise EngineError(f"TensorRT for RTX refuses its kernel cache for {path}: {self._reason()}")
-        return self._engine.create_execution_context(config)
+        return self._engine.create_execution_context(runtime_config)
 
     def _run(self, inputs: Arrays, rows: int) -> dict[str, Any]:
         outputs = super()._run(inputs, rows)
