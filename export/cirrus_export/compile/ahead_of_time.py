@@ -49,7 +49,7 @@ def compile_ahead(bundle: Bundle, targets: Sequence[str]) -> PlansSpec:
             for warning in warnings:
                 log.warning("TensorRT for RTX on %s: %s", name, warning)
             (folder / f"{name}.plan").write_bytes(plan)
-            attention = attention_in_plan(plan, count_attentions(file), targets=len(capabilities))
+            attention = attention_in_plan(plan, count_attentions(file))
             plans[name] = plan_spec(bundle, folder, Library.RTX, name, attention, None)
         check_any_was_built(bundle, refused)
         record = PlansSpec(

@@ -44,13 +44,13 @@ def attention_of(layers: str, attentions: int) -> AttentionSpec:
     )
 
 
-def attention_in_plan(plan: Any, attentions: int, *, targets: int) -> AttentionSpec:
+def attention_in_plan(plan: Any, attentions: int) -> AttentionSpec:
     """Return what a plan's own bytes say of a graph's attentions: the inspector needs a GPU, and this does not.
 
-    plan: bytes-like, built by TensorRT for RTX 1.7, which writes `_gemm_mha_v2` once for each fused attention and each
-    compute capability. attentions: how many the ONNX graph has. targets: for how many capabilities it was built.
+    plan: bytes-like, built by TensorRT for RTX 1.7, which writes `_gemm_mha_v2` once for each fused attention, however
+    many compute capabilities it was built for. attentions: how many the ONNX graph has.
     """
-    fused = len(_FUSED_IN_PLAN.findall(memoryview(plan))) // targets
+    fused = len(_FUSED_IN_PLAN.findall(memoryview(plan)))
     if attentions == 0:
         fusion = Fusion.NONE
     elif fused == 0:

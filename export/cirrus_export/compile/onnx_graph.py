@@ -14,6 +14,7 @@ import torch
 from torch.export import Dim
 
 from cirrus_client.bundle import DType, GraphSpec, TensorSpec
+from cirrus_export.compile.attention_guard import remove_attention_guards
 from cirrus_export.graph import TORCH_DTYPES, Graph
 
 OPSET = 20
@@ -42,8 +43,15 @@ def write_onnx(graph: Graph, path: Path) -> GraphSpec:
         )
     assert program is not None  # the dynamo exporter always returns a program
     program.save(str(path), external_data=_weight_bytes(graph) > _EXTERNAL_DATA_BYTES)
+    _remove_guards(path)
     onnx.checker.check_model(str(path), full_check=True)
     return GraphSpec(file=f"graphs/{path.name}", inputs=graph.inputs, outputs=graph.outputs)
+
+
+def _remove_guards(path: Path) -> None:
+    model = onnx.load(path, load_external_data=False)
+    if remove_attention_guards(model):
+        onnx.save(model, path)
 
 
 def _example(spec: TensorSpec) -> torch.Tensor:

@@ -83,7 +83,11 @@ def _half(path: Path, precision: Precision, calibration: Arrays, scratch: Path) 
 
 
 def _int8(path: Path, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
-    """Symmetric in activations and weights, as TensorRT wants it; weights per channel."""
+    """Symmetric in activations and weights, as TensorRT wants it; weights per channel.
+
+    Biases stay float32: NVIDIA's parser refuses INT32 ones (onnx-tensorrt#850). A product's output is not quantised
+    before its bias is added, which would cost precision and gain nothing.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     layers = quantised_layers(path, Precision.INT8, calibration)
@@ -101,7 +105,12 @@ def _int8(path: Path, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
         nodes_to_quantize=layers,
         calibrate_method=CalibrationMethod.MinMax,
         use_external_data_format=path.with_name(path.name + ".data").exists(),
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(_LINEAR),
+        },
     )
     return onnx.load(quantised)
 

@@ -1,0 +1,139 @@
+"""Every kind of graph at every precision, read and built by NVIDIA's compiler: TensorRT for RTX needs no GPU for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from cirrus_client.bundle import Bundle, DType, GraphSpec, Precision
+from cirrus_client.plans import BatchProfile, Fusion
+from cirrus_export.compile.ahead_of_time import build_ahead
+from cirrus_export.compile.attention_guard import remove_attention_guards
+from cirrus_export.compile.engine_inspector import attention_in_plan, count_attentions
+from cirrus_export.compile.precision import lower_precision
+
+pytestmark = pytest.mark.export
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx_bindings") is None,
+    reason="TensorRT for RTX is not installed (pip install 'cirrus-cir[rtx]')",
+)
+
+BATCH = BatchProfile(smallest=1, tuned=8, largest=16)
+RECIPES = ("transagg-union", "sprc", "ptha", "blip2-qformer", "searle")
+Graphs = dict[str, tuple[Path, GraphSpec]]
+
+
+@pytest.fixture(scope="module")
+def graphs(author_bundle: Callable[[str], Bundle]) -> Graphs:
+    """Graphs of small checkpoints whose weights and biases are not zero."""
+    bundles = {recipe: author_bundle(recipe) for recipe in RECIPES}
+    return {
+        f"{recipe} {name}": (bundle.graph_file(name), graph)
+        for recipe, bundle in bundles.items()
+        for name, graph in bundle.spec.graphs.items()
+    }
+
+
+def inputs_of(graph: GraphSpec, *, rows: int = 8) -> dict[str, np.ndarray]:
+    """Return noise for images, and texts that end at different places."""
+    generator = np.random.default_rng(0)
+
+    def values(dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+        if dtype is not DType.INT64:
+            return generator.standard_normal((rows, *shape), dtype=np.float32)
+        ids = generator.integers(1, 400, (rows, *shape))
+        return np.where(np.arange(shape[-1]) < 4 + np.arange(rows)[:, None], ids, 0)
+
+    return {spec.name: values(spec.dtype, spec.shape) for spec in graph.inputs}
+
+
+def lowered(path: Path, graph: GraphSpec, precision: Precision, folder: Path) -> Path:
+    copy = folder / path.name
+    shutil.copyfile(path, copy)
+    lower_precision(copy, precision, inputs_of(graph))
+    return copy
+
+
+def test_biases_are_there_to_be_quantised(graphs: Graphs) -> None:
+    """The exporter drops zero biases, and with them whatever the compiler would say of them."""
+    for name, (path, _) in graphs.items():
+        model = onnx.load(path)
+        if any(node.op_type in ("MatMul", "Gemm") for node in model.graph.node):
+            vectors = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if len(tensor.dims) == 1]
+            assert any(np.any(vector) for vector in vectors), name
+
+
+@needs_rtx
+@pytest.mark.parametrize("capability", ["8.6", "8.9", "12.0"])
+def test_every_graph_compiles_in_float32(graphs: Graphs, capability: str) -> None:
+    for name, (path, graph) in graphs.items():
+        if capability == "8.9" or name.endswith("query_head"):
+            assert build_ahead(path, graph, BATCH, [capability])[1] == (), name
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8])
+def test_every_graph_compiles_in_a_lower_precision(graphs: Graphs, precision: Precision, tmp_path: Path) -> None:
+    for name, (path, graph) in graphs.items():
+        file = lowered(path, graph, precision, tmp_path)
+        plan, warnings = build_ahead(file, graph, BATCH, ["8.9"])
+        assert warnings == (), name
+        if precision in (Precision.FP16, Precision.BF16):
+            found = attention_in_plan(plan, count_attentions(file)).fusion
+            assert found in (Fusion.FUSED, Fusion.NONE), name
+
+
+@needs_rtx
+def test_fusion_is_told_alike_of_a_plan_for_one_card_and_for_three(bundle: Bundle, tmp_path: Path) -> None:
+    graph = bundle.spec.graphs["vision_encoder"]
+    file = lowered(bundle.graph_file("vision_encoder"), graph, Precision.FP16, tmp_path)
+    for capabilities in (["8.9"], ["8.6", "8.9", "12.0"]):
+        plan, _ = build_ahead(file, graph, BATCH, capabilities)
+        assert attention_in_plan(plan, 4).fused_layers == 4
+
+
+def test_int8_leaves_biases_and_sums_alone(bundle: Bundle, tmp_path: Path) -> None:
+    graph = bundle.spec.graphs["vision_encoder"]
+    model = onnx.load(lowered(bundle.graph_file("vision_encoder"), graph, Precision.INT8, tmp_path))
+    makers = {output: node.op_type for node in model.graph.node for output in node.output}
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    quantised = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert quantised
+    assert not [name for name in quantised if makers.get(name) in ("MatMul", "Gemm")]
+    dequantised = [types.get(node.input[0]) for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert dequantised
+    assert onnx.TensorProto.INT32 not in dequantised
+
+
+def test_no_graph_keeps_the_guard_of_its_attention(graphs: Graphs) -> None:
+    for name, (path, _) in graphs.items():
+        assert not any(node.op_type == "IsNaN" for node in onnx.load(path).graph.node), name
+
+
+def test_a_guard_is_removed_and_what_only_looks_like_one_stays() -> None:
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["": 20]>
+        guarded (float[N, 4] x) => (float[N, 4] y, float[N, 4] kept) <float zero = {0}, float one = {1}> {
+            p = Softmax(x)
+            bad = IsNaN(p)
+            safe = Where(bad, zero, p)
+            y = Neg(safe)
+            q = Softmax(x)
+            odd = IsNaN(q)
+            kept = Where(odd, one, q)
+        }
+        """
+    )
+    assert remove_attention_guards(model) == 1
+    assert [node.op_type for node in model.graph.node] == ["Softmax", "Neg", "Softmax", "IsNaN", "Where"]
+    assert model.graph.node[1].input[0] == "p"
+    onnx.checker.check_model(model, full_check=True)
