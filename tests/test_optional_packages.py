@@ -29,6 +29,8 @@ def test_the_client_imports_without_any_optional_package() -> None:
     script = (
         "import cirrus_client.encoders, cirrus_client.engines, cirrus_client.gallery, cirrus_client.index\n"
         "import cirrus_client.retriever, cirrus_client.suggest, cirrus_client.triton.server\n"
+        "import cirrus_client.canary, cirrus_client.service.client, cirrus_client.service.options\n"
+        "import cirrus_client.cli.search, cirrus_client.cli.serve, cirrus_client.cli.mcp\n"
     )
     done = run_without(set(REQUIREMENTS), script)
     assert done.returncode == 0, done.stderr
@@ -47,6 +49,16 @@ def test_the_client_imports_without_any_optional_package() -> None:
             "from cirrus_client.engines.onnx_runtime import available_providers; available_providers()",
             "running a graph in this process needs onnxruntime: pip install 'cirrus-cir[cpu]'; "
             "with an NVIDIA GPU: 'cirrus-cir[gpu]'",
+        ),
+        (
+            "httpx2",
+            "from cirrus_client import SearchClient; SearchClient('http://localhost:8080')",
+            "SearchClient needs httpx2: pip install 'cirrus-cir[service]'",
+        ),
+        (
+            "opentelemetry",
+            "from cirrus_client.service.tracing import OpenTelemetry; OpenTelemetry('http://localhost:4318')",
+            "traces needs opentelemetry: pip install 'cirrus-cir[otel]'",
         ),
     ],
 )
