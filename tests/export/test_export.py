@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2
 
 from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.canary import LocalRunner, read_canary, replay
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError, OutputError
@@ -260,3 +261,14 @@ def test_every_flavour_is_a_valid_repository(bundle, tmp_path, flavour, platform
     assert {name for name, delay in delays.items() if delay == max(delays.values())} == {"vision_encoder", "gallery"}
     inflight = configs["encode_query"].ensemble_scheduling.max_inflight_requests
     assert (inflight > 0) == (flavour is not Flavour.PYTHON)
+
+
+@pytest.mark.parametrize("name", ["demo_bundle", "clip_bundle"])
+def test_the_canary_of_an_export_is_passed_here_at_every_stage(request: pytest.FixtureRequest, name: str) -> None:
+    made: Bundle = request.getfixturevalue(name)
+    canary = read_canary(made)
+    assert canary is not None
+    assert set(canary.embeddings) == set(made.spec.ensembles)
+    result = replay(canary, made.spec, LocalRunner(LocalEncoder(made)))
+    result.check("this process")
+    assert result.lowest > 0.99999
