@@ -24,16 +24,19 @@ from cirrus_client.engines.engine import Engine
 from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
 from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine
 from cirrus_client.engines.tensorrt import TensorRtEngine
+from cirrus_client.engines.tensorrt_rtx import TensorRtRtxEngine
 from cirrus_client.ensemble import IMAGE_PREPROCESS, Model, run
 from cirrus_client.errors import CirrusError, EngineError
 from cirrus_client.image.decode import decode
 from cirrus_client.image.nvjpeg import NvJpegDecoder
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.names import EnsembleName, TensorName
-from cirrus_client.plans import Fusion, read_plans
+from cirrus_client.plans import Fusion, Library, read_plans
 from cirrus_client.records import Record
 from cirrus_demo.probe import rendered_probe
 from cirrus_demo.weights import materialise
+from cirrus_export.compile.ahead_of_time import compile_ahead
+from cirrus_export.compile.cards import is_supported, sm
 from cirrus_export.compile.tensorrt_engine import CompileOptions, compile_plans
 from cirrus_export.gate.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.gate.probe import Probe
@@ -188,6 +191,9 @@ def _check_bundle(checks: _Checks, request: ExportRequest, probe: Probe) -> None
         if checks.done[-1].outcome is Outcome.PASS:
             checks.run("TensorRT attention", name, lambda: _attention(bundle))
             checks.run("TensorRT run", name, lambda: _tensorrt(bundle))
+        checks.run("TensorRT for RTX compile", name, lambda: _compile_rtx(bundle))
+        if checks.done[-1].outcome is Outcome.PASS:
+            checks.run("TensorRT for RTX run", name, lambda: _tensorrt_rtx(bundle, probe))
 
 
 def _export(request: ExportRequest, probe: Probe) -> _Finding:
@@ -232,6 +238,25 @@ def _attention(bundle: Bundle) -> _Finding:
 def _tensorrt(bundle: Bundle) -> _Finding:
     rate = _images_per_s(bundle, lambda graph: TensorRtEngine.of(bundle, graph))
     return _Finding(f"TensorRT {load_tensorrt().__version__}", rate)
+
+
+def _compile_rtx(bundle: Bundle) -> _Finding:
+    capability = this_gpu().compute_capability
+    if not is_supported(capability):
+        raise _NotInstalled(f"TensorRT for RTX does not run on compute capability {capability}")
+    start = time.perf_counter()
+    record = compile_ahead(bundle, [sm(capability)])
+    return _Finding(f"{Library.RTX.label} {record.tensorrt}, {time.perf_counter() - start:.0f} s")
+
+
+def _tensorrt_rtx(bundle: Bundle, probe: Probe) -> _Finding:
+    """Hold the plans to their graphs for the first time: they were compiled without being run."""
+
+    def load(graph: str) -> Engine:
+        return TensorRtRtxEngine.of(bundle, graph)
+
+    cosines = hold_to_graphs(bundle, GraphValues(bundle, probe), load)
+    return _Finding(f"smallest cosine to the graphs {min(cosines.values()):.6f}", _images_per_s(bundle, load))
 
 
 def _images_per_s(bundle: Bundle, load: Callable[[str], Engine]) -> float:

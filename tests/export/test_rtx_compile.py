@@ -16,7 +16,7 @@ from cirrus_client.engines import EngineName, nvidia, open_graph
 from cirrus_client.errors import EngineError, ExportError
 from cirrus_client.plans import BatchProfile, Fusion, Gpu, Library, has_plans, plan_file, read_plans, refusal
 from cirrus_export.compile.ahead_of_time import build_ahead, compile_ahead
-from cirrus_export.compile.cards import CARDS, capabilities_of
+from cirrus_export.compile.cards import CARDS, capabilities_of, is_supported
 from tests.export.needs_rtx import needs_rtx
 from tests.export.tensorrt_names import MODULES_OF_RTX, USED, USED_OF_RTX, accepts, ask, names_in_the_code
 
@@ -143,6 +143,7 @@ def test_the_compiler_knows_every_card(tmp_path) -> None:
         plan, warnings = build_ahead(*graph, BATCH, [capability])
         assert memoryview(plan).nbytes > 0
         assert warnings == ()
+    assert not is_supported("9.0")
     assert capabilities_of(["rtx-pro-6000", "L4"], Precision.FP8) == ("8.9", "12.0")
 
 
@@ -150,6 +151,15 @@ def test_the_compiler_says_why_it_refuses_batch_sizes(tmp_path) -> None:
     graph = small_graph(tmp_path, "g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
     with pytest.raises(ExportError, match=r"can't compile .*small\.onnx: .*[Pp]rofile"):
         build_ahead(*graph, BatchProfile(smallest=8, tuned=4, largest=2), ["8.9"])
+
+
+def test_a_refusal_gives_the_reasons_of_its_own_graph_alone(tmp_path) -> None:
+    graph = small_graph(tmp_path, "g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
+    library = nvidia.load_tensorrt_rtx()
+    nvidia.tensorrt_log(library).log(library.ILogger.Severity.ERROR, "of an earlier graph")
+    with pytest.raises(ExportError) as error:
+        build_ahead(*graph, BatchProfile(smallest=8, tuned=4, largest=2), ["8.9"])
+    assert "of an earlier graph" not in str(error.value)
 
 
 def test_every_name_is_in_the_real_library_with_its_signature() -> None:

@@ -47,6 +47,11 @@ def capabilities_of(targets: Sequence[str], precision: Precision) -> tuple[str, 
     return tuple(sorted(found, key=_numbers))
 
 
+def is_supported(capability: str) -> bool:
+    """Return whether TensorRT for RTX compiles for a compute capability, like "8.9"."""
+    return capability in CARDS.values()
+
+
 def sm(capability: str) -> str:
     """Return TensorRT's name of a compute capability: "8.9" is SM89."""
     return f"SM{capability.replace('.', '')}"

@@ -51,6 +51,7 @@ def batch_profile(max_batch: int) -> BatchProfile:
 
 def parse_graph(library: Library, tensorrt: Any, file: Path, graph: GraphSpec, batch: BatchProfile) -> ParsedGraph:
     """Read an ONNX file. tensorrt: the library's module. Raises ExportError, which names each node that is refused."""
+    tensorrt_reason(tensorrt)  # what an earlier graph or a missing driver left there is no reason of this one
     builder = tensorrt.Builder(tensorrt_log(tensorrt))
     network = builder.create_network(flags=1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = tensorrt.OnnxParser(network, tensorrt_log(tensorrt))
