@@ -109,6 +109,19 @@ def full_size(
     _publish(export_full_sizes(work), out)
 
 
+@bench.command()
+def floor(
+    bundle: Annotated[list[Path], typer.Argument(help="Bundles, of any precision; nothing is run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for floor.json and floor.md.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images or queries in a batch.")] = 64,
+) -> None:
+    """Count each graph's operations and bytes, and the shortest time that GPUs' published rates give for them."""
+    from cirrus_bench.floor_report import floors_of
+    from cirrus_client.bundle import Bundle
+
+    _publish(floors_of([Bundle.open(path) for path in bundle], batch), out)
+
+
 def gpu_check_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
     full_size: Annotated[bool, typer.Option(help="Also check a random ViT-L-14 in fp16 (8 GiB of memory).")] = False,

@@ -7,3 +7,7 @@ from cirrus_client.errors import CirrusError
 
 class PeerError(CirrusError):
     """Another tool that can't be installed, does not start, or stopped during a run."""
+
+
+class FloorError(CirrusError):
+    """A graph whose work can't be counted."""

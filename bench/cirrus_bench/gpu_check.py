@@ -16,6 +16,8 @@ from typing import ClassVar
 import numpy as np
 import onnxruntime
 
+from cirrus_bench.card_rates import rates_of
+from cirrus_bench.floor import graph_work
 from cirrus_bench.measure import this_machine
 from cirrus_bench.report import Report
 from cirrus_bench.subjects import demo_request
@@ -60,7 +62,8 @@ class Check(Record):
     """One check of a part. bundle: "-" where no bundle is involved.
 
     found: one line, what was measured or why it failed. images_per_s: of the graphs that embed a gallery, from pixels
-    to embeddings, both in host memory.
+    to embeddings, both in host memory. highest_images_per_s: what the card's published rates allow for these graphs;
+    None where the card's rates are not known, or the graphs are not computed as they are written.
     """
 
     part: str
@@ -68,6 +71,14 @@ class Check(Record):
     outcome: Outcome
     found: str
     images_per_s: float | None = None
+    highest_images_per_s: float | None = None
+
+    @property
+    def share_of_highest(self) -> float | None:
+        """The measured speed as a share of what the card's published rates allow."""
+        if self.images_per_s is None or self.highest_images_per_s is None:
+            return None
+        return self.images_per_s / self.highest_images_per_s
 
 
 class GpuReport(Report):
@@ -94,16 +105,18 @@ class GpuReport(Report):
             f"{verdict} Compute capability {self.compute_capability}; {machine.processor}, {machine.cores} cores; "
             f"Python {machine.python}, {machine.package_list}.",
             "",
-            "| check | bundle | outcome | found | images/s |",
-            "|---|---|---|---|--:|",
+            "| check | bundle | outcome | found | images/s | of the card's rates |",
+            "|---|---|---|---|--:|--:|",
             *(
                 f"| {check.part} | {check.bundle} | {check.outcome} | {check.found.replace('|', '/')} | "
-                f"{'' if check.images_per_s is None else f'{check.images_per_s:,.0f}'} |"
+                f"{'' if check.images_per_s is None else f'{check.images_per_s:,.0f}'} | "
+                f"{'' if check.share_of_highest is None else f'{check.share_of_highest:.0%}'} |"
                 for check in self.checks
             ),
             "",
             "Images/s: the graphs that embed a gallery image, from pixels to embeddings, both in host memory, without "
-            "decoding.",
+            "decoding. Of the card's rates: that speed divided by the highest that the operations and bytes per second "
+            "which NVIDIA publishes for the card allow for these graphs; copies from and to the host count against it.",
         ]
         return "\n".join(lines) + "\n"
 
@@ -118,6 +131,7 @@ class _Finding:
 
     text: str
     images_per_s: float | None = None
+    highest_images_per_s: float | None = None
 
 
 @dataclass
@@ -141,7 +155,16 @@ class _Checks:
 
     def _add(self, part: str, bundle: str, outcome: Outcome, found: _Finding) -> None:
         line = " ".join(found.text.split())
-        self.done.append(Check(part=part, bundle=bundle, outcome=outcome, found=line, images_per_s=found.images_per_s))
+        self.done.append(
+            Check(
+                part=part,
+                bundle=bundle,
+                outcome=outcome,
+                found=line,
+                images_per_s=found.images_per_s,
+                highest_images_per_s=found.highest_images_per_s,
+            )
+        )
 
 
 def check_gpu(work: Path, *, full_size: bool) -> GpuReport:
@@ -237,7 +260,25 @@ def _attention(bundle: Bundle) -> _Finding:
 
 def _tensorrt(bundle: Bundle) -> _Finding:
     rate = _images_per_s(bundle, lambda graph: TensorRtEngine.of(bundle, graph))
-    return _Finding(f"TensorRT {load_tensorrt().__version__}", rate)
+    return _Finding(f"TensorRT {load_tensorrt().__version__}", rate, highest_images_per_s(bundle, this_gpu().name))
+
+
+def highest_images_per_s(bundle: Bundle, gpu: str) -> float | None:
+    """Return how many images a GPU could embed per second at its published rates, without a copy from or to the host.
+
+    gpu: CUDA's name of it. None if its rates are not known, or it lacks a precision of the bundle's graphs.
+    """
+    card, rows = rates_of(gpu), bundle.spec.max_batch
+    if card is None:
+        return None
+    floors = [graph_work(bundle.graph_file(graph), rows).floor_s(card) for graph in _graphs_of_gallery(bundle)]
+    known = [floor for floor in floors if floor is not None]
+    return rows / sum(known) if len(known) == len(floors) else None
+
+
+def _graphs_of_gallery(bundle: Bundle) -> list[str]:
+    steps = bundle.spec.ensembles[EnsembleName.ENCODE_TARGET].steps
+    return [step.model for step in steps if step.model != IMAGE_PREPROCESS]
 
 
 def _compile_rtx(bundle: Bundle) -> _Finding:
@@ -261,9 +302,7 @@ def _tensorrt_rtx(bundle: Bundle, probe: Probe) -> _Finding:
 
 def _images_per_s(bundle: Bundle, load: Callable[[str], Engine]) -> float:
     ensemble = bundle.spec.ensembles[EnsembleName.ENCODE_TARGET]
-    models: dict[str, Model] = {
-        step.model: load(step.model) for step in ensemble.steps if step.model != IMAGE_PREPROCESS
-    }
+    models: dict[str, Model] = {graph: load(graph) for graph in _graphs_of_gallery(bundle)}
     size_px = bundle.spec.preprocess.size_px
     rows = bundle.spec.max_batch
     pixels = np.random.default_rng(0).standard_normal((rows, 3, size_px, size_px), dtype=np.float32)
