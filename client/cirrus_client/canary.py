@@ -113,7 +113,7 @@ def write_canary(root: Path, canary: Canary) -> None:
         arrays |= {f"outputs/{graph}/{name}": value for name, value in outputs.items()}
     arrays |= {f"embeddings/{name}": value for name, value in canary.embeddings.items()}
     with atomic_path(root / ARRAYS) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # a name may not be "file"
+        np.savez(file, **arrays)  # a name may not be "file"
     write_model(root / CANARY, canary.spec)
 
 
