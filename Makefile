@@ -121,7 +121,7 @@ test-fast: $(READY)  ## run the tests that export nothing, start no server, inst
 test-nightly: $(READY)  ## the property tests of text and images with new and many more examples
 	$(BIN)/python -m pytest --hypothesis-profile=nightly tests/client/test_tokenizer.py tests/client/test_preprocess.py
 
-torture: $(READY)  ## kill jobs and fail the machine at every step, and write a report: 10 minutes
+torture: $(READY)  ## kill jobs and fail the machine at every step, a server's as well, and write a report: 12 minutes
 	$(BIN)/python -m pytest tests/torture --torture bench/reports
 
 test-install: $(READY)  ## build wheel and sdist, install them without constraints elsewhere, and use them: 5 minutes
