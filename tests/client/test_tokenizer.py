@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import regex
 import tokenizers
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import Split
@@ -72,6 +72,9 @@ def test_the_two_engines_differ_on_nothing_but_what_unicode_14_had_not_assigned(
     assert assigned == {IOTA}
 
 
+SPECIAL_TOKENS = ("<start_of_text>", "<end_of_text>")
+
+
 @settings(deadline=None)
 @given(st.lists(ANY_TEXT, min_size=1, max_size=3))
 @example([":Ö\x8b"])  # ftfy makes one code point of the last two, which only the newer engine knows
@@ -81,12 +84,14 @@ def test_ids_are_open_clips(
 ) -> None:
     """On every text of Unicode, but for code points that one engine does not know.
 
-    Left out as well is the long s after an apostrophe: open_clip's pattern ignores case, so "'ſ" is its "'s".
+    Left out as well are the long s after an apostrophe, since open_clip's pattern ignores case, so "'ſ" is its "'s",
+    and the spellings of its special tokens, which are text here, as another test holds.
     """
     same = [
         text
         for text in texts
-        if known_to_one_engine.isdisjoint(cleaned := tokenizer.spec.prompt(text)) and LONG_S not in cleaned
+        if known_to_one_engine.isdisjoint(cleaned := tokenizer.spec.prompt(text))
+        and not any(part in cleaned.lower() for part in (LONG_S, *SPECIAL_TOKENS))
     ]
     if same:
         np.testing.assert_array_equal(tokenizer(same), reference(same).numpy())
@@ -209,8 +214,13 @@ def bert_reference():
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), max_size=120))
+@example("longer than [ SEP ]")
 def test_ids_are_bert_tokenizers(bert: Tokenizer, bert_reference, text: str) -> None:
-    """On assigned characters; the two libraries know different versions of Unicode."""
+    """On assigned characters; the two libraries know different versions of Unicode.
+
+    The reference takes a special token's spelling for the token; here it is text, which another test holds.
+    """
+    assume(not any(token in text for token in bert_reference.all_special_tokens))
     expected = bert_reference([text], padding="max_length", truncation=True, max_length=35)["input_ids"]
     np.testing.assert_array_equal(bert([text]), expected if text.strip() else bert_null_token_ids(35).numpy())
 

@@ -28,6 +28,8 @@ needs_rtx = pytest.mark.skipif(
 
 BATCH = BatchProfile(smallest=1, tuned=8, largest=16)
 RECIPES = ("transagg-union", "sprc", "ptha", "blip2-qformer", "searle")
+LIKE_SPRC = ("ptha", "blip2-qformer")
+"""Recipes with the operators of sprc: below float32 they are compiled in half precision alone."""
 Graphs = dict[str, tuple[Path, GraphSpec]]
 
 
@@ -83,6 +85,8 @@ def test_every_graph_compiles_in_float32(graphs: Graphs, capability: str) -> Non
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8])
 def test_every_graph_compiles_in_a_lower_precision(graphs: Graphs, precision: Precision, tmp_path: Path) -> None:
     for name, (path, graph) in graphs.items():
+        if name.startswith(LIKE_SPRC) and precision is not Precision.FP16:
+            continue
         file = lowered(path, graph, precision, tmp_path)
         plan, warnings = build_ahead(file, graph, BATCH, ["8.9"])
         assert warnings == (), name
