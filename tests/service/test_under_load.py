@@ -23,6 +23,8 @@ from tests.service.live import live
 from tests.service.test_search import problem
 from tests.tiny import write_tiny_bundle, write_tiny_zero_shot_bundle
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_comes_while_a_batch_runs_is_the_next_batch_and_what_is_cancelled_is_not_run() -> None:
     async def scenario() -> None:
