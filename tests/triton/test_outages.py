@@ -83,7 +83,7 @@ def narrow_server(tiny_served, tmp_path_factory):
 
 @pytest.mark.triton
 def test_a_server_is_started_without_a_fork_that_grpc_could_stop(tiny_served) -> None:
-    """Beside busy gRPC threads, one of some twenty forks waited for ever for a lock of theirs."""
+    """Beside busy gRPC threads, a fork was seen to wait for ever for a lock of theirs."""
     forks: list[int] = []
     os.register_at_fork(before=lambda: forks.append(1))
     http, grpc_port, metrics = free_ports(3)
