@@ -134,10 +134,11 @@ def test_a_guard_is_removed_and_what_only_looks_like_one_stays() -> None:
             q = Softmax(x)
             odd = IsNaN(q)
             kept = Where(odd, one, q)
+            half = Constant<value_float = 0.5>()
         }
         """
     )
     assert remove_attention_guards(model) == 1
-    assert [node.op_type for node in model.graph.node] == ["Softmax", "Neg", "Softmax", "IsNaN", "Where"]
+    assert [node.op_type for node in model.graph.node] == ["Softmax", "Neg", "Softmax", "IsNaN", "Where", "Constant"]
     assert model.graph.node[1].input[0] == "p"
     onnx.checker.check_model(model, full_check=True)

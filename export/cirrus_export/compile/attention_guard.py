@@ -17,13 +17,16 @@ def remove_attention_guards(model: onnx.ModelProto) -> int:
     """Replace Where(IsNaN(softmax), 0, softmax) by softmax throughout, in place, and return how often."""
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
+    outputs = {output.name for output in graph.output}
     zeros = {tensor.name for tensor in graph.initializer if _is_zero(tensor)} | {
-        node.output[0] for node in graph.node if node.op_type == "Constant" and _is_zero(node.attribute[0].t)
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value" and _is_zero(node.attribute[0].t)
     }
     guards = {
         node.output[0]: node
         for node in graph.node
-        if node.op_type == "Where" and _is_guard(node, makers, zeros) and node.output[0] not in _outputs(graph)
+        if node.op_type == "Where" and _is_guard(node, makers, zeros) and node.output[0] not in outputs
     }
     softmaxes = {output: guard.input[2] for output, guard in guards.items()}
     for node in graph.node:
@@ -54,10 +57,6 @@ def _is_zero(tensor: onnx.TensorProto) -> bool:
         and tensor.data_location != onnx.TensorProto.EXTERNAL
         and not np.any(numpy_helper.to_array(tensor))
     )
-
-
-def _outputs(graph: onnx.GraphProto) -> set[str]:
-    return {output.name for output in graph.output}
 
 
 def _remove_unread(graph: onnx.GraphProto, names: set[str]) -> None:

@@ -30,14 +30,7 @@ def attention_of(layers: str, attentions: int) -> AttentionSpec:
     """Return what the engine inspector's JSON says of a graph's attentions. attentions: how many the ONNX graph has."""
     found = _layers(layers)
     fused = [name for name, tactic in found if _FUSED in f"{name} {tactic}".lower()]
-    if attentions == 0:
-        fusion = Fusion.NONE
-    elif not found:
-        fusion = Fusion.UNKNOWN
-    elif not fused:
-        fusion = Fusion.UNFUSED
-    else:
-        fusion = Fusion.FUSED if len(fused) >= attentions else Fusion.PARTLY
+    fusion = _fusion(len(fused), attentions) if found or attentions == 0 else Fusion.UNKNOWN
     evidence = fused or [name for name, _ in found]
     return AttentionSpec(
         fusion=fusion, attentions=attentions, fused_layers=len(fused), evidence=tuple(evidence[:_SHOWN])
@@ -51,14 +44,18 @@ def attention_in_plan(plan: Any, attentions: int) -> AttentionSpec:
     many compute capabilities it was built for. attentions: how many the ONNX graph has.
     """
     fused = len(_FUSED_IN_PLAN.findall(memoryview(plan)))
-    if attentions == 0:
-        fusion = Fusion.NONE
-    elif fused == 0:
-        fusion = Fusion.UNFUSED
-    else:
-        fusion = Fusion.FUSED if fused >= attentions else Fusion.PARTLY
     evidence = (_KERNEL,) if fused else ()
-    return AttentionSpec(fusion=fusion, attentions=attentions, fused_layers=fused, evidence=evidence)
+    return AttentionSpec(
+        fusion=_fusion(fused, attentions), attentions=attentions, fused_layers=fused, evidence=evidence
+    )
+
+
+def _fusion(fused: int, attentions: int) -> Fusion:
+    if attentions == 0:
+        return Fusion.NONE
+    if fused == 0:
+        return Fusion.UNFUSED
+    return Fusion.FUSED if fused >= attentions else Fusion.PARTLY
 
 
 def count_attentions(graph: Path) -> int:

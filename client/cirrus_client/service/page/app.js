@@ -41,7 +41,7 @@ async function search() {
     const names = [state.collection, state.compare].filter(Boolean);
     const asked = { reference, text: state.text.trim(), k: state.count, offset: 0 };
     const answers = await Promise.all(
-      names.map((collection) => api.search({ ...asked, ...forCollection(collection, reference) }, signal)),
+      names.map((collection) => api.search({ ...asked, collection, filter: filterFor(collection) }, signal)),
     );
     showResults(byId("results"), answers, { start: startFrom, more: showMore });
     byId("results").setAttribute("aria-busy", "false");
@@ -52,11 +52,11 @@ async function search() {
   }
 }
 
-/** Only a column of the collection can be filtered by, and an item is known to its own collection alone. */
-function forCollection(collection, reference) {
+/** Only a column of the collection can be filtered by. */
+function filterFor(collection) {
   const names = new Set(infoOf(collection).columns.map((column) => column.name));
   const parts = (state.filter?.and ?? []).filter((part) => names.has(part.column));
-  return { collection, reference, filter: parts.length ? { and: parts } : null };
+  return parts.length ? { and: parts } : null;
 }
 
 async function referenceOf({ id, upload, from, compare }) {
