@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -21,7 +22,11 @@ from cirrus_client.triton.server import TritonServer, free_ports
 from tests.tiny import write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
 
 # The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cirrus-tests-")
+_user_cache = tempfile.TemporaryDirectory(prefix="cirrus-tests-")
+os.environ["XDG_CACHE_HOME"] = _user_cache.name
+
+# A shell starts a job in the background with Ctrl-C ignored, and whatever the tests start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Property tests try the same examples in every run, so that what lands does not depend on luck. `make test-nightly`
 # tries many more, new ones each night.

@@ -71,7 +71,7 @@ class AttentionSpec(Record):
 
 
 class BatchProfile(Record):
-    """Smallest and largest batch size of a plan, and the one that it is tuned for."""
+    """The batch sizes that one of a plan's optimization profiles takes, and the one that it is tuned for."""
 
     smallest: int = Field(gt=0)
     tuned: int = Field(gt=0)
@@ -81,6 +81,7 @@ class BatchProfile(Record):
 class PlanSpec(Record):
     """A compiled graph.
 
+    profiles: its optimization profiles; a batch runs in the first that takes it.
     cosine_min: smallest cosine between an output and that of the ONNX graph, on real inputs; None if the plan was
     compiled without a GPU and has not been run.
     """
@@ -88,7 +89,7 @@ class PlanSpec(Record):
     file: RelativePath
     sha256: str
     graph_sha256: str
-    batch: BatchProfile
+    profiles: tuple[BatchProfile, ...] = Field(min_length=1)
     attention: AttentionSpec
     cosine_min: float | None
 
@@ -101,7 +102,7 @@ class PlansSpec(Record):
     compiler refused each.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     library: Library = Library.TENSORRT
     tensorrt: str
     gpu: str | None

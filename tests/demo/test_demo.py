@@ -60,6 +60,7 @@ def test_products_say_what_is_on_the_photos(tmp_path) -> None:
     assert len({path.read_bytes() for path in paths}) == 4
 
 
+@pytest.mark.slow
 def test_the_default_probe_is_what_the_demo_renders(tmp_path) -> None:
     """The same queries; the pictures may differ by what another version of the renderer rounds."""
     write_probe(tmp_path, queries=QUERIES, gallery=GALLERY)

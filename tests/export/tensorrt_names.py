@@ -24,6 +24,7 @@ from tests.registry import need_registry
 ROOT = Path(__file__).parents[2]
 MODULES = (
     ROOT / "client/cirrus_client/engines/nvidia.py",
+    ROOT / "client/cirrus_client/engines/cuda_memory.py",
     ROOT / "client/cirrus_client/engines/tensorrt.py",
     ROOT / "export/cirrus_export/compile/plan_builder.py",
     ROOT / "export/cirrus_export/compile/tensorrt_engine.py",
@@ -52,7 +53,7 @@ OBJECTS = {
     "self._cache": "IRuntimeCache",
     "self._runtime": "Runtime",
     "self._engine": "ICudaEngine",
-    "self._context": "IExecutionContext",
+    "context": "IExecutionContext",
     "inspector": "EngineInspector",
 }
 
@@ -83,8 +84,10 @@ USED: dict[str, tuple[str, ...] | None] = {
     "ICudaEngine.get_tensor_profile_shape": ("name", "profile_index"),
     "ICudaEngine.get_tensor_shape": ("name",),
     "ICudaEngine.num_io_tensors": None,
+    "ICudaEngine.num_optimization_profiles": None,
     "IExecutionContext.execute_async_v3": ("stream_handle",),
     "IExecutionContext.get_tensor_shape": ("name",),
+    "IExecutionContext.set_optimization_profile_async": ("profile_index", "stream_handle"),
     "IExecutionContext.set_input_shape": ("name", "shape"),
     "IExecutionContext.set_tensor_address": ("name", "memory"),
     "ILogger": None,
@@ -130,9 +133,11 @@ USED_OF_RTX: dict[str, tuple[str, ...] | None] = {
 
 USED_OF_CUDA = {
     "cudaFree": ("devPtr",),
+    "cudaFreeHost": ("ptr",),
     "cudaGetDevice": (),
     "cudaGetDeviceProperties": ("device",),
     "cudaMalloc": ("size",),
+    "cudaMallocHost": ("size",),
     "cudaMemcpyAsync": ("dst", "src", "count", "kind", "stream"),
     "cudaMemcpyKind.cudaMemcpyDeviceToHost": None,
     "cudaMemcpyKind.cudaMemcpyHostToDevice": None,

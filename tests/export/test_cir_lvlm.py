@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, load_lvlm
 from cirrus_export.pipeline import ExportRequest, export
+from tests.export.compiled import LOWER, check_compiles, needs_rtx
 
 SMALL = LvlmConfig(
     vision={
@@ -66,9 +68,7 @@ VIT_L = {
 }
 
 
-@pytest.fixture
-def checkpoint(tmp_path) -> Path:
-    folder = tmp_path / "lvlm"
+def write_checkpoint(folder: Path) -> Path:
     folder.mkdir()
     torch.manual_seed(2)
     backbone = LvlmBackbone(SMALL)
@@ -84,19 +84,37 @@ def checkpoint(tmp_path) -> Path:
     return folder
 
 
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    return write_checkpoint(tmp_path / "lvlm")
+
+
+@pytest.fixture(scope="module")
+def exported(probe, tmp_path_factory) -> Bundle:
+    folder = tmp_path_factory.mktemp("cir-lvlm")
+    return export(request(write_checkpoint(folder / "lvlm"), folder / "bundle"), probe)
+
+
 def request(checkpoint: Path, out: Path) -> ExportRequest:
     return ExportRequest("cir-lvlm", "lvlm", str(checkpoint), None, out)
 
 
 @pytest.mark.export
-def test_a_small_lvlm_is_exported_passes_its_gate_and_answers(checkpoint, probe, tmp_path) -> None:
-    bundle = export(request(checkpoint, tmp_path / "bundle"), probe)
-    report = json.loads((bundle.root / "report.json").read_text())
+def test_a_small_lvlm_is_exported_passes_its_gate_and_answers(exported, probe) -> None:
+    report = json.loads((exported.root / "report.json").read_text())
     assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
-    encoder = LocalEncoder(bundle)
+    encoder = LocalEncoder(exported)
     blue, none, red = encoder.encode_queries([probe.gallery[0]] * 3, ["in blue", None, "in red with long sleeves"])
     assert abs(float(blue @ red)) < 0.99999
     assert abs(float(blue @ none)) < 0.99999
+
+
+@needs_rtx
+@pytest.mark.export
+@pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
+def test_its_graphs_compile(exported, precision, tmp_path) -> None:
+    for name, graph in exported.spec.graphs.items():
+        check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
 
 
 def test_a_texts_padding_changes_nothing(checkpoint) -> None:

@@ -263,6 +263,7 @@ def test_every_flavour_is_a_valid_repository(bundle, tmp_path, flavour, platform
     assert (inflight > 0) == (flavour is not Flavour.PYTHON)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("name", ["demo_bundle", "clip_bundle"])
 def test_the_canary_of_an_export_is_passed_here_at_every_stage(request: pytest.FixtureRequest, name: str) -> None:
     made: Bundle = request.getfixturevalue(name)

@@ -17,11 +17,12 @@ from cirrus_client.errors import EngineError, ExportError
 from cirrus_client.plans import BatchProfile, Fusion, Gpu, Library, has_plans, plan_file, read_plans, refusal
 from cirrus_export.compile.ahead_of_time import build_ahead, compile_ahead
 from cirrus_export.compile.cards import CARDS, capabilities_of, is_supported
-from tests.export.needs_rtx import needs_rtx
+from cirrus_export.compile.plan_builder import batch_profiles
+from tests.export.compiled import needs_rtx
 from tests.export.tensorrt_names import MODULES_OF_RTX, USED, USED_OF_RTX, accepts, ask, names_in_the_code
 
 pytestmark = needs_rtx
-BATCH = BatchProfile(smallest=1, tuned=4, largest=8)
+BATCH = (BatchProfile(smallest=1, tuned=1, largest=1), BatchProfile(smallest=1, tuned=4, largest=8))
 L4 = Gpu(name="NVIDIA L4", compute_capability="8.9")
 NO_GPU = pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
 
@@ -63,6 +64,7 @@ def test_a_bundle_is_compiled_for_two_cards_without_a_gpu(compiled) -> None:
     assert set(written.plans) == set(compiled.spec.graphs)
     for graph in compiled.spec.graphs:
         assert plan_file(compiled, written, graph).stat().st_size > 0
+    assert {plan.profiles for plan in written.plans.values()} == {batch_profiles(Library.RTX, compiled.spec.max_batch)}
     assert not has_plans(compiled, Library.TENSORRT)
     version = nvidia.load_tensorrt_rtx().__version__
     assert refusal(written, version, L4) is None
@@ -150,7 +152,7 @@ def test_the_compiler_knows_every_card(tmp_path) -> None:
 def test_the_compiler_says_why_it_refuses_batch_sizes(tmp_path) -> None:
     graph = small_graph(tmp_path, "g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
     with pytest.raises(ExportError, match=r"can't compile .*small\.onnx: .*[Pp]rofile"):
-        build_ahead(*graph, BatchProfile(smallest=8, tuned=4, largest=2), ["8.9"])
+        build_ahead(*graph, [BatchProfile(smallest=8, tuned=4, largest=2)], ["8.9"])
 
 
 def test_a_refusal_gives_the_reasons_of_its_own_graph_alone(tmp_path) -> None:
@@ -158,7 +160,7 @@ def test_a_refusal_gives_the_reasons_of_its_own_graph_alone(tmp_path) -> None:
     library = nvidia.load_tensorrt_rtx()
     nvidia.tensorrt_log(library).log(library.ILogger.Severity.ERROR, "of an earlier graph")
     with pytest.raises(ExportError) as error:
-        build_ahead(*graph, BatchProfile(smallest=8, tuned=4, largest=2), ["8.9"])
+        build_ahead(*graph, [BatchProfile(smallest=8, tuned=4, largest=2)], ["8.9"])
     assert "of an earlier graph" not in str(error.value)
 
 

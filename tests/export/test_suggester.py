@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from cirrus_client.bundle import Precision
 from cirrus_client.errors import BundleError, CheckpointError, FidelityError, InvalidImage, ServerError
-from cirrus_client.suggest import LocalSuggester, TritonSuggester
+from cirrus_client.suggest import LocalSuggester, TritonSuggester, read_suggester
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.suggester import export as module
 from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration
 from cirrus_export.suggester.export import export_suggester
+from tests.export.compiled import LOWER, check_compiles, needs_rtx
 
 pytestmark = pytest.mark.export
 
@@ -70,6 +72,13 @@ def test_texts_depend_on_both_images_and_their_order(suggester, pairs) -> None:
     texts = [local.suggest(a, b), local.suggest(b, a), local.suggest(a, c)]
     assert all(texts)
     assert len(set(texts)) > 1
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
+def test_its_graphs_compile(suggester, precision, tmp_path) -> None:
+    for name, graph in read_suggester(suggester).graphs.items():
+        check_compiles(name, suggester / graph.file, graph, precision, tmp_path)
 
 
 @pytest.mark.triton

@@ -22,11 +22,22 @@ from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
 from cirrus_client.files import sha256_of_file, write_model
-from cirrus_client.plans import Fusion, Gpu, PlanSpec, PlansSpec, graph_sha256, plan_file, read_plans, refusal, runs_on
+from cirrus_client.plans import (
+    Fusion,
+    Gpu,
+    Library,
+    PlanSpec,
+    PlansSpec,
+    graph_sha256,
+    plan_file,
+    read_plans,
+    refusal,
+    runs_on,
+)
 from cirrus_export.compile import tensorrt_engine
 from cirrus_export.compile.engine_inspector import attention_of, count_attentions
 from cirrus_export.compile.ngc_releases import check_release, ngc_releases, release_named
-from cirrus_export.compile.plan_builder import batch_profile
+from cirrus_export.compile.plan_builder import batch_profiles
 from cirrus_export.compile.tensorrt_engine import CompileOptions, compile_plans
 from cirrus_export.gate.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.pipeline import ExportRequest, export
@@ -67,7 +78,7 @@ def planned(bundle, tmp_path) -> Bundle:
             file=f"engines/{graph}.plan",
             sha256=sha256_of_file(path),
             graph_sha256=graph_sha256(copied.spec, graph),
-            batch=batch_profile(64),
+            profiles=batch_profiles(Library.TENSORRT, 64),
             attention=attention_of('{"Layers": []}', 1),
             cosine_min=1.0,
         )
@@ -415,10 +426,15 @@ def test_an_engine_that_misses_is_named_with_its_cosine(bundle, probe, noise, mo
         hold_to_graphs(bundle, GraphValues(bundle, probe), load)
 
 
-def test_the_profile_reaches_from_one_query_to_the_bundles_limit(bundle) -> None:
-    profile = batch_profile(bundle.spec.max_batch)
-    assert (profile.smallest, profile.tuned, profile.largest) == (1, 32, 64)
-    assert batch_profile(1).tuned == 1
+def test_profiles_reach_from_one_query_to_the_bundles_limit(bundle) -> None:
+    def profiles(library: Library, max_batch: int) -> list[tuple[int, int, int]]:
+        found = batch_profiles(library, max_batch)
+        return [(profile.smallest, profile.tuned, profile.largest) for profile in found]
+
+    limit = bundle.spec.max_batch
+    assert profiles(Library.TENSORRT, limit) == [(1, 32, 64)]
+    assert profiles(Library.RTX, limit) == [(1, 1, 1), (1, 32, 64)]
+    assert profiles(Library.RTX, 1) == [(1, 1, 1)]
 
 
 class InPlaceOfAPlan(OnnxRuntimeEngine):
@@ -455,7 +471,7 @@ def test_compiling_writes_plans_record_timing_cache_and_repository(around_tensor
     assert (written.hardware_compatible, written.version_compatible) == (True, False)
     for graph in bundle.spec.graphs:
         assert plan_file(bundle, written, graph).read_bytes() == graph.encode()
-        assert (written.plans[graph].cosine_min, written.plans[graph].batch.largest) == (pytest.approx(1), 64)
+        assert (written.plans[graph].cosine_min, written.plans[graph].profiles[-1].largest) == (pytest.approx(1), 64)
     assert written.plans["vision_encoder"].attention.fusion is Fusion.PARTLY
     assert (bundle.root / "engines" / "timing.cache").read_bytes() == b"timed " * len(bundle.spec.graphs)
     assert (bundle.root / "triton" / "tensorrt" / "gallery" / "1" / "gallery.plan").is_file()

@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, Precision, TensorSpec
+from cirrus_client.engines.cuda_memory import TensorMemory
 from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.engines.kinds import EngineKind
 from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_library, tensorrt_log, tensorrt_reason, this_gpu
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 from cirrus_client.plans import Library, compile_again, plan_file, read_plans, refusal
-
-_PROFILE = 0
 
 
 class TensorRtKind(EngineKind):
@@ -41,7 +40,8 @@ class TensorRtKind(EngineKind):
 class TensorRtEngine(Engine):
     """Runs a plan. Calls from several threads run one after the other.
 
-    Device memory for the largest batch is allocated when the plan is loaded.
+    A batch runs in the plan's first optimization profile that takes it; the last takes the largest. Memory for the
+    largest batch is allocated when the plan is loaded.
     """
 
     library: ClassVar[Library] = Library.TENSORRT
@@ -62,16 +62,15 @@ class TensorRtEngine(Engine):
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineError(f"{title} {tensorrt.__version__} can't load {path}: {self._reason()}")
-        self._context = self._new_context(path)
-        if self._context is None:
-            raise EngineError(f"{title} can't run {path} on {gpu.name}: {self._reason()}")
         names = [self._engine.get_tensor_name(position) for position in range(self._engine.num_io_tensors)]
         taken = {name for name in names if self._engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT}
         self.inputs = tuple(self._spec(tensorrt, name) for name in names if name in taken)
         self.outputs = tuple(self._spec(tensorrt, name) for name in names if name not in taken)
-        self.largest_batch = min(
-            int(self._engine.get_tensor_profile_shape(spec.name, _PROFILE)[-1][0]) for spec in self.inputs
-        )
+        self._largest = [self._largest_of(profile) for profile in range(self._engine.num_optimization_profiles)]
+        self.largest_batch = self._largest[-1]
+        self._contexts = self._new_contexts(path)
+        if None in self._contexts:
+            raise EngineError(f"{title} can't run {path} on {gpu.name}: {self._reason()}")
         self.device = f"{title} {tensorrt.__version__}, {gpu.name}"
         self._turns = threading.Lock()
         self._take_memory()
@@ -109,59 +108,59 @@ class TensorRtEngine(Engine):
         inspector = self._engine.create_engine_inspector()
         return str(inspector.get_engine_information(self._tensorrt.LayerInformationFormat.JSON))
 
-    def _new_context(self, path: Path) -> Any:
-        return self._engine.create_execution_context()
+    def _new_contexts(self, path: Path) -> list[Any]:
+        """Return an execution context for each of the plan's optimization profiles, in their order."""
+        return [self._engine.create_execution_context() for _ in self._largest]
 
     def _run(self, inputs: Arrays, rows: int) -> dict[str, NDArray[Any]]:
-        to_device = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        to_host = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._set_batch(rows)
+        context = self._contexts[next(at for at, largest in enumerate(self._largest) if rows <= largest)]
+        self._set_batch(context, rows)
         for spec in self.inputs:
-            self._copy(self._memory[spec.name], inputs[spec.name].ctypes.data, inputs[spec.name].nbytes, to_device)
-        if not self._context.execute_async_v3(int(self._stream)):
+            self._memory[spec.name].send(inputs[spec.name], self._stream)
+        if not context.execute_async_v3(int(self._stream)):
             raise EngineError(f"TensorRT could not run the graph: {self._reason()}")
-        outputs = {spec.name: np.empty(self._shape(spec), dtype=spec.dtype.value) for spec in self.outputs}
-        for name, array in outputs.items():
-            self._copy(array.ctypes.data, self._memory[name], array.nbytes, to_host)
+        # Output shapes may contain other dynamic dimensions, so ask the context, not the spec.
+        shapes = {spec.name: tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs}
+        for spec in self.outputs:
+            self._memory[spec.name].fetch(_size(shapes[spec.name], spec), self._stream)
         cuda_result(self._cuda.cudaStreamSynchronize(self._stream))
-        return outputs
+        return {
+            spec.name: self._memory[spec.name].received(shapes[spec.name], spec.dtype.value) for spec in self.outputs
+        }
 
-    def _set_batch(self, rows: int) -> None:
+    def _set_batch(self, context: Any, rows: int) -> None:
         for spec in self.inputs:
-            if not self._context.set_input_shape(spec.name, (rows, *spec.shape)):
+            if not context.set_input_shape(spec.name, (rows, *spec.shape)):
                 raise EngineError(f"TensorRT refuses input {spec.name} {[rows, *spec.shape]}: {self._reason()}")
-
-    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        """Return the shape for the current batch.
-
-        Output shapes may contain other dynamic dimensions, so ask the context, not the spec.
-        """
-        return tuple(self._context.get_tensor_shape(spec.name))
-
-    def _copy(self, destination: int, source: int, size: int, kind: Any) -> None:
-        cuda_result(self._cuda.cudaMemcpyAsync(destination, source, size, kind, self._stream))
 
     def _take_memory(self) -> None:
         """Allocate inputs and outputs once. Their addresses stay the same, so a call only sets the batch size."""
-        self._memory: dict[str, int] = {}
         self._stream = cuda_result(self._cuda.cudaStreamCreate())
-        weakref.finalize(self, _release, self._cuda, self._memory, self._stream)
-        self._set_batch(self.largest_batch)
-        for spec in (*self.inputs, *self.outputs):
-            size = prod(self._shape(spec)) * np.dtype(spec.dtype.value).itemsize
-            self._memory[spec.name] = int(cuda_result(self._cuda.cudaMalloc(size)))
-            if not self._context.set_tensor_address(spec.name, self._memory[spec.name]):
-                raise EngineError(f"TensorRT refuses memory for {spec.name}: {self._reason()}")
+        weakref.finalize(self, self._cuda.cudaStreamDestroy, self._stream)
+        for profile, context in enumerate(self._contexts):
+            if not context.set_optimization_profile_async(profile, int(self._stream)):
+                raise EngineError(f"TensorRT refuses profile {profile} of its plan: {self._reason()}")
+        context = self._contexts[-1]
+        self._set_batch(context, self.largest_batch)
+        self._memory = {
+            spec.name: TensorMemory(self._cuda, _size(tuple(context.get_tensor_shape(spec.name)), spec))
+            for spec in (*self.inputs, *self.outputs)
+        }
+        for context in self._contexts:
+            for name, memory in self._memory.items():
+                if not context.set_tensor_address(name, memory.device):
+                    raise EngineError(f"TensorRT refuses memory for {name}: {self._reason()}")
 
     def _spec(self, tensorrt: Any, name: str) -> TensorSpec:
         kind = np.dtype(tensorrt.nptype(self._engine.get_tensor_dtype(name))).name
         return tensor_spec(name, kind, tuple(self._engine.get_tensor_shape(name)))
 
+    def _largest_of(self, profile: int) -> int:
+        return min(int(self._engine.get_tensor_profile_shape(spec.name, profile)[-1][0]) for spec in self.inputs)
+
     def _reason(self) -> str:
         return tensorrt_reason(self._tensorrt)
 
 
-def _release(cuda: Any, memory: dict[str, int], stream: Any) -> None:
-    for address in memory.values():
-        cuda.cudaFree(address)
-    cuda.cudaStreamDestroy(stream)
+def _size(shape: tuple[int, ...], spec: TensorSpec) -> int:
+    return prod(shape) * np.dtype(spec.dtype.value).itemsize

@@ -38,20 +38,25 @@ class TensorRtRtxEngine(TensorRtEngine):
     """Runs a plan of TensorRT for RTX. Calls from several threads run one after the other.
 
     The library compiles kernels for this GPU when they are first needed. They are kept beside the plan in `*.kernels`,
-    where the folder can be written, so that the next process does not wait for them. A batch size that was seen before
-    is replayed as a CUDA graph.
+    where the folder can be written, so that the next process does not wait for them. One query has a profile of its
+    own and is replayed as a CUDA graph. Batches are not: each of their sizes would be captured and kept.
     """
 
     library = Library.RTX
 
-    def _new_context(self, path: Path) -> Any:
-        runtime_config = self._engine.create_runtime_config()
-        runtime_config.cuda_graph_strategy = self._tensorrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    def _new_contexts(self, path: Path) -> list[Any]:
         self._kernels = path.with_suffix(_KERNELS)
         self._kept_for: set[int] = set()
+        runtime_config = self._engine.create_runtime_config()
         self._cache = runtime_config.create_runtime_cache()
         if self._kernels.is_file() and not self._cache.deserialize(self._kernels.read_bytes()):
             log.info("%s is of another GPU, driver or version, and is made again", self._kernels)
+        return [self._new_context(path, fixed=largest == 1) for largest in self._largest]
+
+    def _new_context(self, path: Path, *, fixed: bool) -> Any:
+        runtime_config = self._engine.create_runtime_config()
+        if fixed:
+            runtime_config.cuda_graph_strategy = self._tensorrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if not runtime_config.set_runtime_cache(self._cache):
             raise EngineError(f"TensorRT for RTX refuses its kernel cache for {path}: {self._reason()}")
         return self._engine.create_execution_context(runtime_config)

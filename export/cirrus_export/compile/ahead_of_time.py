@@ -20,7 +20,7 @@ from cirrus_client.outputs import replaced_directory
 from cirrus_client.plans import PLANS, BatchProfile, Library, PlanSpec, PlansSpec
 from cirrus_export.compile.cards import capabilities_of, sm
 from cirrus_export.compile.engine_inspector import attention_in_plan, count_attentions
-from cirrus_export.compile.plan_builder import batch_profile, parse_graph
+from cirrus_export.compile.plan_builder import batch_profiles, parse_graph
 from cirrus_export.compile.plan_record import check_any_was_built, check_none_was_refused, plan_spec
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ def compile_ahead(bundle: Bundle, targets: Sequence[str]) -> PlansSpec:
     """
     capabilities = capabilities_of(targets, bundle.spec.precision)
     tensorrt = load_tensorrt_rtx()
+    profiles = batch_profiles(Library.RTX, bundle.spec.max_batch)
     plans: dict[str, PlanSpec] = {}
     refused: dict[str, str] = {}
     with replaced_directory(bundle.root / Library.RTX.folder, Writer.COMPILE) as folder:
@@ -42,14 +43,14 @@ def compile_ahead(bundle: Bundle, targets: Sequence[str]) -> PlansSpec:
             log.info("ONNX -> TensorRT for RTX: %s", name)
             file = bundle.graph_file(name)
             try:
-                plan, warnings = build_ahead(file, graph, batch_profile(bundle.spec.max_batch), capabilities)
+                plan, warnings = build_ahead(file, graph, profiles, capabilities)
             except ExportError as error:
                 refused[name] = str(error)
                 continue
             for warning in warnings:
                 log.warning("TensorRT for RTX on %s: %s", name, warning)
             (folder / f"{name}.plan").write_bytes(plan)
-            attention = attention_in_plan(plan, count_attentions(file))
+            attention = attention_in_plan(plan, count_attentions(file), profiles=len(profiles))
             plans[name] = plan_spec(bundle, folder, Library.RTX, name, attention, None)
         check_any_was_built(bundle, refused)
         record = PlansSpec(
@@ -68,11 +69,11 @@ def compile_ahead(bundle: Bundle, targets: Sequence[str]) -> PlansSpec:
 
 
 def build_ahead(
-    file: Path, graph: GraphSpec, batch: BatchProfile, capabilities: Sequence[str]
+    file: Path, graph: GraphSpec, profiles: Sequence[BatchProfile], capabilities: Sequence[str]
 ) -> tuple[Any, tuple[str, ...]]:
     """Return a graph's plan, a bytes-like object, and the compiler's warnings. Raises ExportError if it is refused."""
     tensorrt = load_tensorrt_rtx()
-    parsed = parse_graph(Library.RTX, tensorrt, file, graph, batch)
+    parsed = parse_graph(Library.RTX, tensorrt, file, graph, profiles)
     config = parsed.config
     config.num_compute_capabilities = len(capabilities)
     for position, capability in enumerate(capabilities):

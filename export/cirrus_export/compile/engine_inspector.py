@@ -37,13 +37,14 @@ def attention_of(layers: str, attentions: int) -> AttentionSpec:
     )
 
 
-def attention_in_plan(plan: Any, attentions: int) -> AttentionSpec:
+def attention_in_plan(plan: Any, attentions: int, *, profiles: int) -> AttentionSpec:
     """Return what a plan's own bytes say of a graph's attentions: the inspector needs a GPU, and this does not.
 
-    plan: bytes-like, built by TensorRT for RTX 1.7, which writes `_gemm_mha_v2` once for each fused attention, however
-    many compute capabilities it was built for. attentions: how many the ONNX graph has.
+    plan: bytes-like, built by TensorRT for RTX 1.7, which writes `_gemm_mha_v2` once for each fused attention in each
+    optimization profile, however many compute capabilities it was built for. attentions: how many the ONNX graph has.
+    profiles: how many the plan has; an attention that only some of them fuse is not counted.
     """
-    fused = len(_FUSED_IN_PLAN.findall(memoryview(plan)))
+    fused = len(_FUSED_IN_PLAN.findall(memoryview(plan))) // profiles
     evidence = (_KERNEL,) if fused else ()
     return AttentionSpec(
         fusion=_fusion(fused, attentions), attentions=attentions, fused_layers=fused, evidence=evidence

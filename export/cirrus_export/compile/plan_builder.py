@@ -6,6 +6,7 @@ no other kind of network, and ignores the flag that 10 needs). TF32 is off, so t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,21 @@ class ParsedGraph:
         return tuple(text for text in tensorrt_warnings(self.tensorrt) if _EXPECTED_WARNING not in text)
 
 
-def batch_profile(max_batch: int) -> BatchProfile:
-    """Return the batch sizes that plans accept: from 1 to the bundle's limit, tuned for half of the limit."""
-    return BatchProfile(smallest=1, tuned=max(1, max_batch // 2), largest=max_batch)
+def batch_profiles(library: Library, max_batch: int) -> tuple[BatchProfile, ...]:
+    """Return a plan's optimization profiles, the smallest batches first.
+
+    All batches: from 1 to the bundle's limit, tuned for half of the limit. TensorRT for RTX has a profile for one query
+    before it. Triton's TensorRT backend uses the first profile of a plan unless it is told otherwise, so TensorRT's has
+    no other.
+    """
+    every = BatchProfile(smallest=1, tuned=max(1, max_batch // 2), largest=max_batch)
+    one = BatchProfile(smallest=1, tuned=1, largest=1)
+    return (one, every) if library is Library.RTX and max_batch > 1 else (every,)
 
 
-def parse_graph(library: Library, tensorrt: Any, file: Path, graph: GraphSpec, batch: BatchProfile) -> ParsedGraph:
+def parse_graph(
+    library: Library, tensorrt: Any, file: Path, graph: GraphSpec, profiles: Sequence[BatchProfile]
+) -> ParsedGraph:
     """Read an ONNX file. tensorrt: the library's module. Raises ExportError, which names each node that is refused."""
     tensorrt_reason(tensorrt)  # what an earlier graph or a missing driver left there is no reason of this one
     builder = tensorrt.Builder(tensorrt_log(tensorrt))
@@ -61,7 +71,8 @@ def parse_graph(library: Library, tensorrt: Any, file: Path, graph: GraphSpec, b
     config = builder.create_builder_config()
     config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED
     config.clear_flag(tensorrt.BuilderFlag.TF32)
-    config.add_optimization_profile(_profile(builder, graph, batch))
+    for batch in profiles:
+        config.add_optimization_profile(_profile(builder, graph, batch))
     return ParsedGraph(library, tensorrt, file, builder, parser, network, config)
 
 

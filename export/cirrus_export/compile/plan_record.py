@@ -9,7 +9,7 @@ from cirrus_client.bundle import Bundle
 from cirrus_client.errors import ExportError
 from cirrus_client.files import sha256_of_file
 from cirrus_client.plans import AttentionSpec, Library, PlanSpec, PlansSpec, graph_sha256
-from cirrus_export.compile.plan_builder import batch_profile
+from cirrus_export.compile.plan_builder import batch_profiles
 
 
 def plan_spec(
@@ -21,7 +21,7 @@ def plan_spec(
         file=f"{library.folder}/{file}",
         sha256=sha256_of_file(folder / file),
         graph_sha256=graph_sha256(bundle.spec, graph),
-        batch=batch_profile(bundle.spec.max_batch),
+        profiles=batch_profiles(library, bundle.spec.max_batch),
         attention=attention,
         cosine_min=cosine_min,
     )

@@ -20,7 +20,7 @@ from cirrus_client.outputs import replaced_directory
 from cirrus_client.plans import PLANS, Library, PlansSpec
 from cirrus_export.compile.engine_inspector import attention_of, count_attentions
 from cirrus_export.compile.ngc_releases import check_release
-from cirrus_export.compile.plan_builder import batch_profile, parse_graph
+from cirrus_export.compile.plan_builder import batch_profiles, parse_graph
 from cirrus_export.compile.plan_record import check_any_was_built, check_none_was_refused, plan_spec
 from cirrus_export.gate.plan_fidelity import GraphValues, hold_to_graphs
 from cirrus_export.gate.probe import Probe
@@ -96,7 +96,8 @@ def _build(
 ) -> tuple[Any, bytes]:
     """Return the plan, a bytes-like object, and the timing cache with this graph's layers added."""
     tensorrt = load_tensorrt()
-    parsed = parse_graph(Library.TENSORRT, tensorrt, onnx_file, graph, batch_profile(max_batch))
+    profiles = batch_profiles(Library.TENSORRT, max_batch)
+    parsed = parse_graph(Library.TENSORRT, tensorrt, onnx_file, graph, profiles)
     config = parsed.config
     if options.version_compatible:
         config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)

@@ -1,0 +1,55 @@
+"""Let NVIDIA's compiler read and build a graph. TensorRT for RTX needs no GPU for it; its wheel is for Python 3.11."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirrus_client.bundle import DType, GraphSpec, Precision
+from cirrus_client.plans import BatchProfile, Fusion
+from cirrus_export.compile.ahead_of_time import build_ahead
+from cirrus_export.compile.engine_inspector import attention_in_plan, count_attentions
+from cirrus_export.compile.precision import lower_precision
+
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx_bindings") is None,
+    reason="TensorRT for RTX is not installed (pip install 'cirrus-cir[rtx]')",
+)
+PROFILES = (BatchProfile(smallest=1, tuned=8, largest=16),)
+LOWER = (Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8)
+
+
+def inputs_of(graph: GraphSpec, *, rows: int = 8) -> dict[str, np.ndarray]:
+    """Return noise for images, and texts that end at different places."""
+    generator = np.random.default_rng(0)
+
+    def values(dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+        if dtype is not DType.INT64:
+            return generator.standard_normal((rows, *shape), dtype=np.float32)
+        ids = generator.integers(1, 400, (rows, *shape))
+        return np.where(np.arange(shape[-1]) < 4 + np.arange(rows)[:, None], ids, 0)
+
+    return {spec.name: values(spec.dtype, spec.shape) for spec in graph.inputs}
+
+
+def lowered(path: Path, graph: GraphSpec, precision: Precision, folder: Path) -> Path:
+    copy = folder / path.name
+    shutil.copyfile(path, copy)
+    lower_precision(copy, precision, inputs_of(graph))
+    return copy
+
+
+def check_compiles(name: str, path: Path, graph: GraphSpec, precision: Precision, folder: Path) -> None:
+    """A graph is built without a warning, and in half precision every attention is fused."""
+    file = path if precision is Precision.FP32 else lowered(path, graph, precision, folder)
+    plan, warnings = build_ahead(file, graph, PROFILES, ["8.9"])
+    assert warnings == (), name
+    if precision in (Precision.FP16, Precision.BF16):
+        assert attention_in_plan(plan, count_attentions(file), profiles=len(PROFILES)).fusion in (
+            Fusion.FUSED,
+            Fusion.NONE,
+        ), name
