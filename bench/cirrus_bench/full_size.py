@@ -1,4 +1,4 @@
-"""Export and verify every architecture at its published size, with random weights, and record what that takes."""
+"""Export, verify and compile every architecture at its published size, with random weights; record what that takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,7 +43,8 @@ class FullSizeRow(Record):
     """One export.
 
     peak_bytes: resident memory of the exporting process. disk_bytes: of the bundle's graphs. cosine_min,
-    top10_agreement: the worst of the fidelity gate.
+    top10_agreement: the worst of the fidelity gate. compile_seconds: what TensorRT for RTX took to compile the graphs
+    for L4; None where it is not installed.
     """
 
     recipe: str
@@ -51,6 +54,7 @@ class FullSizeRow(Record):
     disk_bytes: int
     cosine_min: float
     top10_agreement: float
+    compile_seconds: float | None
 
 
 class LvlmNeeds(Record):
@@ -76,14 +80,16 @@ class FullSizeReport(Report):
             "# Published sizes, exported and verified",
             "",
             f"Random weights, fp32; the fidelity gate has {_QUERIES} queries and {_GALLERY} images. Every row is a "
-            "whole `cirrus export` in a process of its own, imports and gate included.",
+            "whole `cirrus export` in a process of its own, imports and gate included. Then `cirrus compile --for l4` "
+            "compiles its graphs with TensorRT for RTX, which takes no GPU.",
             "",
             "| recipe | backbone | seconds | peak memory, GiB | graphs on disk, GiB | smallest cosine "
-            "| top-10 agreement |",
-            "|---|---|--:|--:|--:|--:|--:|",
+            "| top-10 agreement | compiled for L4, seconds |",
+            "|---|---|--:|--:|--:|--:|--:|--:|",
             *(
                 f"| {row.recipe} | {row.backbone} | {row.seconds:,.0f} | {row.peak_bytes / 2**30:.1f} | "
-                f"{row.disk_bytes / 2**30:.2f} | {row.cosine_min:.7f} | {row.top10_agreement:.0%} |"
+                f"{row.disk_bytes / 2**30:.2f} | {row.cosine_min:.7f} | {row.top10_agreement:.0%} | "
+                f"{'-' if row.compile_seconds is None else format(row.compile_seconds, ',.0f')} |"
                 for row in self.rows
             ),
             "",
@@ -98,7 +104,7 @@ def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES)
     """Export each architecture in a process of its own, remove its bundle, and return the report.
 
     sizes: recipes and backbones. work: where bundles are written; rows that an earlier run finished there are kept.
-    Raises ExportError with the output of an export that failed.
+    Raises ExportError with the output of an export or a compilation that failed.
     """
     rows = [_export(recipe, backbone, work) for recipe, backbone in sizes]
     return FullSizeReport(rows=tuple(rows), lvlm=_lvlm_needs(), machine=this_machine())
@@ -150,6 +156,29 @@ def _lvlm_line(needs: LvlmNeeds) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a command took: wall-clock seconds and the largest resident memory."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def _run(*arguments: str) -> _Run:
+    """Run `cirrus` in a process of its own. Raises ExportError with its output if it failed."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        command = [str(Path(sys.executable).with_name("cirrus")), *arguments]
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read()
+    if child.returncode != 0:
+        raise ExportError(f"cirrus {' '.join(arguments)}: exit code {child.returncode}:\n{said[-2000:]}")
+    return _Run(time.perf_counter() - started, 1024 * usage.ru_maxrss)
+
+
 def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
     out = work / f"{recipe}-{backbone}"
     done = work / f"{out.name}.json"
@@ -159,29 +188,21 @@ def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
     arguments = ["--recipe", recipe, "--backbone", backbone, "--pretrained", "random", "--head", "random"]
     sizes = ["--queries", str(_QUERIES), "--gallery", str(_GALLERY), "--out", str(out)]
     log.info("exporting %s on %s at full size", recipe, backbone)
-    started = time.perf_counter()
-    command = [str(Path(sys.executable).with_name("cirrus")), "export", *arguments, *sizes]
-    with tempfile.TemporaryFile("w+") as output:
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        said = output.read()
-    seconds = time.perf_counter() - started
-    if child.returncode != 0:
-        raise ExportError(f"{recipe} on {backbone} at full size: exit code {child.returncode}:\n{said[-2000:]}")
+    exported = _run("export", *arguments, *sizes)
+    compiled = _run("compile", str(out), "--for", "l4") if find_spec("tensorrt_rtx_bindings") else None
     report = json.loads((out / "report.json").read_text())
     row = FullSizeRow(
         recipe=recipe,
         backbone=backbone,
-        seconds=seconds,
-        peak_bytes=1024 * usage.ru_maxrss,
+        seconds=exported.seconds,
+        peak_bytes=exported.peak_bytes,
         disk_bytes=sum(path.stat().st_size for path in (out / "graphs").iterdir()),
         cosine_min=min(
             *(stage["cosine_min"] for stage in report["stages"]),
             *(result[side] for result in report["retrieval"] for side in ("query_cosine_min", "target_cosine_min")),
         ),
         top10_agreement=min(result["top10_agreement"] for result in report["retrieval"]),
+        compile_seconds=None if compiled is None else compiled.seconds,
     )
     shutil.rmtree(out)
     write_atomically(done, row.model_dump_json().encode())

@@ -49,7 +49,5 @@ def check_compiles(name: str, path: Path, graph: GraphSpec, precision: Precision
     plan, warnings = build_ahead(file, graph, PROFILES, ["8.9"])
     assert warnings == (), name
     if precision in (Precision.FP16, Precision.BF16):
-        assert attention_in_plan(plan, count_attentions(file), profiles=len(PROFILES)).fusion in (
-            Fusion.FUSED,
-            Fusion.NONE,
-        ), name
+        attention = attention_in_plan(plan, count_attentions(file), profiles=len(PROFILES))
+        assert attention.fusion in (Fusion.FUSED, Fusion.NONE), name

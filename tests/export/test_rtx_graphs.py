@@ -68,9 +68,7 @@ def test_every_graph_compiles_in_a_lower_precision(graphs: Graphs, precision: Pr
 
 
 @needs_rtx
-def test_fusion_is_told_alike_of_plans_for_one_card_and_for_three_with_one_profile_and_two(
-    bundle: Bundle, tmp_path: Path
-) -> None:
+def test_fusion_is_told_alike_for_one_card_and_three_with_one_profile_and_two(bundle: Bundle, tmp_path: Path) -> None:
     graph = bundle.spec.graphs["vision_encoder"]
     file = lowered(bundle.graph_file("vision_encoder"), graph, Precision.FP16, tmp_path)
     for profiles in (PROFILES, batch_profiles(Library.RTX, 8)):
