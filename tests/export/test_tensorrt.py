@@ -384,8 +384,9 @@ def test_the_inspectors_layers_say_whether_attention_was_fused(layers, attention
     assert (found.fusion, found.evidence) == (fusion, evidence)
 
 
-def test_attentions_are_counted_in_the_onnx_graph(bundle, tmp_path) -> None:
+def test_attentions_are_counted_in_the_onnx_graph(bundle, clip_bundle, tmp_path) -> None:
     assert count_attentions(bundle.graph_file("vision_encoder")) == 4
+    assert count_attentions(clip_bundle.graph_file("gallery")) == 3, "its last block is of the CLS token alone"
     assert count_attentions(bundle.graph_file("text_encoder")) == 3
     weighting = "g (float[N, 3] x) => (float[N, 3] y) { w = Softmax (x) y = Mul (w, x) }"
     onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 20]> {weighting}'), tmp_path / "g.onnx")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import shape_inference
 
 from cirrus_client.plans import AttentionSpec, Fusion
 
@@ -60,15 +61,28 @@ def _fusion(fused: int, attentions: int) -> Fusion:
 
 
 def count_attentions(graph: Path) -> int:
-    """Return how many attentions an ONNX graph has: softmaxes whose result is multiplied, and Attention operators."""
-    nodes = onnx.load(graph, load_external_data=False).graph.node
+    """Return how many attentions an ONNX graph has: softmaxes whose result is multiplied, and Attention operators.
+
+    An attention of one token to the others, like the last block of CLIP's gallery graph, is not counted: its scores are
+    one row a head, so there is nothing to gain by fusing it, and TensorRT does not.
+    """
+    shown = shape_inference.infer_shapes(onnx.load(graph, load_external_data=False)).graph
     readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
+    for node in shown.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
+    of_one_row = {value.name for value in shown.value_info if _rows(value) == 1}
     return sum(
-        node.op_type == _ATTENTION or (node.op_type == _SOFTMAX and _is_multiplied(node, readers)) for node in nodes
+        node.op_type == _ATTENTION
+        or (node.op_type == _SOFTMAX and node.output[0] not in of_one_row and _is_multiplied(node, readers))
+        for node in shown.node
     )
+
+
+def _rows(value: onnx.ValueInfoProto) -> int | None:
+    """Return the size of a tensor's last axis but one, or None if it is unknown or depends on the input."""
+    axes = value.type.tensor_type.shape.dim
+    return axes[-2].dim_value or None if len(axes) > 1 else None
 
 
 def _is_multiplied(node: onnx.NodeProto, readers: Mapping[str, Iterable[onnx.NodeProto]]) -> bool:
