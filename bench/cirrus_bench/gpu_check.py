@@ -248,7 +248,7 @@ def _attention(bundle: Bundle) -> _Finding:
 
     A plan without fused attention is slow, but not wrong.
     """
-    found = {graph: plan.attention for graph, plan in read_plans(bundle).plans.items()}
+    found = {graph: plan.attention for graph, plan in read_plans(bundle.root).plans.items()}
     listed = ", ".join(
         f"{graph} {attention.fusion} ({attention.fused_layers} of {attention.attentions})"
         for graph, attention in found.items()

@@ -84,7 +84,7 @@ def _bundle(request: ExportRequest) -> Bundle:
         except FidelityError as error:
             log.warning("%s", error)
     bundle = Bundle.open(request.out, allow_failed=True)
-    if not has_plans(bundle):
+    if not has_plans(bundle.root):
         options = CompileOptions()
         try:
             check_machine(options)

@@ -157,7 +157,7 @@ def _plans(bundle: Bundle) -> list[Finding]:
     """One finding for each library that has compiled plans of the bundle, or one that says that there are none."""
     from cirrus_client.plans import Library, has_plans
 
-    found = [library for library in Library if has_plans(bundle, library)]
+    found = [library for library in Library if has_plans(bundle.root, library)]
     return [_plans_of(bundle, library) for library in found or [Library.TENSORRT]]
 
 
@@ -168,7 +168,7 @@ def _plans_of(bundle: Bundle, library: Library) -> Finding:
 
     what, again = f"{library.label} plans of {bundle.spec.name}", compile_again(bundle.root, library)
     try:
-        record = read_plans(bundle, library)
+        record = read_plans(bundle.root, library)
         for graph in bundle.spec.graphs:
             plan_file(bundle, record, graph)
     except BundleError as error:

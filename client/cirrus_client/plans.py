@@ -135,19 +135,22 @@ class Gpu:
     compute_capability: str
 
 
-def has_plans(bundle: Bundle, library: Library = Library.TENSORRT) -> bool:
-    """Return whether a bundle has plans of a library, compiled on this machine or another."""
-    return (bundle.root / library.folder / PLANS).exists()
+def has_plans(root: Path, library: Library = Library.TENSORRT) -> bool:
+    """Return whether a bundle's folder has plans of a library, compiled on this machine or another."""
+    return (root / library.folder / PLANS).exists()
 
 
-def read_plans(bundle: Bundle, library: Library = Library.TENSORRT) -> PlansSpec:
-    """Return the record of a bundle's plans of a library. Raises BundleError if there is none, or it is invalid."""
-    way_out = compile_again(bundle.root, library)
+def read_plans(root: Path, library: Library = Library.TENSORRT) -> PlansSpec:
+    """Return the record of a bundle's plans of a library. Raises BundleError if there is none, or it is invalid.
+
+    root: the bundle's folder, or the folder of a served model that has plans.
+    """
+    way_out = compile_again(root, library)
     return read_record(
-        bundle.root / library.folder / PLANS,
+        root / library.folder / PLANS,
         PlansSpec,
         raises=BundleError,
-        missing=f"bundle {bundle.root} has no {library.label} plans; {way_out}",
+        missing=f"{root} has no {library.label} plans; {way_out}",
         way_out=f"compile again {way_out}",
     )
 

@@ -192,4 +192,4 @@ def test_a_plan_lies_in_its_bundle(copied, name) -> None:
     )
     bundle = Bundle.open(copied)
     with pytest.raises(BundleError, match="relative path without"):
-        plan_file(bundle, read_plans(bundle), "gallery")
+        plan_file(bundle, read_plans(bundle.root), "gallery")

@@ -6,15 +6,18 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
-from cirrus_client import doctor
+from cirrus_client import LocalEncoder, TritonEncoder, doctor
 from cirrus_client.bundle import Bundle, DType, GraphSpec, Precision, TensorSpec
-from cirrus_client.engines import EngineName, nvidia, open_graph
+from cirrus_client.engines import EngineName, nvidia, open_graph, open_served_graph
 from cirrus_client.errors import EngineError, ExportError
 from cirrus_client.plans import BatchProfile, Fusion, Gpu, Library, has_plans, plan_file, read_plans, refusal
+from cirrus_client.triton.repository import read_repository
+from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.compile.ahead_of_time import build_ahead, compile_ahead
 from cirrus_export.compile.cards import CARDS, capabilities_of, is_supported
 from cirrus_export.compile.plan_builder import batch_profiles
@@ -58,14 +61,14 @@ def small_graph(tmp_path, text: str):
 
 
 def test_a_bundle_is_compiled_for_two_cards_without_a_gpu(compiled) -> None:
-    written = read_plans(compiled, Library.RTX)
+    written = read_plans(compiled.root, Library.RTX)
     assert (written.gpu, written.compute_capabilities) == (None, ("8.6", "8.9"))
     assert not written.were_run
     assert set(written.plans) == set(compiled.spec.graphs)
     for graph in compiled.spec.graphs:
         assert plan_file(compiled, written, graph).stat().st_size > 0
     assert {plan.profiles for plan in written.plans.values()} == {batch_profiles(Library.RTX, compiled.spec.max_batch)}
-    assert not has_plans(compiled, Library.TENSORRT)
+    assert not has_plans(compiled.root, Library.TENSORRT)
     version = nvidia.load_tensorrt_rtx().__version__
     assert refusal(written, version, L4) is None
     assert "compute capability 8.6 and 8.9; here is NVIDIA L40 (9.9)" in str(
@@ -96,6 +99,32 @@ def test_auto_runs_on_another_engine_and_says_why(compiled, caplog) -> None:
     assert "query_head does not run on its TensorRT for RTX plan" in caplog.text
 
 
+@NO_GPU
+def test_a_served_model_has_its_plan_and_runs_on_another_engine_without_a_gpu(compiled, caplog) -> None:
+    repository = compiled.root / "triton" / "python"
+    read_repository(repository)
+    for graph in ("gallery", "query_head"):
+        version = repository / graph / "1"
+        assert (version / "engines-rtx" / f"{graph}.plan").samefile(compiled.root / "engines-rtx" / f"{graph}.plan")
+        with caplog.at_level("WARNING", logger="cirrus_client"):
+            engine = open_served_graph(version / f"{graph}.onnx", compiled.spec.precision)
+        assert "TensorRT for RTX" not in engine.device
+        assert f"{graph} does not run on its TensorRT for RTX plan: no NVIDIA GPU can be used here" in caplog.text
+
+
+@pytest.mark.triton
+def test_triton_serves_a_bundle_with_plans_that_do_not_run_here(compiled, photos) -> None:
+    photo = sorted(photos.iterdir())[0]
+    http, grpc, metrics = free_ports(3)
+    repository = compiled.root / "triton" / "python"
+    with (
+        TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics) as server,
+        TritonEncoder(server.grpc_url) as served,
+    ):
+        found = served.encode_targets([photo])
+    np.testing.assert_allclose(found, LocalEncoder(compiled).encode_targets([photo]), atol=1e-4)
+
+
 def test_a_plan_whose_bytes_changed_is_refused(compiled, tmp_path) -> None:
     root = shutil.copytree(compiled.root, tmp_path / "bundle")
     (root / "engines-rtx" / "gallery.plan").write_bytes(b"another")
@@ -111,7 +140,7 @@ def test_a_refused_graph_is_named_and_the_others_keep_their_plans(copied) -> Non
     onnx.save(model, file)
     with pytest.raises(ExportError, match=rf"1 of 5 graphs have no plan.*{name} \(NoSuchOperator\)"):
         compile_ahead(copied, ["l4"])
-    record = read_plans(copied, Library.RTX)
+    record = read_plans(copied.root, Library.RTX)
     assert set(record.refused) == {"query_head"}
     assert set(record.plans) == set(copied.spec.graphs) - {"query_head"}
     assert "NoSuchOperator" in doctor.examine(copied)[-1].found
@@ -123,7 +152,7 @@ def test_if_every_graph_is_refused_older_plans_stay(compiled, tmp_path) -> None:
         copied.graph_file(graph).write_bytes(b"no ONNX")
     with pytest.raises(ExportError, match="no graph could be compiled"):
         compile_ahead(copied, ["a10"])
-    assert read_plans(copied, Library.RTX) == read_plans(compiled, Library.RTX)
+    assert read_plans(copied.root, Library.RTX) == read_plans(compiled.root, Library.RTX)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +208,8 @@ def test_what_tensorrt_for_rtx_can_not_do_is_refused(bundle, option) -> None:
     answer = cirrus("compile", bundle.root, "--for", "l4", option)
     assert answer.returncode == 2
     assert "not together with --for" in " ".join(answer.stderr.split())
-    assert not has_plans(bundle, Library.RTX)
+    assert not has_plans(bundle.root, Library.RTX)
 
 
 def test_attention_is_not_fused_in_float32(compiled) -> None:
-    assert read_plans(compiled, Library.RTX).plans["vision_encoder"].attention.fusion is Fusion.UNFUSED
+    assert read_plans(compiled.root, Library.RTX).plans["vision_encoder"].attention.fusion is Fusion.UNFUSED

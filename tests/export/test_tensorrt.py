@@ -251,7 +251,7 @@ def test_the_tensorrt_flavour_names_the_command_that_makes_plans(bundle, tmp_pat
 
 
 def test_plans_are_read_and_make_a_repository(planned, tmp_path) -> None:
-    found = read_plans(planned)
+    found = read_plans(planned.root)
     assert found.tensorrt == "11.1.0.106"
     for graph in planned.spec.graphs:
         assert plan_file(planned, found, graph).name == f"{graph}.plan"
@@ -282,7 +282,7 @@ def test_a_damaged_record_or_plan_is_named(planned, damage) -> None:
     if damage == "absent":
         (engines / "plans.json").unlink()
     with pytest.raises(BundleError, match=reason) as error:
-        plan_file(planned, read_plans(planned), "gallery")
+        plan_file(planned, read_plans(planned.root), "gallery")
     assert f"cirrus compile {planned.root}" in str(error.value)
 
 
@@ -466,7 +466,7 @@ def around_tensorrt(bundle, tmp_path, monkeypatch) -> Bundle:
 def test_compiling_writes_plans_record_timing_cache_and_repository(around_tensorrt, probe) -> None:
     bundle = around_tensorrt
     written = compile_plans(bundle, probe, CompileOptions(for_triton="26.07", hardware_compatible=True))
-    assert read_plans(bundle) == written
+    assert read_plans(bundle.root) == written
     assert (written.tensorrt, written.gpu) == ("11.1.0.106", "NVIDIA H100")
     assert written.compute_capabilities == ("9.0",)
     assert (written.hardware_compatible, written.version_compatible) == (True, False)
@@ -487,7 +487,7 @@ def test_plans_that_miss_are_not_kept_and_older_ones_stay(around_tensorrt, probe
     monkeypatch.setattr(InPlaceOfAPlan, "noise", 0.1, raising=False)
     with pytest.raises(FidelityError, match="No plan was kept"):
         compile_plans(bundle, probe, CompileOptions(version_compatible=True))
-    assert read_plans(bundle) == written
+    assert read_plans(bundle.root) == written
 
 
 def test_a_serving_machine_compiles_without_torch(bundle) -> None:

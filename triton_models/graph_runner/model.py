@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cirrus_client.bundle import Precision
-from cirrus_client.engines import open_engine
+from cirrus_client.engines import open_served_graph
 from cirrus_client.errors import EngineError
 
 
@@ -22,7 +22,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         path = (folder / parameters["graph_file"]["string_value"]).resolve()  # where its external data is
         precision = Precision(parameters["precision"]["string_value"])
-        self._engine = open_engine(path, precision, bulk=json.loads(parameters["bulk"]["string_value"]))
+        self._engine = open_served_graph(path, precision, bulk=json.loads(parameters["bulk"]["string_value"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         names = [spec.name for spec in self._engine.inputs]

@@ -95,7 +95,7 @@ class Stages:
         """Return the encoder on every engine that runs it, at every precision."""
         cases: dict[Case, Work] = {}
         for precision, bundle in self._subjects.bundles.items():
-            names = [*candidates(precision), *([EngineName.TENSORRT] if has_plans(bundle) else [])]
+            names = [*candidates(precision), *([EngineName.TENSORRT] if has_plans(bundle.root) else [])]
             for name in names:
                 engine = open_graph(bundle, GraphName.VISION_ENCODER, engine=name, bulk=True)
                 encode = _graph(engine, TensorName.PIXELS, _FEATURES)

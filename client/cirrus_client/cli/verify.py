@@ -62,7 +62,7 @@ def _hold(server: str, name: str | None, transport: Transport, bundle: Bundle) -
 def _verify_bundle(bundle: Bundle) -> None:
     spec = bundle.spec
     count = len(spec.files) + _verified_repositories(bundle.root)
-    records = [read_plans(bundle, library) for library in Library if has_plans(bundle, library)]
+    records = [read_plans(bundle.root, library) for library in Library if has_plans(bundle.root, library)]
     for record in records:
         count += len([plan_file(bundle, record, graph) for graph in record.plans])
     echo(

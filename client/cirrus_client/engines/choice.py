@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -56,35 +57,64 @@ def open_graph(
     does not reproduce its graph.
     """
     path, precision = bundle.graph_file(graph), bundle.spec.precision
+
+    def load(name: str) -> Engine:
+        return engine_kind(name).load_graph(bundle, graph, threads=threads, bulk=bulk)
+
     if engine is None:
-        plan = _plan_that_runs(bundle, graph, Library.TENSORRT, threads=threads, bulk=bulk)
+        plan = _plan_that_runs(bundle.root, graph, Library.TENSORRT, load)
         if plan is not None:
             log.info("%s runs on tensorrt: a plan was compiled for this GPU", graph)
             return plan
-        plan = _plan_that_runs(bundle, graph, Library.RTX, threads=threads, bulk=bulk)
-        name = choose(path, precision, threads=threads, bulk=bulk).engine
-        other = engine_kind(name).load_graph(bundle, graph, threads=threads, bulk=bulk)
-        return other if plan is None else _faster(graph, precision, {name: other, EngineName.TENSORRT_RTX.value: plan})
-    opened = engine_kind(engine).load_graph(bundle, graph, threads=threads, bulk=bulk)
+        plan = _plan_that_runs(bundle.root, graph, Library.RTX, load)
+        if plan is None:
+            return load(choose(path, precision, threads=threads, bulk=bulk).engine)
+        return _plan_or_faster(path, precision, plan, threads=threads, bulk=bulk)
+    opened = load(engine)
     if engine == EngineName.TENSORRT_RTX:
         _hold_to_graph(path, precision, opened)
     return opened
 
 
-def _plan_that_runs(bundle: Bundle, graph: str, library: Library, *, threads: int | None, bulk: bool) -> Engine | None:
+def open_served_graph(path: Path, precision: Precision, *, bulk: bool = False) -> Engine:
+    """Load a graph of a served model: its ONNX file, or its plan of TensorRT for RTX in `engines-rtx/` beside that.
+
+    The plan is taken if it runs here, agrees with the graph and is the faster one. precision, bulk: see `open_engine`,
+    and what it raises.
+    """
+
+    def load(name: str) -> Engine:
+        from cirrus_client.engines.tensorrt_rtx import TensorRtRtxEngine
+
+        return TensorRtRtxEngine.served(path.parent, path.stem)
+
+    plan = _plan_that_runs(path.parent, path.stem, Library.RTX, load)
+    if plan is None:
+        return open_engine(path, precision, bulk=bulk)
+    return _plan_or_faster(path, precision, plan, threads=None, bulk=bulk)
+
+
+def _plan_that_runs(root: Path, graph: str, library: Library, load: Callable[[str], Engine]) -> Engine | None:
     """Return a graph's plan of a library if it can be loaded here."""
-    if not has_plans(bundle, library):
+    if not has_plans(root, library):
         return None
     try:
-        return engine_kind(library.value).load_graph(bundle, graph, threads=threads, bulk=bulk)
+        return load(library.value)
     except (BundleError, EngineError, MissingPackage) as error:
         log.warning("%s does not run on its %s plan: %s", graph, library.label, error)
         return None
 
 
-def _faster(graph: str, precision: Precision, engines: dict[str, Engine]) -> Engine:
+def _plan_or_faster(path: Path, precision: Precision, plan: Engine, *, threads: int | None, bulk: bool) -> Engine:
+    """Return a plan that no GPU has run if it agrees with what `choose` returns and is faster, else that."""
+    try:
+        name = choose(path, precision, threads=threads, bulk=bulk).engine
+    except EngineError as error:
+        raise EngineError(f"{path} has a plan that no GPU has run, and nothing to compare it with: {error}") from None
+    other = engine_kind(name).load(path, precision, threads=threads, bulk=bulk)
+    engines = {name: other, EngineName.TENSORRT_RTX.value: plan}
     choice = _measure(precision, engines)
-    log.info("%s runs on %s: %s", graph, choice.engine, choice.why)
+    log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
     return engines[choice.engine]
 
 

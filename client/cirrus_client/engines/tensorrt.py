@@ -18,7 +18,7 @@ from cirrus_client.engines.kinds import EngineKind
 from cirrus_client.engines.nvidia import cuda_result, load_cuda, load_library, tensorrt_log, tensorrt_reason, this_gpu
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
-from cirrus_client.plans import Library, compile_again, plan_file, read_plans, refusal
+from cirrus_client.plans import Library, PlansSpec, compile_again, plan_file, read_plans, refusal
 
 
 class TensorRtKind(EngineKind):
@@ -82,12 +82,9 @@ class TensorRtEngine(Engine):
         Raises BundleError if the plan is missing or damaged, EngineError if it was built for another TensorRT or GPU,
         or contains code and the bundle was opened without `trust_plans`.
         """
-        record = read_plans(bundle, cls.library)
+        record = read_plans(bundle.root, cls.library)
         path = plan_file(bundle, record, graph)
-        reason = refusal(record, load_library(cls.library).__version__, this_gpu())
-        if reason is not None:
-            again = compile_again(bundle.root, cls.library)
-            raise EngineError(f"plans of {bundle.root}: {reason}; compile them again {again}")
+        check_runs_here(record, bundle.root)
         if record.version_compatible and not bundle.trusts_plans:
             raise EngineError(
                 f"plans of {bundle.root}: they are version-compatible, so they contain code that would run here; if "
@@ -160,6 +157,16 @@ class TensorRtEngine(Engine):
 
     def _reason(self) -> str:
         return tensorrt_reason(self._tensorrt)
+
+
+def check_runs_here(record: PlansSpec, root: Path) -> None:
+    """Raise EngineError if plans can't run on this machine's library and GPU, or one of these is missing.
+
+    root: the bundle that they belong to, for messages.
+    """
+    reason = refusal(record, load_library(record.library).__version__, this_gpu())
+    if reason is not None:
+        raise EngineError(f"plans of {root}: {reason}; compile them again {compile_again(root, record.library)}")
 
 
 def _size(shape: tuple[int, ...], spec: TensorSpec) -> int:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines.kinds import EngineKind
-from cirrus_client.engines.tensorrt import TensorRtEngine
+from cirrus_client.engines.tensorrt import TensorRtEngine, check_runs_here
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
-from cirrus_client.files import write_atomically
-from cirrus_client.plans import Library
+from cirrus_client.files import sha256_of_file, write_atomically
+from cirrus_client.plans import Library, read_plans
+from cirrus_client.user_cache import user_cache
 
-_KERNELS = ".kernels"
 log = logging.getLogger(__name__)
 
 
@@ -37,19 +37,28 @@ class TensorRtRtxKind(EngineKind):
 class TensorRtRtxEngine(TensorRtEngine):
     """Runs a plan of TensorRT for RTX. Calls from several threads run one after the other.
 
-    The library compiles kernels for this GPU when they are first needed. They are kept beside the plan in `*.kernels`,
-    where the folder can be written, so that the next process does not wait for them. One query has a profile of its
-    own and is replayed as a CUDA graph. Batches are not: each of their sizes would be captured and kept.
+    The library compiles kernels for this GPU when they are first needed. They are kept in the user's cache, so that the
+    next process does not wait for them; a bundle may come from somebody else, and kernels are code. One query has a
+    profile of its own and is replayed as a CUDA graph. Batches are not: each of their sizes would be captured and kept.
     """
 
     library = Library.RTX
 
+    @classmethod
+    def served(cls, folder: Path, graph: str) -> Self:
+        """Load a graph's plan from the folder of a served model. Raises BundleError and EngineError, like `of`."""
+        record = read_plans(folder, cls.library)
+        check_runs_here(record, folder)
+        return cls(folder / record.plans[graph].file)
+
     def _new_contexts(self, path: Path) -> list[Any]:
-        self._kernels = path.with_suffix(_KERNELS)
+        folder = user_cache("kernels")
+        self._kernels = None if folder is None else folder / f"{sha256_of_file(path)}.kernels"
         self._kept_for: set[int] = set()
         runtime_config = self._engine.create_runtime_config()
         self._cache = runtime_config.create_runtime_cache()
-        if self._kernels.is_file() and not self._cache.deserialize(self._kernels.read_bytes()):
+        kept = b"" if self._kernels is None or not self._kernels.is_file() else self._kernels.read_bytes()
+        if kept and not self._cache.deserialize(kept):
             log.info("%s is of another GPU, driver or version, and is made again", self._kernels)
         return [self._new_context(path, fixed=largest == 1) for largest in self._largest]
 
@@ -69,6 +78,8 @@ class TensorRtRtxEngine(TensorRtEngine):
         return outputs
 
     def _keep_kernels(self) -> None:
+        if self._kernels is None:
+            return
         try:
             write_atomically(self._kernels, bytes(memoryview(self._cache.serialize())))
         except OSError as error:

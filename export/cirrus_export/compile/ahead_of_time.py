@@ -15,19 +15,23 @@ from cirrus_client.bundle import Bundle, GraphSpec
 from cirrus_client.engines.nvidia import load_tensorrt_rtx
 from cirrus_client.errors import ExportError
 from cirrus_client.files import write_model
-from cirrus_client.names import Writer
+from cirrus_client.names import Flavour, Writer
 from cirrus_client.outputs import replaced_directory
 from cirrus_client.plans import PLANS, BatchProfile, Library, PlanSpec, PlansSpec
+from cirrus_client.triton.repository import REPOSITORIES
 from cirrus_export.compile.cards import capabilities_of, sm
 from cirrus_export.compile.engine_inspector import attention_in_plan, count_attentions
 from cirrus_export.compile.plan_builder import batch_profiles, parse_graph
 from cirrus_export.compile.plan_record import check_any_was_built, check_none_was_refused, plan_spec
+from cirrus_export.repository import write_repository
 
 log = logging.getLogger(__name__)
 
 
 def compile_ahead(bundle: Bundle, targets: Sequence[str]) -> PlansSpec:
     """Compile every graph for cards (`l4`) or architectures (`sm89`), and write `engines-rtx/`.
+
+    The bundle's model repository for Triton's Python backend is written again, so that its models run the plans.
 
     One plan holds all targets. Raises EngineError if TensorRT for RTX is missing, ExportError if a target can't run
     the bundle or a graph is refused. The plans of the other graphs are kept then; if every graph is refused, older
@@ -64,6 +68,7 @@ def compile_ahead(bundle: Bundle, targets: Sequence[str]) -> PlansSpec:
             refused=refused,
         )
         write_model(folder / PLANS, record)
+    write_repository(bundle.root, bundle.spec, Flavour.PYTHON, bundle.root / REPOSITORIES / Flavour.PYTHON)
     check_none_was_refused(bundle, record)
     return record
 

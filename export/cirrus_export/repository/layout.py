@@ -25,7 +25,7 @@ from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, Ste
 from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, Flavour, GraphName, ModelCode, TensorName, Writer
 from cirrus_client.outputs import replaced_directory
-from cirrus_client.plans import Library, graph_sha256
+from cirrus_client.plans import PLANS, Library, graph_sha256, has_plans, plan_file, read_plans
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
 from cirrus_client.suggest import read_suggester
 from cirrus_client.triton.repository import REPOSITORIES, read_repository, write_record
@@ -173,6 +173,18 @@ def _write_graph(bundle: Bundle, graph: str, name: str, flavour: Flavour, root: 
     folder = _write_model(root, graph_config(name, bundle.spec, graph, flavour, sources[0].name))
     for path in sources:
         _link(path, folder / "1" / path.name)
+    if flavour is Flavour.PYTHON and has_plans(bundle.root, Library.RTX):
+        _link_plan(bundle, graph, folder / "1")
+
+
+def _link_plan(bundle: Bundle, graph: str, version: Path) -> None:
+    """Link a graph's plan of TensorRT for RTX and the record of plans, as `open_served_graph` looks for them."""
+    record = read_plans(bundle.root, Library.RTX)
+    if graph in record.plans:
+        (version / Library.RTX.folder).mkdir()
+        plan = plan_file(bundle, record, graph)
+        for path in (plan, plan.with_name(PLANS)):
+            _link(path, version / Library.RTX.folder / path.name)
 
 
 def _write_model(root: Path, config: pb.ModelConfig) -> Path:
