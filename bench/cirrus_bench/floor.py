@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from cirrus_bench.card_rates import CardRates
 from cirrus_bench.errors import FloorError
 from cirrus_client.bundle import Precision
+from cirrus_export.compile.half_attention import model_to_compile
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _PRECISIONS = {
@@ -136,7 +137,7 @@ class _Counter:
 
 def _with_shapes(path: Path, batch: int) -> onnx.GraphProto:
     """Return the graph without large weights, with the shape of every tensor for a batch."""
-    model = onnx.load(path, load_external_data=False)
+    model = model_to_compile(path)
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch

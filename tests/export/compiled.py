@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from cirrus_client.bundle import DType, GraphSpec, Precision
@@ -44,10 +45,11 @@ def lowered(path: Path, graph: GraphSpec, precision: Precision, folder: Path) ->
 
 
 def check_compiles(name: str, path: Path, graph: GraphSpec, precision: Precision, folder: Path) -> None:
-    """A graph is built without a warning, and in half precision every attention is fused."""
+    """A graph is built without a warning. In half precision, and if it is quantised, every attention is fused."""
     file = path if precision is Precision.FP32 else lowered(path, graph, precision, folder)
     plan, warnings = build_ahead(file, graph, PROFILES, ["8.9"])
     assert warnings == (), name
-    if precision in (Precision.FP16, Precision.BF16):
+    quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node)
+    if quantised or precision in (Precision.FP16, Precision.BF16):
         attention = attention_in_plan(plan, count_attentions(file), profiles=len(PROFILES))
         assert attention.fusion in (Fusion.FUSED, Fusion.NONE), name

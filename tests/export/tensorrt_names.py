@@ -102,7 +102,7 @@ USED: dict[str, tuple[str, ...] | None] = {
     "OnnxParser": ("network", "logger"),
     "OnnxParser.get_error": ("index",),
     "OnnxParser.num_errors": None,
-    "OnnxParser.parse_from_file": ("model",),
+    "OnnxParser.parse": ("model", "path"),
     "ParserError.desc": (),
     "ParserError.node_name": (),
     "ParserError.node_operator": (),

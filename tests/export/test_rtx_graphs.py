@@ -11,13 +11,17 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
+from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, GraphSpec, Precision
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.plans import Library
 from cirrus_export.compile.ahead_of_time import build_ahead
 from cirrus_export.compile.attention_guard import remove_attention_guards
-from cirrus_export.compile.engine_inspector import attention_in_plan
+from cirrus_export.compile.engine_inspector import attention_in_plan, count_attentions
+from cirrus_export.compile.half_attention import model_to_compile
 from cirrus_export.compile.plan_builder import batch_profiles
-from tests.export.compiled import LOWER, PROFILES, check_compiles, lowered, needs_rtx
+from cirrus_export.compile.precision import quantised_layers
+from tests.export.compiled import LOWER, PROFILES, check_compiles, inputs_of, lowered, needs_rtx
 
 pytestmark = pytest.mark.export
 RECIPES = ("transagg-union", "sprc", "ptha", "blip2-qformer", "searle")
@@ -90,6 +94,24 @@ def test_int8_leaves_biases_and_sums_alone(bundle: Bundle, tmp_path: Path) -> No
     assert onnx.TensorProto.INT32 not in dequantised
 
 
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
+def test_eight_bits_quantise_the_chosen_layers_and_no_others(
+    graphs: Graphs, precision: Precision, tmp_path: Path
+) -> None:
+    """Of a graph with names that begin with others: node_linear_1, node_linear_10."""
+    path, graph = graphs["transagg-union query_head"]
+    chosen = quantised_layers(path, precision, inputs_of(graph))
+    model = onnx.load(lowered(path, graph, precision, tmp_path))
+    makers = {output: node.op_type for node in model.graph.node for output in node.output}
+    found = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm") and makers.get(node.input[0]) == "DequantizeLinear"
+    ]
+    assert chosen
+    assert sorted(found) == sorted(chosen)
+
+
 def test_no_graph_keeps_the_guard_of_its_attention(graphs: Graphs) -> None:
     for name, (path, _) in graphs.items():
         assert not any(node.op_type == "IsNaN" for node in onnx.load(path).graph.node), name
@@ -115,3 +137,22 @@ def test_a_guard_is_removed_and_what_only_looks_like_one_stays() -> None:
     assert [node.op_type for node in model.graph.node] == ["Softmax", "Neg", "Softmax", "IsNaN", "Where", "Constant"]
     assert model.graph.node[1].input[0] == "p"
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_products_of_activations_alone_are_compiled_in_half_precision(bundle: Bundle, tmp_path: Path) -> None:
+    file = bundle.graph_file("vision_encoder")
+    assert model_to_compile(file) == onnx.load(file), "a graph that is not quantised is compiled as it is"
+    graph = bundle.spec.graphs["vision_encoder"]
+    quantised = lowered(file, graph, Precision.INT8, tmp_path)
+    model = model_to_compile(quantised)
+    onnx.checker.check_model(model, full_check=True)
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    half = [node for node in products if node.output[0].endswith("_half")]
+    assert len(half) == 2 * count_attentions(quantised)
+    assert len(products) == sum(node.op_type == "MatMul" for node in onnx.load(quantised).graph.node)
+    onnx.save(model, tmp_path / "compiled.onnx")
+    found, expected = (
+        OnnxRuntimeEngine(path, Precision.INT8)(inputs_of(graph)) for path in (tmp_path / "compiled.onnx", quantised)
+    )
+    for name, values in expected.items():
+        assert cosine_min(values.reshape(8, -1), found[name].reshape(8, -1)) > 0.999

@@ -1,7 +1,7 @@
 """The compute capabilities for which TensorRT for RTX compiles, by the names of cards that have them.
 
-Source of the capabilities: developer.nvidia.com/cuda-gpus. Source of what is supported: the support matrix in
-TensorRT for RTX's documentation, which lists Ampere 8.6, Ada 8.9 and Blackwell 12.x.
+Source of the capabilities: developer.nvidia.com/cuda-gpus. Source of what is supported, 8.6, 8.9 and 12.0 beside
+Turing's 7.5: docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html, read on 2026-11-28.
 """
 
 from __future__ import annotations

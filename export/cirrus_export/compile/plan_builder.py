@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from cirrus_client.bundle import GraphSpec
 from cirrus_client.engines.nvidia import tensorrt_log, tensorrt_reason, tensorrt_warnings
 from cirrus_client.errors import ExportError
 from cirrus_client.plans import BatchProfile, Library
+from cirrus_export.compile.half_attention import model_to_compile
 
 # What the parser says of every graph that takes tokens: its inputs are int64, and they are given as int64.
 _EXPECTED_WARNING = "has Int64 binding"
@@ -65,7 +68,11 @@ def parse_graph(
     builder = tensorrt.Builder(tensorrt_log(tensorrt))
     network = builder.create_network(flags=1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = tensorrt.OnnxParser(network, tensorrt_log(tensorrt))
-    if not parser.parse_from_file(str(file)):
+    try:
+        content = model_to_compile(file).SerializeToString()
+    except DecodeError as error:
+        raise ExportError(f"{_version(library, tensorrt)} can't read {file}: it is no ONNX file ({error})") from None
+    if not parser.parse(content, path=str(file)):
         reasons = "; ".join(_described(parser.get_error(position)) for position in range(parser.num_errors))
         raise ExportError(f"{_version(library, tensorrt)} can't read {file}: {reasons}")
     config = builder.create_builder_config()

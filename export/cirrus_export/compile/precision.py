@@ -7,6 +7,7 @@ Inputs and outputs stay float32, and every engine compiles the same file.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,7 +141,8 @@ def _fp8(path: Path, calibration: Arrays, scratch: Path) -> onnx.ModelProto:
             quantize_mode="fp8",
             calibration_data=dict(calibration),
             output_path=str(quantised),
-            nodes_to_quantize=layers,
+            # ModelOpt takes them for patterns of how names begin: node_linear_1 would quantise node_linear_10 too.
+            nodes_to_quantize=[f"{re.escape(layer)}$" for layer in layers],
             high_precision_dtype="fp32",
             log_level="ERROR",
         )
