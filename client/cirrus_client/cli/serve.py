@@ -16,8 +16,9 @@ from cirrus_client.extras import need
 from cirrus_client.service.collection import Source
 from cirrus_client.service.json_lines import JsonLines
 from cirrus_client.service.limits import Limits
-from cirrus_client.service.options import ServiceOptions, TritonOptions
+from cirrus_client.service.options import RemoteTriton, ServiceOptions, TritonOptions
 from cirrus_client.telemetry import switch_off
+from cirrus_client.triton.requests import check_address
 from cirrus_client.triton.server import TritonServer, find_server
 
 _LIMITS = Limits()
@@ -45,6 +46,12 @@ def serve(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Encode in this process, without a Triton server.")
     ] = False,
+    triton: Annotated[
+        str | None,
+        typer.Option(
+            help="A Triton server that runs elsewhere and serves the bundle, host:port of gRPC: start none here."
+        ),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -101,21 +108,31 @@ def serve(
     With --index, serve a search API and a page as well.
     """
     switch_off()
-    if not in_process:
-        find_server()
-    need("onnxruntime", "cirrus serve")
+    if in_process and triton is not None:
+        raise typer.BadParameter("it encodes elsewhere, and --in-process here", param_hint="--triton")
+    if triton is not None:
+        check_address(triton)
+    else:
+        if not in_process:
+            find_server()
+        need("onnxruntime", "cirrus serve")
     if index is not None:
         if log_format is LogFormat.JSON:
             for handler in logging.getLogger().handlers:
                 handler.setFormatter(JsonLines())
+        collections = _collections(bundle, index, root, collection or [])
+        server: TritonOptions | RemoteTriton | None = None
+        if triton is not None:
+            bundles = {source.bundle.resolve() for sources in collections.values() for source in sources}
+            server = RemoteTriton(triton, several=len(bundles) > 1)
+        elif not in_process:
+            server = TritonOptions(http_port, grpc_port, metrics_port, tuple(metrics_config), tuple(trace_config))
         _serve_searches(
             ServiceOptions(
-                _collections(bundle, index, root, collection or []),
+                collections,
                 host=host,
                 port=port,
-                triton=None
-                if in_process
-                else TritonOptions(http_port, grpc_port, metrics_port, tuple(metrics_config), tuple(trace_config)),
+                triton=server,
                 limits=Limits(max_body_bytes, max_pixels, max_waiting, rate, timeout_s),
                 api_keys=api_keys_file,
                 listed_keys=api_keys,
@@ -128,9 +145,11 @@ def serve(
             )
         )
         return
-    if in_process or collection or root:
-        raise typer.BadParameter("it is about searches: give --index", param_hint="--in-process, --collection, --root")
-    server = TritonServer(
+    if in_process or collection or root or triton:
+        raise typer.BadParameter(
+            "it is about searches: give --index", param_hint="--in-process, --collection, --root, --triton"
+        )
+    running = TritonServer(
         find_repository(bundle),
         host=host,
         http_port=http_port,
@@ -140,18 +159,24 @@ def serve(
         metrics_config=metrics_config,
         trace_config=trace_config,
     )
-    with server:
+    with running:
         echo(
             f"{bundle} is served: gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, "
-            f"metrics http://127.0.0.1:{metrics_port}/metrics; log {server.log_path}; stop with Ctrl-C"
+            f"metrics http://127.0.0.1:{metrics_port}/metrics; log {running.log_path}; stop with Ctrl-C"
         )
-        server.wait()
+        running.wait()
 
 
 def _serve_searches(options: ServiceOptions) -> None:
     from cirrus_client.service.process import run_service  # needs the extra `service`, which Triton alone does not
 
-    where = "in this process" if options.triton is None else f"on Triton, gRPC 127.0.0.1:{options.triton.grpc}"
+    match options.triton:
+        case None:
+            where = "in this process"
+        case RemoteTriton(url):
+            where = f"on Triton, gRPC {url}"
+        case TritonOptions(grpc=grpc):
+            where = f"on Triton, gRPC 127.0.0.1:{grpc}"
     shown = f"[{options.host}]" if ":" in options.host else options.host
     run_service(
         options,

@@ -1,9 +1,10 @@
-"""The encoders of the service's bundles: in this process, or on Triton servers that it starts and stops."""
+"""The encoders of the service's bundles: in this process, on Triton servers that it starts and stops, or on another."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -12,18 +13,21 @@ from typing import Self
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders.local import LocalEncoder
+from cirrus_client.errors import ServerUnavailable
 from cirrus_client.names import EnsembleName, Flavour
 from cirrus_client.service.collection import Source, Version, open_version
 from cirrus_client.service.encoding import LocalQueries, QueryEncoder, TritonQueries
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
-from cirrus_client.service.options import TritonOptions
+from cirrus_client.service.options import RemoteTriton, TritonOptions
 from cirrus_client.triton.cancellation import survives_cancellation
+from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.repository import REPOSITORIES
 from cirrus_client.triton.server import TritonServer, free_ports
 
 _LONGER_S = 60.0
+_STARTS_WITHIN_S = 300.0
 log = logging.getLogger(__name__)
 
 
@@ -35,9 +39,14 @@ class Encoders:
     """
 
     def __init__(
-        self, limits: Limits, metrics: Metrics, *, triton: TritonOptions | None, engine: str | None = None
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        triton: TritonOptions | RemoteTriton | None,
+        engine: str | None = None,
     ) -> None:
-        """Keep the options. triton: None encodes in this process. engine: see `LocalEncoder`."""
+        """Keep the options. triton: see `ServiceOptions`. engine: see `LocalEncoder`."""
         self._limits = limits
         self._metrics = metrics
         self._triton = triton
@@ -84,16 +93,23 @@ class Encoders:
             local = LocalEncoder(bundle, engine=self._engine, observe=self._metrics.graph)
             _load_graphs(local)
             return LocalQueries(local, max_waiting=self._limits.max_waiting, observe=self._metrics.batch)
+        if isinstance(self._triton, RemoteTriton):
+            name = bundle.spec.name if self._triton.several else None
+            _wait_for(self._triton.url)
+            return self._on_triton(self._triton.url, name)
         server = self._server(bundle, self._triton)
         self._servers.append(server)
         server.start()
-        cancels = survives_cancellation(server.grpc_url)
-        # a time-out is a cancellation: the server's own, of its queue, comes first
-        patience_s = self._limits.timeout_s if cancels else self._limits.timeout_s + _LONGER_S
-        encoder = AsyncTritonEncoder(server.grpc_url, timeout_s=patience_s)
-        queries = TritonQueries(encoder, max_waiting=self._limits.max_waiting, cancels=cancels)
+        queries = self._on_triton(server.grpc_url, None)
         weakref.finalize(queries, _in_a_thread(partial(self._stop, server)))
         return queries
+
+    def _on_triton(self, url: str, bundle: str | None) -> TritonQueries:
+        cancels = survives_cancellation(url)
+        # a time-out is a cancellation: the server's own, of its queue, comes first
+        patience_s = self._limits.timeout_s if cancels else self._limits.timeout_s + _LONGER_S
+        encoder = AsyncTritonEncoder(url, bundle=bundle, timeout_s=patience_s)
+        return TritonQueries(encoder, bundle=bundle, max_waiting=self._limits.max_waiting, cancels=cancels)
 
     def _stop(self, server: TritonServer) -> None:
         self._servers.remove(server)
@@ -111,6 +127,16 @@ class Encoders:
             metrics_config=first.metrics_config,
             trace_config=first.trace_config,
         )
+
+
+def _wait_for(url: str) -> None:
+    """Return when a server is ready. Raises ServerUnavailable if it is not within five minutes."""
+    until = time.monotonic() + _STARTS_WITHIN_S
+    while not is_ready(url):
+        if time.monotonic() > until:
+            raise ServerUnavailable(f"the Triton server at {url} was not ready within {_STARTS_WITHIN_S:.0f} s")
+        log.info("waiting for the Triton server at %s", url)
+        time.sleep(1)
 
 
 def _load_graphs(encoder: LocalEncoder) -> None:

@@ -132,14 +132,21 @@ class TritonQueries:
     """
 
     def __init__(
-        self, encoder: AsyncTritonEncoder, *, max_waiting: int, max_sent: int = 128, cancels: bool = True
+        self,
+        encoder: AsyncTritonEncoder,
+        *,
+        bundle: str | None = None,
+        max_waiting: int,
+        max_sent: int = 128,
+        cancels: bool = True,
     ) -> None:
         """Keep the encoder.
 
-        max_waiting: queries that may be under way. max_sent: requests that the server has at a time. cancels: see
-        `survives_cancellation`.
+        bundle: its name, if the server has several. max_waiting: queries that may be under way. max_sent: requests that
+        the server has at a time. cancels: see `survives_cancellation`.
         """
         self._encoder = encoder
+        self._bundle = bundle
         self._max_waiting = max_waiting
         self._cancels = cancels
         self._turns = asyncio.Semaphore(max_sent)
@@ -161,7 +168,7 @@ class TritonQueries:
 
     def runner(self) -> Runner:
         """See `QueryEncoder.runner`."""
-        return TritonRunner(self._encoder.url)
+        return TritonRunner(self._encoder.url, bundle=self._bundle)
 
     async def check(self) -> None:
         """See `QueryEncoder.check`."""

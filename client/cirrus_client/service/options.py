@@ -25,13 +25,24 @@ class TritonOptions:
 
 
 @dataclass(frozen=True)
+class RemoteTriton:
+    """A Triton server that runs elsewhere and serves every bundle of the service.
+
+    url: host:port of gRPC. several: it serves what `cirrus repository` wrote of several bundles.
+    """
+
+    url: str
+    several: bool = False
+
+
+@dataclass(frozen=True)
 class ServiceOptions:
     """What is served, and how.
 
-    collections: the sources of each, by name; the first source is active. triton: how Triton servers are started;
-    None encodes in this process. engine: see `LocalEncoder`. api_keys, listed_keys: see `read_keys`. insecure: listen
-    beyond loopback without keys. origins: of pages elsewhere that may call (CORS). image_hosts: see `ImageReader`.
-    suggester: the folder of one, or None.
+    collections: the sources of each, by name; the first source is active. triton: how Triton servers are started, or
+    the one that is there; None encodes in this process. engine: see `LocalEncoder`. api_keys, listed_keys: see
+    `read_keys`. insecure: listen beyond loopback without keys. origins: of pages elsewhere that may call (CORS).
+    image_hosts: see `ImageReader`. suggester: the folder of one, or None.
     canary_s: how often the canaries are replayed.
     otlp_endpoint: see `OpenTelemetry`.
     """
@@ -39,7 +50,7 @@ class ServiceOptions:
     collections: Mapping[str, Sequence[Source]]
     host: str = "127.0.0.1"
     port: int = 8080
-    triton: TritonOptions | None = None
+    triton: TritonOptions | RemoteTriton | None = None
     engine: str | None = None
     limits: Limits = field(default_factory=Limits)
     api_keys: Path | None = None

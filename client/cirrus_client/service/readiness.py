@@ -13,6 +13,7 @@ from cirrus_client.service.collection import Version
 from cirrus_client.service.models import Readiness, ReadyPart
 from cirrus_client.service.registry import Registry
 
+_AGAIN_S = 10
 log = logging.getLogger(__name__)
 
 
@@ -40,13 +41,19 @@ class Canaries:
         self._verdicts = verdicts
 
     async def keep_on(self, interval_s: float) -> None:
-        """Replay on a schedule, and versions that are new at once, until cancelled."""
+        """Replay on a schedule, new versions at once and those that failed soon, until cancelled."""
         while True:
-            for _ in range(math.ceil(interval_s)):
+            for passed_s in range(math.ceil(interval_s)):
                 await asyncio.sleep(1)
-                if any(id(version) not in self._verdicts for _, version in self._registry.versions()):
+                if self._has_new() or (passed_s >= _AGAIN_S and self._has_failed()):
                     break
             await self.replay()
+
+    def _has_new(self) -> bool:
+        return any(id(version) not in self._verdicts for _, version in self._registry.versions())
+
+    def _has_failed(self) -> bool:
+        return any(verdict.error is not None for _, verdict in self._verdicts.values())
 
     def forget(self) -> None:
         """Replay all canaries soon: what encodes was started again."""
