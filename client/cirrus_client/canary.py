@@ -38,6 +38,7 @@ from cirrus_client.records import Record, read_record
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton.channel import open_channel
 from cirrus_client.triton.requests import FAILURES, check_address, typed_error
+from cirrus_client.triton.served_names import ServedNames
 
 CANARY, ARRAYS = "canary.json", "canary.npz"
 _WAY_OUT = "export the bundle again or copy it whole"
@@ -93,6 +94,10 @@ class CanaryResult:
 
 class Runner(Protocol):
     """Runs the stages of a bundle one by one."""
+
+    def has(self, model: str) -> bool:
+        """Return whether a model of an ensemble is there; an ensemble may be made of others."""
+        ...
 
     def step(self, model: str, inputs: Arrays) -> Arrays:
         """Run one model of an ensemble on named arrays."""
@@ -155,6 +160,10 @@ class LocalRunner:
         """Keep the encoder."""
         self._encoder = encoder
 
+    def has(self, model: str) -> bool:
+        """See `Runner.has`: all are."""
+        return True
+
     def step(self, model: str, inputs: Arrays) -> Arrays:
         """See `Runner.step`."""
         bundle = self._encoder.bundle
@@ -178,18 +187,22 @@ class TritonRunner:
     """Runs the stages on a Triton server of any flavour. Each call opens a connection."""
 
     def __init__(
-        self, url: str, *, bundle: str | None = None, transport: Transport = Transport.GRPC, timeout_s: float = 60.0
+        self, url: str, names: ServedNames, *, transport: Transport = Transport.GRPC, timeout_s: float = 60.0
     ) -> None:
-        """Name the server, as `TritonEncoder` does. Raises ServerError if url is not host:port."""
+        """Name the server, as `TritonEncoder` does, and its models. Raises ServerError if url is not host:port."""
         check_address(url)
         self._url = url
-        self._bundle = bundle
+        self._names = names
         self._transport = transport
         self._timeout_s = timeout_s
 
+    def has(self, model: str) -> bool:
+        """See `Runner.has`."""
+        return self._names.has(model)
+
     def step(self, model: str, inputs: Arrays) -> Arrays:
         """See `Runner.step`. Raises ServerUnavailable, ServerTimeout or ServerError."""
-        answer = self._infer(model, inputs)
+        answer = self._infer(self._names.model(model), inputs)
         response = answer.get_response(as_json=True) if self._grpc else answer.get_response()
         return {output["name"]: answer.as_numpy(output["name"]) for output in response["outputs"]}
 
@@ -200,7 +213,7 @@ class TritonRunner:
             inputs[TensorName.IMAGE] = bytes_array([image + os.urandom(8) for image in images])
         if name is not EnsembleName.ENCODE_TARGET:
             inputs[TensorName.TEXT] = bytes_array([text.encode() for text in texts])
-        found: Embeddings = self._infer(name, inputs).as_numpy(EMBEDDING)
+        found: Embeddings = self._infer(self._names.ensemble(name), inputs).as_numpy(EMBEDDING)
         return found
 
     @property
@@ -209,7 +222,6 @@ class TritonRunner:
 
     def _infer(self, model: str, inputs: Arrays) -> Any:
         module = grpcclient if self._grpc else httpclient
-        served = model if self._bundle is None else f"{self._bundle}.{model}"
         tensors = []
         for name, value in inputs.items():
             shaped = value.reshape(-1, 1) if value.dtype == np.object_ else np.ascontiguousarray(value)
@@ -222,7 +234,7 @@ class TritonRunner:
             else httpclient.InferenceServerClient(self._url, network_timeout=self._timeout_s)
         )
         try:
-            return client.infer(served, tensors, **({"client_timeout": self._timeout_s} if self._grpc else {}))
+            return client.infer(model, tensors, **({"client_timeout": self._timeout_s} if self._grpc else {}))
         except FAILURES as error:
             raise typed_error(error, self._url, None) from None
         finally:
@@ -234,7 +246,7 @@ def _stages(canary: Canary, spec: BundleSpec, runner: Runner) -> Iterator[tuple[
     seen: set[str] = set()
     for ensemble in spec.ensembles.values():
         for step in ensemble.steps:
-            if step.model not in seen:
+            if step.model not in seen and runner.has(step.model):
                 seen.add(step.model)
                 yield step.model, partial(_run_step, canary, spec, step.model, runner)
     for name in spec.ensembles:

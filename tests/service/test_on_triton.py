@@ -26,19 +26,26 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import EnsembleName, Flavour, Transport
 from cirrus_client.retriever import open_retriever
+from cirrus_client.service import encoders
+from cirrus_client.service.collection import Source
+from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.encoding import TritonQueries
+from cirrus_client.service.limits import Limits
+from cirrus_client.service.metrics import Metrics
+from cirrus_client.service.options import RemoteTriton
 from cirrus_client.service.stopwatch import Stopwatch
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.requests import RetryPolicy, ServedModel
+from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
-from cirrus_export.repository import write_repository
+from cirrus_export.repository import write_repository, write_shared_repository
 from tests.conftest import jpeg
 from tests.service.live import Live, live
 from tests.service.test_canary import damaged
 from tests.service.test_search import ids, problem, search
 from tests.test_cli import cirrus
 from tests.tiny import write_tiny_zero_shot_bundle
-from tests.triton.test_serve_process import folders, left
+from tests.triton.test_serve_process import folders, left, wait_for
 
 pytestmark = pytest.mark.triton
 
@@ -82,7 +89,8 @@ def test_searches_answer_as_the_library_does(running, tiny_served, index, pictur
 def test_the_server_passes_the_canary_over_both_transports(running, tiny_served, ports) -> None:
     canary = read_canary(tiny_served)
     for port, transport in zip(ports, (Transport.HTTP, Transport.GRPC), strict=False):
-        result = replay(canary, tiny_served.spec, TritonRunner(f"127.0.0.1:{port}", transport=transport))
+        names = ServedNames(tiny_served.spec, shared=False)
+        result = replay(canary, tiny_served.spec, TritonRunner(f"127.0.0.1:{port}", names, transport=transport))
         result.check("the server")
     printed = cirrus("verify", tiny_served.root, "--server", f"127.0.0.1:{ports[1]}")
     assert "query_head" in printed
@@ -116,7 +124,9 @@ def test_clients_that_hang_up_cost_little_and_never_end_the_server(running, pict
 
 @pytest.mark.parametrize("cancels", [True, False])
 @pytest.mark.parametrize("target", [True, False])
-def test_a_server_that_survives_it_is_told_of_a_cancellation_and_another_is_not(cancels: bool, target: bool) -> None:
+def test_a_server_that_survives_it_is_told_of_a_cancellation_and_another_is_not(
+    cancels: bool, target: bool, tiny_served: Bundle
+) -> None:
     told, asked = threading.Event(), threading.Event()
 
     class Slow(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -136,7 +146,8 @@ def test_a_server_that_survives_it_is_told_of_a_cancellation_and_another_is_not(
         encoder = AsyncTritonEncoder(f"127.0.0.1:{port}", retry=RetryPolicy(attempts=1))
         space = SpaceSpec.of({}, dim=4, vectors=1, similarity=Similarity.COSINE)
         encoder._served = ServedModel(space, 8, frozenset(EnsembleName), None)
-        queries = TritonQueries(encoder, max_waiting=4, max_sent=1, cancels=cancels)
+        names = ServedNames(tiny_served.spec, shared=False)
+        queries = TritonQueries(encoder, names=names, max_waiting=4, max_sent=1, cancels=cancels)
         asking = (
             queries.encode_targets([jpeg()]) if target else queries.encode([(None, "red")], Stopwatch())
             for _ in range(2)
@@ -248,7 +259,60 @@ def test_a_triton_that_goes_away_is_a_typed_problem(tiny_served, index, tmp_path
 
     with TritonServer(repository, http_port=http, grpc_port=grpc, metrics_port=metrics) as server:
         url = server.grpc_url
-    queries = TritonQueries(AsyncTritonEncoder(url, retry=RetryPolicy(attempts=1)), max_waiting=4)
+    names = ServedNames(tiny_served.spec, shared=False)
+    queries = TritonQueries(AsyncTritonEncoder(url, retry=RetryPolicy(attempts=1)), names=names, max_waiting=4)
     with pytest.raises(ServerUnavailable):
         asyncio.run(ask(queries))
     assert queries.waiting() == 0
+
+
+def test_a_service_encodes_on_a_server_that_runs_elsewhere_and_comes_back(
+    tiny_served, index, pictures, tmp_path
+) -> None:
+    repository = tiny_served.root / "triton" / Flavour.PYTHON
+    http, grpc_port, metrics = free_ports(3)
+    server = TritonServer(repository, http_port=http, grpc_port=grpc_port, metrics_port=metrics)
+    options = ("--index", index, "--triton", f"127.0.0.1:{grpc_port}", "--canary-s", 3)
+    with server, live(tmp_path, tiny_served.root, *options) as service, service.client() as client:
+        assert client.get("/readyz").status_code == 200
+        query = {"queries": [{"id": "000001.jpg", "text": "green"}], "k": 5}
+        found = client.post("/v1/search", json=query).json()["results"]
+        server.stop()
+        assert client.get("/readyz").status_code == 503
+        lost = client.post("/v1/search", json=query)
+        assert (lost.status_code, problem(lost)["type"]) == (503, "urn:cirrus:ServerUnavailable")
+        server.start()
+        wait_for(lambda: client.get("/readyz").status_code == 200, "the service is not ready again")
+        assert client.post("/v1/search", json=query).json()["results"] == found
+
+
+def test_one_server_elsewhere_encodes_for_two_collections(tiny_served, index, pictures, tmp_path) -> None:
+    made = write_tiny_zero_shot_bundle(tmp_path / "other")
+    embed_gallery(pictures, tmp_path / "gallery", LocalEncoder(made))
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    write_shared_repository([tiny_served, made], Flavour.PYTHON, tmp_path / "shared")
+    http, grpc_port, metrics = free_ports(3)
+    server = TritonServer(tmp_path / "shared", http_port=http, grpc_port=grpc_port, metrics_port=metrics)
+    further = f"{made.spec.name}={made.root},{tmp_path / 'index'}"
+    options = ("--index", index, "--triton", f"127.0.0.1:{grpc_port}", "--collection", further)
+    with server, live(tmp_path, tiny_served.root, *options) as service, service.client() as client:
+        assert client.get("/readyz").status_code == 200
+        for bundle, folder in ((tiny_served, index), (made, tmp_path / "index")):
+            with open_retriever(LocalEncoder(bundle), folder) as retriever:
+                expected = retriever.search(image=pictures / "000003.jpg", text="red", k=5)
+            query = {"queries": [{"id": "000003.jpg", "text": "red"}], "collection": bundle.spec.name, "k": 5}
+            (result,) = client.post("/v1/search", json=query | {"include_reference": True}).json()["results"]
+            assert ids(result) == [match.id for match in expected]
+            verified = cirrus("verify", bundle.root, "--server", f"127.0.0.1:{grpc_port}", "--name", bundle.spec.name)
+            assert "every stage" in verified
+
+
+def test_a_server_that_is_not_there_is_waited_for_and_named(tiny_served, index, monkeypatch) -> None:
+    monkeypatch.setattr(encoders, "_STARTS_WITHIN_S", 0.5)
+    (port,) = free_ports(1)
+    remote = RemoteTriton(f"127.0.0.1:{port}")
+    with (
+        Encoders(Limits(), Metrics(), triton=remote) as opened,
+        pytest.raises(ServerUnavailable, match=rf"127\.0\.0\.1:{port} was not ready within"),
+    ):
+        opened.open(Source(tiny_served.root, index))

@@ -19,6 +19,7 @@ from cirrus_client.plans import Library, has_plans, plan_file, read_plans
 from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_client.suggest import read_suggester
 from cirrus_client.triton.repository import RECORD, REPOSITORIES, read_repository
+from cirrus_client.triton.served_names import ServedNames
 
 
 def verify(
@@ -51,7 +52,9 @@ def _hold(server: str, name: str | None, transport: Transport, bundle: Bundle) -
     canary = read_canary(bundle)
     if canary is None:
         raise BundleError(f"bundle {bundle.root}: has no canary, as older exports; export it again", path=bundle.root)
-    result = replay(canary, bundle.spec, TritonRunner(server, bundle=name, transport=transport))
+    spec = bundle.spec if name is None else bundle.spec.model_copy(update={"name": name})
+    names = ServedNames(spec, shared=name is not None)
+    result = replay(canary, bundle.spec, TritonRunner(server, names, transport=transport))
     print_table(
         ("stage", "cosine"), [(check.stage, f"{check.cosine:.6f}") for check in result.stages], right=("cosine",)
     )

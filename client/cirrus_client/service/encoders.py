@@ -24,6 +24,7 @@ from cirrus_client.triton.cancellation import survives_cancellation
 from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.repository import REPOSITORIES
+from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
 
 _LONGER_S = 60.0
@@ -94,22 +95,22 @@ class Encoders:
             _load_graphs(local)
             return LocalQueries(local, max_waiting=self._limits.max_waiting, observe=self._metrics.batch)
         if isinstance(self._triton, RemoteTriton):
-            name = bundle.spec.name if self._triton.several else None
             _wait_for(self._triton.url)
-            return self._on_triton(self._triton.url, name)
+            return self._on_triton(self._triton.url, bundle, shared=self._triton.several)
         server = self._server(bundle, self._triton)
         self._servers.append(server)
         server.start()
-        queries = self._on_triton(server.grpc_url, None)
+        queries = self._on_triton(server.grpc_url, bundle, shared=False)
         weakref.finalize(queries, _in_a_thread(partial(self._stop, server)))
         return queries
 
-    def _on_triton(self, url: str, bundle: str | None) -> TritonQueries:
+    def _on_triton(self, url: str, bundle: Bundle, *, shared: bool) -> TritonQueries:
         cancels = survives_cancellation(url)
         # a time-out is a cancellation: the server's own, of its queue, comes first
         patience_s = self._limits.timeout_s if cancels else self._limits.timeout_s + _LONGER_S
-        encoder = AsyncTritonEncoder(url, bundle=bundle, timeout_s=patience_s)
-        return TritonQueries(encoder, bundle=bundle, max_waiting=self._limits.max_waiting, cancels=cancels)
+        encoder = AsyncTritonEncoder(url, bundle=bundle.spec.name if shared else None, timeout_s=patience_s)
+        names = ServedNames(bundle.spec, shared)
+        return TritonQueries(encoder, names=names, max_waiting=self._limits.max_waiting, cancels=cancels)
 
     def _stop(self, server: TritonServer) -> None:
         self._servers.remove(server)

@@ -18,6 +18,7 @@ from cirrus_client.service.batching import Batcher
 from cirrus_client.service.stopwatch import Stage, Stopwatch
 from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
+from cirrus_client.triton.served_names import ServedNames
 
 Pair = tuple[bytes | None, str | None]
 """The image file and the text of a query. One of them may be None."""
@@ -135,18 +136,18 @@ class TritonQueries:
         self,
         encoder: AsyncTritonEncoder,
         *,
-        bundle: str | None = None,
+        names: ServedNames,
         max_waiting: int,
         max_sent: int = 128,
         cancels: bool = True,
     ) -> None:
         """Keep the encoder.
 
-        bundle: its name, if the server has several. max_waiting: queries that may be under way. max_sent: requests that
+        names: of its models, for the canary. max_waiting: queries that may be under way. max_sent: requests that
         the server has at a time. cancels: see `survives_cancellation`.
         """
         self._encoder = encoder
-        self._bundle = bundle
+        self._names = names
         self._max_waiting = max_waiting
         self._cancels = cancels
         self._turns = asyncio.Semaphore(max_sent)
@@ -168,7 +169,7 @@ class TritonQueries:
 
     def runner(self) -> Runner:
         """See `QueryEncoder.runner`."""
-        return TritonRunner(self._encoder.url, bundle=self._bundle)
+        return TritonRunner(self._encoder.url, self._names)
 
     async def check(self) -> None:
         """See `QueryEncoder.check`."""

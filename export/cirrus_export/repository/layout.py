@@ -7,13 +7,11 @@ through encoder and head as two models instead of the fused graph. Their ensembl
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -25,11 +23,11 @@ from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, Ste
 from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, Flavour, GraphName, ModelCode, TensorName, Writer
 from cirrus_client.outputs import replaced_directory
-from cirrus_client.plans import PLANS, Library, graph_sha256, has_plans, plan_file, read_plans
+from cirrus_client.plans import PLANS, Library, has_plans, plan_file, read_plans
 from cirrus_client.suggest import MODEL as SUGGEST_MODEL
 from cirrus_client.suggest import read_suggester
 from cirrus_client.triton.repository import REPOSITORIES, read_repository, write_record
-from cirrus_client.triton.wire import served_name
+from cirrus_client.triton.served_names import ServedNames
 from cirrus_export.repository.models import (
     ensemble_config,
     graph_config,
@@ -40,29 +38,6 @@ from cirrus_export.repository.models import (
 _WARMUP_IMAGE, _WARMUP_TEXT = "image", "text"
 
 
-@dataclass(frozen=True)
-class _Names:
-    """What a bundle's models are called in a repository. shared: with other bundles' models."""
-
-    bundle: Bundle
-    shared: bool
-
-    def model(self, name: str) -> str:
-        return f"{name}_{self._content(name)[:12]}" if self.shared else name
-
-    def ensemble(self, name: EnsembleName) -> str:
-        return served_name(name, self.bundle.spec.name if self.shared else None)
-
-    def _content(self, name: str) -> str:
-        spec = self.bundle.spec
-        if name == IMAGE_PREPROCESS:
-            return hashlib.sha256(spec.preprocess.model_dump_json().encode()).hexdigest()
-        if name == TOKENIZE:
-            content = spec.tokenizer.model_dump_json() + spec.files[spec.tokenizer.file]
-            return hashlib.sha256(content.encode()).hexdigest()
-        return graph_sha256(spec, name)
-
-
 def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, destination: Path) -> None:
     """Write the model repository of one bundle. It is self-contained, so that it can be mounted alone.
 
@@ -70,7 +45,7 @@ def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, dest
     """
     bundle = Bundle(bundle_root, spec)
     with replaced_directory(destination, Writer.REPOSITORY) as root:
-        write_record(root, flavour, _write_bundle(_Names(bundle, shared=False), spec.ensembles, flavour, root))
+        write_record(root, flavour, _write_bundle(bundle, spec.ensembles, flavour, root, shared=False))
 
 
 def write_shared_repository(
@@ -92,7 +67,7 @@ def write_shared_repository(
         code: dict[str, ModelCode] = {}
         for bundle in bundles:
             ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
-            code |= _write_bundle(_Names(bundle, shared=True), ensembles, flavour, root)
+            code |= _write_bundle(bundle, ensembles, flavour, root, shared=True)
         if source is not None:
             shutil.copytree(source / SUGGEST_MODEL, root / SUGGEST_MODEL)
             code[SUGGEST_MODEL] = ModelCode.SUGGEST
@@ -100,16 +75,17 @@ def write_shared_repository(
 
 
 def _write_bundle(
-    names: _Names, ensembles: Mapping[EnsembleName, EnsembleSpec], flavour: Flavour, root: Path
+    bundle: Bundle, ensembles: Mapping[EnsembleName, EnsembleSpec], flavour: Flavour, root: Path, *, shared: bool
 ) -> dict[str, ModelCode]:
     """Write the models of a bundle that are not there yet, and return the code of those that run in Python."""
+    names = ServedNames(bundle.spec, shared)
     steps = sorted({step.model for ensemble in ensembles.values() for step in ensemble.steps})
     served = {step: names.model(step) for step in steps}
     for step, name in served.items():
         if not (root / name).exists():
-            _write_step(names.bundle, step, name, flavour, root)
+            _write_step(bundle, step, name, flavour, root)
     for kind, ensemble in ensembles.items():
-        config = ensemble_config(names.ensemble(kind), kind, ensemble, served, names.bundle.spec, flavour)
+        config = ensemble_config(names.ensemble(kind), kind, ensemble, served, bundle.spec, flavour)
         _write_model(root, config)
     return {name: code for step, name in served.items() if (code := _code_of(step, flavour)) is not None}
 
