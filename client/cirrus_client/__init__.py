@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cirrus_client.encoders.protocol import Encoder as Encoder
     from cirrus_client.errors import CirrusError as CirrusError
     from cirrus_client.gallery.embed import embed_gallery as embed_gallery
-    from cirrus_client.gallery.source import FolderSource as FolderSource
+    from cirrus_client.gallery.sources.folder import FolderSource as FolderSource
     from cirrus_client.gallery.store import Gallery as Gallery
     from cirrus_client.gallery.store import read_gallery as read_gallery
     from cirrus_client.gallery.writer import GalleryWriter as GalleryWriter
@@ -46,7 +46,7 @@ _ROOMS = {
     "Bundle": "bundle",
     "CirrusError": "errors",
     "Encoder": "encoders.protocol",
-    "FolderSource": "gallery.source",
+    "FolderSource": "gallery.sources.folder",
     "Gallery": "gallery.store",
     "GalleryWriter": "gallery.writer",
     "IndexBackend": "index.protocol",

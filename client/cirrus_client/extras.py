@@ -9,6 +9,9 @@ from cirrus_client.errors import MissingPackage
 
 _BY_EXTRA = {
     "search": ("faiss",),
+    "sources": ("fsspec", "s3fs", "gcsfs"),
+    "heif": ("pillow_heif",),
+    "ray": ("ray",),
     "cpu": ("onnxruntime", "openvino"),
     "gpu": ("tensorrt", "cuda"),
     "rtx": ("tensorrt_rtx_bindings",),

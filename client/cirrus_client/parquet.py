@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,3 +38,18 @@ def read_parquet(
                 path=path,
             )
     return table
+
+
+def parquet_schema(file: BinaryIO) -> pa.Schema:
+    """Return the columns of an open Parquet file. Raises ArrowException or OSError if it is none."""
+    file.seek(0)
+    return pq.read_schema(file)
+
+
+def parquet_batches(file: BinaryIO, *, rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of an open Parquet file in order, `rows` at once, with about that much in memory.
+
+    Raises ArrowException or OSError where the file is broken.
+    """
+    file.seek(0)
+    yield from pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False).iter_batches(rows, use_threads=False)

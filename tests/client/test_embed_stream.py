@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cirrus_client.errors import EngineError, InvalidImage, UnreadableImage
-from cirrus_client.gallery.source import ImageFile, Listing, Source
+from cirrus_client.gallery.source import ImageFile, Listing
 from cirrus_client.gallery.stream import EmbedStream
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 
@@ -23,11 +25,15 @@ class CountingEncoder:
 
     space = Space()
 
-    def __init__(self, concurrency: int = 1) -> None:
+    def __init__(self, concurrency: int = 1, prepare: Callable[[int], int] = int) -> None:
         self.concurrency = concurrency
+        self._prepare = prepare
         self.batches: list[list[int]] = []
         self.lock = threading.Lock()
         self.running = self.most_running = 0
+
+    def prepare(self, image: bytes) -> Any:
+        return self._prepare(int(image))
 
     def encode_prepared(self, prepared: list[int]) -> np.ndarray:
         with self.lock:
@@ -64,21 +70,17 @@ def number(file: ImageFile) -> int:
     return int(file.path)
 
 
-def prepare_number(source: Source, file: ImageFile) -> int:
-    return number(file)
-
-
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_results_are_in_the_files_order_and_broken_ones_are_told(concurrency: int) -> None:
-    encoder = CountingEncoder(concurrency)
+    def prepare(number: int) -> int:
+        if number % 10 == 3 and number != 13:
+            raise InvalidImage(f"no {number}")
+        return number
 
-    def prepare(source: Source, file: ImageFile) -> int:
-        if number(file) % 10 == 3 and number(file) != 13:
-            raise InvalidImage(f"no {file.path}")
-        return number(file)
+    encoder = CountingEncoder(concurrency, prepare)
 
     done: list[int] = []
-    with EmbedStream(Numbers(), encoder, prepare=prepare, batch_size=8, workers=4) as stream:
+    with EmbedStream(Numbers(), encoder, batch_size=8, workers=4) as stream:
         embedded = stream.embed(files(101), done.append)
     good = [number for number in range(101) if number % 10 != 3]
     assert [file.path for file in embedded.accepted] == [str(number) for number in good]
@@ -93,51 +95,54 @@ def test_results_are_in_the_files_order_and_broken_ones_are_told(concurrency: in
 
 
 def test_a_batch_does_not_wait_for_a_slow_file() -> None:
-    encoder, release = CountingEncoder(), threading.Event()
+    release = threading.Event()
 
-    def prepare(source: Source, file: ImageFile) -> int:
-        if number(file) == 0:
+    def prepare(number: int) -> int:
+        if number == 0:
             assert release.wait(300)
-        return number(file)
+        return number
+
+    encoder = CountingEncoder(prepare=prepare)
 
     def on_done(count: int) -> None:
         if len(encoder.batches) >= 3:
             release.set()
 
-    with EmbedStream(Numbers(), encoder, prepare=prepare, batch_size=4, workers=2) as stream:
+    with EmbedStream(Numbers(), encoder, batch_size=4, workers=2) as stream:
         embeddings = stream.embed(files(41), on_done).embeddings
     np.testing.assert_array_equal(embeddings[:, 0], [number for number in range(41) if number != 13])
     assert all(0 not in batch for batch in encoder.batches[:3])
 
 
 def test_what_is_in_memory_is_bounded() -> None:
-    encoder = CountingEncoder()
     prepared = 0
     most = 0
     lock = threading.Lock()
 
-    def prepare(source: Source, file: ImageFile) -> int:
+    def prepare(number: int) -> int:
         nonlocal prepared, most
         with lock:
             prepared += 1
             most = max(most, prepared - sum(len(batch) for batch in encoder.batches[:-2]))
-        return number(file)
+        return number
 
-    with EmbedStream(Numbers(), encoder, prepare=prepare, batch_size=4, workers=4) as stream:
+    encoder = CountingEncoder(prepare=prepare)
+
+    with EmbedStream(Numbers(), encoder, batch_size=4, workers=4) as stream:
         stream.embed(files(400))
     assert most <= 4 * (1 + 3) + 8
 
 
 def test_an_engine_that_breaks_stops_the_job() -> None:
     with (
-        EmbedStream(Numbers(), CountingEncoder(), prepare=prepare_number, batch_size=4) as stream,
+        EmbedStream(Numbers(), CountingEncoder(), batch_size=4) as stream,
         pytest.raises(EngineError, match="the engine broke"),
     ):
         stream.embed([*files(20), ImageFile("666", 1, 1)])
 
 
 def test_no_files_are_no_rows() -> None:
-    with EmbedStream(Numbers(), CountingEncoder(), prepare=prepare_number) as stream:
+    with EmbedStream(Numbers(), CountingEncoder()) as stream:
         embedded = stream.embed([])
     assert embedded.embeddings.shape == (0, 2)
     assert embedded.accepted == embedded.rejected == embedded.undone == ()
@@ -147,15 +152,19 @@ def test_what_the_machine_could_not_do_is_tried_again_and_then_left_undone() -> 
     """One file can be read at the second try, one never, one does not fit into memory, and batches do not either."""
     tries: dict[int, int] = {}
 
-    def prepare(source: Source, file: ImageFile) -> int:
-        tries[number(file)] = tries.get(number(file), 0) + 1
-        if number(file) == 3 and tries[3] == 1:
-            raise UnreadableImage("not now")
-        if number(file) == 5:
-            raise OSError(5, "Input/output error")
-        if number(file) == 7:
+    class Failing(Numbers):
+        def read(self, file: ImageFile) -> bytes:
+            tries[number(file)] = tries.get(number(file), 0) + 1
+            if number(file) == 3 and tries[3] == 1:
+                raise UnreadableImage("not now")
+            if number(file) == 5:
+                raise OSError(5, "Input/output error")
+            return super().read(file)
+
+    def prepare(number: int) -> int:
+        if number == 7:
             raise MemoryError
-        return number(file)
+        return number
 
     class SmallEncoder(CountingEncoder):
         def encode_prepared(self, prepared: list[int]) -> np.ndarray:
@@ -163,7 +172,7 @@ def test_what_the_machine_could_not_do_is_tried_again_and_then_left_undone() -> 
                 raise MemoryError
             return super().encode_prepared(prepared)
 
-    with EmbedStream(Numbers(), SmallEncoder(), prepare=prepare, batch_size=4, workers=2) as stream:
+    with EmbedStream(Failing(), SmallEncoder(prepare=prepare), batch_size=4, workers=2) as stream:
         embedded = stream.embed(files(20))
     assert [number(file) for file in embedded.accepted] == [n for n in range(20) if n not in (5, 7, 13)]
     np.testing.assert_array_equal(embedded.embeddings[:, 0], [number(file) for file in embedded.accepted])

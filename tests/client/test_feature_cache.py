@@ -18,7 +18,7 @@ from cirrus_client.encoders import LocalEncoder, local
 from cirrus_client.errors import BundleError, GalleryError, OutputError, SpaceMismatch
 from cirrus_client.gallery import FolderSource, Gallery, embed_gallery, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
-from cirrus_client.gallery.feature_cache import FeatureCache
+from cirrus_client.gallery.feature_cache import FeatureCache, FileKey
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(photos, tmp_path) -> Path:
 def embed(bundle: Bundle, folder: Path, out: Path, cache: Path) -> Gallery:
     with FeatureCache(cache, bundle) as features:
         encoder = CachedEncoder(bundle, features)
-        summary = embed_gallery(folder, out, encoder, prepare=encoder.prepare_file, shard_size=8)
+        summary = embed_gallery(folder, out, encoder, recollection=encoder, shard_size=8)
     assert [rejected.file.path for rejected in summary.rejected] == ["broken.jpg"]
     return read_gallery(out)
 
@@ -118,7 +118,7 @@ _DIES_AFTER_FLUSHING = """
 import os, sys
 import numpy as np
 from cirrus_client.bundle import Bundle
-from cirrus_client.gallery.feature_cache import FeatureCache
+from cirrus_client.gallery.feature_cache import FeatureCache, FileKey
 
 cache = FeatureCache(sys.argv[1], Bundle.open(sys.argv[2]))
 cache.put("aa", np.arange(64, dtype=np.float16))
@@ -179,7 +179,7 @@ def test_threads_that_share_a_cache_lose_nothing(bundle, tmp_path) -> None:
     def work(part: list[str], cache: FeatureCache) -> None:
         for digest in part:
             cache.put(digest, np.full(64, int(digest, 16) % 1000, dtype=np.float16))
-            cache.remember((digest, 1, 1), digest)
+            cache.remember(FileKey(digest, 1, 1, ""), digest)
             if int(digest, 16) % 500 == 0:
                 cache.flush()
 
@@ -188,7 +188,7 @@ def test_threads_that_share_a_cache_lose_nothing(bundle, tmp_path) -> None:
     with FeatureCache(tmp_path / "cache", bundle) as again:
         assert len(again) == 5000
         for digest in digests[::97]:
-            assert again.digest_of((digest, 1, 1)) == digest
+            assert again.digest_of(FileKey(digest, 1, 1, "")) == digest
             found = again.get(digest)
             assert found is not None
             assert (found == int(digest, 16) % 1000).all()

@@ -213,8 +213,8 @@ def test_what_is_no_image_file_is_told_with_its_reason(folder, tmp_path, encoder
     summary = embed_gallery(folder, tmp_path / "out", encoder)
     assert (summary.embedded, summary.rejected, summary.undone) == (61, (), ())
     assert {item.path: item.reason for item in summary.skipped} == {
-        "notes.txt": "its name ends in '.txt', which is no image's",
-        "README": "its name has no suffix",
+        "notes.txt": "it does not begin as an image does, and its name ends in '.txt'",
+        "README": "it does not begin as an image does, and its name has no suffix",
         os.fsdecode(b"caf\xe9.jpg"): "its name is not UTF-8; rename it",
         "nowhere.jpg": "it is a broken symbolic link",
         "circle": "it is a symbolic link to a folder, which is not followed",
@@ -366,7 +366,7 @@ def test_another_space_is_refused(folder, tmp_path, encoder, clip_bundle) -> Non
 
 def test_an_empty_folder_a_missing_one_and_a_foreign_target_are_refused(tmp_path, encoder) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(GalleryError, match="no file ends in"):
+    with pytest.raises(GalleryError, match="there is no image"):
         embed_gallery(tmp_path / "empty", tmp_path / "out", encoder)
     with pytest.raises(GalleryError, match="no such folder"):
         embed_gallery(tmp_path / "missing", tmp_path / "out", encoder)

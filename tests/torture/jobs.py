@@ -95,7 +95,7 @@ class EmbedWithCache(Embed):
         bundle = self.bundle
         with FeatureCache(self.out.parent / "cache", bundle) as features:
             encoder = CachedEncoder(bundle, features, engine=_ENGINE)
-            embed_gallery(self.photos, self.out, encoder, prepare=encoder.prepare_file, shard_size=_SHARD, batch_size=4)
+            embed_gallery(self.photos, self.out, encoder, recollection=encoder, shard_size=_SHARD, batch_size=4)
 
     def content(self) -> dict[str, bytes]:
         """See `Job.content`. Which features are kept depends on the moment of a fault, the gallery does not."""

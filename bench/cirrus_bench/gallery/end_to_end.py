@@ -71,9 +71,7 @@ class EndToEnd:
     def _embed_cached(self) -> None:
         """Do what `cirrus embed --cache` does for a new head; the warm-up round fills the cache."""
         cached = CachedEncoder(self._subjects.bundles[Precision.FP32], self._cache)
-        self._embed(
-            case.CACHED_FEATURES, self._links, cached, prepare=cached.prepare_file, batch_size=_CACHED_BATCH_SIZE
-        )
+        self._embed(case.CACHED_FEATURES, self._links, cached, recollection=cached, batch_size=_CACHED_BATCH_SIZE)
 
     def _embed(self, measured: Case, photos: Path, encoder: Encoder, **options: Any) -> None:
         folder = self._work / "galleries" / f"{measured.method.name}-{measured.precision}-{measured.decoding}".lower()

@@ -20,7 +20,15 @@ from cirrus_client.cli.options import (
     open_encoder,
 )
 from cirrus_client.errors import GalleryError
-from cirrus_client.gallery import BUNDLE, MANIFEST, GallerySummary, check_free, embed_gallery
+from cirrus_client.gallery import (
+    BUNDLE,
+    MANIFEST,
+    Columns,
+    GallerySummary,
+    check_free,
+    embed_gallery,
+    open_source,
+)
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.feature_cache import FeatureCache
 from cirrus_client.gallery.new_head import bundle_with_head
@@ -34,7 +42,13 @@ T = TypeVar("T", Path, Bundle)
 
 
 def embed(
-    images: Annotated[Path, typer.Argument(help="Folder of image files, searched recursively.")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, list of paths (.txt), URL (s3://, gs://, https://), tars ('x/{00..99}.tar'), Parquet.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the embeddings; an unfinished one is resumed.")],
     bundle: BundleOption = None,
     server: ServerOption = None,
@@ -55,8 +69,14 @@ def embed(
     engine: Annotated[
         str | None, typer.Option(help="What runs the graphs in this process; by default the fastest, measured.")
     ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of Parquet files with the bytes, paths or URLs of images.")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of Parquet files with names for images that are bytes.")
+    ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Remove embeddings of images that are no longer in the folder.")
+        bool, typer.Option("--prune", help="Remove embeddings of images that are no longer in the source.")
     ] = False,
     decode: Annotated[
         Decoding,
@@ -79,7 +99,7 @@ def embed(
     opened = None if bundle is None else Bundle.open(bundle, trust_plans=trust_plans)
     run = partial(
         embed_gallery,
-        images,
+        open_source(images, Columns(image_column, id_column)),
         out,
         queries=None if opened is None else opened.probe_queries(),
         batch_size=batch_size,
@@ -93,7 +113,7 @@ def embed(
         opened = _needed(opened, "--cache")
         with FeatureCache(cache, opened) as features:
             cached = CachedEncoder(opened, features, engine=engine, decoding=decode)
-            summary = run(cached, prepare=cached.prepare_file)
+            summary = run(cached, recollection=cached)
     _report(summary, out)
     if not summary.embedded:
         raise GalleryError(f"gallery {out}: none of {len(summary.rejected) + len(summary.undone):,} files was embedded")
@@ -124,10 +144,12 @@ def _with_head(base: Path, head: Path, out: Path) -> Path:
 
 def _report(summary: GallerySummary, out: Path) -> None:
     echo(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
+    if summary.copies:
+        echo(f"{summary.copies:,} of them have the bytes of another image, and its embedding")
     _list("rejected, because of what is in them", [(item.file.path, item.reason) for item in summary.rejected])
     _list("skipped", [(item.path, item.reason) for item in summary.skipped])
     if summary.missing:
-        echo(f"{summary.missing:,} embedded images are no longer in the folder: --prune removes them")
+        echo(f"{summary.missing:,} embedded images are no longer in the source: --prune removes them")
     undone = [(item.file.path, item.reason) for item in summary.undone]
     unread = [(item.path, item.reason) for item in summary.unread]
     _list("not done, because this machine could not read them; the same command tries again", [*undone, *unread])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, prepare_all
-from cirrus_client.gallery.feature_cache import FeatureCache, Features
+from cirrus_client.gallery.feature_cache import FeatureCache, Features, FileKey
 from cirrus_client.gallery.source import ImageFile, Source
 from cirrus_client.image.inputs import ImageInput
 from cirrus_client.image.preprocess import Decoding
@@ -32,8 +32,8 @@ class _Prepared:
 class CachedEncoder:
     """Runs a bundle in this process with a feature cache: the backbone once per image, the head in every call.
 
-    Threads may share an encoder. Features are rounded to float16. Pass `prepare_file` to `embed_gallery` as `prepare`,
-    so that known files are not opened.
+    Threads may share an encoder. Features are rounded to float16. Pass it to `embed_gallery` as `recollection` as
+    well, so that known files are not opened.
     """
 
     def __init__(
@@ -68,19 +68,17 @@ class CachedEncoder:
         """See `Encoder.encode_targets`."""
         return self.encode_prepared(prepare_all(images, self.prepare))
 
-    def prepare_file(self, source: Source, file: ImageFile) -> _Prepared:
-        """Prepare an image of a source. It is only read if it is new or has changed.
-
-        Raises UnreadableImage or InvalidImage.
-        """
-        key = (f"{source.root}/{file.path}", file.size, file.mtime_ns)
-        digest = self._cache.digest_of(key)
+    def recall(self, source: Source, file: ImageFile) -> tuple[str, _Prepared] | None:
+        """See `Recollection.recall`. An image is known as long as it is as it was when it was read."""
+        digest = self._cache.digest_of(_key(source, file))
         features = self._cache.get(digest) if digest is not None else None
-        if digest is not None and features is not None:
-            return _Prepared(digest, features, None)
-        prepared = self.prepare(source.read(file))
-        self._cache.remember(key, prepared.digest)
-        return prepared
+        if digest is None or features is None:
+            return None
+        return digest, _Prepared(digest, features, None)
+
+    def remember(self, source: Source, file: ImageFile, digest: str) -> None:
+        """See `Recollection.remember`."""
+        self._cache.remember(_key(source, file), digest)
 
     def prepare(self, image: bytes) -> _Prepared:
         """See `Encoder.prepare`. An image whose content is cached is not decoded."""
@@ -106,3 +104,7 @@ class CachedEncoder:
         features = {tensor: np.stack(rows).astype(np.float32)}
         answer: Embeddings = next(iter(self._local.graph(GraphName.TARGET_HEAD, bulk=True)(features).values()))
         return answer
+
+
+def _key(source: Source, file: ImageFile) -> FileKey:
+    return FileKey(f"{source.root}/{file.path}", file.size, file.mtime_ns, file.etag)

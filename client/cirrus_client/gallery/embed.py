@@ -12,24 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from cirrus_client.encoders.protocol import Embeddings, Encoder
 from cirrus_client.errors import GalleryError, UnreadableImage
-from cirrus_client.gallery.source import FolderSource, ImageFile, Listing, PassedOver, Source
+from cirrus_client.gallery.plan import KnownShard, Plan
+from cirrus_client.gallery.source import AnySource, ImageFile, PartedSource, PassedOver, Source
+from cirrus_client.gallery.sources.kinds import open_source
 from cirrus_client.gallery.store import read_gallery
-from cirrus_client.gallery.stream import EmbedStream, Rejected, Undone
-from cirrus_client.gallery.writer import GalleryWriter, Plan
+from cirrus_client.gallery.stream import Recollection, Rejected, Undone
+from cirrus_client.gallery.twins import Twins
+from cirrus_client.gallery.work import DoneShard, OpenedPart, Tools, Unit, WorkOptions, work
+from cirrus_client.gallery.writer import GalleryWriter
 
 log = logging.getLogger(__name__)
-
-Prepare = Callable[[Source, ImageFile], Any]
-"""Reads an image of a source and prepares it for the encoder's `encode_prepared`. Raises InvalidImage."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class GallerySummary:
     embedded: number of images. rejected: files that are not usable images. undone: files that the machine could not
     deal with; the next run does them. unread: folders and files that could not be looked at. skipped: what is no image
     file. missing: number of embedded images that the source no longer has. new: number of files that this run embedded
-    or rejected.
+    or rejected. copies: number of these files that took their embedding from a file with the same bytes.
     """
 
     embedded: int
@@ -49,6 +51,7 @@ class GallerySummary:
     skipped: tuple[PassedOver, ...]
     missing: int
     new: int
+    copies: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -56,12 +59,19 @@ class GallerySummary:
         return not self.undone and not self.unread
 
 
+Workforce = Callable[
+    [AnySource, Sequence[Unit], WorkOptions, Callable[[int], object]], Iterator[OpenedPart | DoneShard]
+]
+"""Does units, in any order. What belongs to a part comes in order: what is in it, then its shards."""
+
+
 def embed_gallery(
-    images: Path | str | Source,
+    images: Path | str | AnySource,
     out: Path | str,
     encoder: Encoder,
     *,
-    prepare: Prepare | None = None,
+    recollection: Recollection | None = None,
+    workforce: Workforce | None = None,
     queries: Embeddings | None = None,
     batch_size: int = 32,
     shard_size: int = 10_000,
@@ -71,16 +81,19 @@ def embed_gallery(
 ) -> GallerySummary:
     """Embed every image of a folder or another source into the gallery `out`, or resume an earlier run.
 
-    prepare: how images are read and prepared; None reads an image and calls `Encoder.prepare`. queries: real query
-    embeddings in the encoder's space, float32 [Q, D]. They are stored in the gallery to tune an approximate index on.
+    images: a source, or a location for `open_source`. recollection: what is known of images, so that they need not be
+    read; a `CachedEncoder` is one. workforce: what embeds in other processes; None embeds in this one. queries: real
+    query embeddings in the encoder's space, float32 [Q, D]. They are stored in the gallery to tune an approximate index
+    on.
     batch_size, shard_size: images per batch and per shard. workers: number of decoding threads; None means one per
     core. prune: remove embeddings of images that the source no longer has. show_progress: draw a progress bar on
     stderr. Raises GalleryError if the source has no image, `out` is not a gallery of this source, or pruning is not
     safe because part of the source can't be read. Raises SpaceMismatch if `out` was embedded in another space, and
     OutputError if another job writes it.
     """
-    source: Source = FolderSource(images) if isinstance(images, (str, Path)) else images
-    listing = source.list()
+    source = open_source(images) if isinstance(images, (str, Path)) else images
+    options = WorkOptions(shard_size, batch_size, prune)
+    listing = source.parts() if isinstance(source, PartedSource) else source.list()
     if prune and listing.unread:
         raise GalleryError(
             f"{source.root}: {listing.unread[0].path} can't be read ({listing.unread[0].reason}), so which images are "
@@ -90,39 +103,156 @@ def embed_gallery(
     with writer.alone():
         if queries is not None:
             writer.keep_queries(queries)
-        plan = _plan(writer, source, listing, shard_size, prune=prune)
-        if plan.done:
-            log.info("resuming: %d of %d files are done", plan.done, len(listing.files))
-        todo = sum(len(shard.files) for shard in plan.pending)
-        undone: list[Undone] = []
-        with (
-            EmbedStream(source, encoder, prepare=prepare, batch_size=batch_size, workers=workers) as stream,
-            tqdm(total=todo, desc="embedding", unit="image", disable=not show_progress) as progress,
-        ):
-            for shard in plan.pending:
-                embedded = stream.embed(shard.files, progress.update)
-                writer.commit(shard, embedded)
-                undone += embedded.undone
+        tally = _Tally(skipped=[*listing.skipped], unread=[*listing.unread])
+        if isinstance(source, PartedSource):
+            parts, tally.missing = writer.not_done(listing.files, prune=prune)
+            known = writer.known([part.path for part in parts])
+            units = [Unit(part, known=known[part.path]) for part in parts]
+            done = len(listing.files) - len(parts)
+            log.info("%d of %d parts are done", done, len(listing.files)) if done else None
+            _deal_with_gone(writer, {part.path for part in listing.files}, tally, prune=prune)
+            total = None
+        else:
+            plan = _plan(writer, source, listing.files, options)
+            units = [Unit(shards=(shard,)) for shard in plan.pending]
+            log.info("resuming: %d of %d files are done", plan.done, len(listing.files)) if plan.done else None
+            _deal_with_gone(writer, {""}, tally, prune=prune)
+            tally.missing += plan.missing
+            total = sum(len(shard.files) for shard in plan.pending)
+        twins = Twins(Path(out), writer.digests())
+        here = _here(Tools(encoder, recollection, twins.embedding, workers))
+        with tqdm(total=total, desc="embedding", unit="image", disable=not show_progress) as progress:
+            _commit_all((workforce or here)(source, units, options, progress.update), units, writer, twins, tally)
         return GallerySummary(
             embedded=len(read_gallery(out, allow_empty=True)),
             rejected=writer.rejected(),
-            undone=tuple(undone),
-            unread=listing.unread,
-            skipped=listing.skipped,
-            missing=plan.missing,
-            new=todo - len(undone),
+            undone=tuple(tally.undone),
+            unread=tuple(tally.unread),
+            skipped=tuple(tally.skipped),
+            missing=tally.missing,
+            new=tally.new,
+            copies=tally.copies,
         )
 
 
-def _plan(writer: GalleryWriter, source: Source, listing: Listing, shard_size: int, *, prune: bool) -> Plan:
+@dataclass
+class _Tally:
+    """What a run has found and done so far."""
+
+    skipped: list[PassedOver]
+    unread: list[PassedOver]
+    undone: list[Undone] = field(default_factory=list)
+    missing: int = 0
+    new: int = 0
+    copies: int = 0
+
+    def opened(self, found: OpenedPart) -> None:
+        self.skipped += found.listing.skipped
+        self.unread += found.listing.unread
+        self.missing += found.plan.missing
+
+    def committed(self, done: DoneShard) -> None:
+        self.undone += done.embedded.undone
+        self.new += len(done.shard.files) - len(done.embedded.undone)
+        self.copies += done.embedded.copies
+
+
+class _Progress:
+    """How far a part is. left: number of shards that are not committed, or have an image that is undone."""
+
+    def __init__(self, opened: OpenedPart, known: Sequence[KnownShard]) -> None:
+        self.opened = opened
+        self.left = len(opened.plan.pending)
+        self.shards = {shard.id for shard in known}
+
+    def committed(self, done: DoneShard, name: str | None) -> None:
+        self.shards -= {done.shard.replaces or ""}
+        self.shards |= {name} if name else set()
+        self.left -= 0 if done.embedded.undone else 1
+
+
+def _commit_all(
+    results: Iterator[OpenedPart | DoneShard],
+    units: Sequence[Unit],
+    writer: GalleryWriter,
+    twins: Twins,
+    tally: _Tally,
+) -> None:
+    """Commit shards as they come. A part is done when its last shard is committed and nothing of it is left."""
+    known = {unit.part.path: unit.known for unit in units if unit.part is not None}
+    parts: dict[str, _Progress] = {}
+    for result in results:
+        if isinstance(result, OpenedPart):
+            part = result.part.path
+            parts[part] = _Progress(result, known[part])
+            tally.opened(result)
+        else:
+            part = result.shard.part
+            name = writer.commit(result.shard, result.embedded)
+            if name is not None and result.shard.replaces is None:
+                twins.add(name, result.embedded.digests)
+            tally.committed(result)
+            if part in parts:
+                parts[part].committed(result, name)
+        if part in parts and not parts[part].left:
+            progress = parts.pop(part)
+            if not progress.opened.listing.unread:
+                missing = progress.opened.plan.missing
+                writer.note_done(progress.opened.part, shards=progress.shards, missing=missing)
+
+
+def _here(tools: Tools) -> Workforce:
+    """Return what does units in this process. The next part is opened while the images of one are embedded."""
+
+    def run(
+        source: AnySource, units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
+    ) -> Iterator[OpenedPart | DoneShard]:
+        with ExitStack() as held, ThreadPoolExecutor(1, thread_name_prefix="open") as thread:
+            ahead: dict[int, tuple[ExitStack, Future[Source]]] = {}
+
+            def open_ahead(place: int) -> None:
+                part = units[place].part if place < len(units) else None
+                if part is not None and isinstance(source, PartedSource):
+                    stack = held.enter_context(ExitStack())
+                    ahead[place] = stack, thread.submit(stack.enter_context, source.open(part))
+
+            open_ahead(0)
+            for place, unit in enumerate(units):
+                open_ahead(place + 1)
+                opened = _waited_for(*ahead.pop(place)) if place in ahead else None
+                yield from work(source, unit, tools, options, opened=opened, on_done=on_done)
+
+    return run
+
+
+@contextmanager
+def _waited_for(stack: ExitStack, future: Future[Source]) -> Iterator[Source]:
+    try:
+        yield future.result()
+    finally:
+        stack.close()
+
+
+def _plan(writer: GalleryWriter, source: Source, files: Sequence[ImageFile], options: WorkOptions) -> Plan:
     """Return the plan, in which files are embedded again whose bytes are not those that were rejected."""
-    plan = writer.plan(listing.files, shard_size, prune=prune)
+    plan = writer.plan(files, options.shard_size, prune=options.prune)
     changed = frozenset(item.file for item in plan.rejected if not _still_has(source, item))
-    return writer.plan(listing.files, shard_size, prune=prune, changed=changed) if changed else plan
+    return writer.plan(files, options.shard_size, prune=options.prune, changed=changed) if changed else plan
 
 
 def _still_has(source: Source, rejected: Rejected) -> bool:
+    if rejected.file.etag:
+        return True
     try:
         return hashlib.sha256(source.read(rejected.file)).hexdigest() == rejected.sha256
     except (UnreadableImage, OSError, MemoryError):
         return True
+
+
+def _deal_with_gone(writer: GalleryWriter, parts: set[str], tally: _Tally, *, prune: bool) -> None:
+    """Count or remove the images of parts that the source no longer has."""
+    for part, images in writer.parts().items():
+        if part not in parts and prune:
+            writer.drop_part(part)
+        elif part not in parts:
+            tally.missing += images

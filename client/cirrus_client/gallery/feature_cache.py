@@ -4,7 +4,7 @@
       cache.json               backbone, preprocessing and tensor of the features; others are refused
       features/00000.npy       float16 [rows, ...], one file per 4,096 images
       features/00000.json      sha256 of that file, and of each row's image; written last, so it marks the commit
-      files/00000.parquet      image_path, size, mtime_ns, digest: the content of a file when it was read
+      files/00000.parquet      image_path, size, mtime_ns, etag, digest: the content of a file when it was read
       files/00000.json         sha256 of that file; written last
       .lock                    held by the job that uses the cache
 
@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,19 +36,32 @@ from cirrus_client.parquet import read_parquet
 from cirrus_client.records import Record, read_record, write_sealed
 
 Features = NDArray[np.float16]
-FileKey = tuple[str, int, int]
-"""Address of an image, its size in bytes, and its modification time in ns."""
+
+
+class FileKey(NamedTuple):
+    """Address of an image, its size in bytes, its modification time in ns, and the etag of its store."""
+
+    image_path: str
+    size: int
+    mtime_ns: int
+    etag: str
+
 
 _MANIFEST, _LOCK = "cache.json", ".lock"
 _FEATURES, _FILES = "features", "files"
 _SHARD_ROWS = 4096
-_FILE_SCHEMA = pa.schema({"image_path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "digest": pa.string()})
+_FILE_SCHEMA = pa.schema(
+    {
+        **{"image_path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "etag": pa.string()},
+        "digest": pa.string(),
+    }
+)
 
 
 class CacheManifest(Record):
     """`cache.json`: sha256 of the backbone's weights, the preprocessing, and which encoder output is stored."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     backbone: str
     preprocess: str
     tensor: TensorSpec

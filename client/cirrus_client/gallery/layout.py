@@ -4,8 +4,10 @@
       gallery.json                           the space and the images' root, written first
       shards/shard_<id>.json                 a shard: its number of rows, the sha256 of its files; written last
       img_emb/img_emb_<id>.npy               float32 [rows, D], or [rows, V, D] where an image has V vectors
-      metadata/metadata_<id>.parquet         image_path, size, mtime_ns: one row per embedding, in the same order
-      rejected/rejected_<id>.parquet         image_path, size, mtime_ns, reason, sha256
+      metadata/metadata_<id>.parquet         image_path, size, mtime_ns, etag, sha256, and the source's own columns: one
+                                             row per embedding, in the same order
+      rejected/rejected_<id>.parquet         image_path, size, mtime_ns, etag, reason, sha256
+      parts/part_<id>.json                   a part of the source, like a tar, all of whose images were dealt with
       queries.npy, queries.json              real query embeddings, float32 [Q, D], to tune an approximate index on
       bundle/                                the bundle of a new head, if it was exported for this gallery
       .lock                                  held by the job that writes
@@ -19,7 +21,7 @@ are there until the new ones are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -39,25 +41,47 @@ BUNDLE = "bundle"
 LOCK = ".lock"
 QUERIES = "queries"
 EMBED_AGAIN = "remove this shard's record in `shards`, and `cirrus embed` embeds its images again"
-FILE_SCHEMA = pa.schema({"image_path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64()})
+FILE_SCHEMA = pa.schema(
+    {"image_path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "etag": pa.string()},
+)
+ACCEPTED_SCHEMA = FILE_SCHEMA.append(pa.field("sha256", pa.string()))
 REJECTED_SCHEMA = FILE_SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("sha256", pa.string()))
 
 
 class GalleryManifest(Record):
     """`gallery.json`: where the images are, and the space of their embeddings."""
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     images: str
     space: SpaceSpec
 
 
 class ShardRecord(Record):
-    """`shards/shard_<id>.json`. replaces: the id of an older shard, which counts no longer. files: sha256 by path."""
+    """`shards/shard_<id>.json`.
+
+    replaces: the id of an older shard, which counts no longer. part: of the source; empty where it has none. files:
+    sha256 by path.
+    """
 
     rows: int = Field(ge=0)
     rejected: int = Field(ge=0)
     replaces: str | None = None
+    part: str = ""
     files: dict[str, str]
+
+
+class PartRecord(Record):
+    """`parts/part_<id>.json`: the part of the source as it was when all of its images had been dealt with.
+
+    shards: the ids of all shards of the part. missing: number of images in them that the part no longer has.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    etag: str
+    shards: tuple[str, ...]
+    missing: int = Field(ge=0)
 
 
 class QueriesRecord(Record):
@@ -83,6 +107,9 @@ class Layout:
 
     def rejected(self, shard: str) -> Path:
         return self.root / "rejected" / f"rejected_{shard}.parquet"
+
+    def part(self, path: str) -> Path:
+        return self.root / "parts" / f"part_{hashlib.sha256(path.encode()).hexdigest()[:16]}.json"
 
     def files(self, shard: str) -> tuple[Path, Path, Path]:
         """Return the files that a shard's record lists."""
@@ -125,7 +152,7 @@ class Layout:
 
     def accepted_table(self, shard: str, record: ShardRecord) -> pa.Table:
         """Return `metadata_<id>.parquet`. Raises GalleryError if it is damaged."""
-        return self._table(self.metadata(shard), record, FILE_SCHEMA, record.rows)
+        return self._table(self.metadata(shard), record, ACCEPTED_SCHEMA, record.rows)
 
     def rejected_table(self, shard: str, record: ShardRecord) -> pa.Table:
         """Return `rejected_<id>.parquet`. Raises GalleryError if it is damaged."""
@@ -149,24 +176,17 @@ class Layout:
 
 
 def shard_id(accepted: Iterable[ImageFile], rejected: Iterable[Rejected]) -> str:
-    """Return the id of a shard of these files: a hash of their paths, sizes and times, and of rejected bytes."""
+    """Return the id of a shard of these files: a hash of their paths and states, and of rejected bytes."""
     digest = hashlib.sha256()
     for file in accepted:
-        digest.update(f"{file.path}\0{file.size}\0{file.mtime_ns}\0".encode())
+        digest.update(_state(file))
     for item in rejected:
-        digest.update(f"{item.file.path}\0{item.file.size}\0{item.file.mtime_ns}\0{item.sha256}\0".encode())
+        digest.update(_state(item.file) + f"{item.sha256}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def file_table(files: Sequence[ImageFile]) -> pa.Table:
-    """Return the table of `FILE_SCHEMA` with a row per file."""
-    columns = ([file.path for file in files], [file.size for file in files], [file.mtime_ns for file in files])
-    return pa.table(dict(zip(FILE_SCHEMA.names, columns, strict=True)), FILE_SCHEMA)
-
-
-def table_files(table: pa.Table) -> list[ImageFile]:
-    """Return the files in a table of `FILE_SCHEMA`, in the order of its rows."""
-    return [ImageFile(*row) for row in zip(*(table[name].to_pylist() for name in FILE_SCHEMA.names), strict=True)]
+def _state(file: ImageFile) -> bytes:
+    return f"{file.path}\0{file.size}\0{file.mtime_ns}\0{file.etag}\0".encode()
 
 
 def read_manifest(root: Path) -> GalleryManifest:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +22,22 @@ from cirrus_client.gallery.layout import (
     LOCK,
     MANIFEST,
     QUERIES,
-    REJECTED_SCHEMA,
     GalleryManifest,
     Layout,
+    PartRecord,
     QueriesRecord,
     ShardRecord,
     check_free,
-    file_table,
     read_manifest,
     shard_id,
-    table_files,
 )
+from cirrus_client.gallery.plan import KnownShard, Plan, Shard, plan_shards
+from cirrus_client.gallery.rows import accepted_table, files_of, rejected_of, rejected_table
 from cirrus_client.gallery.source import ImageFile
 from cirrus_client.gallery.store import Gallery, check_length
 from cirrus_client.gallery.stream import Embedded, Rejected
 from cirrus_client.outputs import only_writer
-from cirrus_client.records import write_sealed
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Image files that are embedded and committed together.
-
-    replaces: the id of an older shard. Its other images come along, except `removed`.
-    """
-
-    files: tuple[ImageFile, ...]
-    replaces: str | None = None
-    removed: frozenset[ImageFile] = frozenset()
-
-    @property
-    def id(self) -> str:
-        """A hash of the files, by which processes that plan the same shards can share them."""
-        return shard_id(self.files, ())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The work that a gallery needs to match a list of files.
-
-    done: number of files that are embedded or rejected as they are. missing: number of images in the gallery that are
-    not in the list. pending: shards to embed and commit. rejected: verdicts on files that are done.
-    """
-
-    done: int
-    missing: int
-    pending: tuple[Shard, ...]
-    rejected: tuple[Rejected, ...]
+from cirrus_client.records import read_record, write_sealed
 
 
 class GalleryWriter:
@@ -105,7 +73,7 @@ class GalleryWriter:
         Raises OutputError if another job holds it.
         """
         with only_writer(self._layout.root / LOCK, self._layout.root):
-            for folder in (self._layout.root, *self._layout.folders()):
+            for folder in (self._layout.root, self._layout.part("").parent, *self._layout.folders()):
                 remove_abandoned(folder)
             counting = self._layout.shards()
             for shard in self._layout.all_ids() - set(counting):
@@ -122,32 +90,26 @@ class GalleryWriter:
     ) -> Plan:
         """Return the work that is left until the gallery has these files as they are. Nothing is changed on disk.
 
-        files: sorted by path. shard_size: files per new shard. prune: also remove images that are not in the list.
-        changed: files that must be embedded again although they look the same. Raises GalleryError for damaged shards.
+        files: sorted by path; of a source without parts. shard_size: files per new shard. prune: also remove images
+        that are not in the list. changed: files to do again though their path and state are known.
         """
-        listed = {file.path: file for file in files}
-        known: set[str] = set()
-        done = missing = 0
-        pending, verdicts = [], []
-        for shard, record in self._layout.shards().items():
-            rejected = self._rejected(shard, record)
-            entries = [*table_files(self._layout.accepted_table(shard, record)), *(item.file for item in rejected)]
-            known.update(entry.path for entry in entries)
-            gone = [entry for entry in entries if entry.path not in listed]
-            same = {entry for entry in entries if listed.get(entry.path) == entry and entry not in changed}
-            again = sorted({e.path for e in entries} - {e.path for e in same} - {e.path for e in gone})
-            if again or (gone and prune):
-                removed = frozenset(gone if prune else ())
-                pending.append(Shard(tuple(listed[path] for path in again), shard, removed))
-            done += len(same)
-            missing += 0 if prune else len(gone)
-            verdicts += [item for item in rejected if item.file in same]
-        rest = [file for file in files if file.path not in known]
-        new = [Shard(tuple(rest[start : start + shard_size])) for start in range(0, len(rest), shard_size)]
-        return Plan(done, missing, (*pending, *new), tuple(verdicts))
+        return plan_shards(files, self.known([""])[""], shard_size, prune=prune, changed=changed)
 
-    def commit(self, shard: Shard, embedded: Embedded) -> None:
-        """Write a shard, its record last, and remove the one that it replaces.
+    def known(self, parts: Iterable[str]) -> dict[str, tuple[KnownShard, ...]]:
+        """Return what is known of the files in the shards of parts of the source."""
+        known: dict[str, list[KnownShard]] = {part: [] for part in parts}
+        for shard, record in self._layout.shards().items():
+            if record.part in known:
+                known[record.part].append(self._known(shard, record))
+        return {part: tuple(shards) for part, shards in known.items()}
+
+    def digests(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield every shard's id, and the sha256 of the images of its rows."""
+        for shard, record in self._layout.shards().items():
+            yield shard, self._layout.accepted_table(shard, record)["sha256"].to_pylist()
+
+    def commit(self, shard: Shard, embedded: Embedded) -> str | None:
+        """Write a shard, its record last, and remove the one that it replaces. Return its id; None if nothing is in it.
 
         embedded: the results for the shard's files. Files that are undone are left for a later plan; if the gallery has
         an older embedding of them, it stays. Raises GalleryError if shapes or numbers are wrong, or if an embedding
@@ -158,14 +120,57 @@ class GalleryWriter:
         merged = embedded if shard.replaces is None else self._merged(shard, shard.replaces, embedded)
         name = shard_id(merged.accepted, merged.rejected)
         if (merged.accepted or merged.rejected) and name != shard.replaces:
-            self._write(name, merged, shard.replaces)
+            self._write(name, merged, shard)
         if shard.replaces is not None and name != shard.replaces:
             self.drop(shard.replaces)
+        return name if merged.accepted or merged.rejected else None
 
     def drop(self, shard: str) -> None:
         """Remove a shard, its record first."""
         for path in (self._layout.record(shard), *self._layout.files(shard)):
             path.unlink(missing_ok=True)
+
+    def parts(self) -> Mapping[str, int]:
+        """Return the parts of the source from which there are shards, and their numbers of images."""
+        images: dict[str, int] = {}
+        for record in self._layout.shards().values():
+            images[record.part] = images.get(record.part, 0) + record.rows
+        return images
+
+    def not_done(self, parts: Sequence[ImageFile], *, prune: bool = False) -> tuple[list[ImageFile], int]:
+        """Return the parts to open, and how many images of the others are no longer in their parts.
+
+        A part is opened if it is new or has changed, if an image of it was left undone or a shard of it is gone, or if
+        there is something to prune.
+        """
+        shards, found = self._shards_of_parts(), {part.path: self._part_record(part.path) for part in parts}
+        missing = {
+            path: record.missing
+            for path, record in found.items()
+            if record is not None and frozenset(record.shards) == shards.get(path, frozenset())
+        }
+        done = {
+            part.path
+            for part in parts
+            if part.path in missing
+            and not (prune and missing[part.path])
+            and found[part.path] == _part_record(part, shards.get(part.path, ()), missing[part.path])
+        }
+        return [part for part in parts if part.path not in done], sum(missing[path] for path in done)
+
+    def note_done(self, part: ImageFile, *, shards: Collection[str], missing: int) -> None:
+        """Note that all images of a part were dealt with, so that it need not be opened again until it changes.
+
+        shards: the ids of all shards of the part. missing: number of images in them that the part no longer has.
+        """
+        write_sealed(self._layout.part(part.path), _part_record(part, shards, missing))
+
+    def drop_part(self, part: str) -> None:
+        """Remove all shards of a part, and that it was done."""
+        self._layout.part(part).unlink(missing_ok=True)
+        for shard, record in self._layout.shards().items():
+            if record.part == part:
+                self.drop(shard)
 
     def keep_queries(self, queries: Embeddings) -> None:
         """Store real query embeddings, float32 [Q, D], to tune an approximate index on."""
@@ -180,53 +185,75 @@ class GalleryWriter:
     def rejected(self) -> tuple[Rejected, ...]:
         """Return all verdicts in the gallery."""
         shards = self._layout.shards().items()
-        return tuple(item for shard, record in shards for item in self._rejected(shard, record))
+        return tuple(
+            item for shard, record in shards for item in rejected_of(self._layout.rejected_table(shard, record))
+        )
+
+    def _shards_of_parts(self) -> dict[str, frozenset[str]]:
+        shards: dict[str, set[str]] = {}
+        for shard, record in self._layout.shards().items():
+            shards.setdefault(record.part, set()).add(shard)
+        return {part: frozenset(ids) for part, ids in shards.items()}
+
+    def _part_record(self, part: str) -> PartRecord | None:
+        path = self._layout.part(part)
+        if not path.exists():
+            return None
+        way_out = f"remove {path}, and the part is looked at again"
+        missing = f"{path} is gone"
+        return read_record(path, PartRecord, raises=GalleryError, missing=missing, way_out=way_out, sealed=True)
+
+    def _known(self, shard: str, record: ShardRecord) -> KnownShard:
+        accepted = files_of(self._layout.accepted_table(shard, record))
+        return KnownShard(shard, tuple(accepted), tuple(rejected_of(self._layout.rejected_table(shard, record))))
 
     def _check(self, shard: Shard, embedded: Embedded) -> None:
         expected = (len(embedded.accepted), *self.manifest.space.item_shape)
         total = len(embedded.accepted) + len(embedded.rejected) + len(embedded.undone)
-        if embedded.embeddings.shape != expected or total != len(shard.files):
+        if (
+            embedded.embeddings.shape != expected
+            or total != len(shard.files)
+            or len(_digests(embedded)) != len(embedded.accepted)
+        ):
             raise GalleryError(
                 f"shard of {len(shard.files)} files: {len(embedded.accepted)} accepted, {len(embedded.rejected)} "
-                f"rejected and {len(embedded.undone)} undone with embeddings of shape "
-                f"{list(embedded.embeddings.shape)}, expected {list(expected)}"
+                f"rejected and {len(embedded.undone)} undone with {len(embedded.digests)} digests and embeddings of "
+                f"shape {list(embedded.embeddings.shape)}, expected {list(expected)}"
             )
 
     def _merged(self, shard: Shard, older: str, embedded: Embedded) -> Embedded:
         """Return results together with those of the older shard that are still wanted, sorted by path."""
         record = self._layout.shards()[older]
+        known = self._known(older, record)
         dealt_with = {file.path for file in embedded.accepted} | {item.file.path for item in embedded.rejected}
         dealt_with |= {file.path for file in shard.removed}
-        kept = table_files(self._layout.accepted_table(older, record))
-        places = [place for place, file in enumerate(kept) if file.path not in dealt_with]
+        places = [place for place, file in enumerate(known.accepted) if file.path not in dealt_with]
         old_rows = Gallery(self._layout.root, self.manifest, {older: record}).shard_embeddings(older)
-        accepted = [*embedded.accepted, *(kept[place] for place in places)]
+        old_digests = self._layout.accepted_table(older, record)["sha256"].to_pylist()
+        accepted = [*embedded.accepted, *(known.accepted[place] for place in places)]
+        digests = [*_digests(embedded), *(old_digests[place] for place in places)]
         order = sorted(range(len(accepted)), key=lambda position: accepted[position].path)
-        rejected = [item for item in self._rejected(older, record) if item.file.path not in dealt_with]
+        rejected = [item for item in known.rejected if item.file.path not in dealt_with]
         return Embedded(
             np.concatenate([embedded.embeddings, old_rows[places]])[order],
             tuple(accepted[position] for position in order),
             tuple(sorted((*embedded.rejected, *rejected), key=lambda item: item.file.path)),
+            digests=tuple(digests[position] for position in order),
         )
 
-    def _write(self, shard: str, content: Embedded, replaces: str | None) -> None:
-        rejected = file_table([item.file for item in content.rejected])
-        for name in REJECTED_SCHEMA.names[rejected.num_columns :]:
-            values = pa.array([getattr(item, name) for item in content.rejected], pa.string())
-            rejected = rejected.append_column(name, values)
-        write_atomically(self._layout.embeddings(shard), _npy(content.embeddings))
-        _write_table(rejected, self._layout.rejected(shard))
-        _write_table(file_table(content.accepted), self._layout.metadata(shard))
-        files = {str(path.relative_to(self._layout.root)): sha256_of_file(path) for path in self._layout.files(shard)}
-        write_sealed(
-            self._layout.record(shard),
-            ShardRecord(rows=len(content.accepted), rejected=len(content.rejected), replaces=replaces, files=files),
+    def _write(self, name: str, content: Embedded, shard: Shard) -> None:
+        write_atomically(self._layout.embeddings(name), _npy(content.embeddings))
+        _write_table(rejected_table(content.rejected), self._layout.rejected(name))
+        _write_table(accepted_table(content.accepted, _digests(content)), self._layout.metadata(name))
+        files = {str(path.relative_to(self._layout.root)): sha256_of_file(path) for path in self._layout.files(name)}
+        record = ShardRecord(
+            rows=len(content.accepted),
+            rejected=len(content.rejected),
+            replaces=shard.replaces,
+            part=shard.part,
+            files=files,
         )
-
-    def _rejected(self, shard: str, record: ShardRecord) -> list[Rejected]:
-        table = self._layout.rejected_table(shard, record)
-        reasons, digests = table["reason"].to_pylist(), table["sha256"].to_pylist()
-        return [Rejected(*item) for item in zip(table_files(table), reasons, digests, strict=True)]
+        write_sealed(self._layout.record(name), record)
 
 
 def _check_same(root: Path, found: GalleryManifest, given: GalleryManifest) -> None:
@@ -240,6 +267,22 @@ def _check_same(root: Path, found: GalleryManifest, given: GalleryManifest) -> N
         raise GalleryError(
             f"gallery {root} is of {found.images}, not of {given.images}; embed into another folder", path=root
         )
+
+
+def _part_record(part: ImageFile, shards: Collection[str], missing: int) -> PartRecord:
+    return PartRecord(
+        path=part.path,
+        size=part.size,
+        mtime_ns=part.mtime_ns,
+        etag=part.etag,
+        shards=tuple(sorted(shards)),
+        missing=missing,
+    )
+
+
+def _digests(embedded: Embedded) -> tuple[str, ...]:
+    """Return the sha256 of every accepted image, empty where they were not given."""
+    return embedded.digests or ("",) * len(embedded.accepted)
 
 
 def _npy(array: NDArray[Any]) -> bytes:

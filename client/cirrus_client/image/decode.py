@@ -39,6 +39,9 @@ _DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "TIFF": TiffImageFile,
 }
 FORMATS = tuple(_DECODERS)
+SIGNATURE_BYTES = 16
+"""By so many first bytes every known format is told."""
+
 _JPEG_SCALES = (8, 4, 2)
 _WEBPS_BYTES_PER_PIXEL, _BYTES_PER_PIXEL = 16, 8
 _SMALL_CHANGE_BYTES = 64 * 2**20
@@ -50,6 +53,11 @@ def decode(image: bytes, shorter_px: int | None = None) -> Image.Image:
     shorter_px: see `decode_checked`.
     """
     return decode_checked(check_header(image), shorter_px)
+
+
+def begins_as_image(start: bytes) -> bool:
+    """Return whether the first SIGNATURE_BYTES of a file are those of a known format."""
+    return any(fits(start) for fits, _ in _READERS)
 
 
 def check_header(image: bytes) -> Header:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cirrus_client.errors import SearchIndexError
-from cirrus_client.gallery.store import Gallery
+from cirrus_client.gallery.store import Gallery, GalleryShard
 from cirrus_client.parquet import read_parquet
 
 ITEMS = "items.parquet"
@@ -75,6 +75,8 @@ class Items:
         return None if row < 0 else int(row)
 
     def _located(self, path: str) -> str:
+        if "://" in path:
+            return path
         if "://" in self.images:
             return f"{self.images.rstrip('/')}/{quote(path)}"
         return str(Path(self.images) / path)
@@ -88,10 +90,11 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None, *, vect
     """
     if metadata is not None:
         _check_metadata(metadata)
+    columns = _common([_columns_of(shard).schema for shard in gallery.shards()])
     writer: pq.ParquetWriter | None = None
     try:
         for shard in gallery.shards():
-            items = shard.items.drop_columns(["size", "mtime_ns"])
+            items = _fitted(_columns_of(shard), columns)
             items = items if metadata is None else _joined(items, metadata)
             writer = writer or pq.ParquetWriter(path, items.schema.with_metadata({_VECTORS: vectors}))
             writer.write_table(items.cast(writer.schema))
@@ -118,6 +121,36 @@ def read_metadata(path: Path, *, key: str = _PATH) -> pa.Table:
     if not (pa.types.is_string(paths.type) or pa.types.is_large_string(paths.type)):
         raise SearchIndexError(f"{path}: its column '{key}' is {paths.type}, and paths are texts; {way_out}", path=path)
     return table.set_column(table.column_names.index(_PATH), _PATH, paths.cast(pa.string()))
+
+
+def _columns_of(shard: GalleryShard) -> pa.Table:
+    return shard.items.drop_columns(["size", "mtime_ns", "etag", "sha256"])
+
+
+def _common(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Return the columns of all schemas. One whose types have nothing in common becomes texts."""
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        names = dict.fromkeys(name for schema in schemas for name in schema.names)
+        kinds = {name: {schema.field(name).type for schema in schemas if name in schema.names} for name in names}
+        return pa.schema({name: found.pop() if len(found) == 1 else pa.string() for name, found in kinds.items()})
+
+
+def _fitted(items: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = []
+    for field in schema:
+        if field.name not in items.column_names:
+            columns.append(pa.nulls(items.num_rows, field.type))
+            continue
+        column = items[field.name]
+        try:
+            columns.append(column.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            columns.append(
+                pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+            )
+    return pa.table(columns, schema)
 
 
 def _check_metadata(metadata: pa.Table) -> None:

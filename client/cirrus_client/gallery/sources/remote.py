@@ -1,0 +1,104 @@
+"""The images below a URL of a store that fsspec knows: s3, gs, http, https and others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cirrus_client.errors import GalleryError, UnreadableImage
+from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
+from cirrus_client.gallery.sources.columns import Columns
+from cirrus_client.gallery.sources.folder import nothing_found
+from cirrus_client.gallery.sources.store import described, filesystem, patiently, read_remote, unreadable
+from cirrus_client.gallery.sources.suffixes import (
+    has_image_suffix,
+    names_other_content,
+    no_image,
+    suffix_of,
+)
+from cirrus_client.image.decode import SIGNATURE_BYTES, begins_as_image
+
+LOOKERS = 32
+"""Threads that ask a store about files: they wait for the network."""
+
+
+class RemoteSource:
+    """The image files below a URL. Threads may share it.
+
+    A file is an image by its suffix, or by its first bytes. Files whose suffix stands for other content, like `.json`,
+    are skipped without a request. A file has changed if its etag or size has; where the store has no etags, the time of
+    its last change counts.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Name the URL. Nothing is asked yet."""
+        self._url = url.rstrip("/")
+
+    @property
+    def root(self) -> str:
+        """The URL."""
+        return self._url
+
+    def list(self) -> Listing:
+        """See `Source.list`. Also raises UnreadableImage if the store does not answer."""
+        store, inner = filesystem(self._url)
+        store.invalidate_cache()
+        try:
+            found: dict[str, dict[str, Any]] = patiently(lambda: store.find(inner, detail=True))
+        except FileNotFoundError:
+            raise GalleryError(f"images {self._url}: there is nothing") from None
+        except OSError as error:
+            raise unreadable(self._url, error) from None
+        if inner in found:
+            raise GalleryError(f"images {self._url}: is a file; give its folder, or a list of URLs in a .txt file")
+        entries = {
+            name.removeprefix(inner).lstrip("/"): info
+            for name, info in found.items()
+            if info.get("type") != "directory"
+        }
+        with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as threads:
+            looked = list(threads.map(self._looked_at, entries, entries.values()))
+        listing = sorted_out(looked)
+        if not listing.files:
+            raise GalleryError(nothing_found(self._url, listing.skipped, listing.unread))
+        return listing
+
+    def read(self, file: ImageFile) -> bytes:
+        """See `Source.read`."""
+        return read_remote(f"{self._url}/{file.path}", file)
+
+    def _looked_at(self, path: str, info: dict[str, Any]) -> ImageFile | PassedOver | UnreadableImage:
+        url = f"{self._url}/{path}"
+        if not has_image_suffix(path) and names_other_content(path):
+            return PassedOver(path, f"its name ends in '{suffix_of(path)}', which is no image's")
+        store, inner = filesystem(url)
+        try:
+            if info.get("size") is None:
+                info = patiently(lambda: store.info(inner))
+            if not has_image_suffix(path):
+                start = patiently(lambda: store.cat_file(inner, start=0, end=SIGNATURE_BYTES))
+                if not begins_as_image(start[:SIGNATURE_BYTES]):
+                    return PassedOver(path, no_image(path))
+        except Exception as error:  # what fsspec's stores raise is theirs to choose
+            return UnreadableImage(unreadable(url, error).reason, path=path)
+        return described(info, path)
+
+
+def open_url(location: str, columns: Columns) -> RemoteSource:
+    """Return the images below a URL."""
+    columns.refuse(location)
+    return RemoteSource(location)
+
+
+def sorted_out(looked: list[ImageFile | PassedOver | UnreadableImage]) -> Listing:
+    """Return a listing of what is an image, what is none, and what could not be looked at."""
+    files = sorted((one for one in looked if isinstance(one, ImageFile)), key=lambda file: file.path)
+    skipped = (one for one in looked if isinstance(one, PassedOver))
+    return Listing(tuple(files), tuple(skipped), tuple(_unread(looked)))
+
+
+def _unread(looked: list[ImageFile | PassedOver | UnreadableImage]) -> Iterator[PassedOver]:
+    for one in looked:
+        if isinstance(one, UnreadableImage):
+            yield PassedOver(one.path or "", one.reason)

@@ -1,0 +1,217 @@
+"""Files by their location: a path of this machine, or the URL of a store that fsspec knows.
+
+Reads of a store are tried again, since connections break. What the store says for good (missing, not allowed) is not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from glob import glob
+from itertools import product
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from cirrus_client.errors import GalleryError, MissingPackage, UnreadableImage
+from cirrus_client.extras import need
+from cirrus_client.gallery.source import ImageFile
+from cirrus_client.image.limits import MAX_IMAGE_BYTES
+
+T = TypeVar("T")
+_PAUSES_S = (0.2, 1.0)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, MissingPackage, GalleryError)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "Digest", "generation")
+_TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_CHUNK_BYTES = 2**20
+
+
+def scheme_of(location: str) -> str | None:
+    """Return the scheme of a URL, in lower case, or None for a path."""
+    match = _SCHEME.match(location)
+    return match[1].lower() if match else None
+
+
+def joined(root: str, path: str) -> str:
+    """Return the location of a path below a root. A path that is absolute or a URL is a location itself."""
+    if scheme_of(path) or path.startswith("/"):
+        return path
+    return f"{root.rstrip('/')}/{path}" if scheme_of(root) else str(Path(root) / path)
+
+
+def split(pattern: str) -> tuple[str, str]:
+    """Return the folder or URL prefix in which all files of a pattern lie, absolute, and the rest of the pattern."""
+    plain = re.split(r"[{*?\[]", pattern, maxsplit=1)[0]
+    folder, slash, _ = plain.rpartition("/")
+    rest = pattern[len(folder + slash) :]
+    return (folder, rest) if scheme_of(pattern) else (str(Path(folder + slash or ".").resolve()), rest)
+
+
+def find(pattern: str) -> tuple[ImageFile, ...]:
+    """Return the files that a pattern names, sorted by path, which is relative to `split(pattern)`.
+
+    Braces name files one by one, like `{00000..00999}.tar`; `*`, `?` and `[...]` take what is there. Raises
+    GalleryError if a named file is missing or nothing is there.
+    """
+    root, rest = split(pattern)
+    paths = {path for name in expanded(rest) for path in _globbed(root, name)}
+    if not paths:
+        raise GalleryError(f"images {pattern}: there is no such file")
+    found = []
+    for path in sorted(paths):
+        try:
+            found.append(look_up(joined(root, path), path))
+        except OSError as error:
+            raise GalleryError(f"images {joined(root, path)}: {error.strerror or error}") from None
+    return tuple(found)
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return the names that braces stand for: `{000..002}` is 000, 001 and 002, `{a,b}` is a and b."""
+    pieces = _BRACES.split(pattern)
+    choices = [[piece] if place % 2 == 0 else _choices(piece) for place, piece in enumerate(pieces)]
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def look_up(location: str, path: str, metadata: Mapping[str, Any] | None = None) -> ImageFile:
+    """Return the size and the state of a file. path: how the gallery names it. Raises OSError if it is not there."""
+    metadata = metadata or {}
+    if not scheme_of(location):
+        status = os.stat(location)
+        return ImageFile(path, status.st_size, status.st_mtime_ns, metadata=metadata)
+    store, inner = filesystem(location)
+    return described(patiently(lambda: store.info(inner)), path, metadata)
+
+
+def described(info: Mapping[str, Any], path: str, metadata: Mapping[str, Any] | None = None) -> ImageFile:
+    """Return the file of an entry of fsspec's listings. Its etag is the store's, or the time of the last change."""
+    etag = next((str(info[key]).strip('"') for key in (*_ETAGS, *_TIMES) if info.get(key)), "")
+    size = info.get("size")
+    return ImageFile(path, -1 if size is None else int(size), 0, etag, metadata or {})
+
+
+def read_remote(url: str, file: ImageFile) -> bytes:
+    """Return the bytes of an image at a URL, but no more than one above MAX_IMAGE_BYTES, which decoding refuses.
+
+    A changed image whose size is the same is noticed by the next run: the gallery keeps the etag of the listing. Raises
+    UnreadableImage if the store does not give as many bytes as it listed.
+    """
+    store, inner = filesystem(url)
+    most = MAX_IMAGE_BYTES + 1
+    part = {} if 0 <= file.size < most else {"start": 0, "end": most}
+    try:
+        content = bytes(patiently(lambda: store.cat_file(inner, **part)))[:most]
+    except MemoryError:
+        raise
+    except Exception as error:  # what fsspec's stores raise is theirs to choose
+        raise unreadable(url, error) from None
+    if file.size >= 0 and len(content) != min(file.size, most):
+        raise UnreadableImage(
+            f"image {url} has {len(content):,} bytes and was listed with {file.size:,}; the next run takes it as it is",
+            path=url,
+        )
+    return content
+
+
+@contextmanager
+def fetched(location: str) -> Iterator[BinaryIO]:
+    """Open a file to read at any place. One from a store is copied to a temporary file, which no crash leaves behind.
+
+    Raises UnreadableImage if it can't be read.
+    """
+    if not scheme_of(location):
+        try:
+            file: BinaryIO = open(location, "rb")  # noqa: SIM115
+        except OSError as error:
+            raise unreadable(location, error) from None
+        with file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copied:
+        copy = cast(BinaryIO, copied)
+        try:
+            patiently(lambda: _copy(location, copy))
+        except MemoryError:
+            raise
+        except Exception as error:  # what fsspec's stores raise is theirs to choose
+            raise unreadable(location, error) from None
+        copy.seek(0)
+        yield copy
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path there. Its credentials and options are fsspec's settings.
+
+    Raises GalleryError for a scheme that fsspec does not know, MissingPackage if the scheme's package is missing.
+    """
+    fsspec = need("fsspec", f"reading {url}")
+    try:
+        store, inner = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingPackage(
+            f"reading {url} needs a package of fsspec ({error}); 'cirrus-cir[sources]' has those of s3, gs and http",
+            package="fsspec",
+            requirement="cirrus-cir[sources]",
+        ) from None
+    except ValueError as error:
+        raise GalleryError(f"images {url}: {error}") from None
+    return store, str(inner)
+
+
+def patiently(job: Callable[[], T]) -> T:
+    """Return what a job returns; where it fails for now, try it twice more."""
+    for pause_s in _PAUSES_S:
+        try:
+            return job()
+        except (*_FINAL, MemoryError):
+            raise
+        except Exception:  # what fsspec's stores raise is theirs to choose
+            time.sleep(pause_s)
+    return job()
+
+
+def unreadable(location: str, error: Exception) -> UnreadableImage:
+    """Return the error of a location that can't be read now."""
+    if isinstance(error, UnreadableImage):
+        return error
+    number = error.errno if isinstance(error, OSError) else None
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return UnreadableImage(f"can't read {location}: {reason}", path=location, errno=number)
+
+
+def _copy(url: str, to: BinaryIO) -> None:
+    store, inner = filesystem(url)
+    to.seek(0)
+    to.truncate()
+    with store.open(inner, "rb", block_size=8 * _CHUNK_BYTES, cache_type="readahead") as remote:
+        while chunk := remote.read(_CHUNK_BYTES):
+            to.write(chunk)
+    to.flush()
+    expected = store.info(inner).get("size")
+    if expected is not None and to.tell() != expected:
+        raise OSError(f"{to.tell():,} of {expected:,} bytes came")
+
+
+def _globbed(root: str, name: str) -> list[str]:
+    if not re.search(r"[*?\[]", name):
+        return [name]
+    if not scheme_of(root):
+        return glob(name, root_dir=root, recursive=True)
+    store, inner = filesystem(root)
+    store.invalidate_cache()
+    found = patiently(lambda: store.glob(f"{inner.rstrip('/')}/{name}"))
+    return [path[len(inner.rstrip("/")) + 1 :] for path in found]
+
+
+def _choices(inner: str) -> list[str]:
+    numbers = _RANGE.fullmatch(inner)
+    if numbers is None:
+        return inner.split(",")
+    first, last = numbers[1], numbers[2]
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

@@ -1,0 +1,168 @@
+"""Parquet files with a column of images: their bytes, or their paths or URLs.
+
+img2dataset writes the bytes in a column `jpg` and the name in `key`; datasets of Hugging Face have a struct `image`
+with `bytes` and `path`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from cirrus_client.errors import GalleryError, UnreadableImage
+from cirrus_client.gallery.source import AnySource, ImageFile, Listing, Source
+from cirrus_client.gallery.sources.columns import Columns
+from cirrus_client.gallery.sources.container import Container
+from cirrus_client.gallery.sources.listed import Entry, ListedSource
+from cirrus_client.gallery.sources.store import fetched, find, joined, split
+from cirrus_client.parquet import parquet_batches, parquet_schema
+
+_BYTES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
+_PATHS = ("image_path", "path", "file_name", "filepath", "image", "image_url", "url")
+_IDS = ("key", "__key__", "id", "image_id")
+_ROWS_AT_ONCE = 64
+
+
+def open_table(location: str, columns: Columns) -> AnySource:
+    """Return the images of Parquet files that a pattern names, like `data/train-*.parquet`.
+
+    The first file says whether a column of bytes or of paths has the images. Raises GalleryError if no column does, and
+    UnreadableImage if that file can't be read.
+    """
+    root = split(location)[0]
+    first = find(location)[0]
+    with fetched(joined(root, first.path)) as file:
+        schema = _schema(file, first.path)
+    image = _image_column(schema, columns.image, first.path)
+    if _is_bytes(schema.field(image).type):
+        return TableSource(location, image, columns.id)
+    if columns.id is not None:
+        raise GalleryError(
+            f"images {location}: column '{image}' has paths, which name the images; leave --id-column out"
+        )
+    return ListedSource(root, partial(_paths, location, image), name=location)
+
+
+class TableSource:
+    """Parquet files with a column of bytes. A file is a part, and its images are named `FILE/ID`.
+
+    The other columns come with the images.
+    """
+
+    def __init__(self, pattern: str, image: str, id: str | None) -> None:
+        """Name the files. image: the column of bytes, or of structs of `bytes` and `path`.
+
+        id: the column of names; None takes `path` of the structs, a column that is named like one, or the row's number.
+        """
+        self._pattern = pattern
+        self._image = image
+        self._id = id
+
+    @property
+    def root(self) -> str:
+        """The folder, or the prefix of the URL, in which all the files are."""
+        return split(self._pattern)[0]
+
+    def parts(self) -> Listing:
+        """See `PartedSource.parts`. The chosen columns are part of a file's etag: other ones are other images."""
+        return Listing(
+            tuple(
+                ImageFile(part.path, part.size, part.mtime_ns, f"{part.etag} {self._image} {self._id or ''}".strip())
+                for part in find(self._pattern)
+            )
+        )
+
+    @contextmanager
+    def open(self, part: ImageFile) -> Iterator[Source]:
+        """See `PartedSource.open`. The images are written to a temporary file, one after the other."""
+        with (
+            fetched(joined(self.root, part.path)) as file,
+            tempfile.TemporaryFile() as images,
+        ):
+            container = Container(self.root, part, cast(BinaryIO, images))
+            self._fill(container, file, cast(BinaryIO, images), part.path)
+            images.flush()
+            yield container
+
+    def _fill(self, container: Container, file: BinaryIO, images: BinaryIO, name: str) -> None:
+        schema = _schema(file, name)
+        if self._image not in schema.names or not _is_bytes(schema.field(self._image).type):
+            container.leave_unread(f"it has no column '{self._image}' of bytes")
+            return
+        id_column = self._id or next((column for column in _IDS if column in schema.names), None)
+        if self._id is not None and self._id not in schema.names:
+            container.leave_unread(f"it has no column '{self._id}'")
+            return
+        row = place = 0
+        try:
+            for batch in parquet_batches(file, rows=_ROWS_AT_ONCE):
+                for entry in batch.to_pylist():
+                    content, path = _content(entry.pop(self._image))
+                    named = entry.get(id_column) if id_column else None
+                    identity = str(path if self._id is None and path else f"{row:08d}" if named is None else named)
+                    if content is None:
+                        container.pass_over(identity.lstrip("/"), f"row {row:,} has no bytes of an image")
+                    else:
+                        images.write(content)
+                        container.add(identity.lstrip("/"), place, len(content), content, entry)
+                        place += len(content)
+                    row += 1
+        except (pa.ArrowException, OSError) as error:
+            container.leave_unread(f"it is broken after {row:,} rows: {error}")
+
+
+def _paths(location: str, image: str) -> Iterable[Entry]:
+    root = split(location)[0]
+    for part in find(location):
+        with fetched(joined(root, part.path)) as file:
+            if image not in _schema(file, part.path).names:
+                raise GalleryError(f"images {part.path}: has no column '{image}'")
+            for batch in parquet_batches(file, rows=1024):
+                for entry in batch.to_pylist():
+                    path = entry.pop(image)
+                    if path:
+                        yield str(path), entry
+
+
+def _schema(file: BinaryIO, name: str) -> pa.Schema:
+    try:
+        return parquet_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableImage(f"can't read {name} as Parquet: {error}", path=name) from None
+
+
+def _image_column(schema: pa.Schema, wanted: str | None, name: str) -> str:
+    found = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if wanted is not None:
+        if wanted not in schema.names or not (_is_bytes(schema.field(wanted).type) or _is_text(schema.field(wanted))):
+            raise GalleryError(f"images {name}: no column '{wanted}' of bytes or paths; its columns: {found}")
+        return wanted
+    of_bytes = [field.name for field in schema if _is_bytes(field.type)]
+    of_paths = [field.name for field in schema if _is_text(field)]
+    named = next((column for column in _BYTES if column in of_bytes), None)
+    chosen = named or (of_bytes[0] if len(of_bytes) == 1 else None)
+    chosen = chosen or next((column for column in _PATHS if not of_bytes and column in of_paths), None)
+    if chosen is None:
+        raise GalleryError(f"images {name}: name the column of images with --image-column; its columns: {found}")
+    return chosen
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        names = [kind.field(place).name for place in range(kind.num_fields)]
+        return "bytes" in names and _is_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_text(field: pa.Field) -> bool:
+    return pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+
+
+def _content(cell: bytes | Mapping[str, Any] | None) -> tuple[bytes | None, str | None]:
+    """Return the bytes of a cell, and the name that comes with them, or None for each."""
+    return (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)

@@ -1,0 +1,377 @@
+"""The same images from a folder, a list, tars, Parquet files and an object store: one embedding, each image once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import GalleryError
+from cirrus_client.gallery import Columns, embed_gallery, open_source, read_gallery
+from cirrus_client.gallery.sources.store import expanded
+from cirrus_client.index import build_index, open_index
+from tests.conftest import BAD_IMAGES
+from tests.object_store import ObjectStore
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty photos, the last a copy of the first, and a broken one."""
+    root = tmp_path_factory.mktemp("folder") / "photos"
+    root.mkdir()
+    for path in sorted(pictures.iterdir())[: COUNT - 1]:
+        shutil.copy(path, root / path.name)
+    shutil.copy(sorted(pictures.iterdir())[0], root / f"{COUNT - 1:06d}.jpg")
+    (root / "broken.jpg").write_bytes(BAD_IMAGES["truncated"][0])
+    return root
+
+
+@pytest.fixture(scope="module")
+def from_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory, bundle: Any) -> dict[str, bytes]:
+    """The embedding of every image of the folder, by its name."""
+    return embedded(folder, tmp_path_factory.mktemp("out"), LocalEncoder(bundle))
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    pytest.importorskip("moto", reason="moto is not installed")
+    with ObjectStore.started() as running:
+        yield running
+
+
+def embedded(source: Any, out: Path, encoder: LocalEncoder, **options: Any) -> dict[str, bytes]:
+    embed_gallery(source, out, encoder, **{"shard_size": 15, "batch_size": 8} | options)
+    return by_name(out)
+
+
+def by_name(out: Path) -> dict[str, bytes]:
+    gallery = read_gallery(out)
+    assert len(set(gallery.paths)) == len(gallery.paths)
+    return {Path(path).name: row.tobytes() for path, row in zip(gallery.paths, gallery.embeddings, strict=True)}
+
+
+def write_tars(photos: Path, to: Path, *, tars: int = 3) -> str:
+    """Write webdataset tars, a caption and a JSON file to each photo, and return their pattern."""
+    to.mkdir(parents=True, exist_ok=True)
+    paths = sorted(photos.iterdir())
+    for number in range(tars):
+        with tarfile.open(to / f"{number:05d}.tar", "w") as tar:
+            for path in paths[number::tars]:
+                add(tar, path.name, path.read_bytes())
+                add(tar, f"{path.stem}.txt", f"photo {path.stem}".encode())
+                add(tar, f"{path.stem}.json", json.dumps({"price": len(path.stem), "size": "L"}).encode())
+    return str(to / f"{{00000..{tars - 1:05d}}}.tar")
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def hugging_face_table(photos: Path) -> pa.Table:
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(photos.iterdir())]
+    return pa.table({"image": rows, "label": [row["path"][:3] for row in rows], "size": range(len(rows))})
+
+
+def img2dataset_table(photos: Path) -> pa.Table:
+    paths = sorted(photos.iterdir())
+    columns = {"jpg": [path.read_bytes() for path in paths], "key": [path.name for path in paths]}
+    return pa.table(columns | {"caption": [f"photo {path.stem}" for path in paths]})
+
+
+def write_table(table: pa.Table, path: Path, *, group: int = 16) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=group)
+    return str(path)
+
+
+LOCAL: dict[str, Callable[[Path, Path], str]] = {
+    "list": lambda photos, to: write_list(to / "photos.txt", [str(path) for path in sorted(photos.iterdir())]),
+    "tars": lambda photos, to: write_tars(photos, to / "tars"),
+    "parquet of structs": lambda photos, to: write_table(hugging_face_table(photos), to / "train-00.parquet"),
+    "parquet of bytes": lambda photos, to: write_table(img2dataset_table(photos), to / "00000.parquet"),
+    "parquet of paths": lambda photos, to: write_table(
+        pa.table({"image_path": [str(path) for path in sorted(photos.iterdir())]}), to / "paths.parquet"
+    ),
+}
+
+
+def write_list(path: Path, lines: list[str]) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", list(LOCAL))
+def test_every_source_gives_an_image_the_same_bytes(kind, folder, from_folder, tmp_path, encoder) -> None:
+    source = LOCAL[kind](folder, tmp_path)
+    out = tmp_path / "out"
+    summary = embed_gallery(source, out, encoder, shard_size=15, batch_size=8)
+    assert by_name(out) == from_folder
+    assert (summary.embedded, summary.new, summary.copies, summary.is_whole) == (COUNT, COUNT + 1, 1, True)
+    assert [(Path(item.file.path).name, item.reason) for item in summary.rejected] == [
+        ("broken.jpg", next(item.reason for item in summary.rejected))
+    ]
+    assert "broken" in summary.rejected[0].reason
+    again = embed_gallery(source, out, encoder, shard_size=15, batch_size=8)
+    assert (again.embedded, again.new, len(again.rejected), again.is_whole) == (COUNT, 0, 1, True)
+
+
+def test_an_object_store_gives_an_image_the_same_bytes(folder, from_folder, store, tmp_path, encoder) -> None:
+    url = store.upload(folder, "photos/2026")
+    assert embedded(url, tmp_path / "out", encoder) == from_folder
+    assert embed_gallery(url, tmp_path / "out", encoder).new == 0
+    assert pickle.loads(pickle.dumps(open_source(url))).root == url
+
+
+@pytest.mark.parametrize("kind", ["tars", "parquet of structs", "list"])
+def test_containers_and_lists_may_lie_in_an_object_store(
+    kind, folder, from_folder, store, tmp_path, encoder, tmp_path_factory
+) -> None:
+    local = LOCAL[kind](folder, tmp_path_factory.mktemp("uploaded"))
+    url = store.upload(Path(local).parent, kind.replace(" ", "-"))
+    assert embedded(f"{url}/{Path(local).name}", tmp_path / "out", encoder) == from_folder
+
+
+def test_an_image_of_an_object_store_that_has_changed_is_embedded_again(folder, store, tmp_path, encoder) -> None:
+    url = store.upload(folder, "changing")
+    before = embedded(url, tmp_path / "out", encoder)
+    content = (folder / "000007.jpg").read_bytes()
+    store.put("changing/000003.jpg", content)
+    store.put("changing/sub/new.jfif", content)
+    store.put("changing/notes.json", b"{}")
+    store.put("changing/no-suffix", content)
+    store.delete("changing/000005.jpg")
+    summary = embed_gallery(url, tmp_path / "out", encoder)
+    assert (summary.new, summary.missing, summary.copies) == (3, 1, 3)
+    assert [(item.path, item.reason) for item in summary.skipped] == [
+        ("notes.json", "its name ends in '.json', which is no image's")
+    ]
+    after = by_name(tmp_path / "out")
+    assert after["000003.jpg"] == after["new.jfif"] == after["no-suffix"] == before["000007.jpg"]
+    assert {name for name in before if before[name] != after[name]} == {"000003.jpg"}
+    assert embed_gallery(url, tmp_path / "out", encoder, prune=True).embedded == COUNT + 1
+
+
+def test_reads_of_a_store_are_tried_again_and_what_stays_unreadable_is_undone(
+    folder, from_folder, store, tmp_path, encoder
+) -> None:
+    url = store.upload(folder, "flaky")
+    with store.failing("000004.jpg", times=2):
+        assert embedded(url, tmp_path / "out", encoder) == from_folder
+    with store.failing("000004.jpg", times=10_000):
+        summary = embed_gallery(url, tmp_path / "other", encoder)
+    assert [item.file.path for item in summary.undone] == ["000004.jpg"]
+    assert (summary.embedded, summary.is_whole) == (COUNT - 1, False)
+    assert embed_gallery(url, tmp_path / "other", encoder).new == 1
+    assert by_name(tmp_path / "other") == from_folder
+
+
+def test_a_tar_that_was_written_anew_costs_only_the_images_that_have_changed(folder, tmp_path, encoder) -> None:
+    source = write_tars(folder, tmp_path / "tars")
+    before = embedded(source, tmp_path / "out", encoder)
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    shutil.copy(folder / "000030.jpg", changed / "000003.jpg")
+    shutil.copy(folder / "000030.jpg", changed / "000999.jpg")
+    (changed / "000006.jpg").unlink()
+    write_tars(changed, tmp_path / "tars")
+    summary = embed_gallery(source, tmp_path / "out", encoder)
+    assert summary.embedded == COUNT + 1 + summary.missing - 1
+    assert embed_gallery(source, tmp_path / "out", encoder).missing == summary.missing > 0
+    after = by_name_alone(tmp_path / "out")
+    assert after["000003.jpg"] == after["000999.jpg"] == {before["000030.jpg"]}
+    embed_gallery(source, tmp_path / "out", encoder, prune=True)
+    assert set(by_name(tmp_path / "out")) == {path.name for path in changed.iterdir()} - {"broken.jpg"}
+
+
+def by_name_alone(out: Path) -> dict[str, set[bytes]]:
+    gallery = read_gallery(out)
+    found: dict[str, set[bytes]] = {}
+    for path, row in zip(gallery.paths, gallery.embeddings, strict=True):
+        found.setdefault(Path(path).name, set()).add(row.tobytes())
+    return found
+
+
+def test_a_part_that_is_done_is_not_opened_and_a_part_that_is_gone_is_counted(folder, tmp_path, encoder) -> None:
+    source = write_tars(folder, tmp_path / "tars")
+    embedded(source, tmp_path / "out", encoder)
+    opened: list[str] = []
+
+    class Noting:
+        def __init__(self) -> None:
+            self.source: Any = open_source(source.replace("{00000..00002}", "*"))
+            self.root = self.source.root
+            self.parts = self.source.parts
+
+        def open(self, part: Any) -> Any:
+            opened.append(part.path)
+            return self.source.open(part)
+
+    assert embed_gallery(Noting(), tmp_path / "out", encoder).new == 0
+    assert opened == []
+    path = next((tmp_path / "out" / "shards").iterdir())
+    path.unlink()
+    assert embed_gallery(Noting(), tmp_path / "out", encoder).new > 0
+    assert len(opened) == 1
+    (tmp_path / "tars" / "00002.tar").unlink()
+    gone = embed_gallery(Noting(), tmp_path / "out", encoder).missing
+    assert 0 < gone < COUNT
+    assert embed_gallery(Noting(), tmp_path / "out", encoder, prune=True).embedded == COUNT - gone
+
+
+def test_columns_come_along_to_the_gallery(folder, tmp_path, encoder) -> None:
+    embedded(write_tars(folder, tmp_path / "tars"), tmp_path / "of tars", encoder)
+    embedded(write_table(hugging_face_table(folder), tmp_path / "x.parquet"), tmp_path / "of table", encoder)
+    for shard in read_gallery(tmp_path / "of tars").shards():
+        for row in shard.items.to_pylist():
+            key = Path(row["image_path"]).stem
+            assert (row["key"], row["txt"], row["price"], row["source_size"]) == (key, f"photo {key}", len(key), "L")
+    for shard in read_gallery(tmp_path / "of table").shards():
+        for row in shard.items.to_pylist():
+            assert row["label"] == Path(row["image_path"]).name[:3]
+            assert row["source_size"] is not None
+
+
+def test_columns_of_shards_that_differ_come_to_the_index_together(pictures, tmp_path, encoder) -> None:
+    pytest.importorskip("faiss", reason="FAISS is not installed")
+    contents = [path.read_bytes() for path in sorted(pictures.iterdir())[:6]]
+    for name, prices in {"a": [1, 2], "b": [None, None], "c": [2.5, 3.5]}.items():
+        columns = {"jpg": [contents.pop(), contents.pop()], "price": prices, f"only_{name}": [name, name]}
+        write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    embedded(tmp_path / "*.parquet", tmp_path / "out", encoder)
+    build_index(read_gallery(tmp_path / "out"), tmp_path / "index")
+    items = open_index(tmp_path / "index").items
+    rows = {item.id: item.metadata for item in items.rows(range(6))}
+    assert {id: row["price"] for id, row in rows.items()} == {
+        "a.parquet/00000000": 1.0,
+        "a.parquet/00000001": 2.0,
+        "b.parquet/00000000": None,
+        "b.parquet/00000001": None,
+        "c.parquet/00000000": 2.5,
+        "c.parquet/00000001": 3.5,
+    }
+    assert rows["a.parquet/00000000"] == {"price": 1.0, "only_a": "a", "only_b": None, "only_c": None}
+
+
+def test_names_that_are_taken_twice_and_rows_without_bytes_lose_no_image(pictures, tmp_path, encoder) -> None:
+    contents = [path.read_bytes() for path in sorted(pictures.iterdir())[:3]]
+    table = pa.table({"photo": [*contents, None], "sku": ["a", "a", "b", "c"]})
+    source = open_source(write_table(table, tmp_path / "x.parquet"), Columns(image="photo", id="sku"))
+    summary = embed_gallery(source, tmp_path / "out", encoder)
+    assert sorted(read_gallery(tmp_path / "out").paths) == ["x.parquet/a", "x.parquet/a#2", "x.parquet/b"]
+    assert [(item.path, item.reason) for item in summary.skipped] == [("x.parquet/c", "row 3 has no bytes of an image")]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for content in contents[:2]:
+            add(tar, "same.jpg", content)
+        add(tar, "notes.md", b"# no image")
+        add(tar, "photo", contents[2])
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "same.jpg"
+        tar.addfile(link)
+    summary = embed_gallery(tmp_path / "x.tar", tmp_path / "tar", encoder)
+    assert sorted(read_gallery(tmp_path / "tar").paths) == ["x.tar/photo", "x.tar/same.jpg", "x.tar/same.jpg#2"]
+    assert {item.path for item in summary.skipped} == {"x.tar/notes.md", "x.tar/link.jpg"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten header"])
+def test_of_a_broken_tar_what_can_be_read_is_embedded_and_the_rest_is_told(damage, folder, tmp_path, encoder) -> None:
+    source = write_tars(folder, tmp_path / "tars", tars=1)
+    path = tmp_path / "tars" / "00000.tar"
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2 // 512 * 512
+    if damage == "cut":
+        path.write_bytes(content[: half + 100])
+    else:
+        with tarfile.open(path) as tar:
+            place = next(member.offset for member in tar if member.offset > half)
+        content[place : place + 512] = b"x" * 512
+        path.write_bytes(content)
+    summary = embed_gallery(source, tmp_path / "out", encoder)
+    assert 0 < summary.embedded < COUNT
+    assert [item.path for item in summary.unread] == ["00000.tar"]
+    assert "it is broken after" in summary.unread[0].reason
+    write_tars(folder, tmp_path / "tars", tars=1)
+    assert embed_gallery(source, tmp_path / "out", encoder).is_whole
+
+
+def test_what_a_list_names_and_is_not_there_is_told(pictures, tmp_path, encoder) -> None:
+    shutil.copy(pictures / "000001.jpg", tmp_path / "beside")
+    lines = ["beside", str(pictures / "000002.jpg"), "nowhere.jpg", "", "beside", os.fspath(tmp_path)]
+    summary = embed_gallery(write_list(tmp_path / "list.txt", lines), tmp_path / "out", encoder)
+    assert sorted(read_gallery(tmp_path / "out").paths) == [str(pictures / "000002.jpg"), "beside"]
+    assert [(item.path, item.reason) for item in summary.unread] == [
+        ("nowhere.jpg", f"can't read {tmp_path / 'nowhere.jpg'}: No such file or directory")
+    ]
+    assert {item.path: item.reason for item in summary.skipped} == {
+        "beside": f"{tmp_path / 'list.txt'} names it twice; it counts once",
+        str(tmp_path): "it is not a regular file",
+    }
+
+
+def test_files_of_a_folder_are_looked_at_whatever_their_suffix(pictures, tmp_path, encoder) -> None:
+    photo = pictures / "000001.jpg"
+    names = ["a.jfif", "b.jpe", "c", "d.backup", "e.JPG"]
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        shutil.copy(photo, tmp_path / "photos" / name)
+    (tmp_path / "photos" / "f.tar").write_bytes(b"")
+    summary = embed_gallery(tmp_path / "photos", tmp_path / "out", encoder)
+    assert sorted(read_gallery(tmp_path / "out").paths) == names
+    assert summary.copies == len(names) - 1
+    assert [(item.path, item.reason) for item in summary.skipped] == [
+        ("f.tar", "its images are embedded if it is the source itself; give it, or '*.tar'")
+    ]
+
+
+def test_braces_name_files_one_by_one() -> None:
+    assert expanded("a/{008..010}-{x,y}.tar") == [
+        f"a/{number}-{name}.tar" for number in ("008", "009", "010") for name in "xy"
+    ]
+    assert expanded("plain.tar") == ["plain.tar"]
+
+
+@pytest.mark.parametrize(
+    ("location", "columns", "message"),
+    [
+        ("{root}/none/{{000..002}}.tar", Columns(), "none/000.tar"),
+        ("{root}/*.tar", Columns(), "there is no such file"),
+        ("{root}/*.parquet", Columns(image="nothing"), "no column 'nothing' of bytes or paths; its columns: number"),
+        ("{root}/*.parquet", Columns(), "name the column of images with --image-column; its columns: number"),
+        ("{root}", Columns(image="jpg"), "has no columns"),
+        ("nosuch://bucket/x", Columns(), "Protocol not known: nosuch"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_refused_with_the_way_out(
+    location, columns, message, tmp_path, encoder
+) -> None:
+    write_table(pa.table({"number": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(GalleryError, match=message):
+        embed_gallery(open_source(location.format(root=tmp_path), columns), tmp_path / "out", encoder)
+
+
+def test_embeddings_of_one_image_are_equal_to_the_bit_whatever_the_order_and_the_shard(
+    folder, from_folder, tmp_path, encoder
+) -> None:
+    assert embedded(folder, tmp_path / "a", encoder, shard_size=7, workers=1) == from_folder
+    shuffled = np.random.default_rng(3).permutation(sorted(path.name for path in folder.iterdir()))
+    for place, name in enumerate(shuffled):
+        (tmp_path / f"b{place:02d}").mkdir()
+        shutil.copy(folder / name, tmp_path / f"b{place:02d}" / name)
+    source = write_list(tmp_path / "list.txt", [f"b{place:02d}/{name}" for place, name in enumerate(shuffled)])
+    assert embedded(source, tmp_path / "b", encoder, shard_size=11) == from_folder
