@@ -9,7 +9,7 @@ from cirrus_client.errors import MissingPackage
 
 _BY_EXTRA = {
     "search": ("faiss",),
-    "sources": ("fsspec", "s3fs", "gcsfs"),
+    "sources": ("fsspec", "s3fs"),
     "heif": ("pillow_heif",),
     "ray": ("ray",),
     "cpu": ("onnxruntime", "openvino"),

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cirrus_client.encoders.protocol import Embeddings, Encoder
-from cirrus_client.errors import GalleryError, UnreadableImage
+from cirrus_client.errors import GalleryError, InvalidImage, UnreadableImage
 from cirrus_client.gallery.plan import KnownShard, Plan
 from cirrus_client.gallery.source import AnySource, ImageFile, PartedSource, PassedOver, Source
 from cirrus_client.gallery.sources.kinds import open_source
@@ -245,6 +245,8 @@ def _still_has(source: Source, rejected: Rejected) -> bool:
         return True
     try:
         return hashlib.sha256(source.read(rejected.file)).hexdigest() == rejected.sha256
+    except InvalidImage:
+        return not rejected.sha256
     except (UnreadableImage, OSError, MemoryError):
         return True
 

@@ -46,7 +46,7 @@ _Row = Embeddings | InvalidImage | UnreadableImage | MemoryError | OSError
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file whose bytes are not a usable image, and why. sha256: of those bytes."""
+    """A file whose bytes are not a usable image, and why. sha256: of those bytes; empty if the source refused them."""
 
     file: ImageFile
     reason: str
@@ -164,7 +164,7 @@ class EmbedStream:
         for position, file in enumerate(found.files):
             row = found.rows[position]
             if isinstance(row, InvalidImage):
-                rejected.append(Rejected(file, str(row), found.digests[position]))
+                rejected.append(Rejected(file, str(row), found.digests.get(position, "")))
             elif isinstance(row, _MACHINE_FAULTS):
                 undone.append(Undone(file, _described(row)))
             else:

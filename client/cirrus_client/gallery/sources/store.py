@@ -155,7 +155,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         store, inner = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise MissingPackage(
-            f"reading {url} needs a package of fsspec ({error}); 'cirrus-cir[sources]' has those of s3, gs and http",
+            f"reading {url} needs a package of fsspec ({error}); 'cirrus-cir[sources]' has what s3 needs",
             package="fsspec",
             requirement="cirrus-cir[sources]",
         ) from None
