@@ -7,6 +7,7 @@ for a program: which item, which file, which parts differ.
     ├── ItemError               reason, item, position
     │   ├── InvalidInput
     │   │   ├── InvalidImage
+    │   │   │   └── UnsupportedImage
     │   │   ├── InvalidText
     │   │   └── UnsupportedQuery
     │   └── UnreadableImage     path, errno
@@ -72,6 +73,10 @@ class InvalidInput(ItemError):
 
 class InvalidImage(InvalidInput):
     """Bytes that are not an image, a broken image, or an image over the size limits."""
+
+
+class UnsupportedImage(InvalidImage):
+    """An image in a format whose decoder is not installed here. Unlike its base, it is no verdict on the bytes."""
 
 
 class InvalidText(InvalidInput):

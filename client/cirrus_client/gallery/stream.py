@@ -31,7 +31,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 
 from cirrus_client.encoders.protocol import Embeddings, Encoder
-from cirrus_client.errors import InvalidImage, UnreadableImage
+from cirrus_client.errors import InvalidImage, UnreadableImage, UnsupportedImage
 from cirrus_client.gallery.source import ImageFile, Source
 
 _BATCHES_AHEAD = 3
@@ -163,7 +163,9 @@ class EmbedStream:
         undone: list[Undone] = []
         for position, file in enumerate(found.files):
             row = found.rows[position]
-            if isinstance(row, InvalidImage):
+            if isinstance(row, UnsupportedImage):
+                undone.append(Undone(file, str(row)))
+            elif isinstance(row, InvalidImage):
                 rejected.append(Rejected(file, str(row), found.digests.get(position, "")))
             elif isinstance(row, _MACHINE_FAULTS):
                 undone.append(Undone(file, _described(row)))

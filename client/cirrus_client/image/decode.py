@@ -17,10 +17,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from cirrus_client.errors import InvalidImage
-from cirrus_client.image.formats import bmp, gif, jpeg, png, tiff, webp
+from cirrus_client.image.formats import bmp, gif, heif, jpeg, png, tiff, webp
 from cirrus_client.image.formats.header import Header
+from cirrus_client.image.formats.orientation import UPRIGHT
 from cirrus_client.image.limits import BOMB_PIXELS, BOMB_PIXELS_PER_BYTE, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from cirrus_client.image.modes import as_seen, upright
+from cirrus_client.image.plugin_decoders import plugin_decoder
 
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] = (
     (lambda image: image.startswith(jpeg.SIGNATURE), jpeg.read),
@@ -29,6 +31,7 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] 
     (lambda image: image.startswith(bmp.SIGNATURE), bmp.read),
     (lambda image: image.startswith(gif.SIGNATURES), gif.read),
     (lambda image: image.startswith(tiff.SIGNATURES), tiff.read),
+    (heif.is_heif, heif.read),
 )
 _DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImageFile,
@@ -39,11 +42,13 @@ _DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "TIFF": TiffImageFile,
 }
 FORMATS = tuple(_DECODERS)
+FORMATS_OF_PLUGINS = ("HEIF", "AVIF")
 SIGNATURE_BYTES = 16
 """By so many first bytes every known format is told."""
 
+_ORIENTATION = 0x0112
 _JPEG_SCALES = (8, 4, 2)
-_WEBPS_BYTES_PER_PIXEL, _BYTES_PER_PIXEL = 16, 8
+_VIDEO_BYTES_PER_PIXEL, _BYTES_PER_PIXEL = 16, 8
 _SMALL_CHANGE_BYTES = 64 * 2**20
 
 
@@ -72,9 +77,8 @@ def check_header(image: bytes) -> Header:
     read = next((read for fits, read in _READERS if fits(image)), None)
     if read is None:
         start = image[:8].hex(" ")
-        raise InvalidImage(
-            f"the bytes are not an image in a known format ({', '.join(FORMATS)}); they start with {start}"
-        )
+        known = ", ".join((*FORMATS, *FORMATS_OF_PLUGINS))
+        raise InvalidImage(f"the bytes are not an image in a known format ({known}); they start with {start}")
     try:
         header = read(image)
     except (struct.error, IndexError, OverflowError):
@@ -101,10 +105,11 @@ def decode_checked(header: Header, shorter_px: int | None = None) -> Image.Image
 
     shorter_px: None decodes at full size. A number decodes a JPEG at the smallest of its scales (1, 1/2, 1/4, 1/8)
     whose shorter side is still at least that many pixels. Raises MemoryError if there is not enough memory to tell
-    whether the file is broken.
+    whether the file is broken. Raises UnsupportedImage if the format's decoder is not installed.
     """
+    decoder = _DECODERS.get(header.format) or plugin_decoder(header.format)
     try:
-        return _decoded(header, shorter_px)
+        return _decoded(decoder, header, shorter_px)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them raise
         kind, reason = type(error), str(error)
     # raised anew, since the frames of the traceback above hold the memory of the image
@@ -127,12 +132,15 @@ def jpeg_scale(header: Header, shorter_px: int | None) -> int:
 
 def memory_of(header: Header, shorter_px: int | None = None) -> int:
     """Return about how many bytes of memory decoding takes. shorter_px: see `decode_checked`."""
-    per_pixel = _WEBPS_BYTES_PER_PIXEL if header.format == "WEBP" else _BYTES_PER_PIXEL
+    of_video = header.format in ("WEBP", *FORMATS_OF_PLUGINS)
+    per_pixel = _VIDEO_BYTES_PER_PIXEL if of_video else _BYTES_PER_PIXEL
     return per_pixel * header.pixels // jpeg_scale(header, shorter_px) ** 2
 
 
-def _decoded(header: Header, shorter_px: int | None) -> Image.Image:
-    opened = _DECODERS[header.format](io.BytesIO(header.file()))
+def _decoded(decoder: type[ImageFile.ImageFile], header: Header, shorter_px: int | None) -> Image.Image:
+    opened = decoder(io.BytesIO(header.file()))
+    if header.format in FORMATS_OF_PLUGINS:
+        return _of_plugin(opened, header)
     if opened.size != header.size:
         raise ValueError(f"its size is given as {opened.width} x {opened.height} as well")
     scale = jpeg_scale(header, shorter_px)
@@ -142,6 +150,16 @@ def _decoded(header: Header, shorter_px: int | None) -> Image.Image:
     if header.clear is not None:
         opened.info["transparency"] = header.clear
     return upright(as_seen(opened), header.orientation)
+
+
+def _of_plugin(opened: ImageFile.ImageFile, header: Header) -> Image.Image:
+    """Decode a file whose size and orientation the decoder knows better, as it may crop and turn the image."""
+    check_size(*opened.size)
+    if opened.width * opened.height > header.pixels:
+        raise ValueError(f"its size is given as {opened.width} x {opened.height} as well")
+    turned = int(opened.getexif().get(_ORIENTATION, UPRIGHT))
+    opened.load()
+    return upright(as_seen(opened), turned)
 
 
 def _check_memory(header: Header) -> None:

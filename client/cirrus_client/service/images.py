@@ -12,13 +12,13 @@ from pathlib import Path
 from PIL import Image
 
 from cirrus_client.errors import InvalidImage, UnknownItem, UnreadableImage
-from cirrus_client.image.decode import check_header, decode
+from cirrus_client.image.decode import FORMATS, FORMATS_OF_PLUGINS, check_header, decode
 from cirrus_client.image.inputs import read_image_file
 from cirrus_client.index.items import Items
 
 _CACHE_BYTES = 64 * 2**20
 _QUALITY = 85
-_MEDIA_TYPES = {name: f"image/{name.lower()}" for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")}
+_MEDIA_TYPES = {name: f"image/{name.lower()}" for name in (*FORMATS, *FORMATS_OF_PLUGINS)}
 
 
 @dataclass(frozen=True)

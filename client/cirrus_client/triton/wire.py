@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 
-from cirrus_client.errors import InvalidImage, InvalidInput, InvalidText
+from cirrus_client.errors import InvalidImage, InvalidInput, InvalidText, UnsupportedImage
 from cirrus_client.names import EnsembleName
 
 SPACE_PARAMETER = "cirrus_space"
 BUNDLE_PARAMETER = "cirrus_bundle"
 QUERIES_PARAMETER = "cirrus_queries"
 
-_INVALID: dict[str, type[InvalidInput]] = {"InvalidImage": InvalidImage, "InvalidText": InvalidText}
+_INVALID: dict[str, type[InvalidInput]] = {
+    kind.__name__: kind for kind in (InvalidImage, InvalidText, UnsupportedImage)
+}
 _MESSAGE = re.compile(r"cirrus:(?P<kind>\w+)@(?P<position>\d+): (?P<reason>.*)", re.DOTALL)
 
 
