@@ -19,6 +19,7 @@ for a program: which item, which file, which parts differ.
     │   └── SearchIndexError
     ├── OutputError             path, holder
     ├── EngineError
+    ├── ClusterError            address
     ├── MissingPackage          package, requirement
     ├── PluginError             name
     ├── ServerError             url
@@ -170,6 +171,14 @@ class OutputError(CirrusError):
 
 class EngineError(CirrusError):
     """A graph that can't be loaded or run, or an engine that is not available here."""
+
+
+class ClusterError(CirrusError):
+    """A Ray cluster that can't be reached, or has no room for a worker. address: as it was given."""
+
+    def __init__(self, message: str, *, address: str) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class MissingPackage(CirrusError):

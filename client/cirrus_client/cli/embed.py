@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -19,6 +22,7 @@ from cirrus_client.cli.options import (
     check_encoder_options,
     open_encoder,
 )
+from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import GalleryError
 from cirrus_client.gallery import (
     BUNDLE,
@@ -30,6 +34,8 @@ from cirrus_client.gallery import (
     open_source,
 )
 from cirrus_client.gallery.cached_encoder import CachedEncoder
+from cirrus_client.gallery.cluster import connected
+from cirrus_client.gallery.cluster_tools import BundleTools, shared_cache
 from cirrus_client.gallery.feature_cache import FeatureCache
 from cirrus_client.gallery.new_head import bundle_with_head
 from cirrus_client.image.preprocess import Decoding
@@ -75,6 +81,11 @@ def embed(
     id_column: Annotated[
         str | None, typer.Option(help="Column of Parquet files with names for images that are bytes.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Embed on the Ray cluster at host:port, or `auto` for this machine's."),
+    ] = None,
+    ray_cores: Annotated[int | None, typer.Option(min=1, help="CPU cores of a worker on the cluster.")] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove embeddings of images that are no longer in the source.")
     ] = False,
@@ -88,7 +99,10 @@ def embed(
     Exit code 3: some files could not be read on this machine, and the same command tries them again.
     """
     if server is not None:
-        _refuse_with_server(engine=engine, decode=None if decode is Decoding.EXACT else decode, cache=cache, head=head)
+        chosen = None if decode is Decoding.EXACT else decode
+        _refuse_with_server(engine=engine, decode=chosen, cache=cache, head=head, ray=ray)
+    if ray_cores is not None and ray is None:
+        raise typer.BadParameter("it needs --ray", param_hint="--ray-cores")
     for option, value in {"--cache": cache, "--head": head}.items():
         if value is not None:
             _needed(bundle, option)
@@ -107,7 +121,11 @@ def embed(
         prune=prune,
         show_progress=shows_progress(),
     )
-    if cache is None:
+    if ray is not None:
+        opened = _needed(opened, "--ray")
+        tools = BundleTools(opened.root.resolve(), engine, decode, trust_plans)
+        summary = _on_cluster(run, ray, ray_cores, tools, opened, cache)
+    elif cache is None:
         summary = run(open_encoder(opened, server, name, transport, engine=engine, decoding=decode))
     else:
         opened = _needed(opened, "--cache")
@@ -121,6 +139,23 @@ def embed(
         echo(f"search it with --bundle {bundle}")
     if not summary.is_whole:
         raise typer.Exit(_UNDONE)
+
+
+def _on_cluster(
+    run: Callable[..., GallerySummary],
+    address: str,
+    cores: int | None,
+    tools: BundleTools,
+    bundle: Bundle,
+    cache: Path | None,
+) -> GallerySummary:
+    with ExitStack() as held:
+        cluster = held.enter_context(connected(address, cores=cores))
+        if cache is not None:
+            tools = replace(tools, cache=held.enter_context(shared_cache(cache, tools.bundle)))
+        if tools.engine is None:
+            tools = replace(tools, engine=cluster.ask(tools.choose_engine))
+        return run(LocalEncoder(bundle), workforce=cluster.workforce(tools))
 
 
 def _refuse_with_server(**options: object) -> None:

@@ -56,24 +56,17 @@ def open_graph(
     TENSORRT_RTX is named and the bundle has no plan of the graph, and EngineError if a named plan of TensorRT for RTX
     does not reproduce its graph.
     """
-    path, precision = bundle.graph_file(graph), bundle.spec.precision
-
-    def load(name: str) -> Engine:
-        return engine_kind(name).load_graph(bundle, graph, threads=threads, bulk=bulk)
-
     if engine is None:
-        plan = _plan_that_runs(bundle.root, graph, Library.TENSORRT, load)
-        if plan is not None:
-            log.info("%s runs on tensorrt: a plan was compiled for this GPU", graph)
-            return plan
-        plan = _plan_that_runs(bundle.root, graph, Library.RTX, load)
-        if plan is None:
-            return load(choose(path, precision, threads=threads, bulk=bulk).engine)
-        return _plan_or_faster(path, precision, plan, threads=threads, bulk=bulk)
-    opened = load(engine)
+        return _chosen(bundle, graph, threads=threads, bulk=bulk)[1]
+    opened = engine_kind(engine).load_graph(bundle, graph, threads=threads, bulk=bulk)
     if engine == EngineName.TENSORRT_RTX:
-        _hold_to_graph(path, precision, opened)
+        _hold_to_graph(bundle.graph_file(graph), bundle.spec.precision, opened)
     return opened
+
+
+def chosen_engine(bundle: Bundle, graph: str, *, threads: int | None = None, bulk: bool = False) -> str:
+    """Return the name of the engine on which `open_graph` loads a graph where none is named."""
+    return _chosen(bundle, graph, threads=threads, bulk=bulk)[0]
 
 
 def open_served_graph(path: Path, precision: Precision, *, bulk: bool = False) -> Engine:
@@ -91,7 +84,24 @@ def open_served_graph(path: Path, precision: Precision, *, bulk: bool = False) -
     plan = _plan_that_runs(path.parent, path.stem, Library.RTX, load)
     if plan is None:
         return open_engine(path, precision, bulk=bulk)
-    return _plan_or_faster(path, precision, plan, threads=None, bulk=bulk)
+    return _plan_or_faster(path, precision, plan, threads=None, bulk=bulk)[1]
+
+
+def _chosen(bundle: Bundle, graph: str, *, threads: int | None, bulk: bool) -> tuple[str, Engine]:
+    path, precision = bundle.graph_file(graph), bundle.spec.precision
+
+    def load(name: str) -> Engine:
+        return engine_kind(name).load_graph(bundle, graph, threads=threads, bulk=bulk)
+
+    plan = _plan_that_runs(bundle.root, graph, Library.TENSORRT, load)
+    if plan is not None:
+        log.info("%s runs on tensorrt: a plan was compiled for this GPU", graph)
+        return EngineName.TENSORRT.value, plan
+    plan = _plan_that_runs(bundle.root, graph, Library.RTX, load)
+    if plan is not None:
+        return _plan_or_faster(path, precision, plan, threads=threads, bulk=bulk)
+    name = choose(path, precision, threads=threads, bulk=bulk).engine
+    return name, load(name)
 
 
 def _plan_that_runs(root: Path, graph: str, library: Library, load: Callable[[str], Engine]) -> Engine | None:
@@ -105,8 +115,10 @@ def _plan_that_runs(root: Path, graph: str, library: Library, load: Callable[[st
         return None
 
 
-def _plan_or_faster(path: Path, precision: Precision, plan: Engine, *, threads: int | None, bulk: bool) -> Engine:
-    """Return a plan that no GPU has run if it agrees with what `choose` returns and is faster, else that."""
+def _plan_or_faster(
+    path: Path, precision: Precision, plan: Engine, *, threads: int | None, bulk: bool
+) -> tuple[str, Engine]:
+    """Return a plan no GPU has run if it agrees with what `choose` returns and is faster, else that, and its name."""
     try:
         name = choose(path, precision, threads=threads, bulk=bulk).engine
     except EngineError as error:
@@ -115,7 +127,7 @@ def _plan_or_faster(path: Path, precision: Precision, plan: Engine, *, threads: 
     engines = {name: other, EngineName.TENSORRT_RTX.value: plan}
     choice = _measure(precision, engines)
     log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
-    return engines[choice.engine]
+    return choice.engine, engines[choice.engine]
 
 
 def _hold_to_graph(path: Path, precision: Precision, plan: Engine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, prepare_all
-from cirrus_client.gallery.feature_cache import FeatureCache, Features, FileKey
+from cirrus_client.gallery.feature_cache import CacheManifest, Features, FileKey
 from cirrus_client.gallery.source import ImageFile, Source
 from cirrus_client.image.inputs import ImageInput
 from cirrus_client.image.preprocess import Decoding
@@ -29,6 +29,31 @@ class _Prepared:
     pixels: NDArray[np.float32] | None
 
 
+class Cache(Protocol):
+    """What an encoder needs of a `FeatureCache`, which may be in another process. Threads may share it."""
+
+    @property
+    def manifest(self) -> CacheManifest:
+        """What the features are of."""
+        ...
+
+    def get(self, digest: str) -> Features | None:
+        """See `FeatureCache.get`."""
+        ...
+
+    def put(self, digest: str, features: Features) -> None:
+        """See `FeatureCache.put`."""
+        ...
+
+    def digest_of(self, file: FileKey) -> str | None:
+        """See `FeatureCache.digest_of`."""
+        ...
+
+    def remember(self, file: FileKey, digest: str) -> None:
+        """See `FeatureCache.remember`."""
+        ...
+
+
 class CachedEncoder:
     """Runs a bundle in this process with a feature cache: the backbone once per image, the head in every call.
 
@@ -39,7 +64,7 @@ class CachedEncoder:
     def __init__(
         self,
         bundle: Bundle,
-        cache: FeatureCache,
+        cache: Cache,
         *,
         engine: str | None = None,
         decoding: Decoding = Decoding.EXACT,

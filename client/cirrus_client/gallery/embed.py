@@ -28,7 +28,7 @@ from cirrus_client.gallery.sources.kinds import open_source
 from cirrus_client.gallery.store import read_gallery
 from cirrus_client.gallery.stream import Recollection, Rejected, Undone
 from cirrus_client.gallery.twins import Twins
-from cirrus_client.gallery.work import DoneShard, OpenedPart, Tools, Unit, WorkOptions, work
+from cirrus_client.gallery.work import DoneShard, OpenedPart, Tools, Unit, Workforce, WorkOptions, work
 from cirrus_client.gallery.writer import GalleryWriter
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,6 @@ class GallerySummary:
         return not self.undone and not self.unread
 
 
-Workforce = Callable[
-    [AnySource, Sequence[Unit], WorkOptions, Callable[[int], object]], Iterator[OpenedPart | DoneShard]
-]
-"""Does units, in any order. What belongs to a part comes in order: what is in it, then its shards."""
-
-
 def embed_gallery(
     images: Path | str | AnySource,
     out: Path | str,
@@ -92,7 +86,7 @@ def embed_gallery(
     OutputError if another job writes it.
     """
     source = open_source(images) if isinstance(images, (str, Path)) else images
-    options = WorkOptions(shard_size, batch_size, prune)
+    options = WorkOptions(encoder.space.item_shape, shard_size, batch_size, prune)
     listing = source.parts() if isinstance(source, PartedSource) else source.list()
     if prune and listing.unread:
         raise GalleryError(

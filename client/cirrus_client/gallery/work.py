@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from cirrus_client.encoders.protocol import Embeddings, Encoder
 from cirrus_client.errors import UnreadableImage
 from cirrus_client.gallery.plan import KnownShard, Plan, Shard, plan_shards
 from cirrus_client.gallery.source import AnySource, ImageFile, Listing, PartedSource, PassedOver, Source
-from cirrus_client.gallery.stream import Embedded, EmbedStream, Recollection
+from cirrus_client.gallery.stream import Embedded, EmbedStream, Recollection, Undone
 
 _NOTHING = Plan(0, 0, (), ())
 
 
 @dataclass(frozen=True)
 class WorkOptions:
-    """Options of a job that every process must have the same. shard_size, batch_size, prune: see `embed_gallery`."""
+    """What every process of a job must have the same.
 
+    item_shape: of an image's embedding. shard_size, batch_size, prune: see `embed_gallery`.
+    """
+
+    item_shape: tuple[int, ...]
     shard_size: int
     batch_size: int
     prune: bool
@@ -29,19 +35,20 @@ class Unit:
     """What a process does at a time. Either `part` is None, or the unit is that part of the source.
 
     shards: those to embed; of a part they are planned when it has been opened. known: what the gallery has of the part.
+    done: ids of shards that were embedded already and are left out.
     """
 
     part: ImageFile | None = None
     shards: tuple[Shard, ...] = ()
     known: tuple[KnownShard, ...] = field(default=(), repr=False)
+    done: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class OpenedPart:
-    """What was found in a part. files: number of images. The listing's own files are left out."""
+    """What was found in a part. The listing's own files are left out."""
 
     part: ImageFile
-    files: int
     listing: Listing
     plan: Plan
 
@@ -52,6 +59,12 @@ class DoneShard:
 
     shard: Shard
     embedded: Embedded
+
+
+Workforce = Callable[
+    [AnySource, Sequence[Unit], WorkOptions, Callable[[int], object]], Iterator[OpenedPart | DoneShard]
+]
+"""Does units, in any order. What belongs to a part comes in order: what is in it, then its shards."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +100,7 @@ def work(
             try:
                 images = held.enter_context(opened or _open(source, unit.part))
             except UnreadableImage as error:
-                unread = (PassedOver(unit.part.path, error.reason),)
-                yield OpenedPart(unit.part, 0, Listing((), (), unread), _NOTHING)
+                yield from given_up(unit, error.reason, options)
                 return
             found = _look(images, unit.part, unit.known, options)
             yield found
@@ -102,7 +114,18 @@ def work(
             workers=tools.workers,
         ) as stream:
             for shard in shards:
-                yield DoneShard(shard, stream.embed(shard.files, on_done))
+                if shard.id not in unit.done:
+                    yield DoneShard(shard, stream.embed(shard.files, on_done))
+
+
+def given_up(unit: Unit, reason: str, options: WorkOptions) -> Iterator[OpenedPart | DoneShard]:
+    """Yield what a unit is that can't be done now: files that are undone, or a part that is unread."""
+    if unit.part is not None:
+        yield OpenedPart(unit.part, Listing((), (), (PassedOver(unit.part.path, reason),)), _NOTHING)
+    for shard in unit.shards:
+        undone = tuple(Undone(file, reason) for file in shard.files)
+        nothing = np.empty((0, *options.item_shape), dtype=np.float32)
+        yield DoneShard(shard, Embedded(nothing, (), undone=undone))
 
 
 def _open(source: AnySource, part: ImageFile) -> AbstractContextManager[Source]:
@@ -113,4 +136,4 @@ def _look(images: Source, part: ImageFile, known: tuple[KnownShard, ...], option
     listing = images.list()
     prune = options.prune and not listing.unread
     plan = plan_shards(listing.files, known, options.shard_size, prune=prune, part=part.path)
-    return OpenedPart(part, len(listing.files), Listing((), listing.skipped, listing.unread), plan)
+    return OpenedPart(part, Listing((), listing.skipped, listing.unread), plan)

@@ -1,0 +1,219 @@
+"""Embed a gallery on a Ray cluster: actors that each own an engine embed units, and the driver commits what comes back.
+
+A unit is a shard, or a part of the source like a tar. A worker that dies costs the shard that it was embedding: the
+unit goes to another worker, without the shards that have come. Nothing is kept on the cluster, so a driver that was
+killed is started again and resumes from the gallery. Only the driver writes the gallery. The bundle and the images must
+be reachable from all machines under the same names.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from cirrus_client.encoders.protocol import Encoder
+from cirrus_client.errors import ClusterError
+from cirrus_client.extras import need
+from cirrus_client.gallery.source import AnySource
+from cirrus_client.gallery.stream import Recollection
+from cirrus_client.gallery.work import DoneShard, OpenedPart, Tools, Unit, Workforce, WorkOptions, given_up, work
+from cirrus_client.memory import keep_freed_memory
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+MAX_CORES = 8
+"""Cores of a worker where nothing else was asked for: engines gain little from more."""
+
+_TRIES = 10
+_KNOCK_S = 10
+
+MakeTools = Callable[[int | None], tuple[Encoder, Recollection | None]]
+"""Returns what a worker embeds with. Argument: CPU threads of the engine, None if it runs on a GPU."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers that a Ray cluster has room for. Connect with `connected`.
+
+    gpus: GPUs per worker, 0 or 1. cores: CPU cores per worker. workers: number of workers.
+    """
+
+    gpus: int
+    cores: int
+    workers: int
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of a worker's engine, None if it runs on a GPU."""
+        return None if self.gpus else self.cores
+
+    def ask(self, question: Callable[[int | None], T]) -> T:
+        """Return the answer of a function that is called where a worker would be, with `threads`."""
+        ray = need("ray", "--ray")
+        asked = ray.remote(_answer).options(num_cpus=self.cores, num_gpus=self.gpus)
+        try:
+            answer: T = ray.get(asked.remote(question, self.threads))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        return answer
+
+    def workforce(self, make_tools: MakeTools) -> Workforce:
+        """Return what embeds on this cluster. make_tools: is called in each worker, and must be picklable."""
+
+        def run(
+            source: AnySource, units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
+        ) -> Iterator[OpenedPart | DoneShard]:
+            ray = need("ray", "--ray")
+            actor = ray.remote(_Worker).options(
+                num_cpus=self.cores, num_gpus=self.gpus, max_restarts=-1, max_task_retries=0
+            )
+            workers = [
+                actor.remote(source, make_tools, options, self.cores, self.threads)
+                for _ in range(min(self.workers, len(units)))
+            ]
+            try:
+                yield from _spread(ray, workers, units, options, on_done)
+            finally:
+                for worker in workers:
+                    ray.kill(worker)
+
+        return run
+
+
+@contextmanager
+def connected(address: str, *, cores: int | None = None) -> Iterator[Cluster]:
+    """Connect to a Ray cluster. address: `auto` for the one of this machine, or `host:port`.
+
+    A worker gets a GPU where the cluster has any, and `cores` CPU cores. None takes the cores that there are per GPU;
+    without GPUs MAX_CORES, or all of the smallest machine. Raises ClusterError if there is no cluster, or no machine
+    has room for a worker, and MissingPackage if Ray is not installed.
+    """
+    ray = need("ray", "--ray")
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        try:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ClusterError(
+                f"--ray {address}: there is no cluster ({error}); start one with `ray start --head`", address=address
+            ) from None
+    try:
+        yield _room(ray.nodes(), address, cores)
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at `host:port`: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+
+
+def _room(nodes: Sequence[dict[str, Any]], address: str, cores: int | None) -> Cluster:
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus = [int(found.get("CPU", 0)) for found in resources]
+    gpus = sum(int(found.get("GPU", 0)) for found in resources)
+    if gpus:
+        per_gpu = (int(found.get("CPU", 0)) // int(found["GPU"]) for found in resources if found.get("GPU"))
+        return Cluster(1, cores or max(1, min(per_gpu)), gpus)
+    wanted = cores or min(MAX_CORES, *(number for number in cpus if number), MAX_CORES)
+    workers = sum(number // wanted for number in cpus)
+    if not workers:
+        raise ClusterError(
+            f"--ray {address}: no machine has {wanted} cores for a worker, they have {', '.join(map(str, cpus))}; give "
+            "fewer as --ray-cores",
+            address=address,
+        )
+    return Cluster(0, wanted, workers)
+
+
+def _answer(question: Callable[[int | None], T], threads: int | None) -> T:
+    return question(threads)
+
+
+class _Worker:
+    """A Ray actor that embeds units with an engine of its own."""
+
+    def __init__(
+        self, source: AnySource, make_tools: MakeTools, options: WorkOptions, cores: int, threads: int | None
+    ) -> None:
+        keep_freed_memory()
+        self._source, self._options = source, options
+        encoder, recollection = make_tools(threads)
+        self._tools = Tools(encoder, recollection, workers=cores)
+
+    def do(self, unit: Unit) -> Iterator[OpenedPart | DoneShard]:
+        yield from work(self._source, unit, self._tools, self._options)
+
+
+@dataclass
+class _Task:
+    """A unit, and what has come of it."""
+
+    unit: Unit
+    tries: int = 0
+    opened: OpenedPart | None = None
+    done: set[str] = field(default_factory=set)
+
+    def rest(self) -> Unit:
+        return replace(self.unit, done=frozenset(self.done))
+
+
+def _spread(
+    ray: Any, workers: Sequence[Any], units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
+) -> Iterator[OpenedPart | DoneShard]:
+    """Give every worker one unit at a time, and yield what comes back."""
+    waiting = deque(_Task(unit) for unit in units)
+    idle = deque(workers)
+    running: dict[Any, tuple[Any, _Task]] = {}
+    while waiting or running:
+        while waiting and idle:
+            worker, task = idle.popleft(), waiting.popleft()
+            task.tries += 1
+            running[worker.do.options(num_returns="streaming").remote(task.rest())] = worker, task
+        ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
+        stream = ready[0]
+        worker, task = running[stream]
+        try:
+            result = ray.get(next(stream))
+        except StopIteration:
+            del running[stream]
+            idle.append(worker)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError):
+            del running[stream]
+            idle.append(worker)  # Ray starts it anew
+            if task.tries < _TRIES:
+                log.warning("a worker died; what it was embedding goes to another one")
+                waiting.append(task)
+            else:
+                yield from given_up(task.rest(), f"{_TRIES} workers died of it", options)
+        else:
+            yield from _new(task, result, options, on_done)
+
+
+def _new(
+    task: _Task, result: OpenedPart | DoneShard, options: WorkOptions, on_done: Callable[[int], object]
+) -> Iterator[OpenedPart | DoneShard]:
+    """Yield what is new in a result. A part that has changed while a worker died is left to the next run."""
+    if isinstance(result, OpenedPart):
+        earlier, task.opened = task.opened, result
+        if earlier is None:
+            yield result
+        elif earlier.plan != result.plan:
+            yield from given_up(task.unit, "it has changed while it was embedded", options)
+            task.done |= {shard.id for shard in result.plan.pending}
+    elif result.shard.id not in task.done:
+        task.done.add(result.shard.id)
+        on_done(len(result.shard.files))
+        yield result

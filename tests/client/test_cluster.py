@@ -1,0 +1,207 @@
+"""A Ray cluster writes the gallery that one process would, to the bit, whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import ClusterError, SpaceMismatch
+from cirrus_client.gallery import FolderSource, ImageFile, embed_gallery, open_source, read_gallery
+from cirrus_client.gallery.cached_encoder import CachedEncoder
+from cirrus_client.gallery.cluster import connected
+from cirrus_client.gallery.cluster_tools import BundleTools, shared_cache
+from cirrus_client.gallery.feature_cache import FeatureCache
+from tests.client.test_sources import write_tars
+from tests.conftest import BAD_IMAGES
+
+ENGINE = "onnxruntime"
+SIZES = {"shard_size": 4, "batch_size": 4}
+WORKERS = 3
+
+
+class Cluster:
+    """A Ray cluster of this test's own."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster as RayCluster
+
+        self._cluster = RayCluster(
+            initialize_head=True, head_node_args={"num_cpus": WORKERS, "include_dashboard": False}
+        )
+        self.address: str = self._cluster.address
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers that embed."""
+        import psutil
+
+        raylet = self._cluster.head_node.all_processes["raylet"][0].process.pid
+        found = psutil.Process(raylet).children(recursive=True)
+        return [process.pid for process in found if process.name().startswith("ray::_Worker")]
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    started = Cluster()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cluster") / "photos"
+    shutil.copytree(pictures, root)
+    shutil.copy(root / "000001.jpg", root / "twin.jpg")
+    (root / "broken.jpg").write_bytes(BAD_IMAGES["truncated"][0])
+    return root
+
+
+def embed_alone(source: Any, out: Path, bundle: Bundle) -> dict[str, bytes]:
+    embed_gallery(source, out, LocalEncoder(bundle, engine=ENGINE), **SIZES)
+    return content(out)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Return every file of a gallery."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+class SlowFolder(FolderSource):
+    """A folder on a slow disk, so that there is time to kill somebody."""
+
+    def read(self, file: ImageFile) -> bytes:
+        time.sleep(0.4)
+        return super().read(file)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tars"])
+def test_a_cluster_writes_the_gallery_of_one_process(kind, cluster, folder, bundle, tmp_path) -> None:
+    source = open_source(folder if kind == "folder" else write_tars(folder, tmp_path / "tars", tars=5))
+    with connected(cluster.address, cores=1) as found:
+        assert (found.workers, found.threads) == (WORKERS, 1)
+        workforce = found.workforce(BundleTools(bundle.root, ENGINE))
+        summary = embed_gallery(source, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+        again = embed_gallery(source, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+    assert (summary.embedded, summary.new, len(summary.rejected), summary.is_whole) == (61, 62, 1, True)
+    assert (again.embedded, again.new) == (61, 0)
+    assert content(tmp_path / "out") == embed_alone(source, tmp_path / "alone", bundle)
+
+
+def test_workers_that_are_killed_cost_nothing_but_their_shards(cluster, folder, bundle, tmp_path) -> None:
+    over, killed = threading.Event(), []
+
+    def kill() -> None:
+        while not over.wait(0.7) and len(killed) < 6:
+            for pid in random.Random(len(killed)).sample(workers := cluster.workers(), min(1, len(workers))):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with connected(cluster.address, cores=1) as found:
+            workforce = found.workforce(BundleTools(bundle.root, ENGINE))
+            source = SlowFolder(folder)
+            summary = embed_gallery(source, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) >= 2
+    assert (summary.embedded, summary.new, summary.is_whole) == (61, 62, True)
+    assert content(tmp_path / "out") == embed_alone(folder, tmp_path / "alone", bundle)
+
+
+def test_a_driver_that_is_killed_resumes_when_it_is_started_again(cluster, folder, bundle, tmp_path) -> None:
+    out = tmp_path / "out"
+    arguments = ["embed", str(folder), "--bundle", str(bundle.root), "--out", str(out), "--engine", ENGINE]
+    arguments += ["--ray", cluster.address, "--ray-cores", "1", "--shard-size", "4", "--batch-size", "4"]
+    command = [sys.executable, "-m", "cirrus_client.cli", *arguments]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("shards/*.json"))) < 2:
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    driver.kill()
+    driver.wait()
+    left = 16 - len(list(out.glob("shards/*.json")))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "61 images embedded" in done.stdout
+    assert left > 0
+    assert content(out) == embed_alone(folder, tmp_path / "alone", bundle)
+
+
+def test_the_feature_cache_is_shared_with_the_cluster(cluster, folder, bundle, tmp_path) -> None:
+    with connected(cluster.address, cores=1) as found:
+        with shared_cache(tmp_path / "cache", bundle.root) as cache:
+            workforce = found.workforce(BundleTools(bundle.root, ENGINE, cache=cache))
+            embed_gallery(folder, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+        with pytest.raises(SpaceMismatch), shared_cache(tmp_path / "cache", other_backbone(bundle, tmp_path)):
+            pass
+
+    class Unopened(FolderSource):
+        def read(self, file: ImageFile) -> bytes:
+            assert file.path == "broken.jpg"
+            return super().read(file)
+
+    with FeatureCache(tmp_path / "cache", bundle) as kept:
+        assert len(kept) == 60
+        cached = CachedEncoder(bundle, kept, engine=ENGINE)
+        embed_gallery(Unopened(folder), tmp_path / "alone", cached, recollection=cached, **SIZES)
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
+def other_backbone(bundle: Bundle, tmp_path: Path) -> Path:
+    from cirrus_client.image.preprocess import Pad
+    from tests.tiny import write_tiny_bundle
+
+    return write_tiny_bundle(tmp_path / "other", pad=Pad.NONE).root
+
+
+def test_what_fails_on_a_worker_is_told_as_in_one_process(cluster, folder, bundle, tmp_path) -> None:
+    class Vanishing(FolderSource):
+        def read(self, file: ImageFile) -> bytes:
+            raise ZeroDivisionError(file.path)
+
+    with connected(cluster.address, cores=1) as found:
+        workforce = found.workforce(BundleTools(bundle.root, ENGINE))
+        with pytest.raises(ZeroDivisionError):
+            embed_gallery(Vanishing(folder), tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+
+
+def test_all_workers_run_the_engine_that_one_of_them_chose(cluster, bundle) -> None:
+    with connected(cluster.address, cores=1) as found:
+        assert found.ask(BundleTools(bundle.root).choose_engine) in {"onnxruntime", "openvino"}
+
+
+def test_a_cluster_that_is_not_there_or_too_small_is_told(cluster) -> None:
+    with pytest.raises(ClusterError, match="ray start --head"), connected("127.0.0.1:1"):
+        pass
+    with pytest.raises(ClusterError, match="no machine has 64 cores"), connected(cluster.address, cores=64):
+        pass
+
+
+def test_an_empty_gallery_needs_no_worker(cluster, folder, bundle, tmp_path) -> None:
+    embed_alone(folder, tmp_path / "out", bundle)
+    with connected(cluster.address, cores=1) as found:
+        workforce = found.workforce(BundleTools(bundle.root, ENGINE))
+        assert embed_gallery(folder, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES).new == 0
+    assert len(read_gallery(tmp_path / "out")) == 61
