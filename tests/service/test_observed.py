@@ -147,13 +147,15 @@ def test_spans_of_a_request_and_its_stages_go_to_a_collector() -> None:
     assert spans["encode"].start_time_unix_nano == spans["decode"].end_time_unix_nano
 
 
-def test_the_board_asks_for_metrics_that_there_are(serve) -> None:
+def test_the_board_and_the_alerts_ask_for_metrics_that_there_are(serve) -> None:
     client = serve()
     client.post("/v1/search", json={"queries": [{"id": "000001.jpg"}]})
     client.post("/v1/search", json={"queries": [{"image": "AAAA"}]})
     board = json.loads((ROOT / "deploy" / "grafana" / "cirrus-search.json").read_text())
     asked = {name for panel in board["panels"] for t in panel["targets"] for name in _METRIC.findall(t["expr"])}
     there = {name for name, _ in samples(client)}
-    assert asked <= there, asked - there
+    alerting = set(_METRIC.findall((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()))
+    assert "cirrus_canary_cosine" in alerting
+    assert asked | alerting <= there, (asked | alerting) - there
     gauges = {name for name in there if not name.endswith(("_total", "_bucket", "_sum", "_count", "_created"))}
     assert gauges <= asked, gauges - asked
