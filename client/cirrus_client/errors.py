@@ -16,7 +16,8 @@ for a program: which item, which file, which parts differ.
     ├── StoredDataError         path, field
     │   ├── BundleError
     │   ├── GalleryError
-    │   └── SearchIndexError
+    │   ├── SearchIndexError
+    │   └── TransferError       url
     ├── OutputError             path, holder
     ├── EngineError
     ├── ClusterError            address
@@ -155,6 +156,16 @@ class GalleryError(StoredDataError):
 
 class SearchIndexError(StoredDataError):
     """A search index that is missing or corrupted, or a request that it can't answer."""
+
+
+class TransferError(StoredDataError):
+    """A folder that can't be pushed to a store or pulled from it. url: where it is, or should be, there."""
+
+    def __init__(
+        self, message: str, *, path: Path | None = None, field: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(message, path=path, field=field)
+        self.url = url
 
 
 class OutputError(CirrusError):

@@ -17,7 +17,7 @@ from cirrus_client.cli.verbs import Verbs
 PLUGINS = "cirrus.commands"
 """Entry points by which other packages add verbs; `cirrus_export` and `cirrus_bench` do."""
 
-_OWN = ("embed", "index", "search", "suggest", "serve", "verify", "doctor", "mcp")
+_OWN = ("embed", "index", "search", "suggest", "serve", "verify", "push", "pull", "doctor", "mcp")
 
 
 class _Cirrus(TyperGroup):

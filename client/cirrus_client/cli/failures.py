@@ -23,6 +23,8 @@ from cirrus_client.extras import missing_package
 
 _NEXT = {
     "embed": "the same command resumes where this one stopped",
+    "push": "the same command resumes where this one stopped",
+    "pull": "the same command resumes where this one stopped",
     "export": "an export does not resume: run the same command again",
     "index": "an index is built whole or not at all: run the same command again",
     "serve": "the server was stopped",

@@ -1,0 +1,194 @@
+"""Copy a folder that Cirrus wrote to a store that fsspec knows, and back: s3, gs, http, a Hugging Face repository.
+
+The store has the files under their own names, and a manifest with the sha256 of each, which is written last.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+from tqdm import tqdm
+
+from cirrus_client.bundle import CONTRACT, Bundle
+from cirrus_client.errors import GalleryError, TransferError
+from cirrus_client.files import sha256_of_file
+from cirrus_client.gallery.sources.store import filesystem, patiently
+from cirrus_client.names import Writer
+from cirrus_client.outputs import MARK, OutputMark, check_replaceable, replaced_directory
+from cirrus_client.records import Record, RelativePath, parse_record, read_record
+
+MANIFEST = "cirrus-files.json"
+_UNFINISHED = "cirrus-files.part.json"
+_CHUNK_BYTES = 1 << 22
+T = TypeVar("T")
+
+
+class SentFile(Record):
+    """A file of a folder that was pushed."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Manifest(Record):
+    """The contents of `cirrus-files.json`. writer: the command that wrote the folder."""
+
+    format: Literal[1] = 1
+    writer: Writer
+    files: dict[RelativePath, SentFile]
+
+    def __str__(self) -> str:
+        return f"{len(self.files)} files, {sum(file.size for file in self.files.values()) / 1e6:,.1f} MB"
+
+
+def push(folder: Path, url: str, *, show_progress: bool = False) -> Manifest:
+    """Copy a bundle, an index, a suggester or a model repository to a store. Files that did not change are not sent.
+
+    url: where its files shall be, like `s3://models/union` or `hf://name/repository`. Raises BundleError for a bundle
+    that is not whole, TransferError for a folder that Cirrus did not write or a store that does not take it, and
+    MissingPackage if the scheme's package is missing.
+    """
+    manifest = _described(folder)
+    store, root = _store(url)
+    earlier = [_manifest(store, root, url, name) for name in (MANIFEST, _UNFINISHED)]
+    there = {name: file for one in earlier if one is not None for name, file in one.files.items()}
+    sent = {} if earlier[1] is None else dict(earlier[1].files)
+    for name, file in _shown(manifest.files, show_progress, "pushing"):
+        if there.get(name) != file:
+            _asked(url, partial(_put, store, folder / name, f"{root}/{name}"))
+            sent[name] = file
+            _asked(url, partial(_write, store, f"{root}/{_UNFINISHED}", Manifest(writer=manifest.writer, files=sent)))
+    _asked(url, partial(_write, store, f"{root}/{MANIFEST}", manifest))
+    if sent:
+        _asked(url, partial(store.rm_file, f"{root}/{_UNFINISHED}"))
+    return manifest
+
+
+def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:
+    """Copy a folder from where `push` put it. Files that `out` has already are not fetched again.
+
+    The folder replaces `out` in one step when every file has its sha256. After an interruption, what was fetched is
+    used. Raises TransferError if nothing was pushed there or a file differs, OutputError if `out` is something else,
+    BundleError if a bundle is not whole, and MissingPackage as `push` does.
+    """
+    store, root = _store(url)
+    manifest = _manifest(store, root, url, MANIFEST)
+    if manifest is None:
+        raise TransferError(f"{url} has no {MANIFEST}: nothing was pushed there; see `cirrus push`", url=url)
+    check_replaceable(out, manifest.writer)
+    fetched = out.parent / f".{out.name}.pulled"
+    fetched.mkdir(parents=True, exist_ok=True)
+    for name, file in _shown(manifest.files, show_progress, "pulling"):
+        kept = fetched / file.sha256
+        if not _is(kept, file) and not _reused(out / name, kept, file):
+            _asked(url, partial(_get, store, f"{root}/{name}", kept))
+            if not _is(kept, file):
+                kept.unlink()
+                raise TransferError(
+                    f"{url}: {name} is not the file of {MANIFEST}; if it is being pushed now, pull again later, else "
+                    "push it again",
+                    url=url,
+                )
+    with replaced_directory(out, manifest.writer) as folder:
+        for name, file in manifest.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fetched / file.sha256, folder / name)
+        if CONTRACT in manifest.files:
+            Bundle.open(folder)
+    shutil.rmtree(fetched)
+    return manifest
+
+
+def _described(folder: Path) -> Manifest:
+    """Return the files of a folder that a command of Cirrus wrote."""
+    if (folder / CONTRACT).exists():
+        Bundle.open(folder)
+    mark = read_record(
+        folder / MARK,
+        OutputMark,
+        raises=TransferError,
+        missing=f"{folder} is no bundle, index, suggester or model repository",
+        way_out="give a folder that Cirrus wrote",
+    )
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path != folder / MARK
+    )
+    files = {
+        name: SentFile(sha256=sha256_of_file(folder / name), size=(folder / name).stat().st_size) for name in names
+    }
+    return Manifest(writer=mark.writer, files=files)
+
+
+def _shown(files: Mapping[str, SentFile], show_progress: bool, what: str) -> Iterator[tuple[str, SentFile]]:
+    """Yield files and their names, with a bar of the bytes that are done."""
+    total = sum(file.size for file in files.values())
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not show_progress) as bar:
+        for name, file in files.items():
+            yield name, file
+            bar.update(file.size)
+
+
+def _manifest(store: Any, root: str, url: str, name: str) -> Manifest | None:
+    def read() -> bytes | None:
+        try:
+            return bytes(store.cat_file(f"{root}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    content = _asked(url, read)
+    if content is None:
+        return None
+    return parse_record(content, Manifest, source=f"{url}/{name}", raises=TransferError, way_out="push it again")
+
+
+def _write(store: Any, target: str, manifest: Manifest) -> None:
+    store.pipe_file(target, manifest.model_dump_json(indent=2).encode())
+
+
+def _store(url: str) -> tuple[Any, str]:
+    try:
+        store, root = filesystem(url)
+    except GalleryError as error:
+        raise TransferError(f"{url} is no store: {error}", url=url) from None
+    return store, root.rstrip("/")
+
+
+def _asked(url: str, job: Callable[[], T]) -> T:
+    """Return what a store answers, tried three times. Raises TransferError with the store's reason."""
+    try:
+        return patiently(job)
+    except MemoryError:
+        raise
+    except Exception as error:  # what fsspec's stores raise is theirs to choose
+        raise TransferError(f"{url}: {type(error).__name__}: {error}", url=url) from None
+
+
+def _put(store: Any, source: Path, target: str) -> None:
+    store.makedirs(target.rpartition("/")[0], exist_ok=True)
+    store.put_file(str(source), target)
+
+
+def _get(store: Any, source: str, target: Path) -> None:
+    with store.open(source, "rb") as remote, target.open("wb") as local:
+        shutil.copyfileobj(remote, local, _CHUNK_BYTES)
+
+
+def _is(path: Path, file: SentFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and sha256_of_file(path) == file.sha256
+
+
+def _reused(path: Path, target: Path, file: SentFile) -> bool:
+    """Link or copy a file that is there already, and return whether it is the right one."""
+    if not _is(path, file):
+        return False
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+    return True
