@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from functools import partial
@@ -277,3 +278,31 @@ def test_a_web_server_that_is_no_triton_is_an_error_with_the_ports(index, images
         web.shutdown()
     assert f"the server at {address} does not answer as Triton does; check host and port" in message
     assert "8000" in message
+
+
+def test_embed_takes_tars_and_says_what_it_found(images, tiny_bundle, tmp_path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in sorted(images.iterdir()):
+            tar.add(path, path.name)
+            tar.add(path, f"again-{path.name}")
+        tar.add(__file__, "code.py")
+    done = run("embed", tmp_path / "{0..0}.tar", "--bundle", tiny_bundle.root, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "4 images embedded" in done.stdout
+    assert "2 of them have the bytes of another image, and its embedding" in done.stdout
+    assert "0.tar/code.py: it does not begin as an image does" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bundle", "b", "--ray-cores", "2"], "it needs --ray"),
+        (["--server", "localhost:1", "--ray", "auto"], "it needs --bundle"),
+        (["--bundle", "b", "--id-column", "id"], "has no columns"),
+    ],
+)
+def test_embed_refuses_options_that_do_not_go_together(options, message, images, tiny_bundle, tmp_path) -> None:
+    given = [tiny_bundle.root if option == "b" else option for option in options]
+    done = run("embed", images, "--out", tmp_path / "out", *given)
+    assert done.exit_code != 0
+    assert message in done.output

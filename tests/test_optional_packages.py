@@ -30,7 +30,7 @@ def test_the_client_imports_without_any_optional_package() -> None:
         "import cirrus_client.encoders, cirrus_client.engines, cirrus_client.gallery, cirrus_client.index\n"
         "import cirrus_client.retriever, cirrus_client.suggest, cirrus_client.triton.server\n"
         "import cirrus_client.canary, cirrus_client.service.client, cirrus_client.service.options\n"
-        "import cirrus_client.cli.search, cirrus_client.cli.serve, cirrus_client.cli.mcp\n"
+        "import cirrus_client.cli.embed, cirrus_client.cli.search, cirrus_client.cli.serve, cirrus_client.cli.mcp\n"
     )
     done = run_without(set(REQUIREMENTS), script)
     assert done.returncode == 0, done.stderr
@@ -54,6 +54,22 @@ def test_the_client_imports_without_any_optional_package() -> None:
             "httpx2",
             "from cirrus_client import SearchClient; SearchClient('http://localhost:8080')",
             "SearchClient needs httpx2: pip install 'cirrus-cir[service]'",
+        ),
+        (
+            "ray",
+            "from cirrus_client.gallery.cluster import connected; connected('auto').__enter__()",
+            "--ray needs ray: pip install 'cirrus-cir[ray]'",
+        ),
+        (
+            "fsspec",
+            "from cirrus_client.gallery import open_source; open_source('s3://bucket/photos').list()",
+            "reading s3://bucket/photos needs fsspec: pip install 'cirrus-cir[sources]'",
+        ),
+        (
+            "s3fs",
+            "from cirrus_client.gallery import open_source; open_source('s3://bucket/photos').list()",
+            "reading s3://bucket/photos needs a package of fsspec (Install s3fs to access S3); "
+            "'cirrus-cir[sources]' has what s3 needs",
         ),
         (
             "opentelemetry",

@@ -86,6 +86,24 @@ def search(
 
 
 @bench.command()
+def scale(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for scale.json and scale.md.")],
+    images: Annotated[int, typer.Option(min=64, help="Photos per run.")] = 192,
+    size_px: Annotated[int, typer.Option(min=64, help="Longer side of the photos.")] = 1024,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of one run per number of workers.")] = 3,
+    workers: Annotated[int, typer.Option(min=2, help="The most workers of one core.")] = 2,
+    work: Annotated[Path, typer.Option(help="Where photos are kept for the next run.")] = Path("build/bench"),
+) -> None:
+    """Measure embedding on a Ray cluster of this machine, with one worker and with several, pinned to a core each."""
+    from cirrus_bench.scale import measure_scale
+    from cirrus_client.bundle import Bundle
+
+    opened, numbers = Bundle.open(bundle, allow_failed=True), (1, workers)
+    _publish(measure_scale(opened, work, images=images, size_px=size_px, rounds=rounds, workers=numbers), out)
+
+
+@bench.command()
 def queries(
     bundle: Annotated[Path, typer.Argument(help="A bundle that passed its gate.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for queries.json, queries.md and queries.png.")],

@@ -8,7 +8,10 @@ import os
 import pickle
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import GalleryError
+from cirrus_client.errors import GalleryError, UnreadableImage
 from cirrus_client.gallery import Columns, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.sources.store import expanded
 from cirrus_client.index import build_index, open_index
@@ -148,6 +151,31 @@ def test_containers_and_lists_may_lie_in_an_object_store(
     assert embedded(f"{url}/{Path(local).name}", tmp_path / "out", encoder) == from_folder
 
 
+class WebServer(ThreadingHTTPServer):
+    """A web server that takes as many connections at once as come."""
+
+    request_queue_size = 128
+
+
+@pytest.mark.parametrize("at", ["photos/", "photos", "list"])
+def test_a_web_server_gives_an_image_the_same_bytes(at, folder, from_folder, tmp_path, encoder) -> None:
+    pytest.importorskip("fsspec", reason="fsspec is not installed")
+    shutil.copytree(folder, tmp_path / "served" / "photos")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with WebServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            urls = [f"{url}/photos/{path.name}" for path in sorted(folder.iterdir())]
+            source = write_list(tmp_path / "urls.txt", urls) if at == "list" else f"{url}/{at}"
+            assert embedded(source, tmp_path / "out", encoder) == from_folder
+            assert embed_gallery(source, tmp_path / "out", encoder).new == 0
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_an_image_of_an_object_store_that_has_changed_is_embedded_again(folder, store, tmp_path, encoder) -> None:
     url = store.upload(folder, "changing")
     before = embedded(url, tmp_path / "out", encoder)
@@ -180,6 +208,21 @@ def test_reads_of_a_store_are_tried_again_and_what_stays_unreadable_is_undone(
     assert (summary.embedded, summary.is_whole) == (COUNT - 1, False)
     assert embed_gallery(url, tmp_path / "other", encoder).new == 1
     assert by_name(tmp_path / "other") == from_folder
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://photos", "s3://photos/*.tar", "s3://photos/{0..1}.tar", "s3://photos/x.txt"]
+)
+def test_a_store_that_cannot_be_asked_ends_in_a_message(location, store, tmp_path, encoder, monkeypatch) -> None:
+    import fsspec
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    try:
+        with pytest.raises((GalleryError, UnreadableImage), match=r"127\.0\.0\.1:1"):
+            embed_gallery(location, tmp_path / "out", encoder)
+    finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def test_a_tar_that_was_written_anew_costs_only_the_images_that_have_changed(folder, tmp_path, encoder) -> None:

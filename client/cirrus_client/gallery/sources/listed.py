@@ -67,7 +67,7 @@ class ListedSource:
             file = look_up(location, path, metadata)
             if not scheme_of(location) and not stat.S_ISREG(os.stat(location).st_mode):
                 return PassedOver(path, "it is not a regular file")
-        except Exception as error:  # what fsspec's stores raise is theirs to choose
+        except OSError as error:
             return UnreadableImage(unreadable(location, error).reason, path=path)
         return file
 

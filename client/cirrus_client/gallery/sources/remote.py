@@ -80,7 +80,7 @@ class RemoteSource:
                 start = patiently(lambda: store.cat_file(inner, start=0, end=SIGNATURE_BYTES))
                 if not begins_as_image(start[:SIGNATURE_BYTES]):
                     return PassedOver(path, no_image(path))
-        except Exception as error:  # what fsspec's stores raise is theirs to choose
+        except OSError as error:
             return UnreadableImage(unreadable(url, error).reason, path=path)
         return described(info, path)
 

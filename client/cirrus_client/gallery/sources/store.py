@@ -60,7 +60,10 @@ def find(pattern: str) -> tuple[ImageFile, ...]:
     GalleryError if a named file is missing or nothing is there.
     """
     root, rest = split(pattern)
-    paths = {path for name in expanded(rest) for path in _globbed(root, name)}
+    try:
+        paths = {path for name in expanded(rest) for path in _globbed(root, name)}
+    except OSError as error:
+        raise GalleryError(f"images {pattern}: {error.strerror or error}") from None
     if not paths:
         raise GalleryError(f"images {pattern}: there is no such file")
     found = []
@@ -107,9 +110,7 @@ def read_remote(url: str, file: ImageFile) -> bytes:
     part = {} if 0 <= file.size < most else {"start": 0, "end": most}
     try:
         content = bytes(patiently(lambda: store.cat_file(inner, **part)))[:most]
-    except MemoryError:
-        raise
-    except Exception as error:  # what fsspec's stores raise is theirs to choose
+    except OSError as error:
         raise unreadable(url, error) from None
     if file.size >= 0 and len(content) != min(file.size, most):
         raise UnreadableImage(
@@ -137,9 +138,7 @@ def fetched(location: str) -> Iterator[BinaryIO]:
         copy = cast(BinaryIO, copied)
         try:
             patiently(lambda: _copy(location, copy))
-        except MemoryError:
-            raise
-        except Exception as error:  # what fsspec's stores raise is theirs to choose
+        except OSError as error:
             raise unreadable(location, error) from None
         copy.seek(0)
         yield copy
@@ -165,24 +164,26 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def patiently(job: Callable[[], T]) -> T:
-    """Return what a job returns; where it fails for now, try it twice more."""
-    for pause_s in _PAUSES_S:
+    """Return what a job at a store returns; where it fails for now, try it twice more.
+
+    Raises OSError, whatever the store raised, but MemoryError and Cirrus's own errors as they are.
+    """
+    for pause_s in (*_PAUSES_S, None):
         try:
             return job()
         except (*_FINAL, MemoryError):
             raise
-        except Exception:  # what fsspec's stores raise is theirs to choose
+        except Exception as error:  # what fsspec's stores raise is theirs to choose
+            if pause_s is None:
+                raise error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}") from None
             time.sleep(pause_s)
-    return job()
+    raise AssertionError("the last try returns or raises")
 
 
-def unreadable(location: str, error: Exception) -> UnreadableImage:
+def unreadable(location: str, error: OSError) -> UnreadableImage:
     """Return the error of a location that can't be read now."""
-    if isinstance(error, UnreadableImage):
-        return error
-    number = error.errno if isinstance(error, OSError) else None
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return UnreadableImage(f"can't read {location}: {reason}", path=location, errno=number)
+    reason = error.strerror or str(error) or type(error).__name__
+    return UnreadableImage(f"can't read {location}: {reason}", path=location, errno=error.errno)
 
 
 def _copy(url: str, to: BinaryIO) -> None:

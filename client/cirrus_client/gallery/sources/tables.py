@@ -25,7 +25,7 @@ from cirrus_client.parquet import parquet_batches, parquet_schema
 _BYTES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 _PATHS = ("image_path", "path", "file_name", "filepath", "image", "image_url", "url")
 _IDS = ("key", "__key__", "id", "image_id")
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 16
 
 
 def open_table(location: str, columns: Columns) -> AnySource:
