@@ -83,20 +83,43 @@ class CaptionJoin(StrEnum):
     EACH = "each"
 
 
+DYNAMIC = -1
+"""Size of a dimension, other than the batch, that may differ between calls: that of text tokens."""
+
+
 class TensorSpec(Record):
-    """A named input or output. shape: without the batch dimension, which always comes first."""
+    """A named input or output. shape: without the batch dimension, which always comes first; -1 is DYNAMIC."""
 
     name: str
     dtype: DType = DType.FLOAT32
     shape: tuple[int, ...]
 
+    def sized(self, length: int) -> tuple[int, ...]:
+        """Return the shape with a length in place of every dynamic dimension."""
+        return tuple(length if size == DYNAMIC else size for size in self.shape)
+
 
 class GraphSpec(Record):
-    """An exported graph: its ONNX file, relative to the bundle, and its inputs and outputs."""
+    """An exported graph: its ONNX file, relative to the bundle, and its inputs and outputs.
+
+    text_lengths: what dynamic dimensions may be, the shortest first. Empty if there are none.
+    """
 
     file: RelativePath
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    text_lengths: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _says_how_long_texts_are(self) -> Self:
+        if any(DYNAMIC in tensor.shape for tensor in (*self.inputs, *self.outputs)) and not self.text_lengths:
+            raise ValueError(f"{self.file} has dynamic dimensions and no text_lengths")
+        return self
+
+    def input_shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """Return the shapes that inputs may have together, by name: one for each length of text, the shortest first."""
+        lengths = self.text_lengths or (0,)
+        return tuple({tensor.name: tensor.sized(length) for tensor in self.inputs} for length in lengths)
 
 
 class SpaceSpec(Record):

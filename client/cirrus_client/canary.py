@@ -172,7 +172,8 @@ class LocalRunner:
             return {TensorName.PIXELS: np.stack(pixels)}
         if model == TOKENIZE:
             texts = [text.decode() for text in inputs[TensorName.TEXT]]
-            return {TensorName.TOKEN_IDS: Tokenizer(bundle.spec.tokenizer, bundle.root)(texts)}
+            tokenizer = Tokenizer(bundle.spec.tokenizer, bundle.root)
+            return {TensorName.TOKEN_IDS: bundle.spec.tokenizer.cut(tokenizer(texts))}
         return self._encoder.graph(model)(inputs)
 
     def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str]) -> Embeddings:
@@ -259,7 +260,11 @@ def _run_step(canary: Canary, spec: BundleSpec, model: str, runner: Runner) -> f
         return _cosine(_flat(canary.tensors[TensorName.PIXELS]), _flat(found[TensorName.PIXELS]))
     if model == TOKENIZE:
         found = runner.step(model, {TensorName.TEXT: bytes_array([text.encode() for text in canary.spec.texts])})
-        return float((found[TensorName.TOKEN_IDS] == canary.tensors[TensorName.TOKEN_IDS]).mean())
+        token_ids, expected = found[TensorName.TOKEN_IDS], canary.tensors[TensorName.TOKEN_IDS]
+        cut_off = expected[:, token_ids.shape[1] :]
+        if len(cut_off.ravel()) and not (spec.tokenizer.cut_lengths and (cut_off == spec.tokenizer.pad_id).all()):
+            raise ValueError(f"shape {list(token_ids.shape)}, expected {list(expected.shape)}")
+        return float((token_ids == expected[:, : token_ids.shape[1]]).mean())
     inputs = {tensor.name: canary.tensors[tensor.name] for tensor in spec.graphs[model].inputs}
     found = runner.step(model, inputs)
     return min(_cosine(value, found[name]) for name, value in canary.outputs[model].items())

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import ftfy
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cirrus_client.errors import InvalidText
 from cirrus_client.records import Record, RelativePath
@@ -47,7 +48,8 @@ class TokenizerSpec(Record):
 
     file: a Hugging Face `tokenizer.json` inside the bundle. start_id, end_id: None where the model has no such token.
     template: the prompt, in which `{text}` is the text. null_text: the prompt of a text
-    that is absent, or blank once it is cleaned.
+    that is absent, or blank once it is cleaned. cut_lengths: lengths, shorter than the context and ascending, to which a
+    batch may be cut, because the model's answer does not depend on padding; see `cut`.
     """
 
     file: RelativePath = "tokenizer.json"
@@ -58,6 +60,26 @@ class TokenizerSpec(Record):
     cleaning: TextCleaning = TextCleaning.CLIP
     template: str = _PLACE
     null_text: str = ""
+    cut_lengths: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _cuts_ascend(self) -> Self:
+        lengths = (0, *self.cut_lengths, self.context_length)
+        if any(shorter >= longer for shorter, longer in pairwise(lengths)):
+            raise ValueError(f"cut_lengths {list(self.cut_lengths)} must ascend, from 1 to under {self.context_length}")
+        return self
+
+    def cut(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the token ids of a batch without the padding that none of its texts needs.
+
+        token_ids: int64 [B, T] for the full context. The answer's length is the smallest of `cut_lengths` that holds
+        the longest text, or T.
+        """
+        if not self.cut_lengths:
+            return token_ids
+        used = np.flatnonzero((token_ids != self.pad_id).any(axis=0))
+        needed = int(used[-1]) + 1 if len(used) else 0
+        return token_ids[:, : next((length for length in self.cut_lengths if length >= needed), None)]
 
     def prompt(self, text: str) -> str:
         """Return the cleaned text inside the prompt that the model was trained with.

@@ -27,7 +27,8 @@ class ContractDraft:
         self._request = request
         self._recipe = recipe
         self._root = root
-        self._tokenizer = recipe.backbone.write_tokenizer(root, recipe.prompt)
+        tokenizer = recipe.backbone.write_tokenizer(root, recipe.prompt)
+        self._tokenizer = tokenizer.model_copy(update={"cut_lengths": recipe.text_lengths[:-1]})
         self._preprocess = recipe.preprocess(recipe.backbone.preprocess)
         components = {name: fingerprint(module) for name, module in recipe.target_modules().items()} | {
             "preprocess": self._preprocess.model_dump_json(),

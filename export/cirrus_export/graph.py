@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cirrus_client.bundle import DType, TensorSpec
+from cirrus_client.bundle import DYNAMIC, DType, TensorSpec
 from cirrus_client.names import TensorName
 
 TORCH_DTYPES = {DType.FLOAT32: torch.float32, DType.INT64: torch.int64}
@@ -19,13 +19,15 @@ class Graph:
     """A module whose positional arguments are `inputs`, in order, and whose results are `outputs`.
 
     name: a `GraphName`, or a name of the recipe's own. An output must not be called like a parameter of the module: the
-    ONNX graph would be invalid, and no exporter says so.
+    ONNX graph would be invalid, and no exporter says so. text_lengths: what dynamic dimensions may be, the shortest
+    first.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    text_lengths: tuple[int, ...] = ()
 
 
 class Call(nn.Module):
@@ -46,9 +48,14 @@ def pixels(size_px: int) -> TensorSpec:
     return TensorSpec(name=TensorName.PIXELS, shape=(3, size_px, size_px))
 
 
-def token_ids(context_length: int) -> TensorSpec:
-    """Return the input of tokenized texts, int64 [B, T]."""
-    return TensorSpec(name=TensorName.TOKEN_IDS, dtype=DType.INT64, shape=(context_length,))
+def token_ids(lengths: tuple[int, ...]) -> TensorSpec:
+    """Return the input of tokenized texts, int64 [B, T]. lengths: see `text_axis`."""
+    return TensorSpec(name=TensorName.TOKEN_IDS, dtype=DType.INT64, shape=(text_axis(lengths),))
+
+
+def text_axis(lengths: tuple[int, ...]) -> int:
+    """Return the size of the text axis T that may have these lengths: DYNAMIC if there are several."""
+    return lengths[0] if len(lengths) == 1 else DYNAMIC
 
 
 def vector(name: str, dim: int) -> TensorSpec:

@@ -19,13 +19,21 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        spec = TokenizerSpec.model_validate_json(parameters["tokenizer"]["string_value"])
+        self._spec = spec = TokenizerSpec.model_validate_json(parameters["tokenizer"]["string_value"])
         self._tokenizer = Tokenizer(spec, Path(args["model_repository"]) / args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        """Answer requests, all with token ids of one length: Triton batches only what has one shape."""
+        tokenized = [self._tokenize(request) for request in requests]
+        whole = [token_ids for token_ids in tokenized if isinstance(token_ids, np.ndarray)]
+        length = self._spec.cut(np.concatenate(whole)).shape[1] if whole else 0
+        return [
+            _response(token_ids[:, :length]) if isinstance(token_ids, np.ndarray) else token_ids
+            for token_ids in tokenized
+        ]
 
-    def _answer(self, request: Any) -> Any:
+    def _tokenize(self, request: Any) -> Any:
+        """Return the full token ids, int64 [B, T], or the response that refuses a text."""
         token_ids = []
         for position, text in enumerate(_texts(request)):
             try:
@@ -35,10 +43,14 @@ class TritonPythonModel:
                 return pb_utils.InferenceResponse(error=refusal)
             except Exception as error:  # a defect of ours must not reach the other requests
                 return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"text {position}: {error!r}"))
-        done = np.zeros((len(token_ids), 1), dtype=np.uint8)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor("token_ids", np.stack(token_ids)), pb_utils.Tensor("done", done)]
-        )
+        return np.stack(token_ids)
+
+
+def _response(token_ids: Any) -> Any:
+    done = np.zeros((len(token_ids), 1), dtype=np.uint8)
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor("token_ids", np.ascontiguousarray(token_ids)), pb_utils.Tensor("done", done)]
+    )
 
 
 def _texts(request: Any) -> list[bytes]:

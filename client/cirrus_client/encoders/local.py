@@ -19,7 +19,7 @@ from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Arrays
 from cirrus_client.errors import ItemError
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import Decoding, preprocess
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.tokenizer import Tokenizer
 
 Pixels = NDArray[np.float32]
@@ -48,26 +48,35 @@ class LocalEncoder:
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
         observe: Callable[[str, float], None] | None = None,
+        cut_texts: bool = True,
     ) -> None:
         """Keep the bundle. No graph is loaded yet.
 
         engine: the engine that runs the graphs; None takes the fastest, see `cirrus_client.engines.open_graph`.
         decoding: how gallery images are decoded. Queries are always decoded exactly. threads: CPU threads per run; None
         leaves it to the engine. observe: is told the name of every graph that ran and the seconds that it took; a copy
-        by pickle has none.
+        by pickle has none. cut_texts: leave out padding where the bundle says that nothing reads it; False is for
+        measuring what that saves.
         """
         self.bundle = bundle
         self._engine = engine
         self._decoding = decoding
         self._threads = threads
         self._observe = observe
+        self._cut_texts = cut_texts
         self._graphs: dict[tuple[str, bool], Engine] = {}
         self._loading = threading.Lock()
 
     def __reduce__(self) -> tuple[Callable[[], LocalEncoder], tuple[()]]:
         """Pickle the bundle and the options. The copy loads the graphs again."""
-        reopen = partial(LocalEncoder, self.bundle, engine=self._engine, decoding=self._decoding, threads=self._threads)
-        return reopen, ()
+        return partial(
+            LocalEncoder,
+            self.bundle,
+            engine=self._engine,
+            decoding=self._decoding,
+            threads=self._threads,
+            cut_texts=self._cut_texts,
+        ), ()
 
     @property
     def space(self) -> SpaceSpec:
@@ -106,10 +115,10 @@ class LocalEncoder:
         without_image = [row for row, query in enumerate(prepared) if query.pixels is None]
         if with_image:
             pixels = np.stack([query.pixels for query in prepared if query.pixels is not None])
-            both: dict[str, NDArray[Any]] = {"pixels": pixels, "token_ids": _token_ids(prepared, with_image)}
+            both: dict[str, NDArray[Any]] = {TensorName.PIXELS: pixels, TensorName.TOKEN_IDS: _token_ids(prepared, with_image)}
             embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, both)
         if without_image:
-            texts_alone = {"token_ids": _token_ids(prepared, without_image)}
+            texts_alone = {TensorName.TOKEN_IDS: _token_ids(prepared, without_image)}
             embeddings[without_image] = self._encode(EnsembleName.ENCODE_TEXT_QUERY, texts_alone)
         return embeddings
 
@@ -166,17 +175,18 @@ class LocalEncoder:
             for step in ensemble.steps
             if step.model not in (IMAGE_PREPROCESS, TOKENIZE)
         }
-        rows = len(next(iter(given.values())))
+        rows, size = len(next(iter(given.values()))), self.bundle.spec.max_batch
         batches = [
-            run(
-                ensemble,
-                graphs,
-                {},
-                given={key: value[start : start + self.bundle.spec.max_batch] for key, value in given.items()},
-            )
-            for start in range(0, rows, self.bundle.spec.max_batch)
+            run(ensemble, graphs, {}, given=self._cut({key: value[start : start + size] for key, value in given.items()}))
+            for start in range(0, rows, size)
         ]
         return np.concatenate([tensors[EMBEDDING] for tensors in batches])
+
+    def _cut(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Leave out the padding that no text of a batch needs."""
+        if not self._cut_texts or TensorName.TOKEN_IDS not in batch:
+            return batch
+        return batch | {TensorName.TOKEN_IDS: self.bundle.spec.tokenizer.cut(batch[TensorName.TOKEN_IDS])}
 
 
 def _token_ids(prepared: Sequence[PreparedQuery], rows: Sequence[int]) -> NDArray[np.int64]:

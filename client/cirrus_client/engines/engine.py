@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus_client.bundle import DType, TensorSpec
+from cirrus_client.bundle import DYNAMIC, DType, TensorSpec
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import EngineError
 from cirrus_client.forks import MadeHere
 
-DYNAMIC = -1
-"""Size of a dimension, other than the batch, that may differ between calls."""
+_SAMPLED = 16
+"""Size of a dynamic dimension in a sample: the tokens of a short text."""
 
 
 class EngineName(StrEnum):
@@ -79,11 +79,8 @@ class Engine(ABC):
 
 
 def sample(inputs: tuple[TensorSpec, ...], batch_size: int) -> dict[str, NDArray[Any]]:
-    """Return zeros for every input, [batch_size, *shape]. Dynamic dimensions have size 1."""
-    return {
-        spec.name: np.zeros((batch_size, *(max(size, 1) for size in spec.shape)), dtype=spec.dtype.value)
-        for spec in inputs
-    }
+    """Return zeros for every input, [batch_size, *shape]. Dynamic dimensions have size 16."""
+    return {spec.name: np.zeros((batch_size, *spec.sized(_SAMPLED)), dtype=spec.dtype.value) for spec in inputs}
 
 
 def tensor_spec(name: str, dtype: str, shape: tuple[int | str | None, ...]) -> TensorSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -66,7 +67,9 @@ class TensorRtEngine(Engine):
         taken = {name for name in names if self._engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT}
         self.inputs = tuple(self._spec(tensorrt, name) for name in names if name in taken)
         self.outputs = tuple(self._spec(tensorrt, name) for name in names if name not in taken)
-        self._largest = [self._largest_of(profile) for profile in range(self._engine.num_optimization_profiles)]
+        profiles = range(self._engine.num_optimization_profiles)
+        self._shapes = [self._largest_shapes(profile) for profile in profiles]
+        self._largest = [min(shape[0] for shape in shapes.values()) for shapes in self._shapes]
         self.largest_batch = self._largest[-1]
         self._contexts = self._new_contexts(path)
         if None in self._contexts:
@@ -111,7 +114,7 @@ class TensorRtEngine(Engine):
 
     def _run(self, inputs: Arrays, rows: int) -> dict[str, NDArray[Any]]:
         context = self._contexts[next(at for at, largest in enumerate(self._largest) if rows <= largest)]
-        self._set_batch(context, rows)
+        self._set_shapes(context, {name: array.shape for name, array in inputs.items()})
         for spec in self.inputs:
             self._memory[spec.name].send(inputs[spec.name], self._stream)
         if not context.execute_async_v3(int(self._stream)):
@@ -125,20 +128,20 @@ class TensorRtEngine(Engine):
             spec.name: self._memory[spec.name].received(shapes[spec.name], spec.dtype.value) for spec in self.outputs
         }
 
-    def _set_batch(self, context: Any, rows: int) -> None:
-        for spec in self.inputs:
-            if not context.set_input_shape(spec.name, (rows, *spec.shape)):
-                raise EngineError(f"TensorRT refuses input {spec.name} {[rows, *spec.shape]}: {self._reason()}")
+    def _set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise EngineError(f"TensorRT refuses input {name} {list(shape)}: {self._reason()}")
 
     def _take_memory(self) -> None:
-        """Allocate inputs and outputs once. Their addresses stay the same, so a call only sets the batch size."""
+        """Allocate inputs and outputs once. Their addresses stay the same, so a call only sets the shapes."""
         self._stream = cuda_result(self._cuda.cudaStreamCreate())
         weakref.finalize(self, self._cuda.cudaStreamDestroy, self._stream)
         for profile, context in enumerate(self._contexts):
             if not context.set_optimization_profile_async(profile, int(self._stream)):
                 raise EngineError(f"TensorRT refuses profile {profile} of its plan: {self._reason()}")
         context = self._contexts[-1]
-        self._set_batch(context, self.largest_batch)
+        self._set_shapes(context, self._shapes[-1])
         self._memory = {
             spec.name: TensorMemory(self._cuda, _size(tuple(context.get_tensor_shape(spec.name)), spec))
             for spec in (*self.inputs, *self.outputs)
@@ -152,8 +155,9 @@ class TensorRtEngine(Engine):
         kind = np.dtype(tensorrt.nptype(self._engine.get_tensor_dtype(name))).name
         return tensor_spec(name, kind, tuple(self._engine.get_tensor_shape(name)))
 
-    def _largest_of(self, profile: int) -> int:
-        return min(int(self._engine.get_tensor_profile_shape(spec.name, profile)[-1][0]) for spec in self.inputs)
+    def _largest_shapes(self, profile: int) -> dict[str, tuple[int, ...]]:
+        engine = self._engine
+        return {spec.name: tuple(engine.get_tensor_profile_shape(spec.name, profile)[-1]) for spec in self.inputs}
 
     def _reason(self) -> str:
         return tensorrt_reason(self._tensorrt)

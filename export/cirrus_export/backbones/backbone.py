@@ -22,7 +22,10 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
-from cirrus_export.graph import Call, Graph, pixels, token_ids, vector, vectors
+from cirrus_export.graph import Call, Graph, pixels, text_axis, token_ids, vector, vectors
+
+_CUTS = (16, 32)
+"""Few lengths, so that many requests have the same and share a batch. Most edits have under 16 tokens."""
 
 
 class TextToken(StrEnum):
@@ -76,12 +79,14 @@ class Backbone(nn.Module, ABC):
     """A frozen image encoder, and everything about it that a query and a gallery must share.
 
     label, offers: the family, and what it gives to a recipe, for messages. activation: part of the space where the
-    weights and the architecture's name leave it open; else None.
+    weights and the architecture's name leave it open; else None. reads_padding: False if the padding
+    behind a text changes nothing that is computed for its tokens, so that it may be cut off.
     """
 
     label: ClassVar[str]
     offers: ClassVar[str] = "an image encoder"
     activation: Activation | None = None
+    reads_padding: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -110,6 +115,12 @@ class Backbone(nn.Module, ABC):
     def image_size_px(self) -> int:
         """Side of the square input image."""
         return self.preprocess.size_px
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Lengths T to which a batch of texts may be cut, the shortest first: the context alone if padding is read."""
+        shorter = () if self.reads_padding else (length for length in _CUTS if length < self.context_length)
+        return (*shorter, self.context_length)
 
 
 class PooledBackbone(Backbone):
@@ -158,13 +169,17 @@ class PooledBackbone(Backbone):
             outputs=(vector("image_embedding", self.dim),),
         )
 
-    def text_graph(self) -> Graph:
-        """Return the text tower as a graph, from token ids to `text_embedding` [B, D]."""
+    def text_graph(self, lengths: tuple[int, ...]) -> Graph:
+        """Return the text tower as a graph, from token ids to `text_embedding` [B, D].
+
+        lengths: what the text axis may be, some of `text_lengths`.
+        """
         return Graph(
             GraphName.TEXT_ENCODER,
             Call(self.embed_text, self.text),
-            inputs=(token_ids(self.context_length),),
+            inputs=(token_ids(lengths),),
             outputs=(vector("text_embedding", self.dim),),
+            text_lengths=lengths,
         )
 
 
@@ -204,13 +219,17 @@ class TokenBackbone(PooledBackbone):
             outputs=(vector("image_embedding", self.dim), vectors("image_tokens", self.num_image_tokens, self.dim)),
         )
 
-    def text_graph(self) -> Graph:
-        """Return the text tower as a graph, from token ids to `text_embedding` [B, D] and `text_tokens` [B, T, D]."""
+    def text_graph(self, lengths: tuple[int, ...]) -> Graph:
+        """Return the text tower as a graph, from token ids to `text_embedding` [B, D] and `text_tokens` [B, T, D].
+
+        lengths: what the text axis may be, some of `text_lengths`.
+        """
         return Graph(
             GraphName.TEXT_ENCODER,
             Call(self.encode_text, self.text),
-            inputs=(token_ids(self.context_length),),
-            outputs=(vector("text_embedding", self.dim), vectors("text_tokens", self.context_length, self.dim)),
+            inputs=(token_ids(lengths),),
+            outputs=(vector("text_embedding", self.dim), vectors("text_tokens", text_axis(lengths), self.dim)),
+            text_lengths=lengths,
         )
 
 

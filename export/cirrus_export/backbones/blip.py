@@ -56,6 +56,7 @@ class BlipBackbone(TokenBackbone):
 
     label = "BLIP"
     text_token = TextToken.FIRST
+    reads_padding = False  # masked
 
     def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig, dim: int) -> None:
         super().__init__()

@@ -56,6 +56,7 @@ class Blip2Backbone(Backbone):
 
     label = "BLIP-2"
     offers = "image tokens for a Q-Former"
+    reads_padding = False  # masked in the Q-Former
 
     def __init__(
         self,

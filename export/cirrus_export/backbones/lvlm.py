@@ -104,6 +104,7 @@ class LvlmBackbone(Backbone):
 
     label = "LVLM"
     offers = "a language model that reads visual tokens"
+    reads_padding = False  # causal, padding comes last and is left out of the pooling
 
     def __init__(self, config: LvlmConfig, folder: Path | None = None) -> None:
         """folder: where `tokenizer.json` lies."""

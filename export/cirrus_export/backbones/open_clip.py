@@ -46,6 +46,7 @@ class OpenClipBackbone(WordBackbone):
 
     label = "CLIP"
     text_token = TextToken.END_OF_TEXT
+    reads_padding = False  # causal: a text's end comes before its padding
 
     def __init__(
         self, clip: open_clip.CLIP, preprocess: PreprocessSpec | None = None, activation: Activation | None = None
@@ -157,8 +158,9 @@ class OpenClipBackbone(WordBackbone):
         return write_clip_tokenizer(root, context_length=self.context_length, prompt=prompt)
 
     def _contextual(self, words: Tensor) -> Tensor:
-        clip = self.clip
-        hidden = clip.transformer(words + clip.positional_embedding, attn_mask=clip.attn_mask)
+        clip, length = self.clip, words.shape[1]
+        mask = clip.attn_mask[:length, :length]
+        hidden = clip.transformer(words + clip.positional_embedding[:length], attn_mask=mask)
         normalised: Tensor = clip.ln_final(hidden)
         return normalised
 

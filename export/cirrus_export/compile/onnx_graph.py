@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch.export import Dim
 
-from cirrus_client.bundle import DType, GraphSpec, TensorSpec
+from cirrus_client.bundle import DYNAMIC, DType, GraphSpec, TensorSpec
 from cirrus_export.compile.attention_guard import remove_attention_guards
 from cirrus_export.graph import TORCH_DTYPES, Graph
 
@@ -23,13 +23,12 @@ _EXTERNAL_DATA_BYTES = 1_500_000_000
 
 
 def write_onnx(graph: Graph, path: Path) -> GraphSpec:
-    """Export a graph with a dynamic batch dimension, check it, and return its description.
+    """Export a graph with a dynamic batch dimension, and text lengths if it has several, and return its description.
 
     Weights over 1.5 GB are written to `<path>.data` beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    batch = Dim("batch", min=1)
-    examples = tuple(_example(spec) for spec in graph.inputs)
+    examples = tuple(_example(spec, graph) for spec in graph.inputs)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             graph.module.eval(),
@@ -38,14 +37,16 @@ def write_onnx(graph: Graph, path: Path) -> GraphSpec:
             opset_version=OPSET,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
-            dynamic_shapes=tuple({0: batch} for _ in examples),
+            dynamic_shapes=_dynamic_shapes(graph),
             verbose=False,
         )
     assert program is not None  # the dynamo exporter always returns a program
     program.save(str(path), external_data=_weight_bytes(graph) > _EXTERNAL_DATA_BYTES)
     _remove_guards(path)
     onnx.checker.check_model(str(path), full_check=True)
-    return GraphSpec(file=f"graphs/{path.name}", inputs=graph.inputs, outputs=graph.outputs)
+    return GraphSpec(
+        file=f"graphs/{path.name}", inputs=graph.inputs, outputs=graph.outputs, text_lengths=graph.text_lengths
+    )
 
 
 def _remove_guards(path: Path) -> None:
@@ -54,11 +55,23 @@ def _remove_guards(path: Path) -> None:
         onnx.save(model, path)
 
 
-def _example(spec: TensorSpec) -> torch.Tensor:
+def _dynamic_shapes(graph: Graph) -> tuple[dict[int, Dim], ...]:
+    """Return the dynamic dimensions of each input."""
+    batch = Dim("batch", min=1)
+    lengths = graph.text_lengths
+    text = Dim("text_tokens", min=lengths[0], max=lengths[-1]) if len(lengths) > 1 else None
+    return tuple(
+        {0: batch} | {axis: text for axis, size in enumerate(spec.shape, start=1) if size == DYNAMIC and text}
+        for spec in graph.inputs
+    )
+
+
+def _example(spec: TensorSpec, graph: Graph) -> torch.Tensor:
     """Return an example of two items: torch.export would take a batch of one for a constant."""
+    shape = (2, *(spec.sized(graph.text_lengths[-1]) if graph.text_lengths else spec.shape))
     if spec.dtype is DType.INT64:
-        return torch.ones(2, *spec.shape, dtype=torch.int64)
-    return torch.zeros(2, *spec.shape, dtype=TORCH_DTYPES[spec.dtype])
+        return torch.ones(shape, dtype=torch.int64)
+    return torch.zeros(shape, dtype=TORCH_DTYPES[spec.dtype])
 
 
 def _weight_bytes(graph: Graph) -> int:

@@ -92,8 +92,14 @@ def _version(library: Library, tensorrt: Any) -> str:
 
 
 def _profile(builder: Any, graph: GraphSpec, batch: BatchProfile) -> Any:
+    """Return the shapes that a plan takes. It is tuned for the shortest texts, which most are."""
     profile = builder.create_optimization_profile()
+    shortest, *_, longest = (*graph.input_shapes(), graph.input_shapes()[-1])
     for spec in graph.inputs:
-        shapes = ((rows, *spec.shape) for rows in (batch.smallest, batch.tuned, batch.largest))
-        profile.set_shape(spec.name, *shapes)
+        profile.set_shape(
+            spec.name,
+            (batch.smallest, *shortest[spec.name]),
+            (batch.tuned, *shortest[spec.name]),
+            (batch.largest, *longest[spec.name]),
+        )
     return profile

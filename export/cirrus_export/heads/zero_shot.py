@@ -27,7 +27,8 @@ class WeightedSum(nn.Module):
 
     def forward(self, image_embedding: Tensor, text_embedding: Tensor, token_ids: Tensor) -> Tensor:
         """Return the normalised query [B, D] of unnormalised embeddings [B, D] and token ids [B, T]."""
-        has_text = (token_ids != self.null_token_ids).any(dim=-1, keepdim=True).to(image_embedding.dtype)
+        null_token_ids = self.null_token_ids[:, : token_ids.shape[1]]
+        has_text = (token_ids != null_token_ids).any(dim=-1, keepdim=True).to(image_embedding.dtype)
         text_weight = self.text_weight * has_text
         image = F.normalize(image_embedding, dim=-1)
         text = F.normalize(text_embedding, dim=-1)

@@ -79,8 +79,9 @@ class CirLvlm(Recipe):
         return Graph(
             GraphName.QUERY_HEAD,
             _Query(self.backbone),
-            inputs=(*self._tokens(), token_ids(self.backbone.context_length)),
+            inputs=(*self._tokens(), token_ids(self.text_lengths)),
             outputs=(vector("query_embedding", self.dim),),
+            text_lengths=self.text_lengths,
         )
 
     def _target_graph(self) -> Graph:

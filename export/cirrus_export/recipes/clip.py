@@ -49,17 +49,18 @@ class Clip(TwoTowerRecipe):
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
         """Wire queries of an image, a text, or both."""
-        text_query = ensemble(self.backbone.text_graph(), self._text_query_graph())
+        text_query = ensemble(self.backbone.text_graph(self.text_lengths), self._text_query_graph())
         return super().ensembles() | {EnsembleName.ENCODE_TEXT_QUERY: text_query}
 
     def query_graph(self) -> Graph:
         """Return the weighted sum of the normalised embeddings."""
-        dim, length = self.dim, self.backbone.context_length
+        dim = self.dim
         return Graph(
             GraphName.QUERY_HEAD,
             self.query_head,
-            inputs=(vector("image_embedding", dim), vector("text_embedding", dim), token_ids(length)),
+            inputs=(vector("image_embedding", dim), vector("text_embedding", dim), token_ids(self.text_lengths)),
             outputs=(vector("query_embedding", dim),),
+            text_lengths=self.text_lengths,
         )
 
     def _text_query_graph(self) -> Graph:

@@ -87,6 +87,14 @@ class Recipe(ABC):
         return own
 
     @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Lengths T to which a batch of texts may be cut and give the same query, the shortest first.
+
+        A method whose query head reads padding has the full context alone.
+        """
+        return self.backbone.text_lengths
+
+    @property
     def prompt(self) -> Prompt:
         """The words around a text before it is tokenized."""
         return Prompt()

@@ -87,8 +87,9 @@ class RetrievalDpo(TwoTowerRecipe):
         return Graph(
             "text_query_encoder",
             self.text_query_head,
-            inputs=(token_ids(self.backbone.context_length),),
+            inputs=(token_ids(self.text_lengths),),
             outputs=(vector("query_embedding", self.dim),),
+            text_lengths=self.text_lengths,
         )
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:

@@ -85,8 +85,9 @@ class Searle(TwoTowerRecipe):
         return Graph(
             GraphName.QUERY_HEAD,
             self.query_head,
-            inputs=(vector("image_embedding", self.dim), token_ids(self.backbone.context_length)),
+            inputs=(vector("image_embedding", self.dim), token_ids(self.text_lengths)),
             outputs=(vector("query_embedding", self.dim),),
+            text_lengths=self.text_lengths,
         )
 
 

@@ -123,8 +123,9 @@ class Sprc(Recipe):
         return Graph(
             GraphName.QUERY_HEAD,
             _Query(self.qformer),
-            inputs=(tokens, token_ids(self.backbone.context_length)),
+            inputs=(tokens, token_ids(self.text_lengths)),
             outputs=(vector("query_embedding", self.dim),),
+            text_lengths=self.text_lengths,
         )
 
     def _gallery_graph(self) -> Graph:

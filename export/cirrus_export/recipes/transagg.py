@@ -12,7 +12,7 @@ from cirrus_export.backbones.backbone import TokenBackbone, require
 from cirrus_export.backbones.family import Sizes
 from cirrus_export.checkpoints import transagg_union as checkpoint
 from cirrus_export.checkpoints.state import StateDict
-from cirrus_export.graph import Graph, token_ids, vector, vectors
+from cirrus_export.graph import Graph, text_axis, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.transagg import PadMask, TransAgg
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
@@ -40,6 +40,7 @@ class TransAggRecipe(TwoTowerRecipe):
 
     def __init__(self, parts: Parts, options: TransAggOptions) -> None:
         self._tokens = require(parts.backbone, TokenBackbone, self.name)
+        self._pad_mask = options.pad_mask
         super().__init__(parts, options)
         query_head = TransAgg(
             self.dim,
@@ -55,6 +56,12 @@ class TransAggRecipe(TwoTowerRecipe):
     def backbone(self) -> TokenBackbone:
         """The frozen CLIP or BLIP."""
         return self._tokens
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Those of the backbone, if the fusion masks padding; `PadMask.ADDITIVE` reads it."""
+        lengths = super().text_lengths
+        return lengths if self._pad_mask is PadMask.BOOL else lengths[-1:]
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
@@ -78,7 +85,7 @@ class TransAggRecipe(TwoTowerRecipe):
 
     def query_graph(self) -> Graph:
         """Return `combine_features` of the released code."""
-        dim, length = self.dim, self.backbone.context_length
+        dim, lengths = self.dim, self.text_lengths
         return Graph(
             GraphName.QUERY_HEAD,
             self.query_head,
@@ -86,8 +93,9 @@ class TransAggRecipe(TwoTowerRecipe):
                 vector("image_embedding", dim),
                 vectors("image_tokens", self.backbone.num_image_tokens, dim),
                 vector("text_embedding", dim),
-                vectors("text_tokens", length, dim),
-                token_ids(length),
+                vectors("text_tokens", text_axis(lengths), dim),
+                token_ids(lengths),
             ),
             outputs=(vector("query_embedding", dim),),
+            text_lengths=lengths,
         )

@@ -86,7 +86,7 @@ class TwoTowerRecipe(Recipe):
     def query_encoders(self) -> list[Graph]:
         """Return the image encoder, and the text encoder if the query head reads its outputs."""
         read = {spec.name for spec in self.query_graph().inputs}
-        text = self.backbone.text_graph()
+        text = self.backbone.text_graph(self.text_lengths)
         return [self.backbone.vision_graph(), *([text] if read & {spec.name for spec in text.outputs} else [])]
 
     def target_graph(self) -> Graph:

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cirrus_client.bundle import BundleSpec, DType, GraphSpec
+from cirrus_client.bundle import DYNAMIC, BundleSpec, DType, GraphSpec
 from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec
 from cirrus_client.names import EnsembleName, Flavour, TensorName
 from cirrus_client.triton.wire import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER
@@ -64,7 +64,8 @@ def tokenize_config(name: str, spec: BundleSpec, warmup_file: str) -> pb.ModelCo
     """Return the model that turns texts into token ids. warmup_file: a file with one text, below `warmup/`."""
     config = _python_model(name, spec.max_batch)
     config.input.add(name=TensorName.TEXT, data_type=pb.TYPE_STRING, dims=[1], optional=True)
-    config.output.add(name=TensorName.TOKEN_IDS, data_type=pb.TYPE_INT64, dims=[spec.tokenizer.context_length])
+    length = DYNAMIC if spec.tokenizer.cut_lengths else spec.tokenizer.context_length
+    config.output.add(name=TensorName.TOKEN_IDS, data_type=pb.TYPE_INT64, dims=[length])
     config.parameters["tokenizer"].string_value = spec.tokenizer.model_dump_json()
     _add_file_warmup(config, TensorName.TEXT, warmup_file)
     return config
@@ -136,14 +137,15 @@ def _order(written: Sequence[pb.ModelEnsembling.Step], ensemble: EnsembleSpec, f
 
 
 def _add_tensors(config: pb.ModelConfig, graph: GraphSpec) -> None:
-    """Add a graph's inputs and outputs, and zeros to warm it up with."""
-    warmup = config.model_warmup.add(name="zeros", batch_size=1)
+    """Add a graph's inputs and outputs, and zeros to warm it up with at every length of text."""
     for tensor in graph.inputs:
-        dtype, dims = _DTYPES[tensor.dtype], list(tensor.shape)
-        config.input.add(name=tensor.name, data_type=dtype, dims=dims)
-        warmup.inputs[tensor.name].data_type = dtype
-        warmup.inputs[tensor.name].dims.extend(dims)
-        warmup.inputs[tensor.name].zero_data = True
+        config.input.add(name=tensor.name, data_type=_DTYPES[tensor.dtype], dims=tensor.shape)
+    for number, shapes in enumerate(graph.input_shapes()):
+        warmup = config.model_warmup.add(name=f"zeros_{number}" if number else "zeros", batch_size=1)
+        for tensor in graph.inputs:
+            warmup.inputs[tensor.name].data_type = _DTYPES[tensor.dtype]
+            warmup.inputs[tensor.name].dims.extend(shapes[tensor.name])
+            warmup.inputs[tensor.name].zero_data = True
     for tensor in graph.outputs:
         config.output.add(name=tensor.name, data_type=_DTYPES[tensor.dtype], dims=list(tensor.shape))
 

@@ -199,7 +199,7 @@ def _graphs(read: ReadImage, following: NextTokens) -> list[Graph]:
             inputs=(
                 vectors("reference_tokens", count, width),
                 vectors("target_tokens", count, width),
-                token_ids(MAX_TOKENS),
+                token_ids((MAX_TOKENS,)),
             ),
             outputs=(TensorSpec(name="following_ids", dtype=DType.INT64, shape=(MAX_TOKENS,)),),
         ),
