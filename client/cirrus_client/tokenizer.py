@@ -47,9 +47,9 @@ class TokenizerSpec(Record):
     """How a text becomes token ids: [start] content [end] [pad ...].
 
     file: a Hugging Face `tokenizer.json` inside the bundle. start_id, end_id: None where the model has no such token.
-    template: the prompt, in which `{text}` is the text. null_text: the prompt of a text
-    that is absent, or blank once it is cleaned. cut_lengths: lengths, shorter than the context and ascending, to which a
-    batch may be cut, because the model's answer does not depend on padding; see `cut`.
+    template: the prompt, in which `{text}` is the text. null_text: the prompt of a text that is absent, or blank once
+    it is cleaned. cut_lengths: lengths under the context's, ascending, to which a batch may be cut, because the model
+    does not read padding; see `cut`.
     """
 
     file: RelativePath = "tokenizer.json"

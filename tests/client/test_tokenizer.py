@@ -246,3 +246,15 @@ def test_the_vocabulary_is_the_published_one() -> None:
 )
 def test_a_text_is_worded_as_its_recipe_does(tmp_path, prompt: Prompt, text: str, worded: str) -> None:
     assert write_clip_tokenizer(tmp_path, context_length=77, prompt=prompt).prompt(text) == worded
+
+
+@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=6), lengths=st.sets(st.integers(1, 19), max_size=4))
+def test_a_batch_is_cut_to_the_shortest_length_that_holds_every_text(counts: list[int], lengths: set[int]) -> None:
+    spec = TokenizerSpec(context_length=20, start_id=1, end_id=2, cut_lengths=tuple(sorted(lengths)))
+    token_ids = np.zeros((len(counts), 20), dtype=np.int64)
+    for row, count in zip(token_ids, counts, strict=True):
+        row[:count] = 7
+    cut = spec.cut(token_ids)
+    assert cut.shape[1] == min(length for length in {*lengths, 20} if length >= max(counts))
+    np.testing.assert_array_equal(cut, token_ids[:, : cut.shape[1]])
+    assert not token_ids[:, cut.shape[1] :].any()

@@ -60,6 +60,26 @@ def test_metrics_count_searches_by_outcome_and_time_by_step(serve) -> None:
     assert min(value for (name, _), value in found.items() if name.startswith("cirrus_index_built")) > 1.6e9
 
 
+def test_a_gallery_item_that_was_a_reference_is_not_encoded_again_and_metrics_say_so(serve) -> None:
+    client = serve()
+
+    def search(**query: str) -> dict[tuple[str, tuple[str, ...]], float]:
+        before = samples(client)
+        assert client.post("/v1/search", json={"queries": [query]}).status_code == 200
+        after = samples(client)
+        return {key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key, 0.0)}
+
+    runs, known = "cirrus_graph_duration_seconds_count", "cirrus_known_inputs_total"
+    first = search(id="000007.jpg", text="in blue")
+    assert (first[runs, ("vision_encoder",)], first[known, ("image", "false")]) == (1, 1)
+    edited = search(id="000007.jpg", text="with stripes")
+    assert (runs, ("vision_encoder",)) not in edited
+    assert (edited[known, ("image", "true")], edited[runs, ("query_head",)]) == (1, 1)
+    again = search(id="000007.jpg", text="with stripes")
+    assert again[known, ("query", "true")] == 1
+    assert not [key for key in again if key[0] == runs]
+
+
 def test_the_log_is_one_json_object_per_line(bundle, index_root, tmp_path) -> None:
     options = ("--index", index_root, "--in-process", "--log-format", "json")
     with live(tmp_path, bundle.root, *options) as service, service.client() as client:

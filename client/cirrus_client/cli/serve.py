@@ -97,6 +97,9 @@ def serve(
         float | None, typer.Option(min=0.01, help="Most requests per second of one key, or of one address.")
     ] = _LIMITS.rate,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Time limit of one request.")] = _LIMITS.timeout_s,
+    memory_mib: Annotated[
+        int, typer.Option(min=0, help="MiB of encoded images, texts and queries to keep per bundle; with --in-process.")
+    ] = _LIMITS.memory_bytes // 2**20,
     canary_s: Annotated[float, typer.Option(min=1, help="Seconds between two replays of the canary.")] = 300.0,
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="Where traces are sent by OTLP, like http://localhost:4318/v1/traces.")
@@ -133,7 +136,7 @@ def serve(
                 host=host,
                 port=port,
                 triton=server,
-                limits=Limits(max_body_bytes, max_pixels, max_waiting, rate, timeout_s),
+                limits=Limits(max_body_bytes, max_pixels, max_waiting, rate, timeout_s, memory_mib * 2**20),
                 api_keys=api_keys_file,
                 listed_keys=api_keys,
                 insecure=insecure,

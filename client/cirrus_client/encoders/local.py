@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all, query_pairs
 from cirrus_client.engines import Engine, open_graph
-from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Arrays, Model, run
+from cirrus_client.ensemble import EMBEDDING, Arrays, EnsembleSpec, Model, StepSpec, run
 from cirrus_client.errors import ItemError
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import Decoding, preprocess
@@ -103,23 +103,35 @@ class LocalEncoder:
 
         Raises what `Encoder.encode_queries` does, without a position.
         """
-        check_query(image, text, position=None, ensembles=self.bundle.spec.ensembles)
+        token_ids = self.prepare_text(text, with_image=image is not None)
+        return PreparedQuery(None if image is None else self.prepare_image(image_bytes(image)), token_ids)
+
+    def prepare_text(self, text: str | None, *, with_image: bool) -> NDArray[np.int64]:
+        """Return the token ids of a query's text, int64 [T]; an absent text is the empty one.
+
+        Raises InvalidText, and UnsupportedQuery if the bundle answers no such query.
+        """
+        check_query(b"" if with_image else None, text, position=None, ensembles=self.bundle.spec.ensembles)
         token_ids: NDArray[np.int64] = self._tokenizer([text or ""])[0]
-        pixels = None if image is None else preprocess(image_bytes(image), self.bundle.spec.preprocess)
-        return PreparedQuery(pixels, token_ids)
+        return token_ids
+
+    def prepare_image(self, image: bytes) -> Pixels:
+        """Return the pixels of a query's image, float32 [3, size_px, size_px]. Raises InvalidImage."""
+        return preprocess(image, self.bundle.spec.preprocess)
 
     def encode_prepared_queries(self, prepared: Sequence[PreparedQuery]) -> Embeddings:
         """Return one query embedding per prepared query, float32 [B, D]."""
         embeddings = np.empty((len(prepared), self.space.dim), dtype=np.float32)
+        given: dict[str, NDArray[Any]]
         with_image = [row for row, query in enumerate(prepared) if query.pixels is not None]
         without_image = [row for row, query in enumerate(prepared) if query.pixels is None]
         if with_image:
             pixels = np.stack([query.pixels for query in prepared if query.pixels is not None])
-            both: dict[str, NDArray[Any]] = {TensorName.PIXELS: pixels, TensorName.TOKEN_IDS: _token_ids(prepared, with_image)}
-            embeddings[with_image] = self._encode(EnsembleName.ENCODE_QUERY, both)
+            given = {TensorName.PIXELS: pixels, TensorName.TOKEN_IDS: _token_ids(prepared, with_image)}
+            embeddings[with_image] = self.encode_tensors(EnsembleName.ENCODE_QUERY, given)
         if without_image:
-            texts_alone = {TensorName.TOKEN_IDS: _token_ids(prepared, without_image)}
-            embeddings[without_image] = self._encode(EnsembleName.ENCODE_TEXT_QUERY, texts_alone)
+            given = {TensorName.TOKEN_IDS: _token_ids(prepared, without_image)}
+            embeddings[without_image] = self.encode_tensors(EnsembleName.ENCODE_TEXT_QUERY, given)
         return embeddings
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
@@ -134,7 +146,24 @@ class LocalEncoder:
         """See `Encoder.encode_prepared`."""
         if not prepared:
             return np.empty((0, *self.space.item_shape), dtype=np.float32)
-        return self._encode(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
+        return self.encode_tensors(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
+
+    def encode_tensors(self, name: EnsembleName, given: Mapping[str, NDArray[Any]]) -> Embeddings:
+        """Return the embeddings of an ensemble, [B, *shape], from tensors that are there already, each [B, ...].
+
+        given: pixels and token ids, or what some steps make of them; such a step does not run.
+        """
+        ensemble = self.bundle.spec.ensembles[name]
+        rows, size = len(next(iter(given.values()))), self.bundle.spec.max_batch
+        parts = [{key: value[start : start + size] for key, value in given.items()} for start in range(0, rows, size)]
+        return np.concatenate([self.run_steps(ensemble.steps, self._cut(part))[EMBEDDING] for part in parts])
+
+    def run_steps(self, steps: Sequence[StepSpec], given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graphs among an ensemble's steps on one batch, and return what they make, by name, each [B, ...]."""
+        graphs = tuple(step for step in steps if step.model in self.bundle.spec.graphs)
+        models = {step.model: self._observed(step.model) for step in graphs}
+        tensors = run(EnsembleSpec(inputs=(), steps=graphs), models, given)
+        return {name: tensors[name] for step in graphs for name in step.outputs.values()}
 
     def graph(self, name: str, *, bulk: bool | None = None) -> Engine:
         """Return the engine of one of the bundle's graphs. The first call loads it.
@@ -167,20 +196,6 @@ class LocalEncoder:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer(self.bundle.spec.tokenizer, self.bundle.root)
-
-    def _encode(self, name: EnsembleName, given: Mapping[str, NDArray[Any]]) -> Embeddings:
-        ensemble = self.bundle.spec.ensembles[name]
-        graphs: dict[str, Model] = {
-            step.model: self._observed(step.model)
-            for step in ensemble.steps
-            if step.model not in (IMAGE_PREPROCESS, TOKENIZE)
-        }
-        rows, size = len(next(iter(given.values()))), self.bundle.spec.max_batch
-        batches = [
-            run(ensemble, graphs, {}, given=self._cut({key: value[start : start + size] for key, value in given.items()}))
-            for start in range(0, rows, size)
-        ]
-        return np.concatenate([tensors[EMBEDDING] for tensors in batches])
 
     def _cut(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Leave out the padding that no text of a batch needs."""

@@ -54,7 +54,7 @@ class TensorRtRtxEngine(TensorRtEngine):
     def _new_contexts(self, path: Path) -> list[Any]:
         folder = user_cache("kernels")
         self._kernels = None if folder is None else folder / f"{sha256_of_file(path)}.kernels"
-        self._kept_for: set[int] = set()
+        self._kept_for: set[tuple[tuple[int, ...], ...]] = set()
         runtime_config = self._engine.create_runtime_config()
         self._cache = runtime_config.create_runtime_cache()
         kept = b"" if self._kernels is None or not self._kernels.is_file() else self._kernels.read_bytes()
@@ -72,8 +72,10 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     def _run(self, inputs: Arrays, rows: int) -> dict[str, Any]:
         outputs = super()._run(inputs, rows)
-        if rows not in self._kept_for:
-            self._kept_for.add(rows)
+
+        shapes = tuple(inputs[spec.name].shape for spec in self.inputs)
+        if shapes not in self._kept_for:
+            self._kept_for.add(shapes)
             self._keep_kernels()
         return outputs
 

@@ -13,6 +13,7 @@ from typing import Self
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders.local import LocalEncoder
+from cirrus_client.encoders.remembering import RememberingEncoder
 from cirrus_client.errors import ServerUnavailable
 from cirrus_client.names import EnsembleName, Flavour
 from cirrus_client.service.collection import Source, Version, open_version
@@ -93,7 +94,10 @@ class Encoders:
         if self._triton is None:
             local = LocalEncoder(bundle, engine=self._engine, observe=self._metrics.graph)
             _load_graphs(local)
-            return LocalQueries(local, max_waiting=self._limits.max_waiting, observe=self._metrics.batch)
+            remembering = RememberingEncoder(
+                local, max_bytes=self._limits.memory_bytes, observe=self._metrics.looked_up
+            )
+            return LocalQueries(remembering, max_waiting=self._limits.max_waiting, observe=self._metrics.batch)
         if isinstance(self._triton, RemoteTriton):
             _wait_for(self._triton.url)
             return self._on_triton(self._triton.url, bundle, shared=self._triton.several)

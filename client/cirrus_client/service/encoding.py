@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from cirrus_client.canary import LocalRunner, Runner, TritonRunner
-from cirrus_client.encoders.local import LocalEncoder, Pixels, PreparedQuery
+from cirrus_client.encoders.local import Pixels
 from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.encoders.remembering import KnownQuery, RememberingEncoder
 from cirrus_client.errors import ItemError, NotReady, TooManyRequests
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.stopwatch import Stage, Stopwatch
@@ -59,13 +60,14 @@ class LocalQueries:
     """Encodes in this process. Images are decoded in threads; what is in flight is encoded in batches."""
 
     def __init__(
-        self, encoder: LocalEncoder, *, max_waiting: int, observe: Callable[[int], None] = lambda size: None
+        self, queries: RememberingEncoder, *, max_waiting: int, observe: Callable[[int], None] = lambda size: None
     ) -> None:
         """Keep the encoder. max_waiting, observe: see `Batcher`."""
-        self._encoder = encoder
+        self._queries = queries
+        self._encoder = encoder = queries.encoder
         self._decoding = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         self._running = ThreadPoolExecutor(1, "encode")
-        self._batcher: Batcher[PreparedQuery, Embeddings] = Batcher(
+        self._batcher: Batcher[KnownQuery, Embeddings] = Batcher(
             self._run, max_batch=encoder.bundle.spec.max_batch, max_waiting=max_waiting, observe=observe
         )
         self._targets: Batcher[Pixels, Embeddings] = Batcher(
@@ -76,10 +78,12 @@ class LocalQueries:
         """See `QueryEncoder.encode`."""
         with watch.measure(Stage.DECODE):
             prepared = await asyncio.gather(*(self._prepare(pair, place) for place, pair in enumerate(pairs)))
-        done = await self._batcher.submit(prepared)
-        watch.add(Stage.QUEUE, max(one.waited_s for one in done))
-        watch.add(Stage.ENCODE, max(one.ran_s for one in done))
-        return np.stack([one.result for one in done])
+        new = [query for query in prepared if query.embedding is None]
+        done = await self._batcher.submit(new) if new else []
+        watch.add(Stage.QUEUE, max((one.waited_s for one in done), default=0.0))
+        watch.add(Stage.ENCODE, max((one.ran_s for one in done), default=0.0))
+        results = iter([one.result for one in done])
+        return np.stack([next(results) if query.embedding is None else query.embedding for query in prepared])
 
     async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
         """See `QueryEncoder.encode_targets`."""
@@ -102,10 +106,10 @@ class LocalQueries:
         self._decoding.shutdown(wait=False, cancel_futures=True)
         self._running.shutdown(wait=False, cancel_futures=True)
 
-    async def _prepare(self, pair: Pair, place: int) -> PreparedQuery:
+    async def _prepare(self, pair: Pair, place: int) -> KnownQuery:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._decoding, self._encoder.prepare_query, *pair)
+            return await loop.run_in_executor(self._decoding, self._queries.prepare_query, *pair)
         except ItemError as error:
             raise error.at("query", place) from None
 
@@ -120,9 +124,9 @@ class LocalQueries:
         loop = asyncio.get_running_loop()
         return list(await loop.run_in_executor(self._running, self._encoder.encode_prepared, prepared))
 
-    async def _run(self, prepared: Sequence[PreparedQuery]) -> Sequence[Embeddings]:
+    async def _run(self, prepared: Sequence[KnownQuery]) -> Sequence[Embeddings]:
         loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self._running, self._encoder.encode_prepared_queries, prepared))
+        return list(await loop.run_in_executor(self._running, self._queries.encode_prepared_queries, prepared))
 
 
 class TritonQueries:

@@ -18,7 +18,8 @@ class Limits:
 
     max_body_bytes: bytes of a request's body. max_pixels: pixels of one image. max_waiting: queries that wait for the
     encoder; a further one is refused with 429. rate: requests per second and key; None does not limit. timeout_s: time
-    limit of one request.
+    limit of one request. memory_bytes: of what images, texts and queries became, kept per bundle that encodes in this
+    process, so that nothing is encoded twice; 0 keeps nothing.
     """
 
     max_body_bytes: int = 32 * 2**20
@@ -26,3 +27,4 @@ class Limits:
     max_waiting: int = 256
     rate: float | None = None
     timeout_s: float = 30.0
+    memory_bytes: int = 512 * 2**20

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from cirrus_client import __version__
+from cirrus_client.encoders.remembering import Kept
 from cirrus_client.errors import CirrusError, InvalidInput
 from cirrus_client.service.collection import Version
 from cirrus_client.service.stopwatch import Stage, Stopwatch
@@ -43,6 +44,12 @@ class Metrics:
         self._rejected = Counter(
             "cirrus_rejected_inputs", "Images, texts and queries, by error", ("kind",), registry=self._registry
         )
+        self._known = Counter(
+            "cirrus_known_inputs",
+            "Whole queries, images and texts that were looked for among those already encoded",
+            ("kind", "known"),
+            registry=self._registry,
+        )
         self._batches = Histogram(
             "cirrus_batch_size", "Queries per run of the encoder", buckets=_BATCHES, registry=self._registry
         )
@@ -70,6 +77,10 @@ class Metrics:
     def graph(self, name: str, seconds: float) -> None:
         """Count a run of a graph."""
         self._graphs.labels(name).observe(seconds)
+
+    def looked_up(self, kept: Kept, known: bool) -> None:
+        """Count a query, an image or a text, by whether it was encoded before."""
+        self._known.labels(kept.value, "true" if known else "false").inc()
 
     def rejected(self, error: CirrusError) -> None:
         """Count an input that was refused."""

@@ -27,6 +27,7 @@ from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.records import Record
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.gate.probe import Probe
+from cirrus_export.gate.text_cuts import CutFidelity, cut_failures, measure_cuts
 from cirrus_export.gate.thresholds import THRESHOLDS, Thresholds
 from cirrus_export.graph import Graph
 from cirrus_export.recipes.recipe import Recipe
@@ -84,6 +85,7 @@ class FidelityReport(Record):
     thresholds: Thresholds
     stages: tuple[StageFidelity, ...]
     retrieval: tuple[RetrievalFidelity, ...]
+    cuts: tuple[CutFidelity, ...] = ()
     decoding: DecodingFidelity | None = None
     failures: tuple[str, ...]
 
@@ -138,7 +140,12 @@ def measure(
     targets = np.concatenate([encoder.encode_targets(gallery[start : start + _BATCH]) for start in starts])
     queries = _exported_queries(encoder, probe.probe)
     retrieval = _retrieval(queries, recipe, probe, targets, progress)
-    failures = [*_stage_failures(stages, thresholds), *_retrieval_failures(retrieval, thresholds)]
+    cuts = measure_cuts(encoder, recipe, probe.query_pixels, probe.token_ids)
+    failures = [
+        *_stage_failures(stages, thresholds),
+        *_retrieval_failures(retrieval, thresholds),
+        *cut_failures(cuts, thresholds),
+    ]
     report = FidelityReport(
         bundle=bundle.spec.name,
         precision=bundle.spec.precision,
@@ -147,6 +154,7 @@ def measure(
         thresholds=thresholds,
         stages=tuple(stages),
         retrieval=tuple(retrieval),
+        cuts=cuts,
         decoding=_decoding(encoder, probe, targets),
         failures=tuple(failures),
     )

@@ -57,6 +57,20 @@ def markdown(report: FidelityReport) -> str:
         f"| {row.batch_cosine_min:.7f} |"
         for row in report.stages
     ]
+    if report.cuts:
+        lines += [
+            "",
+            "## Texts cut to the length that they need",
+            "",
+            "Texts that end at a length and one token before it, with the probe's own that fit.",
+            "",
+            "| ensemble | tokens | texts | to the original, uncut: cosine (min) | to the export, uncut: cosine (min) |",
+            "|---|--:|--:|--:|--:|",
+            *(
+                f"| {cut.ensemble} | {cut.length} | {cut.items} | {cut.cosine_min:.7f} | {cut.cut_cosine_min:.7f} |"
+                for cut in report.cuts
+            ),
+        ]
     if report.decoding is not None:
         drift = report.decoding
         lines += [

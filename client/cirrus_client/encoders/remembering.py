@@ -1,0 +1,187 @@
+"""Encode queries, and nothing twice: what an image or a text became is kept and used again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirrus_client.bundle import DYNAMIC
+from cirrus_client.encoders.local import LocalEncoder, Pixels
+from cirrus_client.encoders.memory import RecentArrays
+from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.ensemble import EMBEDDING, Arrays, EnsembleSpec, StepSpec
+from cirrus_client.names import EnsembleName, TensorName
+
+TokenIds = NDArray[np.int64]
+Tensors = dict[str, NDArray[Any]]
+
+
+class Kept(StrEnum):
+    """What is kept: a whole query's embedding, or what the encoders make of its image or of its text."""
+
+    QUERY = "query"
+    IMAGE = "image"
+    TEXT = "text"
+
+
+@dataclass(frozen=True)
+class KnownQuery:
+    """A query that is tokenized, and decoded unless its image is known.
+
+    image: the sha256 of the image file, or None. pixels: None if there is no image, or its features are known.
+    features: what the image encoder made of it. embedding: the query's embedding, if the whole query is known.
+    """
+
+    token_ids: TokenIds
+    image: bytes | None = None
+    pixels: Pixels | None = None
+    features: Arrays | None = None
+    embedding: Embeddings | None = None
+
+    @property
+    def key(self) -> tuple[bytes | None, bytes]:
+        """What the query is the same by."""
+        return self.image, self.token_ids.tobytes()
+
+
+class RememberingEncoder:
+    """Encodes queries like a `LocalEncoder` and keeps, up to a number of bytes, what it computed. Threads may share it.
+
+    A known image is neither decoded nor encoded again, a known text is not encoded again, and of a known query nothing
+    is computed. Answers are the same: features are kept as float32. Features of images are keyed by the sha256 of the
+    file, those of texts by their token ids.
+    """
+
+    def __init__(
+        self, encoder: LocalEncoder, *, max_bytes: int, observe: Callable[[Kept, bool], None] = lambda kept, known: None
+    ) -> None:
+        """Keep the encoder. observe: is told what was looked for, and whether it was known."""
+        self.encoder = encoder
+        self._observe = observe
+        self._recent = RecentArrays(max_bytes)
+        spec = encoder.bundle.spec
+        composed = spec.ensembles.get(EnsembleName.ENCODE_QUERY)
+        self._image_steps = () if composed is None else steps_from(composed, TensorName.PIXELS)
+        self._text_steps = () if composed is None else steps_from(composed, TensorName.TOKEN_IDS)
+        self._dynamic = {
+            step.outputs[tensor.name]
+            for step in self._text_steps
+            for tensor in spec.graphs[step.model].outputs
+            if tensor.shape[:1] == (DYNAMIC,) and tensor.name in step.outputs
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return self._recent.nbytes
+
+    def prepare_query(self, image: bytes | None, text: str | None) -> KnownQuery:
+        """Tokenize a query, and decode its image unless that is known. See `LocalEncoder.prepare_query`."""
+        digest = None if image is None else hashlib.sha256(image).digest()
+        token_ids = self.encoder.prepare_text(text, with_image=image is not None)
+        known = self._look_up(Kept.QUERY, (digest, token_ids.tobytes()))
+        if known is not None:
+            return KnownQuery(token_ids, digest, embedding=known[EMBEDDING])
+        if image is None:
+            return KnownQuery(token_ids)
+        features = self._look_up(Kept.IMAGE, digest) if self._image_steps else None
+        pixels = None if features is not None else self.encoder.prepare_image(image)
+        return KnownQuery(token_ids, digest, pixels, features)
+
+    def encode_prepared_queries(self, prepared: Sequence[KnownQuery]) -> Embeddings:
+        """Return one query embedding per prepared query, float32 [B, D]."""
+        new = {query.key: query for query in prepared if query.embedding is None}
+        composed = [query for query in new.values() if query.image is not None]
+        texts = [query for query in new.values() if query.image is None]
+        found = dict(zip([query.key for query in (*composed, *texts)], self._encoded(composed, texts), strict=True))
+        for key, embedding in found.items():
+            self._recent.put((Kept.QUERY, key), {EMBEDDING: embedding})
+        rows = [found[query.key] if query.embedding is None else query.embedding for query in prepared]
+        return np.stack(rows) if rows else np.empty((0, self.encoder.space.dim), dtype=np.float32)
+
+    def _encoded(self, composed: Sequence[KnownQuery], texts: Sequence[KnownQuery]) -> list[Embeddings]:
+        size = self.encoder.bundle.spec.max_batch
+        rows: list[Embeddings] = []
+        for start in range(0, len(composed), size):
+            part = composed[start : start + size]
+            given = {**self._of_images(part), **self._of_texts(part)}
+            rows += list(self.encoder.encode_tensors(EnsembleName.ENCODE_QUERY, given).copy())
+        if texts:
+            given = {TensorName.TOKEN_IDS: np.stack([query.token_ids for query in texts])}
+            rows += list(self.encoder.encode_tensors(EnsembleName.ENCODE_TEXT_QUERY, given).copy())
+        return [row.copy() for row in rows]
+
+    def _of_images(self, queries: Sequence[KnownQuery]) -> Tensors:
+        """Return what the image encoder makes of the queries' images, or their pixels if there is none."""
+        if not self._image_steps:
+            return {TensorName.PIXELS: np.stack([query.pixels for query in queries if query.pixels is not None])}
+        known = {query.image: query.features for query in queries if query.features is not None}
+        new = {query.image: query.pixels for query in queries if query.image not in known and query.pixels is not None}
+        if new:
+            tensors = self.encoder.run_steps(self._image_steps, {TensorName.PIXELS: np.stack(list(new.values()))})
+            for row, image in enumerate(new):
+                known[image] = {name: values[row].copy() for name, values in tensors.items()}
+                self._recent.put((Kept.IMAGE, image), known[image])
+        features = [known[query.image] for query in queries]
+        return {name: np.stack([one[name] for one in features]) for name in features[0]}
+
+    def _of_texts(self, queries: Sequence[KnownQuery]) -> Tensors:
+        """Return the token ids of the queries, cut to what the batch needs, and what the text encoder makes of them."""
+        spec = self.encoder.bundle.spec.tokenizer
+        token_ids = spec.cut(np.stack([query.token_ids for query in queries]))
+        length = token_ids.shape[1]
+        if not self._text_steps:
+            return {TensorName.TOKEN_IDS: token_ids}
+        keys = [row.tobytes() for row in np.stack([query.token_ids for query in queries])]
+        known: dict[bytes, Arrays] = {}
+        new: dict[bytes, TokenIds] = {}
+        for key, row in zip(keys, token_ids, strict=True):
+            if key not in known and key not in new:
+                features = self._look_up(Kept.TEXT, key)
+                if features is None:
+                    new[key] = row
+                else:
+                    known[key] = features
+        if new:
+            tensors = self.encoder.run_steps(self._text_steps, {TensorName.TOKEN_IDS: np.stack(list(new.values()))})
+            for row, (key, ids) in enumerate(new.items()):
+                own = spec.cut(ids[None]).shape[1]
+                known[key] = {
+                    name: (values[row, :own] if name in self._dynamic else values[row]).copy()
+                    for name, values in tensors.items()
+                }
+                self._recent.put((Kept.TEXT, key), known[key])
+        names = known[keys[0]]
+        return {TensorName.TOKEN_IDS: token_ids} | {
+            name: np.stack(
+                [_padded(known[key][name], length) if name in self._dynamic else known[key][name] for key in keys]
+            )
+            for name in names
+        }
+
+    def _look_up(self, kept: Kept, key: object) -> Arrays | None:
+        found = self._recent.get((kept, key))
+        self._observe(kept, found is not None)
+        return found
+
+
+def steps_from(ensemble: EnsembleSpec, tensor: str) -> tuple[StepSpec, ...]:
+    """Return the graphs of an ensemble that a tensor alone is enough for."""
+    steps: list[StepSpec] = []
+    there = {tensor}
+    for step in ensemble.steps:
+        if step.inputs and set(step.inputs.values()) <= there:
+            steps.append(step)
+            there |= set(step.outputs.values())
+    return tuple(steps)
+
+
+def _padded(tokens: NDArray[Any], length: int) -> NDArray[Any]:
+    """Return a text's tokens with zeros up to a length. Where texts may be cut, nobody reads what is behind one."""
+    return np.concatenate([tokens, np.zeros((length - len(tokens), *tokens.shape[1:]), dtype=tokens.dtype)])
