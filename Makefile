@@ -15,7 +15,7 @@ BUNDLE ?= $(DEMO)/bundle
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
+.PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-service bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
 
 # -- Try it
 help:  ## show this help
@@ -96,6 +96,9 @@ bench-queries: $(B32)/bundle.json  ## query latency through Triton, search compa
 	$(BIN)/cirrus bench queries $(B32) --out bench/reports
 	$(BIN)/cirrus bench search --out bench/reports
 	$(BIN)/cirrus bench precision --out bench/reports
+
+bench-service: $(READY)  ## the search service, HTTP in and JSON out, compared with the bare engine and FAISS: 20 minutes
+	$(BIN)/cirrus bench service --endurance-s 600 --out bench/reports
 
 DEMO_EXPORT = $(BIN)/cirrus export --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors
 DEMO_RECIPES := transagg-union sprc searle clip-sum clip-image clip-text

@@ -117,6 +117,23 @@ def queries(
 
 
 @bench.command()
+def service(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for service.json and service.md.")],
+    backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
+    endurance_s: Annotated[float, typer.Option(min=0, help="Seconds at 80% of the most that the service takes.")] = 0,
+    work: Annotated[Path, typer.Option(help="Where photos, bundles and indexes are kept for the next run.")] = Path(
+        "build/bench"
+    ),
+) -> None:
+    """Measure the search service, HTTP in and JSON out, compared with the bare engine and bare FAISS."""
+    from cirrus_bench.service.measure import ServiceRequest, measure_service
+    from cirrus_bench.subjects import bench_subjects
+
+    bundles = tuple(bench_subjects(backbone, work).bundles.values())
+    _publish(measure_service(ServiceRequest(bundles, work, endurance_s)), out)
+
+
+@bench.command()
 def full_size(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for full_size.json and full_size.md.")],
     work: Annotated[Path, typer.Option(help="Where bundles are written and removed again.")] = Path("build/full-size"),

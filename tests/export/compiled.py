@@ -34,7 +34,8 @@ def inputs_of(graph: GraphSpec, *, rows: int = 8) -> dict[str, np.ndarray]:
         ids = generator.integers(1, 400, (rows, *shape))
         return np.where(np.arange(shape[-1]) < 4 + np.arange(rows)[:, None], ids, 0)
 
-    return {spec.name: values(spec.dtype, spec.shape) for spec in graph.inputs}
+    longest = graph.input_shapes()[-1]
+    return {spec.name: values(spec.dtype, longest[spec.name]) for spec in graph.inputs}
 
 
 def lowered(path: Path, graph: GraphSpec, precision: Precision, folder: Path) -> Path:

@@ -72,7 +72,6 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     def _run(self, inputs: Arrays, rows: int) -> dict[str, Any]:
         outputs = super()._run(inputs, rows)
-
         shapes = tuple(inputs[spec.name].shape for spec in self.inputs)
         if shapes not in self._kept_for:
             self._kept_for.add(shapes)

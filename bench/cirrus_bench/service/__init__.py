@@ -1,0 +1,1 @@
+"""The whole search service, HTTP in and JSON out, compared with the bare engine and bare FAISS."""

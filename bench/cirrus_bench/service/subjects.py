@@ -1,0 +1,110 @@
+"""What is served: an index of many items over a few photos, copies of a bundle, and a service in its own process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from cirrus_bench.errors import PeerError
+from cirrus_client.bundle import Bundle, FidelityStatus, SpaceSpec, write_contract
+from cirrus_client.encoders import Embeddings, ImageInput
+from cirrus_client.gallery import embed_gallery, read_gallery
+from cirrus_client.gallery.source import ImageFile, Source
+from cirrus_client.index import build_index
+from cirrus_client.triton.server import free_ports
+
+_PATIENCE_S = 240
+
+
+class RandomTargets:
+    """An encoder whose gallery embeddings are random: an index is as fast whatever is in it. Threads may share it."""
+
+    concurrency = 1
+
+    def __init__(self, space: SpaceSpec) -> None:
+        self.space = space
+        self._generator = np.random.default_rng(0)
+
+    def prepare(self, image: bytes) -> None:
+        """Do nothing."""
+
+    def prepare_file(self, source: Source, file: ImageFile) -> None:
+        """Do nothing, and leave the file closed."""
+
+    def encode_prepared(self, prepared: Sequence[None]) -> Embeddings:
+        """Return a random embedding per image."""
+        rows = self._generator.standard_normal((len(prepared), *self.space.item_shape), dtype=np.float32)
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+    def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
+        """See `encode_prepared`."""
+        return self.encode_prepared([None] * len(images))
+
+    def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
+        """Raise NotImplementedError: nothing is asked."""
+        raise NotImplementedError
+
+
+def index_of(space: SpaceSpec, photos: Sequence[Path], items: int, folder: Path) -> Path:
+    """Build an exact index of random embeddings, whose items are the photos over and over, and return its folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    images = folder / "images"
+    images.mkdir(parents=True)
+    for number in range(items):
+        os.link(photos[number % len(photos)], images / f"{number:06d}.jpg")
+    targets = RandomTargets(space)
+    embed_gallery(images, folder / "gallery", targets, prepare=targets.prepare_file, batch_size=1024)
+    build_index(read_gallery(folder / "gallery"), folder / "index")
+    return folder / "index"
+
+
+def served_copy(bundle: Bundle, folder: Path, *, max_batch: int) -> Bundle:
+    """Return a copy of a bundle that encodes at most so many queries at once.
+
+    It counts as verified: random weights, of which only the speed is looked at, may miss their gate at low precision.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(bundle.root, folder, copy_function=os.link, ignore=shutil.ignore_patterns("triton", "bundle.json"))
+    spec = bundle.spec.model_copy(update={"max_batch": max_batch, "fidelity": FidelityStatus(passed=True)})
+    write_contract(folder, spec)
+    return Bundle.open(folder)
+
+
+@contextmanager
+def running(bundle: Bundle, index: Path, *, memory_mib: int) -> Iterator[str]:
+    """Run `cirrus serve` in a process of its own, encoding in that process, and yield its URL."""
+    (port,) = free_ports(1)
+    log = bundle.root.with_suffix(".log")
+    command = [
+        *(sys.executable, "-m", "cirrus_client.cli", "serve", str(bundle.root), "--index", str(index), "--in-process"),
+        *("--port", str(port), "--memory-mib", str(memory_mib)),
+    ]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        _wait(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=_PATIENCE_S)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise PeerError(f"the service at {url} did not start: {log.read_text()[-2000:]}")
