@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 from cirrus_bench.card_rates import CardRates
 from cirrus_bench.errors import FloorError
+from cirrus_bench.shapes import sizes, with_shapes
 from cirrus_client.bundle import Precision
-from cirrus_export.compile.half_attention import model_to_compile
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _PRECISIONS = {
@@ -53,21 +53,21 @@ class GraphWork:
         return max(arithmetic, self.bytes / card.bytes)
 
 
-def graph_work(path: Path, batch: int) -> GraphWork:
-    """Count the work of an ONNX file for a batch.
+def graph_work(path: Path, batch: int, *, text_length: int = 0) -> GraphWork:
+    """Count the work of an ONNX file for a batch. text_length: what its other dynamic dimensions are.
 
     Raises FloorError, which names the node, if the size or type of a product can't be told.
     """
-    return _Counter(path, batch).work()
+    return _Counter(path, batch, text_length).work()
 
 
 class _Counter:
-    def __init__(self, path: Path, batch: int) -> None:
+    def __init__(self, path: Path, batch: int, text_length: int) -> None:
         self._path = path
-        self._graph = _with_shapes(path, batch)
+        self._graph = with_shapes(path, batch, text_length)
         values = (*self._graph.value_info, *self._graph.input, *self._graph.output)
         self._kinds = {value.name: value.type.tensor_type.elem_type for value in values}
-        self._shapes = {value.name: _sizes(value.type.tensor_type.shape) for value in values}
+        self._shapes = {value.name: sizes(value.type.tensor_type.shape) for value in values}
         self._constants = {tensor.name: tensor for tensor in self._graph.initializer}
         self._kinds |= {name: tensor.data_type for name, tensor in self._constants.items()}
         self._shapes |= {name: tuple(tensor.dims) for name, tensor in self._constants.items()}
@@ -133,17 +133,3 @@ class _Counter:
         if shape is None or 0 in shape:
             raise FloorError(f"{self._path}: the sizes of {node.op_type} {node.name} can't be told")
         return shape
-
-
-def _with_shapes(path: Path, batch: int) -> onnx.GraphProto:
-    """Return the graph without large weights, with the shape of every tensor for a batch."""
-    model = model_to_compile(path)
-    del model.graph.value_info[:]
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    return onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-
-
-def _sizes(shape: onnx.TensorShapeProto) -> tuple[int, ...]:
-    """Return the sizes; one that is not known is 0."""
-    return tuple(dimension.dim_value for dimension in shape.dim)

@@ -40,8 +40,9 @@ class FloorReport(Report):
             "# The shortest times that graphs can take",
             "",
             f"Batch {self.batch}, in milliseconds. Nothing was run. Operations are those of matrix products and "
-            "convolutions; a multiply-add is two. Bytes are weights, inputs and outputs, each moved once. A floor "
-            "is the longer of two times: operations at the card's published dense rates, and bytes at its memory's. "
+            "convolutions; a multiply-add is two. Bytes are weights, inputs and outputs, each moved once. Texts are as "
+            "short as a graph takes them. A floor is the longer of two times: operations at the card's published dense "
+            "rates, and bytes at its memory's. "
             "`make gpu-check` prints which share of it a plan reaches.",
             "",
             f"| bundle | graph | precision | GFLOP | in float32 | MB | {' | '.join(CARD_RATES)} |",
@@ -55,8 +56,8 @@ def floors_of(bundles: Sequence[Bundle], batch: int) -> FloorReport:
     """Count the work of every graph of bundles. Raises FloorError if that of one can't be counted."""
     rows = []
     for bundle in bundles:
-        for graph in bundle.spec.graphs:
-            work = graph_work(bundle.graph_file(graph), batch)
+        for graph, spec in bundle.spec.graphs.items():
+            work = graph_work(bundle.graph_file(graph), batch, text_length=min(spec.text_lengths, default=0))
             floors = {name: work.floor_s(card) for name, card in CARD_RATES.items()}
             rows.append(
                 FloorRow(

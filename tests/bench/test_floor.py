@@ -154,3 +154,11 @@ def test_every_graph_of_a_bundle_has_its_floors_and_they_bound_the_speed(tiny_bu
     assert highest == pytest.approx(64_000 / gallery.floors_ms["L4"])
     assert highest_images_per_s(tiny_bundle, "NVIDIA L40S") > highest
     assert highest_images_per_s(tiny_bundle, "an unknown card") is None
+
+
+def test_texts_of_any_length_are_counted_at_the_one_that_is_asked_for(bundle) -> None:
+    spec = bundle.spec.graphs["query_head"]
+    short, long = (graph_work(bundle.graph_file("query_head"), BATCH, text_length=n) for n in (16, 32))
+    assert 1 < long.operations[Precision.FP32] / short.operations[Precision.FP32] < 2
+    assert long.bytes - short.bytes == BATCH * 16 * (4 * bundle.spec.space.dim + 8)
+    assert spec.text_lengths[0] == 16
