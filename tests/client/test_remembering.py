@@ -115,3 +115,13 @@ def test_what_was_not_used_for_longest_goes_first() -> None:
     assert (len(recent), recent.nbytes) == (2, 2 * 512 + 60)
     recent.put("large", {"tensor": np.zeros(10_000, dtype=np.float32)})
     assert (len(recent), recent.nbytes) == (0, 0)
+
+
+def test_images_are_learnt_ahead_while_there_is_room(tiny_bundle: Bundle, images) -> None:
+    ran: list[str] = []
+    plain = LocalEncoder(tiny_bundle, observe=lambda graph, _: ran.append(graph))
+    remembering = RememberingEncoder(plain, max_bytes=2 * (512 + 4 * 64))
+    assert [remembering.learn(image) for image in images] == [True, True, False, False]
+    assert ran == ["vision_encoder"] * 2
+    assert remembering.prepare_query(images[0], "in blue").features is not None
+    assert remembering.prepare_query(images[3], "in blue").features is None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cirrus_client.bundle import DYNAMIC, Bundle
 from cirrus_client.encoders import LocalEncoder
@@ -16,6 +19,7 @@ from cirrus_client.errors import FidelityError
 from cirrus_client.names import TensorName
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 from cirrus_export.gate.text_cuts import texts_at
+from cirrus_export.graph import Graph
 from cirrus_export.heads.transagg import PadMask
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes.transagg_union import TransAggUnion
@@ -24,18 +28,32 @@ from tests.export.author_files import AUTHORS
 WORDS = ["in", "blue", "with", "longer", "sleeves", "and", "stripes"]
 
 
+class MeanOfTokens(nn.Module):
+    """A query head that takes the mean over all tokens of a text, its padding among them."""
+
+    def __init__(self, query_head: nn.Module) -> None:
+        super().__init__()
+        self.query_head = query_head
+
+    def forward(
+        self, image_embedding: Tensor, image_tokens: Tensor, text_embedding: Tensor, text_tokens: Tensor, ids: Tensor
+    ) -> Tensor:
+        query = self.query_head(image_embedding, image_tokens, text_embedding, text_tokens, ids)
+        return F.normalize(query + F.normalize(text_tokens.mean(dim=1), dim=-1), dim=-1)
+
+
 class ReadsPadding(TransAggUnion):
-    """Claims that texts may be cut, and attends their padding."""
+    """Says that texts may be cut, and reads their padding."""
 
     name = "reads-padding"
 
-    @property
-    def text_lengths(self) -> tuple[int, ...]:
-        return self.backbone.text_lengths
+    def query_graph(self) -> Graph:
+        graph = super().query_graph()
+        return dataclasses.replace(graph, module=MeanOfTokens(graph.module))
 
 
 def request(weights, out: Path, recipe: str = "transagg-union", **options: str) -> ExportRequest:
-    return ExportRequest(recipe, "cirrus-demo", str(weights.clip), str(weights.union), out, options=options)
+    return ExportRequest(recipe, "cirrus-demo", str(weights.clip), str(weights.head), out, options=options)
 
 
 @pytest.mark.parametrize("recipe", AUTHORS)
@@ -75,18 +93,20 @@ def test_known_texts_of_other_lengths_share_a_batch(bundle: Bundle, probe) -> No
     np.testing.assert_allclose(found, LocalEncoder(bundle).encode_queries(images, texts), atol=2e-5)
 
 
-def test_where_padding_is_read_nothing_is_cut(weights, probe, tmp_path) -> None:
-    recipe = build_recipe(request(weights, tmp_path, pad_mask=PadMask.ADDITIVE))
-    assert recipe.text_lengths == (recipe.backbone.context_length,)
-    bundle = export(request(weights, tmp_path / "bundle", pad_mask=PadMask.ADDITIVE), probe)
-    assert bundle.spec.tokenizer.cut_lengths == ()
-    assert not any(DYNAMIC in one.shape for graph in bundle.spec.graphs.values() for one in graph.inputs)
+@pytest.mark.parametrize("pad_mask", PadMask)
+def test_where_padding_is_read_nothing_is_cut(weights, tmp_path, pad_mask: PadMask) -> None:
+    recipe = build_recipe(request(weights, tmp_path, pad_mask=pad_mask))
+    lengths = (16, 32, 77) if pad_mask is PadMask.BOOL else (77,)
+    assert recipe.text_lengths == lengths
+    for graph in recipe.graphs():
+        assert graph.text_lengths in ((), lengths)
+        assert any(DYNAMIC in one.shape for one in graph.inputs) == (len(graph.text_lengths) > 1)
 
 
 def test_a_recipe_that_reads_padding_and_cuts_fails_its_gate(weights, probe, tmp_path) -> None:
     where = f"{__name__}:{ReadsPadding.__name__}"
     with pytest.raises(FidelityError, match="texts cut to 16 tokens, encode_query: cosine to the original"):
-        export(request(weights, tmp_path / "bundle", where, pad_mask=PadMask.ADDITIVE), probe)
+        export(request(weights, tmp_path / "bundle", where), probe)
 
 
 def test_texts_at_a_boundary_end_there(bundle: Bundle) -> None:

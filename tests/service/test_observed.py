@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +20,7 @@ from cirrus_client.service.tracing import OpenTelemetry, PassOn
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.trace import TRACEPARENT
-from tests.service.live import live
+from tests.service.live import PATIENCE_S, live
 
 ROOT = Path(__file__).parents[2]
 _METRIC = re.compile(r"\bcirrus_[a-z_]+")
@@ -78,6 +79,19 @@ def test_a_gallery_item_that_was_a_reference_is_not_encoded_again_and_metrics_sa
     again = search(id="000007.jpg", text="with stripes")
     assert again[known, ("query", "true")] == 1
     assert not [key for key in again if key[0] == runs]
+
+
+def test_a_warm_service_knows_its_items_before_they_are_asked_for(bundle, index_root, tmp_path) -> None:
+    with live(tmp_path, bundle.root, "--index", index_root, "--in-process", "--warm") as service:
+        client = service.client()
+        deadline = time.monotonic() + PATIENCE_S
+        while samples(client).get(("cirrus_graph_duration_seconds_count", ("vision_encoder",)), 0) < 60:
+            assert time.monotonic() < deadline, service.log.read_text()
+            time.sleep(0.1)
+        assert client.post("/v1/search", json={"queries": [{"id": "000059.jpg", "text": "in blue"}]}).status_code == 200
+        found = samples(client)
+    assert found["cirrus_known_inputs_total", ("image", "true")] == 1
+    assert ("cirrus_known_inputs_total", ("image", "false")) not in found
 
 
 def test_the_log_is_one_json_object_per_line(bundle, index_root, tmp_path) -> None:

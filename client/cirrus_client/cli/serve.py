@@ -100,6 +100,9 @@ def serve(
     memory_mib: Annotated[
         int, typer.Option(min=0, help="MiB of encoded images, texts and queries to keep per bundle; with --in-process.")
     ] = _LIMITS.memory_bytes // 2**20,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Encode the gallery's images ahead while nobody asks; with --in-process.")
+    ] = False,
     canary_s: Annotated[float, typer.Option(min=1, help="Seconds between two replays of the canary.")] = 300.0,
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="Where traces are sent by OTLP, like http://localhost:4318/v1/traces.")
@@ -145,6 +148,7 @@ def serve(
                 suggester=suggester,
                 canary_s=canary_s,
                 otlp_endpoint=otlp_endpoint,
+                warm=warm,
             )
         )
         return

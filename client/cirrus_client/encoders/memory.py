@@ -25,6 +25,11 @@ class RecentArrays:
         return len(self._kept)
 
     @property
+    def max_bytes(self) -> int:
+        """The most bytes that are kept."""
+        return self._max_bytes
+
+    @property
     def nbytes(self) -> int:
         """Bytes of everything that is kept."""
         return self._bytes

@@ -69,6 +69,7 @@ class RememberingEncoder:
         composed = spec.ensembles.get(EnsembleName.ENCODE_QUERY)
         self._image_steps = () if composed is None else steps_from(composed, TensorName.PIXELS)
         self._text_steps = () if composed is None else steps_from(composed, TensorName.TOKEN_IDS)
+        self._image_bytes = 0
         self._dynamic = {
             step.outputs[tensor.name]
             for step in self._text_steps
@@ -105,6 +106,18 @@ class RememberingEncoder:
         rows = [found[query.key] if query.embedding is None else query.embedding for query in prepared]
         return np.stack(rows) if rows else np.empty((0, self.encoder.space.dim), dtype=np.float32)
 
+    def learn(self, image: bytes) -> bool:
+        """Encode an image ahead, and return whether there is room for more.
+
+        Without room nothing is encoded: it would take the place of what was asked for. Raises InvalidImage.
+        """
+        digest = hashlib.sha256(image).digest()
+        if not self._image_steps or self._recent.nbytes + self._image_bytes > self._recent.max_bytes:
+            return False
+        if self._recent.get((Kept.IMAGE, digest)) is None:
+            self._of_images([KnownQuery(np.empty(0, dtype=np.int64), digest, self.encoder.prepare_image(image))])
+        return True
+
     def _encoded(self, composed: Sequence[KnownQuery], texts: Sequence[KnownQuery]) -> list[Embeddings]:
         size = self.encoder.bundle.spec.max_batch
         rows: list[Embeddings] = []
@@ -127,6 +140,7 @@ class RememberingEncoder:
             tensors = self.encoder.run_steps(self._image_steps, {TensorName.PIXELS: np.stack(list(new.values()))})
             for row, image in enumerate(new):
                 known[image] = {name: values[row].copy() for name, values in tensors.items()}
+                self._image_bytes = sum(values.nbytes for values in known[image].values())
                 self._recent.put((Kept.IMAGE, image), known[image])
         features = [known[query.image] for query in queries]
         return {name: np.stack([one[name] for one in features]) for name in features[0]}

@@ -63,6 +63,11 @@ class Batcher(Generic[T, R]):
         """Number of items that wait."""
         return sum(not waiting.future.done() for waiting in self._waiting)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a batch runs or items wait."""
+        return self._worker is not None
+
     async def submit(self, items: Sequence[T]) -> list[Done[R]]:
         """Run items in the next batches, and return their results in order.
 

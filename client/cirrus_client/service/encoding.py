@@ -21,6 +21,7 @@ from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.served_names import ServedNames
 
+_PAUSE_S = 0.05
 Pair = tuple[bytes | None, str | None]
 """The image file and the text of a query. One of them may be None."""
 
@@ -89,6 +90,12 @@ class LocalQueries:
         """See `QueryEncoder.encode_targets`."""
         prepared = await asyncio.gather(*(self._prepare_target(image, place) for place, image in enumerate(images)))
         return np.stack([one.result for one in await self._targets.submit(prepared)])
+
+    async def learn(self, image: bytes) -> bool:
+        """Encode the image of an item ahead once nobody waits; see `RememberingEncoder.learn`."""
+        while self._batcher.busy or self._targets.busy:
+            await asyncio.sleep(_PAUSE_S)
+        return await asyncio.get_running_loop().run_in_executor(self._running, self._queries.learn, image)
 
     def waiting(self) -> int:
         """See `QueryEncoder.waiting`."""

@@ -44,7 +44,7 @@ class ServiceOptions:
     `read_keys`. insecure: listen beyond loopback without keys. origins: of pages elsewhere that may call (CORS).
     image_hosts: see `ImageReader`. suggester: the folder of one, or None.
     canary_s: how often the canaries are replayed.
-    otlp_endpoint: see `OpenTelemetry`.
+    otlp_endpoint: see `OpenTelemetry`. warm: encode galleries' images ahead; see `keep_warm`.
     """
 
     collections: Mapping[str, Sequence[Source]]
@@ -61,3 +61,4 @@ class ServiceOptions:
     suggester: Path | None = None
     canary_s: float = 300.0
     otlp_endpoint: str | None = None
+    warm: bool = False

@@ -24,6 +24,7 @@ from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import WATCH_S, Registry
 from cirrus_client.service.suggestions import Suggestions
 from cirrus_client.service.tracing import OpenTelemetry
+from cirrus_client.service.warming import keep_warm
 from cirrus_client.suggest import LocalSuggester
 from cirrus_client.triton.server import is_loopback
 
@@ -59,6 +60,7 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
                         lambda: registry.watch(WATCH_S),
                         lambda: registry.look_after(encoders.revive, canaries.forget, WATCH_S),
                         lambda: canaries.keep_on(options.canary_s),
+                        *((lambda: keep_warm(registry),) if options.warm else ()),
                     )
                 ]
                 yield Service(registry, canaries, metrics, options.limits, access, images, suggester)
