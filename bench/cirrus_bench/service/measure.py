@@ -25,7 +25,7 @@ from cirrus_client.index import open_index
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
 _PHOTOS, _PHOTO_PX, _ITEMS, _K = 128, 512, 10_000, 10
 _ROUNDS, _WARM_UP = 60, 4
-_FLIGHTS_S = 8.0
+_FLIGHTS_S = 4.0
 _LOAD = 0.8
 _MEMORY_MIB = 512
 EDITS = (
