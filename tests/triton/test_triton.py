@@ -16,7 +16,9 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from cirrus_client.canary import TritonRunner
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.ensemble import TOKENIZE, bytes_array
 from cirrus_client.errors import (
     BundleError,
     ExportError,
@@ -27,7 +29,8 @@ from cirrus_client.errors import (
     ServerUnavailable,
     UnsupportedQuery,
 )
-from cirrus_client.names import Transport
+from cirrus_client.names import TensorName, Transport
+from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.repository import Flavour, write_shared_repository
@@ -271,3 +274,14 @@ def test_many_vectors_per_image_and_texts_alone_through_the_server(author_bundle
         )
         with pytest.raises(UnsupportedQuery, match="answers texts alone"):
             texts.encode_queries([images[0]], ["red"])
+
+
+def test_the_server_cuts_texts_to_what_they_need(server, bundle) -> None:
+    runner = TritonRunner(server.grpc_url)
+    for count, length in ((2, 16), (14, 16), (15, 32), (60, 77)):
+        texts = [b"in blue", b" ".join([b"blue"] * count)]
+        found = runner.step(TOKENIZE, {TensorName.TEXT: bytes_array(texts)})[TensorName.TOKEN_IDS]
+        whole = Tokenizer(bundle.spec.tokenizer, bundle.root)([text.decode() for text in texts])
+        assert found.shape == (2, length)
+        np.testing.assert_array_equal(found, whole[:, :length])
+        assert not whole[:, length:].any()
