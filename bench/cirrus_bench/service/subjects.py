@@ -17,42 +17,11 @@ import numpy as np
 
 from cirrus_bench.errors import PeerError
 from cirrus_client.bundle import Bundle, FidelityStatus, SpaceSpec, write_contract
-from cirrus_client.encoders import Embeddings, ImageInput
-from cirrus_client.gallery import embed_gallery, read_gallery
-from cirrus_client.gallery.source import ImageFile, Source
+from cirrus_client.gallery import Embedded, FolderSource, GalleryWriter, Shard, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.triton.server import free_ports
 
 _PATIENCE_S = 240
-
-
-class RandomTargets:
-    """An encoder whose gallery embeddings are random: an index is as fast whatever is in it. Threads may share it."""
-
-    concurrency = 1
-
-    def __init__(self, space: SpaceSpec) -> None:
-        self.space = space
-        self._generator = np.random.default_rng(0)
-
-    def prepare(self, image: bytes) -> None:
-        """Do nothing."""
-
-    def prepare_file(self, source: Source, file: ImageFile) -> None:
-        """Do nothing, and leave the file closed."""
-
-    def encode_prepared(self, prepared: Sequence[None]) -> Embeddings:
-        """Return a random embedding per image."""
-        rows = self._generator.standard_normal((len(prepared), *self.space.item_shape), dtype=np.float32)
-        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-    def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
-        """See `encode_prepared`."""
-        return self.encode_prepared([None] * len(images))
-
-    def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
-        """Raise NotImplementedError: nothing is asked."""
-        raise NotImplementedError
 
 
 def index_of(space: SpaceSpec, photos: Sequence[Path], items: int, folder: Path) -> Path:
@@ -62,8 +31,11 @@ def index_of(space: SpaceSpec, photos: Sequence[Path], items: int, folder: Path)
     images.mkdir(parents=True)
     for number in range(items):
         os.link(photos[number % len(photos)], images / f"{number:06d}.jpg")
-    targets = RandomTargets(space)
-    embed_gallery(images, folder / "gallery", targets, prepare=targets.prepare_file, batch_size=1024)
+    files = tuple(FolderSource(images).list().files)
+    rows = np.random.default_rng(0).standard_normal((len(files), *space.item_shape), dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    writer = GalleryWriter.open(folder / "gallery", images=str(images), space=space)
+    writer.commit(Shard(files), Embedded(rows, files))
     build_index(read_gallery(folder / "gallery"), folder / "index")
     return folder / "index"
 

@@ -156,11 +156,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         names = [kind.field(place).name for place in range(kind.num_fields)]
         return "bytes" in names and _is_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _is_text(field: pa.Field) -> bool:
-    return pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
 
 
 def _content(cell: bytes | Mapping[str, Any] | None) -> tuple[bytes | None, str | None]:
