@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,22 @@ def test_a_search_service_suggests_what_the_suggester_does(
         bad = client.post("/v1/suggest", json={"reference": images[0], "target": {"image": "AAAA"}}).json()
         assert (bad["type"], bad["item"]) == ("urn:cirrus:InvalidImage", "target")
         assert client.get("/v1/collections").json()["collections"][0]["suggest"]
+        expected = client.post("/v1/suggest", json={"reference": {"id": "000001.jpg"}, "target": {"id": "000002.jpg"}})
+        suggested_on_the_page(service.url, pictures / "000001.jpg", expected.json()["text"])
+
+
+def suggested_on_the_page(url: str, reference: Path, expected: str) -> None:
+    """In a browser, the edit that leads from a picture to a result is written into the text."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no Chromium on the path")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(url)
+        page.set_input_files("#file", reference)
+        page.get_by_label("Suggest an edit that leads to 000002.jpg").click()
+        sync_api.expect(page.locator("#text")).to_have_value(expected)
+        sync_api.expect(page.locator("#notice")).to_contain_text("000002.jpg")
+        browser.close()

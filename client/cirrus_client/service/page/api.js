@@ -29,18 +29,33 @@ export function search({ collection, reference, text, filter, k, offset }, signa
   return ask("/v1/search", { method: "POST", body: form, signal });
 }
 
-export const enter = (key) =>
-  ask("/v1/session", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ key }),
-  });
+/** Return the edit text that leads from a reference, a Blob or {id}, to an item of a collection. */
+export async function suggest({ collection, reference, target }, signal) {
+  const from = reference instanceof Blob ? { image: await base64Of(reference) } : { id: reference.id };
+  return (await ask("/v1/suggest", { ...json({ reference: from, target: { id: target }, collection }), signal })).text;
+}
+
+export const enter = (key) => ask("/v1/session", json({ key }));
 
 /** The address of a gallery item's thumbnail. */
 export const thumbnail = (link, sizePx) => `${link}${link.includes("?") ? "&" : "?"}size=${sizePx}`;
 
 export const imageOf = (id, collection) =>
   `/v1/items/${id.split("/").map(encodeURIComponent).join("/")}/image?collection=${encodeURIComponent(collection)}`;
+
+const json = (content) => ({
+  method: "POST",
+  headers: { "Content-Type": "application/json" },
+  body: JSON.stringify(content),
+});
+
+const base64Of = (blob) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onerror = () => reject(reader.error);
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.readAsDataURL(blob);
+  });
 
 async function ask(path, options) {
   let answer;

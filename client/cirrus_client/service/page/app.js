@@ -43,7 +43,8 @@ async function search() {
     const answers = await Promise.all(
       names.map((collection) => api.search({ ...asked, collection, filter: filterFor(collection) }, signal)),
     );
-    showResults(byId("results"), answers, { start: startFrom, more: showMore });
+    const suggest = reference && infoOf(state.collection).suggest ? suggestFor(reference) : null;
+    showResults(byId("results"), answers, { start: startFrom, suggest, more: showMore });
     byId("results").setAttribute("aria-busy", "false");
     say(told(answers));
     byId("facts").textContent = answers.map(facts).join(" · ");
@@ -101,6 +102,18 @@ function startFrom(item, collection) {
   window.scrollTo({ top: 0 });
   return change({ id: item.id, from: collection, upload: null, text: "" });
 }
+
+/** Write the edit that leads from the reference to an item into the text, for the user to change and to search with. */
+const suggestFor = (reference) => async (item, collection) => {
+  say("Comparing the two pictures …");
+  try {
+    byId("text").value = await api.suggest({ collection, reference, target: item.id }, running.signal);
+    say(`This is what leads to ${item.id}. Change it, or search.`);
+    byId("text").focus();
+  } catch (error) {
+    if (!running.signal.aborted) await failed(error, () => suggestFor(reference)(item, collection), running.signal);
+  }
+};
 
 const showMore = () => change({ count: Math.min(state.count + FIRST, MOST) }, { replace: true });
 

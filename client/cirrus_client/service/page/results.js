@@ -7,23 +7,26 @@ const SIZE_PX = 384;
 const SHOWN_COLUMNS = 6;
 const NEXT = { ArrowRight: 1, ArrowLeft: -1 };
 
-/** Show an answer per collection. start: is called with (item, collection) to search from an item. more: for the next. */
-export function showResults(box, answers, { start, more }) {
-  box.replaceChildren(...answers.map((answer) => column(answer, answers.length > 1, start, more)));
+/**
+ * Show an answer per collection. start: is called with (item, collection) to search from an item. suggest: to say what
+ * leads to it, or null. more: for the next items.
+ */
+export function showResults(box, answers, actions) {
+  box.replaceChildren(...answers.map((answer) => column(answer, answers.length > 1, actions)));
   box.onkeydown = moveBetweenCards;
 }
 
-function column(answer, named, start, more) {
+function column(answer, named, actions) {
   const { items, more: hasMore } = answer.results[0];
-  const list = element("ol", { className: "grid" }, ...items.map((item) => card(item, answer.collection, start)));
+  const list = element("ol", { className: "grid" }, ...items.map((item) => card(item, answer.collection, actions)));
   const parts = [list];
   if (named) parts.unshift(element("h2", {}, `${answer.collection} (${answer.bundle.recipe})`));
   if (!items.length) parts.push(element("p", {}, "Nothing was found. Fewer filters find more."));
-  if (hasMore) parts.push(element("button", { className: "more", onclick: more, type: "button" }, "Show more"));
+  if (hasMore) parts.push(element("button", { className: "more", onclick: actions.more, type: "button" }, "Show more"));
   return element("section", { ariaLabel: `Results of ${answer.collection}` }, ...parts);
 }
 
-function card(item, collection, start) {
+function card(item, collection, { start, suggest }) {
   const picture = element("img", { src: thumbnail(item.image, SIZE_PX), alt: item.id, loading: "lazy" });
   const again = element(
     "button",
@@ -38,6 +41,12 @@ function card(item, collection, start) {
     element("span", { title: "Cosine of the query and this picture" }, item.score.toFixed(3)),
   );
   const about = element("div", { className: "about" }, first, ...details(item));
+  if (suggest) {
+    const ask = () => suggest(item, collection);
+    const button = element("button", { type: "button", className: "suggest", onclick: ask }, "What leads here?");
+    button.setAttribute("aria-label", `Suggest an edit that leads to ${item.id}`);
+    about.append(button);
+  }
   return element("li", {}, element("article", { className: "card" }, again, about));
 }
 
