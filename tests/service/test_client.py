@@ -40,8 +40,10 @@ def running(bundle, index_root, tmp_path_factory) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def expected(bundle, index_root, pictures) -> list[str]:
+    """What is nearest to a gallery image and a text, without the image itself."""
     image = pictures / "000007.jpg"
-    return [m.id for m in open_retriever(LocalEncoder(bundle), index_root).search(image=image, text="red", k=4)]
+    found = open_retriever(LocalEncoder(bundle), index_root).search(image=image, text="red", k=5)
+    return [match.id for match in found if match.id != image.name][:4]
 
 
 def test_both_clients_answer_as_the_library_does(running, pictures, expected) -> None:
@@ -50,7 +52,7 @@ def test_both_clients_answer_as_the_library_does(running, pictures, expected) ->
         answer = client.search(image=image, text="red", k=4)
         assert [item.id for item in answer.results[0].items] == expected
         many = client.search_many([Query(id="000001.jpg"), Query(image, "red")], k=4, include_reference=True)
-        assert [item.id for item in many.results[1].items] == expected
+        assert [item.id for item in many.results[1].items if item.id != image.name][:3] == expected[:3]
         assert client.image(answer.results[0].items[0].image) == (pictures / expected[0]).read_bytes()
         assert client.item("000009.jpg").metadata["stock"] == -11
         (collection,) = client.collections()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.gallery.store import Gallery, GalleryShard
@@ -18,6 +21,8 @@ from cirrus_client.parquet import read_parquet
 
 ITEMS = "items.parquet"
 _PATH = "image_path"
+_DIGEST = "cirrus:sha256"
+_DIGEST_BYTES = 32
 _SCHEMA = pa.schema({_PATH: pa.string()})
 _VECTORS = b"cirrus:vectors"
 _WAY_OUT = "build the index again with `cirrus index`"
@@ -40,7 +45,8 @@ class Items:
     """The images in the rows of an index. Threads may share it."""
 
     def __init__(self, table: pa.Table, *, images: str) -> None:
-        self._table = table
+        self._digests = _Digests.of(table[_DIGEST]) if _DIGEST in table.column_names else None
+        self._table = table if self._digests is None else table.drop_columns([_DIGEST])
         self.images = images
 
     @staticmethod
@@ -69,6 +75,10 @@ class Items:
         """The metadata of all images: the columns without the paths, in the order of the rows."""
         return self._table.drop_columns([_PATH])
 
+    def same_bytes(self, content: bytes) -> list[int]:
+        """Return the rows of images whose files have this content; none in an index of an older version."""
+        return [] if self._digests is None else self._digests.rows(hashlib.sha256(content).digest())
+
     def find(self, id: str) -> int | None:
         """Return the row of an image by its id, or None."""
         row = pc.index(self._table[_PATH], pa.scalar(id, pa.string())).as_py()
@@ -80,6 +90,27 @@ class Items:
         if "://" in self.images:
             return f"{self.images.rstrip('/')}/{quote(path)}"
         return str(Path(self.images) / path)
+
+
+class _Digests:
+    """The SHA-256 of every row, in their order, and an order in which one is found without a look at all."""
+
+    def __init__(self, digests: NDArray[np.uint8]) -> None:
+        self._digests = digests
+        starts = digests[:, :8].copy().view(np.uint64)[:, 0]
+        self._order = np.argsort(starts, kind="stable")
+        self._starts = starts[self._order]
+
+    @staticmethod
+    def of(column: pa.ChunkedArray) -> _Digests:
+        filled = pc.fill_null(column, b"\0" * _DIGEST_BYTES).combine_chunks()
+        return _Digests(np.frombuffer(b"".join(filled.to_pylist()), np.uint8).reshape(-1, _DIGEST_BYTES))
+
+    def rows(self, digest: bytes) -> list[int]:
+        wanted = np.frombuffer(digest, np.uint8)
+        start = wanted[:8].copy().view(np.uint64)[0]
+        places = self._order[np.searchsorted(self._starts, start) : np.searchsorted(self._starts, start, side="right")]
+        return [int(row) for row in places if (self._digests[row] == wanted).all()]
 
 
 def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None, *, vectors: str) -> None:
@@ -124,7 +155,9 @@ def read_metadata(path: Path, *, key: str = _PATH) -> pa.Table:
 
 
 def _columns_of(shard: GalleryShard) -> pa.Table:
-    return shard.items.drop_columns(["size", "mtime_ns", "etag", "sha256"])
+    items = shard.items.drop_columns(["size", "mtime_ns", "etag", "sha256"])
+    digests = [bytes.fromhex(text) if text else None for text in shard.items["sha256"].to_pylist()]
+    return items.append_column(_DIGEST, pa.array(digests, pa.binary(_DIGEST_BYTES)))
 
 
 def _common(schemas: Sequence[pa.Schema]) -> pa.Schema:

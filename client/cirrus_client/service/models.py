@@ -54,7 +54,7 @@ class SearchRequest(Asked):
     collection: its name, or `name@` and the start of a space's fingerprint; the first one if absent. filter: see
     `Filter`. unique: the name of a column; the best item per value is answered. min_score: lower scores are left out.
     fold: a cosine, like 0.98; an item at least that similar to a better one is listed in its `duplicates`.
-    include_reference: whether gallery items that the query names may be answered.
+    include_reference: whether gallery items that the query names, or whose file is its image, may be answered.
     """
 
     collection: str | None = None

@@ -53,7 +53,11 @@ async def answer(
 
     async def ranked(query: Composed, embedding: Embeddings) -> list[Ranked]:
         named = {term.id for term in query if term.id is not None}
-        left_out = set() if request.include_reference else {version.images.row(id) for id in named}
+        left_out = {version.images.row(id) for id in named}
+        for content in {term.image for term in query if term.image is not None}:
+            left_out.update(await asyncio.to_thread(version.saved.items.same_bytes, content))
+        if request.include_reference:
+            left_out.clear()
         rules = Rules(
             count=request.offset + request.k + 1,
             left_out=frozenset(left_out),
