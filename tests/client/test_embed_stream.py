@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -209,3 +210,58 @@ def test_broken_images_are_let_go_of_when_they_are_known_to_be_broken() -> None:
     with EmbedStream(Broken(), Decoding(), batch_size=4, workers=2) as stream:
         assert len(stream.embed(files(200), lambda _: held.append(Counted.held)).rejected) == 200
     assert max(held) <= 4 * (1 + 3) + 2
+
+
+class Halves(Numbers):
+    """A source in which two files each have the same bytes."""
+
+    def read(self, file: ImageFile) -> bytes:
+        return str(number(file) // 2).encode()
+
+
+def test_images_with_the_same_bytes_are_encoded_once_and_all_have_a_row() -> None:
+    encoder = CountingEncoder()
+    with EmbedStream(Halves(), encoder, batch_size=8, workers=4) as stream:
+        embedded = stream.embed(files(100))
+    good = [number // 2 for number in range(100) if number // 2 != 13]
+    np.testing.assert_array_equal(embedded.embeddings[:, 0], good)
+    assert sorted({number for batch in encoder.batches for number in batch}) == list(range(50))
+    assert sum(map(len, encoder.batches)) <= 50 + 8 + 8 * 8  # the last batch is filled up, and one with 13 is divided
+    assert [(item.file.path, item.reason) for item in embedded.rejected] == [("26", "thirteen"), ("27", "thirteen")]
+    assert embedded.copies == 49
+    assert len(embedded.digests) == 98
+
+
+def test_what_a_gallery_has_already_is_not_encoded_again() -> None:
+    encoder = CountingEncoder()
+    known = {hashlib.sha256(b"7").hexdigest(): np.array([70, -70], np.float32)}
+    with EmbedStream(Numbers(), encoder, embedded=known.get, batch_size=4) as stream:
+        embedded = stream.embed(files(9))
+    np.testing.assert_array_equal(embedded.embeddings[:, 0], [0, 1, 2, 3, 4, 5, 6, 70, 8])
+    assert embedded.copies == 1
+    assert all(7 not in batch for batch in encoder.batches)
+
+
+def test_all_batches_have_one_shape() -> None:
+    encoder = CountingEncoder()
+    with EmbedStream(Numbers(), encoder, batch_size=8) as stream:
+        assert len(stream.embed(files(11)).accepted) == 11
+    assert {len(batch) for batch in encoder.batches} == {8}
+
+
+def test_the_bytes_that_are_read_ahead_are_bounded() -> None:
+    read: list[int] = []
+    waiting: list[int] = []
+
+    class Large(Numbers):
+        def read(self, file: ImageFile) -> bytes:
+            read.append(number(file))
+            waiting.append(len(read) - len(done))
+            return super().read(file)
+
+    done: list[int] = []
+    large = [ImageFile(str(number), 100 * 2**20, 1) for number in range(20, 60)]
+    with EmbedStream(Large(), CountingEncoder(), batch_size=1) as stream:
+        stream.embed(large, lambda count: done.extend([0] * count))
+    assert len(read) == 40
+    assert max(waiting) <= 4

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import GalleryError, OutputError, SpaceMismatch
+from cirrus_client.errors import GalleryError, InvalidImage, OutputError, SpaceMismatch
 from cirrus_client.files import sha256_of_file
 from cirrus_client.gallery import FolderSource, ImageFile, Listing, PassedOver, embed_gallery, read_gallery
 from tests.conftest import BAD_IMAGES
@@ -135,6 +135,22 @@ def test_a_file_is_rejected_for_its_bytes_and_only_as_long_as_it_has_them(folder
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     repaired = embed_gallery(folder, tmp_path / "out", encoder)
     assert (repaired.embedded, repaired.new, repaired.rejected) == (61, 1, ())
+
+
+def test_an_image_that_a_source_rejects_stays_rejected_until_it_changes(folder, tmp_path, encoder) -> None:
+    class Refusing(FolderSource):
+        def read(self, file: ImageFile) -> bytes:
+            if file.path == "bad.jpg":
+                raise InvalidImage("its archive says that it is broken")
+            return super().read(file)
+
+    (folder / "bad.jpg").write_bytes(b"whatever")
+    summary = embed_gallery(Refusing(folder), tmp_path / "out", encoder)
+    assert [item.reason for item in summary.rejected] == ["its archive says that it is broken"]
+    again = embed_gallery(Refusing(folder), tmp_path / "out", encoder)
+    assert (again.new, len(again.rejected), again.is_whole) == (0, 1, True)
+    shutil.copy(next(folder.rglob("0*.jpg")), folder / "bad.jpg")
+    assert embed_gallery(folder, tmp_path / "out", encoder).embedded == 61
 
 
 class Faulty(FolderSource):

@@ -25,6 +25,7 @@ PACKAGE = '''
 import numpy as np
 
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeKind
+from cirrus_client.gallery import FolderSource
 from cirrus_client.index import Hits, IndexBackend
 
 
@@ -53,6 +54,10 @@ class NumpyBackend(IndexBackend):
 class OtherName(OnnxRuntimeKind):
     def runs(self, precision):
         return False
+
+
+def open_mine(location, columns):
+    return FolderSource(location.removeprefix("mine://").removesuffix(".mine"))
 '''
 ENTRY_POINTS = """
 [cirrus.indexes]
@@ -60,6 +65,9 @@ plain = plain_numpy:NumpyBackend
 {more}
 [cirrus.engines]
 other = plain_numpy:OtherName
+[cirrus.sources]
+mine = plain_numpy:open_mine
+.mine = plain_numpy:open_mine
 """
 
 
@@ -116,6 +124,12 @@ def test_the_command_line_uses_an_outside_backend_and_engine(
     image = sorted(photos.iterdir())[3]
     rows = json.loads(cirrus("search", image, "--bundle", bundle.root, "--index", tmp_path / "index", "--json"))
     assert len(rows) == 10
+
+
+@pytest.mark.parametrize("location", ["mine://{photos}", "{photos}.mine"])
+def test_an_outside_source_is_found_by_its_scheme_or_suffix(location, photos, encoder, tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(install(tmp_path / "site"))
+    assert embed_gallery(location.format(photos=photos), tmp_path / "out", encoder).embedded == 60
 
 
 def test_a_name_that_is_taken_twice_is_refused(tmp_path: Path, gallery_root: Path, monkeypatch) -> None:

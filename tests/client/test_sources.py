@@ -367,6 +367,20 @@ def test_what_a_list_names_and_is_not_there_is_told(pictures, tmp_path, encoder)
     }
 
 
+def test_names_that_are_not_utf8_are_told_wherever_they_are(pictures, tmp_path, encoder) -> None:
+    photo = pictures / "000001.jpg"
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9.jpg\n" + os.fsencode(photo) + b"\r\n")
+    shutil.copy(photo, tmp_path / name)
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, name, photo.read_bytes())
+        add(tar, "good.jpg", photo.read_bytes())
+    for source, path in (("list.txt", name), ("x.tar", f"x.tar/{name}")):
+        summary = embed_gallery(tmp_path / source, tmp_path / f"out-{source}", encoder)
+        assert summary.embedded == 1
+        assert [(item.path, item.reason) for item in summary.skipped] == [(path, "its name is not UTF-8; rename it")]
+
+
 def test_files_of_a_folder_are_looked_at_whatever_their_suffix(pictures, tmp_path, encoder) -> None:
     photo = pictures / "000001.jpg"
     names = ["a.jfif", "b.jpe", "c", "d.backup", "e.JPG"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ MAX_CORES = 8
 """Cores of a worker where nothing else was asked for: engines gain little from more."""
 
 _TRIES = 10
+_PARTS_AT_ONCE = 2
+"""Parts of a worker: it opens one, which may take a download, while it embeds the other."""
+
 _KNOCK_S = 10
 
 MakeTools = Callable[[int | None], tuple[Encoder, Recollection | None]]
@@ -70,15 +74,20 @@ class Cluster:
             source: AnySource, units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
         ) -> Iterator[OpenedPart | DoneShard]:
             ray = need("ray", "--ray")
+            at_once = _PARTS_AT_ONCE if any(unit.part is not None for unit in units) else 1
             actor = ray.remote(_Worker).options(
-                num_cpus=self.cores, num_gpus=self.gpus, max_restarts=-1, max_task_retries=0
+                num_cpus=self.cores,
+                num_gpus=self.gpus,
+                max_restarts=-1,
+                max_task_retries=0,
+                max_concurrency=at_once,
             )
             workers = [
                 actor.remote(source, make_tools, options, self.cores, self.threads)
                 for _ in range(min(self.workers, len(units)))
             ]
             try:
-                yield from _spread(ray, workers, units, options, on_done)
+                yield from _spread(ray, workers * at_once, units, options, on_done)
             finally:
                 for worker in workers:
                     ray.kill(worker)
@@ -149,7 +158,7 @@ class _Worker:
         keep_freed_memory()
         self._source, self._options = source, options
         encoder, recollection = make_tools(threads)
-        self._tools = Tools(encoder, recollection, workers=cores)
+        self._tools = Tools(encoder, recollection, workers=cores, turn=threading.Lock())
 
     def do(self, unit: Unit) -> Iterator[OpenedPart | DoneShard]:
         yield from work(self._source, unit, self._tools, self._options)
@@ -171,7 +180,7 @@ class _Task:
 def _spread(
     ray: Any, workers: Sequence[Any], units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
 ) -> Iterator[OpenedPart | DoneShard]:
-    """Give every worker one unit at a time, and yield what comes back."""
+    """Give every worker one unit at a time, or as many as it is named, and yield what comes back."""
     waiting = deque(_Task(unit) for unit in units)
     idle = deque(workers)
     running: dict[Any, tuple[Any, _Task]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -69,12 +70,13 @@ Workforce = Callable[
 
 @dataclass(frozen=True)
 class Tools:
-    """What a process embeds with. See `EmbedStream` for all of them."""
+    """What a process embeds with, see `EmbedStream`. turn: is held while a unit is embedded, not while it is opened."""
 
     encoder: Encoder
     recollection: Recollection | None = None
     embedded: Callable[[str], Embeddings | None] = lambda digest: None
     workers: int | None = None
+    turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
 
 def work(
@@ -105,6 +107,7 @@ def work(
             found = _look(images, unit.part, unit.known, options)
             yield found
             shards = found.plan.pending
+        held.enter_context(tools.turn)
         with EmbedStream(
             images,
             tools.encoder,
