@@ -20,6 +20,7 @@ from cirrus_bench.measure import Work
 from cirrus_bench.subjects import Subjects
 from cirrus_client.bundle import Precision
 from cirrus_client.encoders import Encoder, LocalEncoder
+from cirrus_client.files import sha256_of_file
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.feature_cache import FeatureCache
@@ -32,7 +33,7 @@ class EndToEnd:
     """Every way to do the whole job. It keeps the embeddings of each way's last run."""
 
     def __init__(self, subjects: Subjects, photos: Sequence[Path], work: Path) -> None:
-        """work: where galleries, the feature cache and links to the photos are written."""
+        """work: where galleries, the feature cache and copies of the photos are written."""
         self._subjects = subjects
         self._photos = photos
         self._work = work
@@ -40,7 +41,7 @@ class EndToEnd:
         self._galleries: dict[Case, Path] = {}
         shutil.rmtree(work / "features", ignore_errors=True)
         self._cache = FeatureCache(work / "features", subjects.bundles[Precision.FP32])
-        self._links = _link(photos, work / f"photos-linked-{CACHED_IMAGES}")
+        self._copies = _copy(photos, work / f"photos-copied-{CACHED_IMAGES}")
 
     def cases(self) -> dict[Case, Work]:
         """Return every way as a function to time."""
@@ -71,7 +72,17 @@ class EndToEnd:
     def _embed_cached(self) -> None:
         """Do what `cirrus embed --cache` does for a new head; the warm-up round fills the cache."""
         cached = CachedEncoder(self._subjects.bundles[Precision.FP32], self._cache)
-        self._embed(case.CACHED_FEATURES, self._links, cached, recollection=cached, batch_size=_CACHED_BATCH_SIZE)
+        if not len(self._cache):
+            self._fill_cache(cached)
+        self._embed(case.CACHED_FEATURES, self._copies, cached, recollection=cached, batch_size=_CACHED_BATCH_SIZE)
+
+    def _fill_cache(self, cached: CachedEncoder) -> None:
+        """Encode the photos, and give every copy the features of its photo."""
+        cached.encode_targets(self._photos)
+        for number, copy in enumerate(sorted(self._copies.iterdir())):
+            features = self._cache.get(sha256_of_file(self._photos[number % len(self._photos)]))
+            assert features is not None
+            self._cache.put(sha256_of_file(copy), features)
 
     def _embed(self, measured: Case, photos: Path, encoder: Encoder, **options: Any) -> None:
         folder = self._work / "galleries" / f"{measured.method.name}-{measured.precision}-{measured.decoding}".lower()
@@ -80,10 +91,14 @@ class EndToEnd:
         self._galleries[measured] = folder
 
 
-def _link(photos: Sequence[Path], folder: Path) -> Path:
-    """Link CACHED_IMAGES names to the photos in rounds, and return the folder."""
+def _copy(photos: Sequence[Path], folder: Path) -> Path:
+    """Write CACHED_IMAGES copies of the photos in rounds, and return the folder.
+
+    Each ends in bytes of its own, which no decoder reads, since equal files would be embedded once.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number in range(CACHED_IMAGES):
-        (folder / f"{number:06d}.jpg").hardlink_to(photos[number % len(photos)])
+        content = photos[number % len(photos)].read_bytes()
+        (folder / f"{number:06d}.jpg").write_bytes(content + number.to_bytes(4, "big"))
     return folder
