@@ -14,8 +14,17 @@ from cirrus_client.errors import GalleryError, UnreadableImage
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
 from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.folder import nothing_found, read_listed
-from cirrus_client.gallery.sources.remote import LOOKERS, sorted_out
-from cirrus_client.gallery.sources.store import fetched, joined, look_up, read_remote, scheme_of, split, unreadable
+from cirrus_client.gallery.sources.remote import sorted_out
+from cirrus_client.gallery.sources.store import (
+    LOOKERS,
+    fetched,
+    joined,
+    look_up,
+    read_remote,
+    scheme_of,
+    split,
+    unreadable,
+)
 from cirrus_client.gallery.sources.suffixes import NOT_UTF8, is_not_utf8
 
 Entry = tuple[str, Mapping[str, Any]]

@@ -10,7 +10,7 @@ from cirrus_client.errors import GalleryError, UnreadableImage
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
 from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.folder import nothing_found
-from cirrus_client.gallery.sources.store import described, filesystem, patiently, read_remote, unreadable
+from cirrus_client.gallery.sources.store import LOOKERS, described, filesystem, patiently, read_remote, unreadable
 from cirrus_client.gallery.sources.suffixes import (
     has_image_suffix,
     names_other_content,
@@ -18,9 +18,6 @@ from cirrus_client.gallery.sources.suffixes import (
     suffix_of,
 )
 from cirrus_client.image.decode import SIGNATURE_BYTES, begins_as_image
-
-LOOKERS = 32
-"""Threads that ask a store about files: they wait for the network."""
 
 
 class RemoteSource:

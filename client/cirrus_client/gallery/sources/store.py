@@ -10,6 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import glob
 from itertools import product
@@ -22,6 +23,9 @@ from cirrus_client.gallery.source import ImageFile
 from cirrus_client.image.limits import MAX_IMAGE_BYTES
 
 T = TypeVar("T")
+LOOKERS = 32
+"""Threads that ask a store about files: they wait for the network."""
+
 _PAUSES_S = (0.2, 1.0)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, MissingPackage, GalleryError)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -66,13 +70,15 @@ def find(pattern: str) -> tuple[ImageFile, ...]:
         raise GalleryError(f"images {pattern}: {error.strerror or error}") from None
     if not paths:
         raise GalleryError(f"images {pattern}: there is no such file")
-    found = []
-    for path in sorted(paths):
+
+    def looked_up(path: str) -> ImageFile:
         try:
-            found.append(look_up(joined(root, path), path))
+            return look_up(joined(root, path), path)
         except OSError as error:
             raise GalleryError(f"images {joined(root, path)}: {error.strerror or error}") from None
-    return tuple(found)
+
+    with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as threads:
+        return tuple(threads.map(looked_up, sorted(paths)))
 
 
 def expanded(pattern: str) -> list[str]:
