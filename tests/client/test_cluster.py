@@ -18,7 +18,7 @@ import pytest
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import ClusterError, SpaceMismatch
+from cirrus_client.errors import BundleError, ClusterError, SpaceMismatch
 from cirrus_client.gallery import FolderSource, ImageFile, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.cluster import connected
@@ -39,7 +39,8 @@ class Cluster:
         from ray.cluster_utils import Cluster as RayCluster
 
         self._cluster = RayCluster(
-            initialize_head=True, head_node_args={"num_cpus": WORKERS, "include_dashboard": False}
+            initialize_head=True,
+            head_node_args={"num_cpus": WORKERS, "include_dashboard": False, "object_store_memory": 2**28},
         )
         self.address: str = self._cluster.address
 
@@ -183,6 +184,9 @@ def test_what_fails_on_a_worker_is_told_as_in_one_process(cluster, folder, bundl
 
     with connected(cluster.address, cores=1) as found:
         workforce = found.workforce(BundleTools(bundle.root, ENGINE))
+        nowhere = found.workforce(BundleTools(tmp_path / "nowhere", ENGINE))
+        with pytest.raises(BundleError, match="nowhere"):
+            embed_gallery(folder, tmp_path / "other", LocalEncoder(bundle), workforce=nowhere, **SIZES)
         with pytest.raises(ZeroDivisionError):
             embed_gallery(Vanishing(folder), tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
 

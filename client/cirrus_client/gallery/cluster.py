@@ -157,11 +157,20 @@ class _Worker:
     ) -> None:
         keep_freed_memory()
         self._source, self._options = source, options
-        encoder, recollection = make_tools(threads)
-        self._tools = Tools(encoder, recollection, workers=cores, turn=threading.Lock())
+        self._make_tools, self._cores, self._threads = make_tools, cores, threads
+        self._opening = threading.Lock()
+        self._tools: Tools | None = None
 
     def do(self, unit: Unit) -> Iterator[OpenedPart | DoneShard]:
-        yield from work(self._source, unit, self._tools, self._options)
+        yield from work(self._source, unit, self._opened(), self._options)
+
+    def _opened(self) -> Tools:
+        """Return the tools. The first call makes them, so that the driver gets their errors."""
+        with self._opening:
+            if self._tools is None:
+                encoder, recollection = self._make_tools(self._threads)
+                self._tools = Tools(encoder, recollection, workers=self._cores, turn=threading.Lock())
+            return self._tools
 
 
 @dataclass

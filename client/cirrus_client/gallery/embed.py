@@ -78,8 +78,7 @@ def embed_gallery(
     images: a source, or a location for `open_source`. recollection: what is known of images, so that they need not be
     read; a `CachedEncoder` is one. workforce: what embeds in other processes; None embeds in this one. queries: real
     query embeddings in the encoder's space, float32 [Q, D]. They are stored in the gallery to tune an approximate index
-    on.
-    batch_size, shard_size: images per batch and per shard. workers: number of decoding threads; None means one per
+    on. batch_size, shard_size: images per batch and per shard. workers: number of decoding threads; None means one per
     core. prune: remove embeddings of images that the source no longer has. show_progress: draw a progress bar on
     stderr. Raises GalleryError if the source has no image, `out` is not a gallery of this source, or pruning is not
     safe because part of the source can't be read. Raises SpaceMismatch if `out` was embedded in another space, and
@@ -98,21 +97,8 @@ def embed_gallery(
         if queries is not None:
             writer.keep_queries(queries)
         tally = _Tally(skipped=[*listing.skipped], unread=[*listing.unread])
-        if isinstance(source, PartedSource):
-            parts, tally.missing = writer.not_done(listing.files, prune=prune)
-            known = writer.known([part.path for part in parts])
-            units = [Unit(part, known=known[part.path]) for part in parts]
-            done = len(listing.files) - len(parts)
-            log.info("%d of %d parts are done", done, len(listing.files)) if done else None
-            _deal_with_gone(writer, {part.path for part in listing.files}, tally, prune=prune)
-            total = None
-        else:
-            plan = _plan(writer, source, listing.files, options)
-            units = [Unit(shards=(shard,)) for shard in plan.pending]
-            log.info("resuming: %d of %d files are done", plan.done, len(listing.files)) if plan.done else None
-            _deal_with_gone(writer, {""}, tally, prune=prune)
-            tally.missing += plan.missing
-            total = sum(len(shard.files) for shard in plan.pending)
+        units = _units(writer, source, listing.files, options, tally)
+        total = None if isinstance(source, PartedSource) else sum(len(s.files) for unit in units for s in unit.shards)
         twins = Twins(Path(out), writer.digests())
         here = _here(Tools(encoder, recollection, twins.embedding, workers))
         with tqdm(total=total, desc="embedding", unit="image", disable=not show_progress) as progress:
@@ -149,6 +135,25 @@ class _Tally:
         self.undone += done.embedded.undone
         self.new += len(done.shard.files) - len(done.embedded.undone)
         self.copies += done.embedded.copies
+
+
+def _units(
+    writer: GalleryWriter, source: AnySource, files: Sequence[ImageFile], options: WorkOptions, tally: _Tally
+) -> list[Unit]:
+    """Return what is left to do, and deal with the images that the source no longer has. files: or parts."""
+    if isinstance(source, PartedSource):
+        parts, tally.missing = writer.not_done(files, prune=options.prune)
+        if len(parts) < len(files):
+            log.info("%d of %d parts are done", len(files) - len(parts), len(files))
+        known = writer.known([part.path for part in parts])
+        _deal_with_gone(writer, {part.path for part in files}, tally, prune=options.prune)
+        return [Unit(part, known=known[part.path]) for part in parts]
+    plan = _plan(writer, source, files, options)
+    if plan.done:
+        log.info("resuming: %d of %d files are done", plan.done, len(files))
+    _deal_with_gone(writer, {""}, tally, prune=options.prune)
+    tally.missing += plan.missing
+    return [Unit(shards=(shard,)) for shard in plan.pending]
 
 
 class _Progress:
