@@ -55,21 +55,22 @@ def test_an_engine_agrees_with_the_contract_and_with_onnx_runtime(model: Bundle,
     path = model.graph_file(graph)
     spec = model.spec.graphs[graph]
     generator = np.random.default_rng(0)
-    inputs = {
-        tensor.name: generator.standard_normal((3, *tensor.shape), dtype=np.float32)
-        if tensor.dtype == "float32"
-        else generator.integers(1, 400, (3, *tensor.shape))
-        for tensor in spec.inputs
-    }
     engine = open_engine(path, Precision.FP32, engine=name)
     assert set(engine.inputs) == set(spec.inputs)
     assert set(engine.outputs) == set(spec.outputs)
     engine.warm_up(batch_size=2)
-    found = engine(inputs)
-    expected = open_engine(path, Precision.FP32, engine=EngineName.ONNXRUNTIME)(inputs)
-    for tensor in spec.outputs:
-        assert found[tensor.name].shape == (3, *tensor.shape)
-        np.testing.assert_allclose(found[tensor.name], expected[tensor.name], atol=2e-4)
+    reference = open_engine(path, Precision.FP32, engine=EngineName.ONNXRUNTIME)
+    for shapes, length in zip(spec.input_shapes(), spec.text_lengths or (0,), strict=True):
+        inputs = {
+            tensor.name: generator.standard_normal((3, *shapes[tensor.name]), dtype=np.float32)
+            if tensor.dtype == "float32"
+            else generator.integers(1, 400, (3, *shapes[tensor.name]))
+            for tensor in spec.inputs
+        }
+        found, expected = engine(inputs), reference(inputs)
+        for tensor in spec.outputs:
+            assert found[tensor.name].shape == (3, *tensor.sized(length))
+            np.testing.assert_allclose(found[tensor.name], expected[tensor.name], atol=2e-4)
 
 
 @needs_openvino
