@@ -18,11 +18,12 @@ from cirrus_bench.service.load import Caller, Endurance, at_a_rate, in_flight
 from cirrus_bench.service.report import Ask, Flight, Reference, ServiceReport
 from cirrus_bench.service.subjects import index_of, running, served_copy
 from cirrus_bench.subjects import bench_photos
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.index import open_index
 
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
+_SINGLY = (1, 8, 32)
 _PHOTOS, _PHOTO_PX, _ITEMS, _K = 128, 512, 10_000, 10
 _ROUNDS, _WARM_UP = 60, 4
 _FLIGHTS_S = 4.0
@@ -83,7 +84,7 @@ def measure_service(request: ServiceRequest) -> ServiceReport:
         with running(batching, index, memory_mib=0) as url:
             log.info("%s: one query at a time", precision)
             asks.append(_one_at_a_time(bundle, index, photos, bodies, Caller(url)))
-            flights += _flights(url, bodies.uploads, precision, batches=True)
+            flights += _flights(url, bodies.uploads, precision, CONCURRENCY, batches=True)
             if request.endurance_s and bundle is request.bundles[-1]:
                 best = max(flight.latency.queries_per_s for flight in flights if flight.precision == precision)
                 log.info("%s: %.0f s at %.1f requests/s", precision, request.endurance_s, _LOAD * best)
@@ -91,7 +92,7 @@ def measure_service(request: ServiceRequest) -> ServiceReport:
                     Caller(url), bodies.uploads, requests_per_s=_LOAD * best, seconds=request.endurance_s
                 )
         with running(single, index, memory_mib=0) as url:
-            flights += _flights(url, bodies.uploads, precision, batches=False)
+            flights += _flights(url, bodies.uploads, precision, _SINGLY, batches=False)
         with running(batching, index, memory_mib=_MEMORY_MIB) as url:
             references.append(_references(bundle, Caller(url), photos))
     return ServiceReport(
@@ -143,10 +144,12 @@ def _one_at_a_time(bundle: Bundle, index: Path, photos: Sequence[Path], bodies: 
     )
 
 
-def _flights(url: str, bodies: Sequence[bytes], precision: str, *, batches: bool) -> list[Flight]:
+def _flights(
+    url: str, bodies: Sequence[bytes], precision: Precision, at: Sequence[int], *, batches: bool
+) -> list[Flight]:
     flights: list[Flight] = []
     ask = Caller(url)
-    for concurrency in CONCURRENCY:
+    for concurrency in at:
         rate = flights[-1].latency.queries_per_s if flights else 10.0
         count = max(3 * concurrency, int(_FLIGHTS_S * rate), 30)
         latency, errors = in_flight(ask, list(islice(cycle(bodies), count)), concurrency)
