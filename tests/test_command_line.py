@@ -199,6 +199,12 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, message)
     assert f"Invalid value for {message}" in done.stderr
 
 
+def test_images_are_encoded_ahead_in_process_alone(tiny_bundle, index) -> None:
+    done = run("serve", tiny_bundle.root, "--index", index, "--warm")
+    assert done.exit_code == 2
+    assert "Invalid value for --warm: it needs --in-process" in done.stderr
+
+
 @pytest.mark.slow
 def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_path) -> None:
     out, many = tmp_path / "out", tmp_path / "many"

@@ -114,6 +114,10 @@ def serve(
     With --index, serve a search API and a page as well.
     """
     switch_off()
+    if warm and not in_process:
+        raise typer.BadParameter(
+            "it needs --in-process: on Triton nothing is kept but whole answers", param_hint="--warm"
+        )
     if in_process and triton is not None:
         raise typer.BadParameter("it encodes elsewhere, and --in-process here", param_hint="--triton")
     if triton is not None:
