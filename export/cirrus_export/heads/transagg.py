@@ -47,6 +47,9 @@ class TransAgg(nn.Module):
             dim, nhead=8, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
         )
         self.fusion = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+        if pad_mask is PadMask.ADDITIVE:
+            for fused in self.fusion.layers:
+                fused.activation_relu_or_gelu = 0  # no fast path, which would take the mask for a boolean one
         self.combiner_layer = nn.Linear(2 * dim, 8 * dim)
         self.weighted_layer = nn.Linear(dim, 3)
         self.output_layer = nn.Linear(8 * dim, dim)
