@@ -13,8 +13,7 @@ from torch import nn
 from cirrus_export.heads.transagg import PadMask, TransAgg
 from cirrus_export.heads.union import QueryWithUnion, Union
 
-import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
-from transformers import T5Config, T5Model
+from transformers import T5Config, T5Model  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
 
 DIM, TEXT, IMAGE, BATCH = 64, 77, 50, 5
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
 
