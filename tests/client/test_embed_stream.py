@@ -232,6 +232,20 @@ def test_images_with_the_same_bytes_are_encoded_once_and_all_have_a_row() -> Non
     assert len(embedded.digests) == 98
 
 
+@pytest.mark.parametrize("content", [b"7", b"13"])
+def test_more_copies_of_an_image_than_wait_in_line_all_have_a_result(content: bytes) -> None:
+    """As a shop has them: one picture that says that there is none."""
+
+    class Placeholders(Numbers):
+        def read(self, file: ImageFile) -> bytes:
+            return str(number(file)).encode() if number(file) < 3 else content
+
+    with EmbedStream(Placeholders(), CountingEncoder(), batch_size=4, workers=2) as stream:
+        embedded = stream.embed(files(1000))
+    assert len(embedded.accepted) + len(embedded.rejected) == 1000
+    assert len(embedded.rejected) == (997 if content == b"13" else 0)
+
+
 def test_what_a_gallery_has_already_is_not_encoded_again() -> None:
     encoder = CountingEncoder()
     known = {hashlib.sha256(b"7").hexdigest(): np.array([70, -70], np.float32)}

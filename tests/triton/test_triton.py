@@ -32,6 +32,7 @@ from cirrus_client.errors import (
 from cirrus_client.names import TensorName, Transport
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
+from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.repository import Flavour, write_shared_repository
 from tests.conftest import BAD_IMAGES, jpeg
@@ -277,7 +278,7 @@ def test_many_vectors_per_image_and_texts_alone_through_the_server(author_bundle
 
 
 def test_the_server_cuts_texts_to_what_they_need(server, bundle) -> None:
-    runner = TritonRunner(server.grpc_url)
+    runner = TritonRunner(server.grpc_url, ServedNames(bundle.spec, shared=False))
     for count, length in ((2, 16), (14, 16), (15, 32), (60, 77)):
         texts = [b"in blue", b" ".join([b"blue"] * count)]
         found = runner.step(TOKENIZE, {TensorName.TEXT: bytes_array(texts)})[TensorName.TOKEN_IDS]

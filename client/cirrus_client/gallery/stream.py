@@ -239,7 +239,7 @@ class EmbedStream:
                 encoding.append(self._encoders.submit(self._encode, batch))
             elif encoding:
                 wait([encoding[0]])
-            else:
+            elif entry is None:
                 return
 
     def _without_decoding(
