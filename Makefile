@@ -11,8 +11,8 @@ DEMO := build/demo
 # onnxruntime-gpu, tensorrt and faiss-gpu where there is an NVIDIA GPU, their CPU packages elsewhere
 EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
 BUNDLE ?= $(DEMO)/bundle
-# Exporting is Python on one core, so tests run in processes beside each other; each takes up to 4 GB.
-JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+# Exporting is Python on one core, and tests of servers wait; so tests run in processes beside each other, up to 3 GB each.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-service bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean

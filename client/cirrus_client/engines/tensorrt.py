@@ -156,9 +156,7 @@ class TensorRtEngine(Engine):
         return tensor_spec(name, kind, tuple(self._engine.get_tensor_shape(name)))
 
     def _largest_shapes(self, profile: int) -> dict[str, tuple[int, ...]]:
-        return {
-            spec.name: tuple(self._engine.get_tensor_profile_shape(spec.name, profile)[-1]) for spec in self.inputs
-        }
+        return {spec.name: tuple(self._engine.get_tensor_profile_shape(spec.name, profile)[-1]) for spec in self.inputs}
 
     def _reason(self) -> str:
         return tensorrt_reason(self._tensorrt)
