@@ -78,7 +78,8 @@ def test_searches_answer_as_the_library_does(running, tiny_served, index, pictur
     photo = (pictures / "000007.jpg").read_bytes()
     expected = open_retriever(LocalEncoder(tiny_served), index).search(image=photo, text="in blue", k=6)
     with running.client() as client:
-        answer = client.post("/v1/search", files={"image": photo}, data={"text": "in blue", "k": "6"}).json()
+        asked = {"text": "in blue", "k": "6", "include_reference": "true"}
+        answer = client.post("/v1/search", files={"image": photo}, data=asked).json()
         assert ids(answer["results"][0]) == [match.id for match in expected]
         bad = problem(client.post("/v1/search", json={"queries": [{"id": "000001.jpg"}, {"image": "AAAA"}]}))
         assert (bad["type"], bad["position"]) == ("urn:cirrus:InvalidImage", 1)
