@@ -1,7 +1,7 @@
-# The search service without an encoder of its own: it asks a Triton server, or encodes on the CPU with EXTRAS=cpu,service,otel.
+# The search service without an encoder of its own: it asks a Triton server, or encodes on the CPU with EXTRAS=cpu,service,otel,sources.
 #   docker build -f deploy/docker/service.Dockerfile -t cirrus-search .
 FROM python:3.12-slim-bookworm AS build
-ARG EXTRAS=service,otel
+ARG EXTRAS=service,otel,sources
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY client client

@@ -12,6 +12,8 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM nvcr.io/nvidia/tritonserver:${RELEASE}-py3
 COPY --from=build /wheels /wheels
+# Ubuntu's Python is the one that Triton's backend runs
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
 RUN pip install --no-cache-dir /wheels/*.whl && rm -r /wheels
 USER 1000:1000
 ENV XDG_CACHE_HOME=/tmp/cache
