@@ -108,6 +108,14 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def link_or_copy(source: Path, destination: Path) -> None:
+    """Give a file another name, by a hard link where the file system has them, else by a copy."""
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or the destination is there
+        shutil.copyfile(source, destination)
+
+
 def sync(path: Path) -> None:
     """Flush a file or a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)

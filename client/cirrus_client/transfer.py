@@ -5,7 +5,6 @@ The store has the files under their own names, and a manifest with the sha256 of
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from cirrus_client.bundle import CONTRACT, Bundle
 from cirrus_client.errors import GalleryError, TransferError
-from cirrus_client.files import sha256_of_file
+from cirrus_client.files import link_or_copy, sha256_of_file
 from cirrus_client.gallery.sources.store import filesystem, patiently
 from cirrus_client.names import Writer
 from cirrus_client.outputs import MARK, OutputMark, check_replaceable, replaced_directory
@@ -98,7 +97,7 @@ def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:
     with replaced_directory(out, manifest.writer) as folder:
         for name, file in manifest.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(fetched / file.sha256, folder / name)
+            link_or_copy(fetched / file.sha256, folder / name)
         if CONTRACT in manifest.files:
             Bundle.open(folder)
     shutil.rmtree(fetched)
@@ -187,8 +186,5 @@ def _reused(path: Path, target: Path, file: SentFile) -> bool:
     """Link or copy a file that is there already, and return whether it is the right one."""
     if not _is(path, file):
         return False
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
+    link_or_copy(path, target)
     return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
+from tests.object_store import ObjectStore
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +30,11 @@ def encoder(bundle: Bundle) -> LocalEncoder:
 @pytest.fixture(scope="session")
 def photos(pictures: Path) -> Path:
     return pictures
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    pytest.importorskip("moto", reason="moto is not installed")
+    with ObjectStore.started() as running:
+        yield running

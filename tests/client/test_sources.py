@@ -9,7 +9,7 @@ import pickle
 import shutil
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,7 +26,6 @@ from cirrus_client.gallery import Columns, embed_gallery, open_source, read_gall
 from cirrus_client.gallery.sources.store import expanded
 from cirrus_client.index import build_index, open_index
 from tests.conftest import BAD_IMAGES
-from tests.object_store import ObjectStore
 
 COUNT = 40
 
@@ -47,14 +46,6 @@ def folder(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def from_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory, bundle: Any) -> dict[str, bytes]:
     """The embedding of every image of the folder, by its name."""
     return embedded(folder, tmp_path_factory.mktemp("out"), LocalEncoder(bundle))
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    pytest.importorskip("moto", reason="moto is not installed")
-    with ObjectStore.started() as running:
-        yield running
 
 
 def embedded(source: Any, out: Path, encoder: LocalEncoder, **options: Any) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ from cirrus_client.retriever import open_retriever
 from cirrus_client.transfer import MANIFEST, pull, push
 from tests.object_store import BUCKET, ObjectStore
 from tests.test_cli import cirrus
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    pytest.importorskip("moto", reason="moto is not installed")
-    with ObjectStore.started() as running:
-        yield running
 
 
 @pytest.fixture

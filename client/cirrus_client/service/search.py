@@ -52,12 +52,7 @@ async def answer(
     embeddings = await _embeddings(version, queries, watch)
 
     async def ranked(query: Composed, embedding: Embeddings) -> list[Ranked]:
-        named = {term.id for term in query if term.id is not None}
-        left_out = {version.images.row(id) for id in named}
-        for content in {term.image for term in query if term.image is not None}:
-            left_out.update(await asyncio.to_thread(version.saved.items.same_bytes, content))
-        if request.include_reference:
-            left_out.clear()
+        left_out = set() if request.include_reference else await _references(version, query)
         rules = Rules(
             count=request.offset + request.k + 1,
             left_out=frozenset(left_out),
@@ -83,6 +78,14 @@ async def answer(
 def image_link(collection: str, space: str, id: str) -> str:
     """Return the link to an item's image at this service. The space is in it, so that a swap changes the link."""
     return f"/v1/items/{quote(id)}/image?collection={quote(f'{collection}@{space[:16]}')}"
+
+
+async def _references(version: Version, query: Composed) -> set[int]:
+    """Return the rows of the items that a query names, and of those whose file is an image that it gives."""
+    rows = {version.images.row(id) for id in {term.id for term in query if term.id is not None}}
+    for content in {term.image for term in query if term.image is not None}:
+        rows.update(await asyncio.to_thread(version.saved.items.same_bytes, content))
+    return rows
 
 
 async def _embeddings(version: Version, queries: Sequence[Composed], watch: Stopwatch) -> list[Embeddings]:

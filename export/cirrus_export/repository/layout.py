@@ -8,7 +8,6 @@ through encoder and head as two models instead of the fused graph. Their ensembl
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cirrus_client.bundle import Bundle, BundleSpec
 from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec, image_step
 from cirrus_client.errors import ExportError
+from cirrus_client.files import link_or_copy
 from cirrus_client.names import EnsembleName, Flavour, GraphName, ModelCode, TensorName, Writer
 from cirrus_client.outputs import replaced_directory
 from cirrus_client.plans import PLANS, Library, has_plans, plan_file, read_plans
@@ -137,7 +137,7 @@ def _write_image_preprocess(spec: BundleSpec, name: str, root: Path) -> None:
 def _write_tokenize(bundle: Bundle, name: str, root: Path) -> None:
     folder = _write_model(root, tokenize_config(name, bundle.spec, _WARMUP_TEXT))
     file = bundle.spec.tokenizer.file
-    _link(bundle.root / file, folder / "1" / file)
+    link_or_copy(bundle.root / file, folder / "1" / file)
     _write_warmup(folder, _WARMUP_TEXT, b"warm up")
 
 
@@ -148,7 +148,7 @@ def _write_graph(bundle: Bundle, graph: str, name: str, flavour: Flavour, root: 
         sources = [_plan(bundle.root, graph)]
     folder = _write_model(root, graph_config(name, bundle.spec, graph, flavour, sources[0].name))
     for path in sources:
-        _link(path, folder / "1" / path.name)
+        link_or_copy(path, folder / "1" / path.name)
     if flavour is Flavour.PYTHON and has_plans(bundle.root, Library.RTX):
         _link_plan(bundle, graph, folder / "1")
 
@@ -160,7 +160,7 @@ def _link_plan(bundle: Bundle, graph: str, version: Path) -> None:
         (version / Library.RTX.folder).mkdir()
         plan = plan_file(bundle, record, graph)
         for path in (plan, plan.with_name(PLANS)):
-            _link(path, version / Library.RTX.folder / path.name)
+            link_or_copy(path, version / Library.RTX.folder / path.name)
 
 
 def _write_model(root: Path, config: pb.ModelConfig) -> Path:
@@ -185,10 +185,3 @@ def _plan(bundle_root: Path, graph: str) -> Path:
             f"cirrus compile {bundle_root}"
         )
     return plan
-
-
-def _link(source: Path, destination: Path) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:  # another file system
-        shutil.copyfile(source, destination)
