@@ -44,9 +44,10 @@ class TextCleaning(StrEnum):
 
 
 class TokenizerSpec(Record):
-    """How a text becomes token ids: [start] content [end] [pad ...].
+    """How a text becomes token ids: [start] content [end] [suffix ...] [pad ...].
 
     file: a Hugging Face `tokenizer.json` inside the bundle. start_id, end_id: None where the model has no such token.
+    suffix_ids: the rest of a prompt behind the text, which no length of a text can cut off.
     template: the prompt, in which `{text}` is the text. null_text: the prompt of a text that is absent, or blank once
     it is cleaned. cut_lengths: lengths under the context's, ascending, to which a batch may be cut, because the model
     does not read padding; see `cut`.
@@ -56,11 +57,18 @@ class TokenizerSpec(Record):
     context_length: int = Field(default=77, gt=2)
     start_id: int | None
     end_id: int | None
+    suffix_ids: tuple[int, ...] = ()
     pad_id: int = 0
     cleaning: TextCleaning = TextCleaning.CLIP
     template: str = _PLACE
     null_text: str = ""
     cut_lengths: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _leaves_room_for_a_text(self) -> Self:
+        if len(self.suffix_ids) + 2 >= self.context_length:
+            raise ValueError(f"suffix_ids has {len(self.suffix_ids)} of {self.context_length} tokens: no text fits")
+        return self
 
     @model_validator(mode="after")
     def _cuts_ascend(self) -> Self:
@@ -121,7 +129,7 @@ class Tokenizer:
         """Return token ids, int64 [B, T], padded with `pad_id`. Raises InvalidText as `TokenizerSpec.prompt` does."""
         spec = self.spec
         start = [] if spec.start_id is None else [spec.start_id]
-        end = [] if spec.end_id is None else [spec.end_id]
+        end = [*([] if spec.end_id is None else [spec.end_id]), *spec.suffix_ids]
         room = spec.context_length - len(start) - len(end)
         token_ids = np.full((len(texts), spec.context_length), spec.pad_id, dtype=np.int64)
         for row, text in zip(token_ids, texts, strict=True):

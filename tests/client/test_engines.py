@@ -173,6 +173,17 @@ def test_a_wrong_input_is_named(gallery_graph: Path, inputs, message: str, name:
         open_engine(gallery_graph, Precision.FP32, engine=name)(inputs)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_token_ids_may_come_from_another_graph(name: EngineName, tmp_path: Path) -> None:
+    """ONNX Runtime answers with C's `long long`, where NumPy's int64 is a `long`."""
+    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", 3]) for name in ("ids", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["ids"], ["same"])], "same", ids[:1], ids[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "ids")
+    engine = open_engine(tmp_path / "ids", Precision.FP32, engine=name)
+    given = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(engine({"ids": given.astype(np.longlong)})["same"], given)
+
+
 @pytest.mark.skipif(on_gpu, reason="ONNX Runtime has GPU providers here")
 def test_engines_that_are_not_here_say_so(bundle: Bundle, gallery_graph: Path) -> None:
     with pytest.raises(EngineError, match="this ONNX Runtime has no TensorrtExecutionProvider"):

@@ -109,4 +109,4 @@ def _fitting(spec: TensorSpec, inputs: Arrays) -> NDArray[Any]:
             f"input {spec.name} is {array.dtype} {list(array.shape)}; the graph takes {spec.dtype} "
             f"[B, {', '.join('?' if size == DYNAMIC else str(size) for size in spec.shape)}]"
         )
-    return array
+    return np.ascontiguousarray(array, dtype=spec.dtype.value)  # of C's two 64-bit integers OpenVINO takes one

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.records import Record
@@ -23,10 +25,12 @@ from cirrus_export.checkpoints.state import StateDict, read_state_dict
 class BackboneOptions(Record):
     """What a user says of a backbone that its weights do not show; None leaves it to the weights.
 
-    quick_gelu: True if a CLIP was trained with QuickGELU, False if with GELU.
+    quick_gelu: True if a CLIP was trained with QuickGELU, False if with GELU. image_size_px: side of the square that
+    images are stretched to, for models that take any size.
     """
 
     quick_gelu: bool | None = None
+    image_size_px: int | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True)

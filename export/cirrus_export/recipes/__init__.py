@@ -1,6 +1,6 @@
 """One file per CIR method. Importing the package registers those of the tree."""
 
-from cirrus_export.recipes import cir_lvlm, clip, retrieval_dpo, searle, sprc, transagg, transagg_union
+from cirrus_export.recipes import cir_lvlm, clip, retrieval_dpo, searle, sprc, transagg, transagg_union, vlm_embedder
 from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.registry import RECIPES, recipe_named, recipes, register
 
@@ -17,4 +17,5 @@ __all__ = [
     "sprc",
     "transagg",
     "transagg_union",
+    "vlm_embedder",
 ]

@@ -10,10 +10,11 @@ from cirrus_export.graph import Graph
 def ensemble(*graphs: Graph) -> EnsembleSpec:
     """Return the ensemble that runs graphs in this order, with the host's steps for images and texts before them.
 
-    An output feeds every later input of its name. The last graph has one output, the embedding. In an ensemble of image
-    and text the text may be absent.
+    An output feeds every later input of its name, also one that the host could make. The last graph has one output, the
+    embedding. In an ensemble of image and text the text may be absent.
     """
-    needed = {spec.name for graph in graphs for spec in graph.inputs}
+    made = {spec.name for graph in graphs for spec in graph.outputs}
+    needed = {spec.name for graph in graphs for spec in graph.inputs} - made
     host_steps = [
         step
         for tensor, step in ((TensorName.PIXELS, image_step()), (TensorName.TOKEN_IDS, text_step()))
