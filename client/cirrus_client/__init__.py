@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cirrus_client.retriever import AsyncRetriever as AsyncRetriever
     from cirrus_client.retriever import Match as Match
     from cirrus_client.retriever import Retriever as Retriever
+    from cirrus_client.retriever import Term as Term
     from cirrus_client.retriever import open_async_retriever as open_async_retriever
     from cirrus_client.retriever import open_retriever as open_retriever
     from cirrus_client.service.client import AsyncSearchClient as AsyncSearchClient
@@ -53,6 +54,7 @@ _ROOMS = {
     "LocalEncoder": "encoders.local",
     "Match": "retriever",
     "Retriever": "retriever",
+    "Term": "retriever",
     "SearchClient": "service.client",
     "TritonEncoder": "triton.encoder",
     "build_index": "index.saved",

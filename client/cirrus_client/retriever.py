@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.encoders.protocol import AsyncEncoder, Encoder, is_async
-from cirrus_client.errors import SearchIndexError, SpaceMismatch
+from cirrus_client.encoders.protocol import AsyncEncoder, Embeddings, Encoder, is_async
+from cirrus_client.errors import SearchIndexError, SpaceMismatch, UnsupportedQuery
 from cirrus_client.image.inputs import ImageInput
 from cirrus_client.index.items import Items
 from cirrus_client.index.protocol import Hits, Index
@@ -32,6 +34,15 @@ class Match:
     score: float
     image: str
     metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A reference image, a text or both, as a part of a query. weight: its part in the sum; below 0 leads away."""
+
+    image: ImageInput | None = None
+    text: str | None = None
+    weight: float = 1.0
 
 
 class Retriever:
@@ -64,6 +75,18 @@ class Retriever:
     ) -> list[list[Match]]:
         """Return the k best gallery images for each (image, text) pair. Errors have the position of the pair."""
         return _matches(self._index.search(self._encoder.encode_queries(images, texts), k), self._items)
+
+    def search_terms(self, terms: Sequence[Term], *, k: int = 10) -> list[Match]:
+        """Return the k best gallery images for several references or texts together, best first.
+
+        The query is the sum of the terms' embeddings, each times its weight; equal weights are the mean. Raises
+        UnsupportedQuery if the terms cancel each other out, or if images have several vectors, so that a sum is no
+        query; else what `search` raises, with the position of the term.
+        """
+        _check_terms(terms, self._encoder.space)
+        embeddings = self._encoder.encode_queries([term.image for term in terms], [term.text for term in terms])
+        query = weighted_sum(embeddings, [term.weight for term in terms])
+        return _matches(self._index.search(query[None], k), self._items)[0]
 
     def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -101,15 +124,17 @@ class AsyncRetriever:
         self, images: Sequence[ImageInput | None], texts: Sequence[str | None], *, k: int = 10
     ) -> list[list[Match]]:
         """See `Retriever.search_many`."""
-        if not self._fits:
-            _check_fit(await self._space(), self._index, self._items)
-            self._fits = True
-        if is_async(self._encoder):
-            embeddings = await self._encoder.encode_queries(images, texts)
-        else:
-            embeddings = await asyncio.to_thread(self._encoder.encode_queries, images, texts)
+        embeddings = await self._embeddings(images, texts)
         hits = await asyncio.to_thread(self._index.search, embeddings, k)
         return _matches(hits, self._items)
+
+    async def search_terms(self, terms: Sequence[Term], *, k: int = 10) -> list[Match]:
+        """See `Retriever.search_terms`."""
+        _check_terms(terms, self._index.space)
+        embeddings = await self._embeddings([term.image for term in terms], [term.text for term in terms])
+        query = weighted_sum(embeddings, [term.weight for term in terms])
+        hits = await asyncio.to_thread(self._index.search, query[None], k)
+        return _matches(hits, self._items)[0]
 
     async def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -125,6 +150,15 @@ class AsyncRetriever:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _embeddings(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
+        if not self._fits:
+            _check_fit(await self._space(), self._index, self._items)
+            self._fits = True
+        if is_async(self._encoder):
+            return await self._encoder.encode_queries(images, texts)
+        embeddings: Embeddings = await asyncio.to_thread(self._encoder.encode_queries, images, texts)
+        return embeddings
 
     async def _space(self) -> SpaceSpec:
         if is_async(self._encoder):
@@ -150,6 +184,33 @@ def open_async_retriever(
     """Do what `open_retriever` does, for asyncio. SpaceMismatch is raised by the first search."""
     saved = open_index(index, images=images, backend=backend)
     return AsyncRetriever(encoder, saved.index, saved.items)
+
+
+def weighted_sum(embeddings: Embeddings, weights: Sequence[float]) -> Embeddings:
+    """Return the normalised sum, float32 [D], of a query's embeddings [N, D], each times its weight.
+
+    A single embedding keeps its bits. Raises UnsupportedQuery if the terms cancel each other out.
+    """
+    factors = np.array(weights, dtype=np.float32)
+    if len(factors) == 1:
+        alone: Embeddings = embeddings[0] * np.sign(factors[0])
+        return alone
+    total = factors @ embeddings
+    length = float(np.linalg.norm(total))
+    if not length > 1e-6:
+        raise UnsupportedQuery("its terms cancel each other out", item="query")
+    summed: Embeddings = (total / length).astype(np.float32)
+    return summed
+
+
+def _check_terms(terms: Sequence[Term], space: SpaceSpec) -> None:
+    if not terms:
+        raise UnsupportedQuery("it has no terms: give a reference image or a text", item="query")
+    if space.vectors > 1 and len(terms) > 1:
+        raise UnsupportedQuery(
+            f"images of this space have {space.vectors} vectors each, so a sum of queries is no query: give one term",
+            item="query",
+        )
 
 
 def _check_fit(space: SpaceSpec, index: Index, items: Items) -> None:

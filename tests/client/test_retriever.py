@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from cirrus_client.errors import (
 )
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
-from cirrus_client.retriever import open_retriever
+from cirrus_client.retriever import Term, open_async_retriever, open_retriever
 from cirrus_client.sheet import contact_sheet
 
 
@@ -64,6 +66,31 @@ def test_a_recipe_that_composes_refuses_text_alone_and_nothing(retriever) -> Non
             retriever.search_many([None], [blank])
     with pytest.raises(UnsupportedQuery, match="neither"):
         retriever.search()
+
+
+def test_several_references_are_searched_for_as_their_weighted_sum(retriever, index_root, encoder, photos) -> None:
+    first, second = sorted(photos.iterdir())[3:5]
+    terms = [Term(image=first, text="in blue"), Term(image=second, weight=-0.5)]
+    embeddings = encoder.encode_queries([first, second], ["in blue", None])
+    query = embeddings[0] - 0.5 * embeddings[1]
+    gallery = read_gallery(index_root.parent / "gallery")
+    scores = gallery.embeddings @ (query / np.linalg.norm(query))
+    matches = retriever.search_terms(terms, k=5)
+    assert [match.id for match in matches] == [gallery.paths[row] for row in np.argsort(-scores, kind="stable")[:5]]
+    np.testing.assert_allclose([match.score for match in matches], np.sort(scores)[::-1][:5], atol=1e-5)
+    assert asyncio.run(open_async_retriever(encoder, index_root).search_terms(terms, k=5)) == matches
+    alone = retriever.search_terms([Term(image=first, text="in blue", weight=3)], k=5)
+    assert alone == retriever.search(image=first, text="in blue", k=5)
+
+
+def test_terms_that_cancel_out_and_no_terms_are_refused(retriever, photos) -> None:
+    image = sorted(photos.iterdir())[3]
+    with pytest.raises(UnsupportedQuery, match="cancel each other out"):
+        retriever.search_terms([Term(image=image), Term(image=image, weight=-1)])
+    with pytest.raises(UnsupportedQuery, match="it has no terms"):
+        retriever.search_terms([])
+    with pytest.raises(InvalidImage, match="query 1"):
+        retriever.search_terms([Term(image=image), Term(image=b"no image")])
 
 
 def test_an_index_never_replaces_something_else(index_root, tmp_path) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidImage, ItemError, UnsupportedQuery
 from cirrus_client.image.decode import check_header
+from cirrus_client.retriever import weighted_sum
 from cirrus_client.service.collection import Version
 from cirrus_client.service.encoding import Pair
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.models import FoundItem, Query, Result, SearchAnswer, SearchRequest, Term
-from cirrus_client.service.ranking import Ranked, Rows, Rules
+from cirrus_client.service.ranking import Ranked, Rules
 from cirrus_client.service.stopwatch import Stage, Stopwatch
 
 
@@ -102,10 +103,9 @@ async def _embeddings(version: Version, queries: Sequence[Composed], watch: Stop
         embeddings = await version.encoder.encode(pairs, watch)
     except ItemError as error:
         raise error if error.position is None else error.at("query", places[error.position]) from None
-    weights = np.array([term.weight for term in terms], dtype=np.float32)
-    return [
-        _sum(embeddings, weights, np.flatnonzero(np.array(places) == place), place) for place in range(len(queries))
-    ]
+    ends = np.cumsum([len(query) for query in queries])
+    own = np.split(embeddings, ends[:-1])
+    return [_sum(rows, [term.weight for term in queries[place]], place) for place, rows in enumerate(own)]
 
 
 def _pairs(version: Version, terms: Sequence[Reference], places: Sequence[int]) -> list[Pair]:
@@ -136,16 +136,11 @@ def check_pixels(image: bytes, limit: int, place: int) -> None:
         )
 
 
-def _sum(embeddings: Embeddings, weights: Embeddings, rows: Rows, place: int) -> Embeddings:
-    if len(rows) == 1:
-        alone: Embeddings = embeddings[rows[0]] * np.sign(weights[rows[0]])
-        return alone
-    total = weights[rows] @ embeddings[rows]
-    length = float(np.linalg.norm(total))
-    if not length > 1e-6:
-        raise UnsupportedQuery("its terms cancel each other out", item="query", position=place)
-    summed: Embeddings = (total / length).astype(np.float32)
-    return summed
+def _sum(embeddings: Embeddings, weights: Sequence[float], place: int) -> Embeddings:
+    try:
+        return weighted_sum(embeddings, weights)
+    except UnsupportedQuery as error:
+        raise error.at("query", place) from None
 
 
 async def _reference(term: Query | Term, place: int, images: ImageReader) -> Reference:
