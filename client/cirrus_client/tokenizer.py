@@ -33,13 +33,16 @@ class TextCleaning(StrEnum):
     CLIP, WHITESPACE and CANONICALIZE are open_clip's "lower", "whitespace" and "canonicalize". All three repair broken
     Unicode (ftfy), unescape HTML twice and collapse white space. CLIP also lowers the case. CANONICALIZE lowers the
     case and removes ASCII punctuation (SigLIP). BLIP_CAPTION is LAVIS's evaluation processor of that name: it lowers
-    the case, turns punctuation into spaces and keeps 50 words. NONE leaves the text to the file's own rules (BERT).
+    the case, turns punctuation into spaces and keeps 50 words. NFC is the normaliser of Hugging Face's CLIP
+    tokenizer: it composes Unicode, collapses white space and lowers the case. NONE leaves the text to the file's own
+    rules (BERT).
     """
 
     CLIP = "clip"
     WHITESPACE = "whitespace"
     CANONICALIZE = "canonicalize"
     BLIP_CAPTION = "blip_caption"
+    NFC = "nfc"
     NONE = "none"
 
 
@@ -198,6 +201,11 @@ def _blip_caption(text: str) -> str:
     return " ".join(text.split(" ")[:_CAPTION_WORDS])
 
 
+def _nfc(text: str) -> str:
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return "".join(map(str.lower, text))  # one by one: a final sigma is no other letter
+
+
 def _unchanged(text: str) -> str:
     return text
 
@@ -207,5 +215,6 @@ _CLEANERS = {
     TextCleaning.WHITESPACE: _whitespace,
     TextCleaning.CANONICALIZE: _canonicalize,
     TextCleaning.BLIP_CAPTION: _blip_caption,
+    TextCleaning.NFC: _nfc,
     TextCleaning.NONE: _unchanged,
 }

@@ -15,6 +15,13 @@ from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.names import EnsembleName
 
 T = TypeVar("T")
+RECIPES_OF_TEXTS = (
+    "bge-vl",
+    "clip",
+    "clip4cir",
+    "retrieval-dpo",
+)
+"""Cirrus's recipes whose gallery is in a space of texts, so that a text alone is a query."""
 
 Embeddings = NDArray[np.float32]
 """float32 [B, D], L2-normalised; [B, V, D] for gallery images of V vectors."""
@@ -124,5 +131,8 @@ def check_query(
         raise UnsupportedQuery("it has neither an image nor a text", item="query", position=position)
     if EnsembleName.ENCODE_TEXT_QUERY not in ensembles:
         raise UnsupportedQuery(
-            "it has no image, and this bundle's recipe composes text with an image", item="query", position=position
+            "it has no image, and this bundle's recipe composes text with an image: give an image, or export a recipe "
+            f"that answers a text alone: {', '.join(RECIPES_OF_TEXTS)}",
+            item="query",
+            position=position,
         )

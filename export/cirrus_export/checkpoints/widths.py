@@ -20,8 +20,9 @@ _BACKBONES = {
     Width.EMBEDDINGS: {
         256: "a BLIP backbone",
         512: "ViT-B-32 or ViT-B-16",
+        640: "RN50x4",
         768: "ViT-L-14",
-        1024: "ViT-H-14",
+        1024: "ViT-H-14 or RN50",
         1280: "ViT-bigG-14",
     },
     Width.WORDS: {512: "ViT-B-32 or ViT-B-16", 768: "ViT-L-14", 1024: "ViT-H-14", 1280: "ViT-bigG-14"},

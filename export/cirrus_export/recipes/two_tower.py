@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cirrus_client.ensemble import EnsembleSpec
@@ -20,9 +22,12 @@ class TwoTowerRecipe(Recipe):
 
     A method says what its query head is, `query_graph`. Targets are the normalised image embeddings unless the method
     has a `target_head` of its own.
+
+    text_queries: whether a text alone is a query as well, because the gallery is in the space of the backbone's texts.
     """
 
     works_on = (PooledBackbone,)
+    text_queries: ClassVar[bool] = False
 
     def __init__(self, parts: Parts, options: Options) -> None:
         super().__init__(parts, options)
@@ -63,16 +68,29 @@ class TwoTowerRecipe(Recipe):
         target: Tensor = self.target_head(self.backbone.embed_image(pixels))
         return target
 
+    def text_query(self, token_ids: Tensor) -> Tensor:
+        """Return the normalised text embedding. Raises UnsupportedQuery unless the recipe has `text_queries`."""
+        if not self.text_queries:
+            return super().text_query(token_ids)
+        return F.normalize(self.backbone.embed_text(token_ids), dim=-1)
+
     def graphs(self) -> list[Graph]:
-        """Return the encoders that are needed, both heads, and image encoder and target head in one."""
-        return [*self.query_encoders(), self.query_graph(), self.target_graph(), self.gallery_graph()]
+        """Return the encoders that are needed, every head, and image encoder and target head in one."""
+        query = [*self.query_encoders(), self.query_graph()]
+        names = {graph.name for graph in query}
+        text_alone = [graph for graph in self.text_query_graphs() if self.text_queries and graph.name not in names]
+        return [*query, *text_alone, self.target_graph(), self.gallery_graph()]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Wire queries, which need an image, and targets. An absent text is the null text."""
+        """Wire queries of an image, queries of a text alone if there are any, and targets.
+
+        An absent text beside an image is the null text.
+        """
+        text_query = {EnsembleName.ENCODE_TEXT_QUERY: ensemble(*self.text_query_graphs())} if self.text_queries else {}
         return {
             EnsembleName.ENCODE_QUERY: ensemble(*self.query_encoders(), self.query_graph()),
             EnsembleName.ENCODE_TARGET: ensemble(self.gallery_graph()),
-        }
+        } | text_query
 
     def target_modules(self) -> dict[str, nn.Module]:
         """Return the vision tower, and the target head if it has weights."""
@@ -88,6 +106,18 @@ class TwoTowerRecipe(Recipe):
         read = {spec.name for spec in self.query_graph().inputs}
         text = self.backbone.text_graph(self.text_lengths)
         return [self.backbone.vision_graph(), *([text] if read & {spec.name for spec in text.outputs} else [])]
+
+    def text_query_graphs(self) -> list[Graph]:
+        """Return the graphs of a query without an image: the text encoder, and the normalisation behind it."""
+        return [
+            self.backbone.text_graph(self.text_lengths),
+            Graph(
+                GraphName.TEXT_QUERY_HEAD,
+                Normalise(),
+                inputs=(vector("text_embedding", self.dim),),
+                outputs=(vector("query_embedding", self.dim),),
+            ),
+        ]
 
     def target_graph(self) -> Graph:
         """Return the graph from the unnormalised image embedding to the gallery embedding."""
