@@ -25,10 +25,13 @@ from tests.conftest import BAD_IMAGES
 
 
 def reference(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
-    """The released `targetpad_transform`, CLIP's own, or a stretch to the square, written with torchvision."""
+    """The released `targetpad_transform`, CLIP's or MagicLens's own, or a stretch to the square, with torchvision."""
 
     def pad(picture: Image.Image) -> Image.Image:
         width, height = picture.size
+        if spec.pad is Pad.SQUARE:
+            side = min(width, height)
+            return TF.crop(picture, (height - side) // 2, (width - side) // 2, side, side)
         if spec.pad is not Pad.TARGET or max(width, height) / min(width, height) < spec.target_ratio:
             return picture
         longest = max(width, height) / spec.target_ratio

@@ -34,11 +34,13 @@ class Pad(StrEnum):
 
     NONE resizes the shorter side and crops the centre. TARGET pads elongated images first (the CIR papers' TargetPad).
     STRETCH resizes both sides at once, out of proportion: open_clip's "squash", and InstructBLIP's image processor.
+    SQUARE crops the largest centre square first, and resizes that (MagicLens).
     """
 
     NONE = "none"
     TARGET = "target"
     STRETCH = "stretch"
+    SQUARE = "square"
 
 
 class Interpolation(StrEnum):
@@ -136,7 +138,7 @@ def fit(image: Image.Image, spec: PreprocessSpec, resize: Resize = resize_exactl
         image = on_white(image)
     if spec.convert_rgb == "before_resize":
         image = _as_rgb(image)
-    image = _padded(image, spec)
+    image = _largest_square(image) if spec.pad is Pad.SQUARE else _padded(image, spec)
     size = _resized_size(image.size, spec)
     if size != image.size:
         image = resize(image, size, spec.interpolation)
@@ -209,8 +211,14 @@ def _padded(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     return padded
 
 
+def _largest_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
 def _resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
-    if spec.pad is Pad.STRETCH:
+    if spec.pad in (Pad.STRETCH, Pad.SQUARE):
         return spec.size_px, spec.size_px
     width, height = (int(spec.size_px * side / min(size)) for side in size)
     return width, height
