@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints import sprc
+from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 
 SIZE = QFormerSize(
@@ -81,13 +85,17 @@ def setup():
     return qformer, dict(qformer.state_dict()), torch.randn(3, 17, 48), token_ids
 
 
+def two_passes(qformer: QFormer, image: Tensor, token_ids: Tensor) -> Tensor:
+    return qformer.sentence(qformer.prompt(image, token_ids), token_ids)
+
+
 def test_a_query_is_the_released_two_passes() -> None:
     qformer, state, image, token_ids = setup()
     queries = state["query_tokens"].expand(3, -1, -1)
     prompt = released(queries, token_ids, image, state)[:, :32]
     sentence = released(prompt, token_ids, None, state)[:, 32]
     expected = F.normalize(linear(sentence, state, "text_proj"), dim=-1)
-    torch.testing.assert_close(qformer.query(image, token_ids), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(two_passes(qformer, image, token_ids), expected, atol=2e-6, rtol=0)
 
 
 def test_the_second_pass_through_the_prompts_own_feed_forward_would_be_another_query() -> None:
@@ -100,7 +108,7 @@ def test_the_second_pass_through_the_prompts_own_feed_forward_would_be_another_q
     queries = state["query_tokens"].expand(3, -1, -1)
     prompt = released(queries, token_ids, image, state)[:, :32]
     wrong = F.normalize(linear(released(prompt, token_ids, None, state | swapped)[:, 32], state, "text_proj"), dim=-1)
-    assert F.cosine_similarity(qformer.query(image, token_ids), wrong).min() < 0.99
+    assert F.cosine_similarity(two_passes(qformer, image, token_ids), wrong).min() < 0.99
 
 
 def test_a_target_is_the_released_vectors() -> None:
@@ -108,3 +116,46 @@ def test_a_target_is_the_released_vectors() -> None:
     read = released(state["query_tokens"].expand(3, -1, -1), None, image, state)
     expected = F.normalize(linear(read, state, "vision_proj"), dim=-1)
     torch.testing.assert_close(qformer.target(image), expected, atol=2e-6, rtol=0)
+
+
+def test_a_text_alone_is_read_without_prompts_through_its_first_token() -> None:
+    qformer, state, _, token_ids = setup()
+    read = released(torch.zeros(3, 0, SIZE.width), token_ids, None, state)[:, 0]
+    expected = F.normalize(linear(read, state, "text_proj"), dim=-1)
+    torch.testing.assert_close(qformer.text(token_ids), expected, atol=2e-6, rtol=0)
+
+
+def test_spn4cirs_second_pass_has_its_own_weights(tmp_path) -> None:
+    qformer, state, image, token_ids = setup()
+    torch.manual_seed(9)
+    second = {key: value + 0.1 * torch.randn_like(value) for key, value in state.items()}
+    first_names = sprc.authors_names(qformer)
+    second_former = QFormer(SIZE)
+    second_former.load_state_dict(second)
+    copied = {
+        key.replace("Qformer.", "Qformer_query.").replace("text_proj.", "text_proj_q."): value
+        for key, value in sprc.authors_names(second_former).items()
+        if key.startswith(("Qformer.", "text_proj."))
+    }
+    whole = {f"blip_model.{key}": value for key, value in (first_names | copied | {"temp": torch.ones([])}).items()}
+    torch.save({"epoch": 4, "state_dict": whole}, tmp_path / "spn4cir.pt")
+    head = sprc.read(tmp_path / "spn4cir.pt")
+    first = QFormer(SIZE).eval().requires_grad_(False)
+    sprc.load(head, first)
+    found = sprc.load_second_pass(head, first).eval().requires_grad_(False)
+    queries = state["query_tokens"].expand(3, -1, -1)
+    prompt = released(queries, token_ids, image, state)[:, :32]
+    sentence = released(prompt, token_ids, None, second)[:, 32]
+    expected = F.normalize(linear(sentence, second, "text_proj"), dim=-1)
+    torch.testing.assert_close(found.sentence(first.prompt(image, token_ids), token_ids), expected, atol=2e-6, rtol=0)
+
+    del whole["blip_model.Qformer_query.bert.encoder.layer.1.attention.self.key.bias"]
+    torch.save({"epoch": 4, "state_dict": whole}, tmp_path / "cut.pt")
+    name = r"'blip_model\.Qformer_query\.bert\.encoder\.layer\.1\.attention\.self\.key\.bias' is missing"
+    with pytest.raises(CheckpointError, match=name):
+        sprc.load_second_pass(sprc.read(tmp_path / "cut.pt"), first)
+
+
+def test_sprcs_second_pass_is_that_of_the_first() -> None:
+    qformer, *_ = setup()
+    assert sprc.load_second_pass(StateDict(sprc.authors_names(qformer), "sprc.pt"), qformer) is qformer

@@ -10,14 +10,19 @@ import torch
 
 from cirrus_client.bundle import Similarity
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.encoders.protocol import RECIPES_OF_TEXTS
 from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import EnsembleName
 from cirrus_client.retriever import open_retriever
+from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.backbones.registry import find_backbone
 from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.pipeline import ExportRequest, build_recipe
+from cirrus_export.recipes.recipe import Recipe
+from cirrus_export.recipes.registry import recipe_named, recipes
+from cirrus_export.recipes.two_tower import TwoTowerRecipe
 from tests.export.author_files import AUTHORS, authors_file, request
 
 import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
@@ -40,8 +45,32 @@ def test_an_authors_checkpoint_becomes_a_bundle_that_answers(recipe, author_bund
     np.testing.assert_allclose(queries[1], queries[2], atol=1e-6)
     assert not np.allclose(queries[0], queries[1], atol=1e-4)
     assert encoder.encode_targets(images).shape == (3, *encoder.space.item_shape)
-    with pytest.raises(UnsupportedQuery, match="has no image"):
-        encoder.encode_queries([None], ["a red dress"])
+    if recipe in RECIPES_OF_TEXTS:
+        (text_alone,) = encoder.encode_queries([None], ["make it blue"])
+        assert text_alone.shape == queries[0].shape
+        assert not np.allclose(text_alone, queries[0], atol=1e-4)
+    else:
+        with pytest.raises(UnsupportedQuery, match=r"has no image.*export a recipe that answers a text alone: bge-vl"):
+            encoder.encode_queries([None], ["make it blue"])
+
+
+def test_the_recipes_that_the_message_names_are_those_that_answer_a_text_alone() -> None:
+    answering = {name for name, recipe in recipes().items() if recipe.text_query is not Recipe.text_query}
+    two_towers = {name for name in answering if issubclass(recipe_named(name), TwoTowerRecipe)}
+    silent = {name for name in two_towers if recipe_named(name).text_query is TwoTowerRecipe.text_query}
+    silent = {name for name in silent if not recipe_named(name).text_queries}
+    assert answering - silent == set(RECIPES_OF_TEXTS)
+
+
+@pytest.mark.parametrize("recipe", ["searle", "lincir", "pic2word"])
+def test_a_text_alone_is_the_prompt_without_the_images_word(recipe, small_clip, tmp_path) -> None:
+    built = build_recipe(request(tmp_path, recipe, small_clip))
+    tokenizer = Tokenizer(built.backbone.write_tokenizer(tmp_path, built.prompt), tmp_path)
+    token_ids = torch.from_numpy(tokenizer(["red dress", "$ 5 off", "&nbsp;"]))
+    prompts = open_clip.tokenize(["a photo of red dress", "a photo of $ 5 off", "a photo of"])
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(built.backbone.embed_text(prompts), dim=-1)
+        torch.testing.assert_close(built.text_query(token_ids), expected, atol=1e-5, rtol=0)
 
 
 def test_the_text_transformer_alone_is_replaced_and_images_are_refused(

@@ -17,9 +17,16 @@ from cirrus_client.names import EnsembleName
 T = TypeVar("T")
 RECIPES_OF_TEXTS = (
     "bge-vl",
+    "blip2-qformer",
     "clip",
     "clip4cir",
+    "lincir",
+    "pic2word",
+    "ptha",
     "retrieval-dpo",
+    "searle",
+    "sprc",
+    "transagg",
 )
 """Cirrus's recipes whose gallery is in a space of texts, so that a text alone is a query."""
 

@@ -2,17 +2,29 @@
 
 `visual_encoder.` and `ln_vision.` are the backbone; `query_tokens`, `Qformer.bert.`, `vision_proj.` and `text_proj.`
 the head. Everything else that LAVIS's class holds has no part in retrieval: `_UNUSED`.
+
+SPN4CIR (BUAADreamer/SPN4CIR `blip24cir`, arXiv 2404.11317) saves `{"epoch": ..., "state_dict": ...}` with `blip_model.`
+before these names. Its second stage trains a copy of the Q-Former for the query's second pass, under
+`Qformer_query.bert.` and `text_proj_q.`.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from torch import Tensor
 
 from cirrus_export.checkpoints import widths
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
+from cirrus_export.checkpoints.state import (
+    StateDict,
+    Unused,
+    count_layers,
+    load_strictly,
+    pass_over,
+    read_state_dict,
+)
 from cirrus_export.checkpoints.widths import Width
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 
@@ -21,8 +33,8 @@ _UNUSED = (
     Unused(r"temp$", "the temperature of the training loss"),
     Unused(r"prompt_tokens$", "prompts of a training loss, which `inference` does not read"),
     Unused(r"itm_head\.", "BLIP-2's head for matching, which reranks and does not retrieve"),
-    Unused(r"Qformer\.cls\.", "BLIP-2's head for captions"),
-    Unused(r"Qformer\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
+    Unused(r"Qformer(_query)?\.cls\.", "BLIP-2's head for captions"),
+    Unused(r"Qformer(_query)?\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
 )
 _KEYS = KeyMap(
     ("Qformer.bert.embeddings.LayerNorm.", "bert.layernorm."),
@@ -31,6 +43,16 @@ _KEYS = KeyMap(
     ("Qformer.bert.encoder.layer.{n}.crossattention.self.", "bert.encoder.layer.{n}.crossattention.attention."),
     ("Qformer.bert.", "bert."),
 )
+
+
+_SPN4CIR = "blip_model."
+_SECOND_PASS = {"Qformer_query.": "Qformer.", "text_proj_q.": "text_proj."}
+
+
+def read(path: Path) -> StateDict:
+    """Read a file of SPRC, of its descendants or of SPN4CIR. Raises CheckpointError."""
+    state = read_state_dict(path)
+    return state.under(_SPN4CIR) if all(key.startswith(_SPN4CIR) for key in state) else state
 
 
 def backbone(head: StateDict) -> StateDict | None:
@@ -79,6 +101,33 @@ def load(head: StateDict, qformer: QFormer) -> None:
     used = {
         _KEYS.ours(key): value
         for key, value in pass_over(head, _UNUSED).items()
-        if not key.startswith(_BACKBONE_PREFIXES)
+        if not key.startswith((*_BACKBONE_PREFIXES, *_SECOND_PASS))
     }
     load_strictly(qformer, head.derived(used), theirs=_KEYS.theirs)
+
+
+def load_second_pass(head: StateDict, qformer: QFormer) -> QFormer:
+    """Return the Q-Former of a query's second pass: SPN4CIR's own if the file has one, else that of the first.
+
+    Raises CheckpointError for a missing, surplus or wrongly shaped key, by the file's name.
+    """
+    own = {key: value for key, value in pass_over(head, _UNUSED).items() if key.startswith(tuple(_SECOND_PASS))}
+    if not own:
+        return qformer
+    second = QFormer(qformer.size)
+    shared = {key: value for key, value in qformer.state_dict().items() if key.startswith(("query_tokens", "vision_"))}
+    renamed = {_KEYS.ours(_first_pass_name(key)): value for key, value in own.items()}
+    load_strictly(second, head.derived(renamed | shared), theirs=lambda key: _second_pass_name(_KEYS.theirs(key)))
+    return second
+
+
+def _first_pass_name(key: str) -> str:
+    second, first = next(pair for pair in _SECOND_PASS.items() if key.startswith(pair[0]))
+    return first + key.removeprefix(second)
+
+
+def _second_pass_name(key: str) -> str:
+    for second, first in _SECOND_PASS.items():
+        if key.startswith(first):
+            return second + key.removeprefix(first)
+    return key

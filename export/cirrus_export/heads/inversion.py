@@ -90,3 +90,28 @@ class PseudoWordQuery(nn.Module):
         words = self.backbone.embed_words(token_ids)
         words = torch.where(is_word[..., None], self.network(image_embedding)[:, None], words)
         return F.normalize(self.backbone.encode_word_embeddings(words, token_ids)[0], dim=-1)
+
+
+class PromptWithoutWord(nn.Module):
+    """CLIP's text tower over the prompt of a query that has no image.
+
+    The placeholder and the words that join it to the text are taken out, so "a photo of $ that is red" becomes "a photo
+    of is red". The prompt of an absent text has no such words, and loses the placeholder alone.
+    """
+
+    def __init__(self, backbone: WordBackbone, *, place: int, words: int) -> None:
+        """place: position of the placeholder. words: how many tokens go, the placeholder's included."""
+        super().__init__()
+        self.backbone = backbone
+        self.place = place
+        self.words = words
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Return L2-normalised queries [B, D] of int64 token ids [B, T]."""
+        is_null = token_ids.argmax(dim=1, keepdim=True) == self.place + 1
+        kept = torch.where(is_null, self._without(token_ids, 1), self._without(token_ids, self.words))
+        return F.normalize(self.backbone.embed_text(kept), dim=-1)
+
+    def _without(self, token_ids: Tensor, count: int) -> Tensor:
+        padding = torch.zeros_like(token_ids[:, :count])
+        return torch.cat([token_ids[:, : self.place], token_ids[:, self.place + count :], padding], dim=1)

@@ -70,10 +70,6 @@ class QFormer(nn.Module):
         read = self.bert(query_embeds=queries, encoder_hidden_states=image_tokens).last_hidden_state
         return F.normalize(self.vision_proj(read), dim=-1)
 
-    def query(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
-        """Return L2-normalised query embeddings [B, D] of image tokens [B, N, W] and int64 token ids [B, T]."""
-        return self.sentence(self.prompt(image_tokens, token_ids), token_ids)
-
     def prompt(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
         """Return the sentence prompt [B, V, H]: the first pass, learned queries over image and text."""
         queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
@@ -93,6 +89,16 @@ class QFormer(nn.Module):
             attention_mask=self._attended(token_ids),
         ).last_hidden_state
         return F.normalize(self.text_proj(read[:, self.size.num_queries]), dim=-1)
+
+    def text(self, token_ids: Tensor) -> Tensor:
+        """Return L2-normalised text embeddings [B, D] of int64 token ids [B, T]: the text alone, its first token.
+
+        `extract_features(mode="text")` of LAVIS's `Blip2Qformer` (arXiv 2301.12597, image-text contrastive learning).
+        """
+        read = self.bert(
+            query_embeds=self.embeddings(token_ids), query_length=0, attention_mask=(token_ids != 0).long()
+        ).last_hidden_state
+        return F.normalize(self.text_proj(read[:, 0]), dim=-1)
 
     def _attended(self, token_ids: Tensor) -> Tensor:
         is_text = (token_ids != 0).long()

@@ -16,7 +16,7 @@ from cirrus_export.checkpoints import inversion as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector
 from cirrus_export.heads.frozen import freeze
-from cirrus_export.heads.inversion import PseudoWordQuery, Replaced
+from cirrus_export.heads.inversion import PromptWithoutWord, PseudoWordQuery, Replaced
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.two_tower import TwoTowerRecipe
@@ -27,6 +27,7 @@ class Searle(TwoTowerRecipe):
     """phi turns the reference image into a word; "a photo of $ that <text>" with that word is an ordinary CLIP text."""
 
     works_on = (WordBackbone,)
+    text_queries = True
     caption_join = CaptionJoin.BOTH_ORDERS
     head_keys: ClassVar[tuple[str, ...]] = ("layers.0.", "layers.3.", "layers.6.")
     placeholder: ClassVar[str] = "$"
@@ -43,6 +44,10 @@ class Searle(TwoTowerRecipe):
                 replaced=self.replaced,
                 normalise_input=self.normalise_input,
             )
+        )
+        before, after = self.prompt.template.removesuffix("{text}").split(self.placeholder)
+        self.text_query_head = freeze(
+            PromptWithoutWord(self.backbone, place=1 + len(before.split()), words=1 + len(after.split()))
         )
 
     @property
@@ -79,6 +84,23 @@ class Searle(TwoTowerRecipe):
         """Return `encode_with_pseudo_tokens` of the released code, normalised."""
         query: Tensor = self.query_head(self.backbone.embed_image(pixels), token_ids)
         return query
+
+    def text_query(self, token_ids: Tensor) -> Tensor:
+        """Return the normalised embedding of the prompt without the image's word: "a photo of <text>"."""
+        query: Tensor = self.text_query_head(token_ids)
+        return query
+
+    def text_query_graphs(self) -> list[Graph]:
+        """Return the text tower over the prompt without the image's word."""
+        return [
+            Graph(
+                "text_query_encoder",
+                self.text_query_head,
+                inputs=(token_ids(self.text_lengths),),
+                outputs=(vector("query_embedding", self.dim),),
+                text_lengths=self.text_lengths,
+            )
+        ]
 
     def query_graph(self) -> Graph:
         """Return inversion and the text tower in one graph."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from cirrus_client.bundle import Similarity
@@ -47,6 +49,8 @@ class Sprc(Recipe):
         if parts.head is not None:
             checkpoint.load(parts.head, self.qformer)
         freeze(self.qformer)
+        second = self.qformer if parts.head is None else checkpoint.load_second_pass(parts.head, self.qformer)
+        self.query_head = _Query(self.qformer, freeze(second))
 
     @property
     def backbone(self) -> Blip2Backbone:
@@ -74,6 +78,11 @@ class Sprc(Recipe):
         return Prompt(cleaning=TextCleaning.BLIP_CAPTION)
 
     @staticmethod
+    def read_head(path: Path) -> StateDict:
+        """Read the file as `checkpoints.sprc.read` does: SPRC's, or SPN4CIR's with a second pass of its own."""
+        return checkpoint.read(path)
+
+    @staticmethod
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
         """Return the BLIP-2 that is saved beside the head."""
         return checkpoint.backbone(head)
@@ -86,27 +95,37 @@ class Sprc(Recipe):
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Return `inference` of the released class, up to the similarity."""
-        return self.qformer.query(self.backbone(pixels), token_ids)
+        query: Tensor = self.query_head(self.backbone(pixels), token_ids)
+        return query
+
+    def text_query(self, token_ids: Tensor) -> Tensor:
+        """Return the Q-Former's text path, which BLIP-2 was trained to match with an image's vectors."""
+        return self.qformer.text(token_ids)
 
     def target(self, pixels: Tensor) -> Tensor:
         """Return `extract_target_features` of the released class."""
         return self.qformer.target(self.backbone(pixels))
 
     def graphs(self) -> list[Graph]:
-        """Return the image encoder, the two-pass query, the target's vectors, and encoder and target in one."""
+        """Return image encoder, two-pass query, text query, the target's vectors, and encoder and target in one."""
         tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
         target = (vectors("target_embeddings", self.vectors, self.dim),)
         return [
             self.backbone.vision_graph(),
             self._query_graph(),
+            self._text_query_graph(),
             Graph(GraphName.TARGET_HEAD, _Target(self.qformer), inputs=(tokens,), outputs=target),
             self._gallery_graph(),
         ]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Wire queries, which need an image, and targets. An absent text is the empty one."""
+        """Wire queries of image and text or of a text alone, and targets.
+
+        Beside an image an absent text is the empty one.
+        """
         return {
             EnsembleName.ENCODE_QUERY: ensemble(self.backbone.vision_graph(), self._query_graph()),
+            EnsembleName.ENCODE_TEXT_QUERY: ensemble(self._text_query_graph()),
             EnsembleName.ENCODE_TARGET: ensemble(self._gallery_graph()),
         }
 
@@ -122,8 +141,17 @@ class Sprc(Recipe):
         tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
         return Graph(
             GraphName.QUERY_HEAD,
-            _Query(self.qformer),
+            self.query_head,
             inputs=(tokens, token_ids(self.text_lengths)),
+            outputs=(vector("query_embedding", self.dim),),
+            text_lengths=self.text_lengths,
+        )
+
+    def _text_query_graph(self) -> Graph:
+        return Graph(
+            "text_query_encoder",
+            _TextQuery(self.qformer),
+            inputs=(token_ids(self.text_lengths),),
             outputs=(vector("query_embedding", self.dim),),
             text_lengths=self.text_lengths,
         )
@@ -157,12 +185,24 @@ class Ptha(Sprc):
 
 
 class _Query(nn.Module):
+    """The two passes of a query. second: SPN4CIR's Q-Former of the second, else that of the first."""
+
+    def __init__(self, qformer: QFormer, second: QFormer) -> None:
+        super().__init__()
+        self.qformer = qformer
+        self.second = second
+
+    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        return self.second.sentence(self.qformer.prompt(image_tokens, token_ids), token_ids)
+
+
+class _TextQuery(nn.Module):
     def __init__(self, qformer: QFormer) -> None:
         super().__init__()
         self.qformer = qformer
 
-    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
-        return self.qformer.query(image_tokens, token_ids)
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.qformer.text(token_ids)
 
 
 class _Target(nn.Module):

@@ -34,6 +34,7 @@ class TransAggRecipe(TwoTowerRecipe):
     """
 
     works_on = (TokenBackbone,)
+    text_queries = True
     options_type = TransAggOptions
     head_keys: ClassVar[tuple[str, ...]] = checkpoint.QUERY_HEAD
     other_heads: ClassVar[tuple[str, ...]] = ()

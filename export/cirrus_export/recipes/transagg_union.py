@@ -31,6 +31,7 @@ class TransAggUnion(TransAggRecipe):
     """A query is fused over all tokens by TransAgg; a target is the UNION of the image and the null text."""
 
     options_type = UnionOptions
+    text_queries = False
     caption_join = CaptionJoin.JOINED
     circo_without_reference = True
     head_keys = (*TransAggRecipe.head_keys, *checkpoint.UNION)
