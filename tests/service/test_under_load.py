@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
@@ -225,3 +227,19 @@ def test_every_option_can_come_from_the_environment(bundle, index_root, tmp_path
     with live(tmp_path, bundle.root, **options) as service, service.client() as client:
         answers = [client.get("/v1/collections").status_code for _ in range(3)]
     assert answers == [200, 429, 429]
+
+
+def test_a_load_balancers_idle_connection_stays_open(bundle, index_root, tmp_path) -> None:
+    """Longer than uvicorn's own 5 s, after which a proxy would send its next request into a closed connection."""
+    with live(tmp_path, bundle.root, "--index", index_root, "--in-process") as service:
+        address = urlsplit(service.url)
+        connection = HTTPConnection(str(address.hostname), address.port)
+        connection.connect()
+        connection.auto_open = False
+        for pause_s in (6.0, 0.0):
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            time.sleep(pause_s)
+        connection.close()

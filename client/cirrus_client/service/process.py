@@ -29,6 +29,8 @@ from cirrus_client.suggest import LocalSuggester
 from cirrus_client.triton.server import is_loopback
 
 _GRACE_S = 10
+_KEEP_ALIVE_S = 75
+"""Longer than a load balancer keeps an idle connection (60 s), so that it never sends a request into a closed one."""
 log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -73,6 +75,7 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_GRACE_S,
             lifespan="on",
         )
