@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, export
+from tests.export.compiled import check_compiles, needs_rtx
 from tests.export.test_hugging_face_clip import clip_model
 
 from open_clip.tokenizer import SimpleTokenizer  # isort: skip  (behind cirrus_export, which lets torchvision load)
@@ -116,3 +117,10 @@ def test_the_longer_embedding_counts_more(bge_vl, released) -> None:
     normalised = F.normalize(F.normalize(image, dim=-1) + F.normalize(text, dim=-1), dim=-1).numpy()
     (query,) = LocalEncoder(bge_vl).encode_queries([file], [TEXTS[0]])
     assert query @ normalised[0] < 0.9999
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_every_graph_compiles(precision: Precision, bge_vl: Bundle, tmp_path: Path) -> None:
+    for name, graph in bge_vl.spec.graphs.items():
+        check_compiles(name, bge_vl.graph_file(name), graph, precision, tmp_path)

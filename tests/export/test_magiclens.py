@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError, UnsupportedQuery
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from tests.export.compiled import check_compiles, needs_rtx
 from tests.export.test_bge_vl import TEXTS, image_file
 
 import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
@@ -242,3 +243,9 @@ def test_a_release_that_is_cut_or_something_else_is_refused(content, tmp_path) -
     (tmp_path / "cut.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(CheckpointError, match=r"cut\.pkl"):
         build_recipe(request(tmp_path / "cut.pkl", tmp_path / "x"))
+
+
+@needs_rtx
+def test_every_graph_compiles(exported: Bundle, tmp_path: Path) -> None:
+    for name, graph in exported.spec.graphs.items():
+        check_compiles(name, exported.graph_file(name), graph, Precision.FP32, tmp_path)
