@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from cirrus_export.suggester import export as module
 from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration
 from cirrus_export.suggester.export import export_suggester
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
+from tests.test_command_line import CIRRUS
 
 pytestmark = pytest.mark.export
 
@@ -173,3 +175,21 @@ def suggested_on_the_page(url: str, reference: Path, expected: str) -> None:
         sync_api.expect(page.locator("#text")).to_have_value(expected)
         sync_api.expect(page.locator("#notice")).to_contain_text("000002.jpg")
         browser.close()
+
+
+def test_the_texts_of_many_pairs_in_one_command(suggester, pairs, tmp_path) -> None:
+    for place, images in enumerate(pairs[:2]):
+        for side, image in zip(("reference", "target"), images, strict=True):
+            (tmp_path / f"{place}.{side}.jpg").write_bytes(image)
+    named = [{"reference": f"{place}.reference.jpg", "target": f"{place}.target.jpg"} for place in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, named)))
+    command = [*CIRRUS, "suggest", tmp_path / "pairs.jsonl", "--model", suggester, "--out", tmp_path / "out.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("out.jsonl: 2 edit texts, 0 of them from before, 0 failed\n")
+    found = [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found == [LocalSuggester(suggester).suggest(*images) for images in pairs[:2]]
+    assert "2 of them from before" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    alone = [*CIRRUS, "suggest", tmp_path / "pairs.jsonl", "--model", suggester]
+    refused = subprocess.run(alone, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "a file of pairs" in refused.stderr

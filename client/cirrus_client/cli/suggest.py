@@ -47,12 +47,11 @@ def _opened(model: Path | None, server: str | None) -> Suggester:
 
 def _caption(pairs: Path, out: Path, suggester: Suggester) -> None:
     captioned = caption_pairs(pairs, out, suggester, show_progress=shows_progress())
-    for failed in captioned.failed[:_SHOWN]:
-        echo(f"{failed.reference} -> {failed.target}: {failed.error}", err=True)
-    if len(captioned.failed) > _SHOWN:
-        echo(f"... and {len(captioned.failed) - _SHOWN} more, each with its error in {out}", err=True)
-    echo(
-        f"{out}: {captioned.written} edit texts, {captioned.before} of them from before, {len(captioned.failed)} failed"
-    )
-    if captioned.failed:
+    failed = len(captioned.failed)
+    for pair in captioned.failed[:_SHOWN]:
+        echo(f"{pair.reference} -> {pair.target}: {pair.error}", err=True)
+    if failed > _SHOWN:
+        echo(f"... and {failed - _SHOWN} more, each with its error in {out}", err=True)
+    echo(f"{out}: {captioned.written} edit texts, {captioned.before} of them from before, {failed} failed")
+    if failed:
         raise typer.Exit(1)
