@@ -21,11 +21,7 @@ needs_rtx = pytest.mark.skipif(
     reason="TensorRT for RTX is not installed (pip install 'cirrus-cir[rtx]')",
 )
 PROFILES = (BatchProfile(smallest=1, tuned=8, largest=16),)
-LOWER = (
-    *(Precision.FP16, Precision.INT8),
-    *(pytest.param(precision, marks=pytest.mark.nightly) for precision in (Precision.BF16, Precision.FP8)),
-)
-"""Half and eight bits: the other two of them have the same casts and the same scales around the same layers."""
+LOWER = (Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8)
 
 
 def inputs_of(graph: GraphSpec, *, rows: int = 8) -> dict[str, np.ndarray]:
