@@ -27,6 +27,7 @@ RECIPES_OF_TEXTS = (
     "searle",
     "sprc",
     "transagg",
+    "vlm-embedder",
 )
 """Cirrus's recipes whose gallery is in a space of texts, so that a text alone is a query."""
 
