@@ -13,10 +13,14 @@ from cirrus_bench.queries import QueryReport
 from cirrus_bench.report import Report
 from cirrus_bench.retrieval.report import RetrievalReport
 from cirrus_bench.search import SearchReport
+from cirrus_bench.service.report import ServiceReport
 from tests.torture.report import TortureReport
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "reports"
-REPORTS = (FullSizeReport, GalleryReport, PrecisionReport, QueryReport, RetrievalReport, SearchReport, TortureReport)
+REPORTS = (
+    *(FullSizeReport, GalleryReport, PrecisionReport, QueryReport, RetrievalReport, SearchReport, ServiceReport),
+    TortureReport,
+)
 
 
 def committed(kind: type[Report]) -> Report:
