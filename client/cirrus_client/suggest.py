@@ -7,7 +7,7 @@ Decoding is greedy, without a key-value cache, because an edit is a short text.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import tokenizers
@@ -54,6 +54,13 @@ class SuggestSpec(Record):
     def _lists_what_it_names(self) -> Self:
         check_listed(self.graphs, TOKENIZER, self.files)
         return self
+
+
+class Suggester(Protocol):
+    """What writes the edit text of one pair: `LocalSuggester` or `TritonSuggester`."""
+
+    def suggest(self, reference: ImageInput, target: ImageInput) -> str:
+        """Return the edit text. Raises InvalidImage that says which of the two images is bad."""
 
 
 class LocalSuggester:

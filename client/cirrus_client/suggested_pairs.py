@@ -5,25 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
 from cirrus_client.errors import InvalidImage, OutputError, StoredDataError, UnreadableImage
 from cirrus_client.files import write_atomically
-from cirrus_client.image.inputs import ImageInput
 from cirrus_client.outputs import only_writer
 from cirrus_client.records import Record, parse_record
+from cirrus_client.suggest import Suggester
 
 _WAY_OUT = 'each line is like {"reference": "a.jpg", "target": "b.jpg"}'
-
-
-class Suggester(Protocol):
-    """What writes the text of one pair: `LocalSuggester` or `TritonSuggester`."""
-
-    def suggest(self, reference: ImageInput, target: ImageInput) -> str:
-        """Return the edit text. Raises InvalidImage."""
 
 
 class Pair(Record):

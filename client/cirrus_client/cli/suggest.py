@@ -9,8 +9,8 @@ import typer
 
 from cirrus_client.cli.console import echo, shows_progress
 from cirrus_client.cli.options import ServerOption
-from cirrus_client.suggest import LocalSuggester, TritonSuggester
-from cirrus_client.suggested_pairs import Suggester, caption_pairs
+from cirrus_client.suggest import LocalSuggester, Suggester, TritonSuggester
+from cirrus_client.suggested_pairs import caption_pairs
 
 _SHOWN = 20
 

@@ -100,7 +100,7 @@ def tensor_spec(name: str, dtype: str, shape: tuple[int | str | None, ...]) -> T
 def _fitting(spec: TensorSpec, inputs: Arrays) -> NDArray[Any]:
     if spec.name not in inputs:
         raise EngineError(f"input {spec.name} is missing; given are {', '.join(inputs) or 'none'}")
-    array = np.ascontiguousarray(inputs[spec.name])
+    array = np.asarray(inputs[spec.name])
     fits = len(array.shape) == 1 + len(spec.shape) and all(
         wanted in (DYNAMIC, found) for wanted, found in zip(spec.shape, array.shape[1:], strict=True)
     )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from cirrus_client.service.batching import Batcher
-from cirrus_client.suggest import LocalSuggester, TritonSuggester
+from cirrus_client.suggest import Suggester
 
 Pair = tuple[bytes, bytes]
 _MAX_WAITING = 16
@@ -15,7 +15,7 @@ _MAX_WAITING = 16
 class Suggestions:
     """Runs a suggester. Tasks of one event loop may share it. At most 16 requests wait."""
 
-    def __init__(self, suggester: LocalSuggester | TritonSuggester) -> None:
+    def __init__(self, suggester: Suggester) -> None:
         """Keep the suggester."""
         self._suggester = suggester
         self._turns: Batcher[Pair, str] = Batcher(self._run, max_batch=1, max_waiting=_MAX_WAITING)

@@ -6,7 +6,6 @@ several, with the `tokenizer.json` of its processor.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
-from cirrus_export.checkpoints.config_code import code_named_in
+from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.checkpoints.wrappers import listed
@@ -99,8 +98,7 @@ class Qwen3VlBackbone(Backbone):
     @cached_property
     def suffix_ids(self) -> tuple[int, ...]:
         """The token ids behind a text: the template's end, and what the tokenizer itself puts behind a prompt."""
-        whole = self._tokenizer.encode(_USER_END, add_special_tokens=True).ids
-        return tuple(whole)
+        return tuple(self._tokenizer.encode(_USER_END, add_special_tokens=True).ids)
 
     def prompt_ids(self, instruction: str) -> tuple[int, ...]:
         """Return the token ids of the template before an image or a text."""
@@ -185,7 +183,8 @@ class Qwen3VlFamily(Family):
         folder = weights.folder
         if folder is None:
             raise CheckpointError("--backbone qwen3-vl: a Qwen3-VL's checkpoint is a folder: --pretrained FOLDER")
-        _check_config(folder / "config.json")
+        config = folder / "config.json"
+        refuse_code(read_config(config, "qwen3_vl", what="a Qwen3-VL"), config)
         if not (folder / _TOKENIZER).is_file():
             raise CheckpointError(f"checkpoint {folder}: {_TOKENIZER} is missing; the model's processor saves it")
         try:
@@ -219,17 +218,3 @@ def _check_size(size_px: int, model: Qwen3VLModel) -> None:
     step = int(vision.patch_size) * int(vision.spatial_merge_size)
     if size_px % step:
         raise ExportError(f"--option image_size_px={size_px}: must be a multiple of {step}, the side of an image token")
-
-
-def _check_config(path: Path) -> None:
-    """Refuse a model by its configuration, before its weights are read."""
-    try:
-        content = json.loads(path.read_bytes())
-        kind = content["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint {path}: is no configuration of a Qwen3-VL: {error}") from None
-    if kind != "qwen3_vl":
-        raise CheckpointError(f"checkpoint {path}: describes a model of type {kind!r}, expected 'qwen3_vl'")
-    code = code_named_in(content)
-    if code is not None:
-        raise CheckpointError(f"checkpoint {path}: '{code}' names code, and a configuration is data: leave it out")

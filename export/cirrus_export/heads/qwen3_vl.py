@@ -17,6 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionAttention,
     Qwen3VLVisionModel,
     Qwen3VLVisionPatchMerger,
+    rotate_half,
 )
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
@@ -67,7 +68,7 @@ class VisionTower(nn.Module):
     def _attention(self, attention: Qwen3VLVisionAttention, hidden: Tensor) -> Tensor:
         split = attention.qkv(hidden).unflatten(-1, (3, attention.num_heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = (_rotated(states, self.cos, self.sin) for states in (query, key))
+        query, key = (states * self.cos + rotate_half(states) * self.sin for states in (query, key))
         mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
         projected: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
         return projected
@@ -196,8 +197,3 @@ def patches(pixels: Tensor, config: Qwen3VLVisionConfig) -> Tensor:
     patch, merge = int(config.patch_size), int(config.spatial_merge_size)
     cut = pixels.unflatten(3, (-1, merge, patch)).unflatten(2, (-1, merge, patch))
     return cut.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(1, 4)
-
-
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-second, first], dim=-1) * sin

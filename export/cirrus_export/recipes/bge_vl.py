@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from cirrus_client.image.preprocess import Crop, PreprocessSpec
-from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TextCleaning
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.open_clip import OpenClipBackbone
-from cirrus_export.graph import Graph, token_ids, vector
+from cirrus_export.graph import Graph
 from cirrus_export.heads.zero_shot import PlainSum
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
 from cirrus_export.recipes.registry import register
@@ -42,11 +41,4 @@ class BgeVl(TwoTowerRecipe):
 
     def query_graph(self) -> Graph:
         """Return `encode_multimodal` of the released class; `encode_image` where there is no text."""
-        dim = self.dim
-        return Graph(
-            GraphName.QUERY_HEAD,
-            self.query_head,
-            inputs=(vector("image_embedding", dim), vector("text_embedding", dim), token_ids(self.text_lengths)),
-            outputs=(vector("query_embedding", dim),),
-            text_lengths=self.text_lengths,
-        )
+        return self.head_graph(self.query_head, reads_tokens=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cirrus_client.image.preprocess import PreprocessSpec
-from cirrus_client.names import GraphName
-from cirrus_export.graph import Graph, token_ids, vector
+from cirrus_export.graph import Graph
 from cirrus_export.heads.zero_shot import WeightedSum
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
 from cirrus_export.recipes.registry import register
@@ -38,11 +37,4 @@ class Clip(TwoTowerRecipe):
 
     def query_graph(self) -> Graph:
         """Return the weighted sum of the normalised embeddings."""
-        dim = self.dim
-        return Graph(
-            GraphName.QUERY_HEAD,
-            self.query_head,
-            inputs=(vector("image_embedding", dim), vector("text_embedding", dim), token_ids(self.text_lengths)),
-            outputs=(vector("query_embedding", dim),),
-            text_lengths=self.text_lengths,
-        )
+        return self.head_graph(self.query_head, reads_tokens=True)

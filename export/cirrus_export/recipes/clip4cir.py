@@ -5,11 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
-from cirrus_client.names import GraphName
 from cirrus_export.backbones.family import Sizes
 from cirrus_export.checkpoints import combiner as checkpoint
 from cirrus_export.checkpoints.state import StateDict
-from cirrus_export.graph import Graph, vector
+from cirrus_export.graph import Graph
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
 from cirrus_export.recipes.registry import register
@@ -44,9 +43,4 @@ class Clip4Cir(TwoTowerRecipe):
 
     def query_graph(self) -> Graph:
         """Return `combine_features` of the released code."""
-        return Graph(
-            GraphName.QUERY_HEAD,
-            self.query_head,
-            inputs=(vector("image_embedding", self.dim), vector("text_embedding", self.dim)),
-            outputs=(vector("query_embedding", self.dim),),
-        )
+        return self.head_graph(self.query_head)

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from cirrus_client.bundle import CaptionJoin
 from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
-from cirrus_client.names import GraphName
 from cirrus_export.backbones.family import Sizes
 from cirrus_export.checkpoints import magiclens as checkpoint
 from cirrus_export.checkpoints.state import StateDict
-from cirrus_export.graph import Graph, vector
+from cirrus_export.graph import Graph
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.magiclens import NullTextMagicLens
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
@@ -77,9 +76,4 @@ class MagicLensRecipe(TwoTowerRecipe):
 
     def query_graph(self) -> Graph:
         """Return the transformer over both embeddings and its pooling."""
-        return Graph(
-            GraphName.QUERY_HEAD,
-            self.query_head,
-            inputs=(vector("image_embedding", self.dim), vector("text_embedding", self.dim)),
-            outputs=(vector("query_embedding", self.dim),),
-        )
+        return self.head_graph(self.query_head)

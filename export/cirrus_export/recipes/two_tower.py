@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.names import EnsembleName, GraphName, TensorName
 from cirrus_export.backbones.backbone import PooledBackbone, require
-from cirrus_export.graph import Graph, pixels, vector
+from cirrus_export.graph import Graph, pixels, token_ids, vector
 from cirrus_export.heads.zero_shot import Normalise
 from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.wiring import ensemble
@@ -106,6 +106,18 @@ class TwoTowerRecipe(Recipe):
         read = {spec.name for spec in self.query_graph().inputs}
         text = self.backbone.text_graph(self.text_lengths)
         return [self.backbone.vision_graph(), *([text] if read & {spec.name for spec in text.outputs} else [])]
+
+    def head_graph(self, head: nn.Module, *, reads_tokens: bool = False) -> Graph:
+        """Return the graph of a query head over the unnormalised embeddings, and the token ids if it reads them."""
+        lengths = self.text_lengths if reads_tokens else ()
+        tokens = (token_ids(lengths),) if reads_tokens else ()
+        return Graph(
+            GraphName.QUERY_HEAD,
+            head,
+            inputs=(vector("image_embedding", self.dim), vector("text_embedding", self.dim), *tokens),
+            outputs=(vector("query_embedding", self.dim),),
+            text_lengths=lengths,
+        )
 
     def text_query_graphs(self) -> list[Graph]:
         """Return the graphs of a query without an image: the text encoder, and the normalisation behind it."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cirrus_client.bundle import CaptionJoin, DType, TensorSpec
+from cirrus_client.bundle import DType, TensorSpec
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, TensorName
@@ -47,7 +47,6 @@ class VlmEmbedder(Recipe):
     works_on = (Qwen3VlBackbone,)
     needs_head = False
     options_type = VlmEmbedderOptions
-    caption_join = CaptionJoin.CAPITALISED
 
     def __init__(self, parts: Parts, options: VlmEmbedderOptions) -> None:
         super().__init__(parts, options)

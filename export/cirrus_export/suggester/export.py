@@ -7,7 +7,6 @@ language model's `tokenizer.json`, and the Q-Former's under `qformer_tokenizer/`
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
@@ -30,7 +29,7 @@ from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
 from cirrus_client.triton.repository import REPOSITORIES, write_record
-from cirrus_export.checkpoints.config_code import code_named_in
+from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.graph import Graph, pixels, token_ids, vectors
@@ -141,20 +140,16 @@ def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
 
 def _check_config(path: Path) -> None:
     """Refuse a model by its configuration, before its weights are read."""
+    content = read_config(path, "instructblip", what="an InstructBLIP")
     try:
-        content = json.loads(path.read_bytes())
-        kind, language = content["model_type"], content["text_config"]["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        language = content["text_config"]["model_type"]
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path}: is no configuration of an InstructBLIP: {error}") from None
-    if kind != "instructblip":
-        raise CheckpointError(f"checkpoint {path}: describes a model of type {kind!r}, expected 'instructblip'")
     if language not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise CheckpointError(
             f"checkpoint {path}: its language model is {language!r}, expected one without an encoder, like llama"
         )
-    code = code_named_in(content)
-    if code is not None:
-        raise CheckpointError(f"checkpoint {path}: '{code}' names code, and a configuration is data: leave it out")
+    refuse_code(content, path)
 
 
 def _prompt(checkpoint: Path, model: InstructBlipForConditionalGeneration) -> EditPrompt:
