@@ -12,13 +12,15 @@ from cirrus_bench.precisions import PrecisionReport
 from cirrus_bench.queries import QueryReport
 from cirrus_bench.report import Report
 from cirrus_bench.retrieval.report import RetrievalReport
+from cirrus_bench.scale import ScaleReport
 from cirrus_bench.search import SearchReport
 from cirrus_bench.service.report import ServiceReport
 from tests.torture.report import TortureReport
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "reports"
 REPORTS = (
-    *(FullSizeReport, GalleryReport, PrecisionReport, QueryReport, RetrievalReport, SearchReport, ServiceReport),
+    *(FullSizeReport, GalleryReport, PrecisionReport, QueryReport, RetrievalReport, ScaleReport, SearchReport),
+    ServiceReport,
     TortureReport,
 )
 

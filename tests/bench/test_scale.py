@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cirrus_bench.gallery.report import GalleryReport
-from cirrus_bench.scale import measure_scale
+from cirrus_bench.scale import ScaleReport, measure_scale
 from tests.bench.test_reports import committed
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
@@ -29,6 +29,14 @@ def test_every_number_of_workers_is_measured(tiny_bundle, tmp_path) -> None:
     assert all(rate > 0 for row in report.rows for rate in row.images_per_s)
     assert report.efficiency(report.rows[0]) == 1.0
     assert f"| 2 | {report.rows[1].median:.2f} |" in report.markdown()
+
+
+def test_the_page_has_the_committed_efficiency() -> None:
+    report = committed(ScaleReport)
+    rows = [f"| {row.workers} | {row.median:.2f} | {report.efficiency(row):.0%} |" for row in report.rows]
+    assert "\n".join(rows) in PAGE
+    workers = report.committed_per_s / report.rows[0].median
+    assert f"commits {report.committed_per_s:,.0f} images/s, so it is the limit from about {workers:,.0f}" in PAGE
 
 
 def test_the_page_computes_time_and_core_hours_from_the_measured_rates() -> None:

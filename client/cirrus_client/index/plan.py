@@ -1,0 +1,101 @@
+"""Say which kinds of index fit a gallery and a memory budget, before one is built.
+
+Memory is arithmetic of what FAISS stores. Times are those of `cirrus bench index`, for the measured gallery of the same
+number of vectors per image, scaled to this one by how each kind's work grows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.index.figures import IndexFigures, measured_figures
+from cirrus_client.index.protocol import SearchKind, Storage
+
+_QUICK_MS = 20.0
+_GOOD_AGREEMENT = 0.98
+_BYTES = {Storage.FLOAT32: 4, Storage.FLOAT16: 2}
+_ROW_NUMBER = 8
+_GRAPH = 276  # 64 neighbours below, on average 1 above, of 4 bytes, and the level and the place of them
+_CODE_FACTORS = 20  # beside the bits of a code of several bits
+_ITEM = 130  # a path, and a digest with its place in their order
+
+
+@dataclass(frozen=True)
+class PlannedIndex:
+    """An index of one kind over a gallery.
+
+    memory_bytes: what a process needs so that no query waits for a disk, or for RABITQ, for more than the exact vectors
+    of its candidates. disk_bytes: its files. build_s, one_query_ms: about, on the measured machine. agreement: the
+    share of exact search's ten best that was found over the measured gallery. fits: into the budget, if there is one.
+    """
+
+    kind: SearchKind
+    storage: Storage
+    memory_bytes: int
+    disk_bytes: int
+    build_s: float
+    one_query_ms: float
+    agreement: float
+    fits: bool
+
+
+def plan(images: int, space: SpaceSpec, budget_bytes: int | None = None) -> list[PlannedIndex]:
+    """Return what an index of each measured kind would be over a gallery of this size and space."""
+    several = space.vectors > 1
+    return [
+        _planned(row, images, space, budget_bytes)
+        for row in measured_figures().rows
+        if (row.vectors > 1) == several
+    ]
+
+
+def recommended(planned: list[PlannedIndex]) -> PlannedIndex | None:
+    """Return the first exact one that fits and is quick; else the quickest that fits and agrees well; else None."""
+    fitting = [one for one in planned if one.fits]
+    exact = [one for one in fitting if one.kind is SearchKind.EXACT and one.one_query_ms <= _QUICK_MS]
+    good = [one for one in fitting if one.agreement >= _GOOD_AGREEMENT]
+    return exact[0] if exact else min(good, key=lambda one: one.one_query_ms, default=None)
+
+
+def memory_bytes(kind: SearchKind, storage: Storage, vectors: int, dim: int) -> int:
+    """Return the memory of an index of `vectors` vectors, without the list of images."""
+    exact = vectors * dim * _BYTES[storage]
+    if kind is SearchKind.EXACT:
+        return exact
+    if kind is SearchKind.HNSW:
+        return exact + vectors * _GRAPH
+    centres = int(4 * math.sqrt(vectors)) * dim * 4
+    if kind is SearchKind.RABITQ:
+        return vectors * (dim // 4 + _CODE_FACTORS + _ROW_NUMBER) + centres
+    return exact + vectors * _ROW_NUMBER + centres
+
+
+def _planned(row: IndexFigures, images: int, space: SpaceSpec, budget: int | None) -> PlannedIndex:
+    vectors = images * space.vectors
+    memory = memory_bytes(row.kind, row.storage, vectors, space.dim) + images * _ITEM
+    on_disk = vectors * space.dim * _BYTES[row.storage] if row.kind is SearchKind.RABITQ else 0
+    more, wider = vectors / (row.images * row.vectors), space.dim / row.dim
+    return PlannedIndex(
+        kind=row.kind,
+        storage=row.storage,
+        memory_bytes=memory,
+        disk_bytes=memory + on_disk,
+        build_s=row.build_s * _build_growth(row.kind, more) * wider,
+        one_query_ms=row.one_query_ms * _search_growth(row.kind, more, row.images * row.vectors) * wider,
+        agreement=row.agreement,
+        fits=budget is None or memory <= budget,
+    )
+
+
+def _build_growth(kind: SearchKind, more: float) -> float:
+    """Every vector is compared with all centres, whose number grows as the root of that of the vectors."""
+    return more if kind in (SearchKind.EXACT, SearchKind.HNSW) else more**1.5
+
+
+def _search_growth(kind: SearchKind, more: float, measured: int) -> float:
+    """Exact search compares all; lists grow as the root of the number of vectors, and a path through a graph as its log."""
+    if kind is SearchKind.EXACT:
+        return more
+    return math.log(max(2.0, more * measured)) / math.log(measured) if kind is SearchKind.HNSW else math.sqrt(more)
