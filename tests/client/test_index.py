@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -85,12 +87,18 @@ def test_several_vectors_an_item_is_brute_force_over_the_best(
     assert all(len(set(row)) == len(row) for row in hits.rows.tolist())
 
 
+APPROXIMATE = [kind for kind in SearchKind if kind is not SearchKind.EXACT]
+
+
 @pytest.mark.parametrize("vectors", [1, 4])
 @pytest.mark.parametrize("storage", list(Storage))
-def test_an_approximate_index_is_measured_on_queries_it_was_not_tuned_on(vectors: int, storage: Storage) -> None:
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_an_approximate_index_is_measured_on_queries_it_was_not_tuned_on(
+    kind: SearchKind, vectors: int, storage: Storage
+) -> None:
     gallery = unit_rows(3, 2000 * vectors, 16).reshape(2000, *space(16, vectors).item_shape)
     queries = unit_rows(4, 400, 16)
-    options = BuildOptions(SearchKind.APPROXIMATE, storage, QuerySample(queries, "a test"))
+    options = BuildOptions(kind, storage, QuerySample(queries, "a test"))
     index, agreement = index_in_memory(space(16, vectors), gallery, options=options)
     assert agreement is not None
     assert (agreement.k, agreement.queries, agreement.source) == (10, 200, "a test")
@@ -109,13 +117,14 @@ def test_without_queries_no_agreement_is_promised(caplog) -> None:
     assert "agreement with exact search is not known" in caplog.text
 
 
-def test_queries_that_lie_elsewhere_than_the_gallery_get_the_promised_agreement() -> None:
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_queries_that_lie_elsewhere_than_the_gallery_get_the_promised_agreement(kind: SearchKind) -> None:
     """The gallery lies in clusters and queries between them, where its own vectors are a bad guide."""
     generator = np.random.default_rng(0)
     centres = unit_rows(5, 50, 32)
     gallery = np.repeat(centres, 100, axis=0) + 0.05 * generator.standard_normal((5000, 32)).astype(np.float32)
     gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
-    options = BuildOptions(SearchKind.APPROXIMATE, queries=QuerySample(unit_rows(6, 1000, 32), "between the clusters"))
+    options = BuildOptions(kind, queries=QuerySample(unit_rows(6, 1000, 32), "between the clusters"))
     index, agreement = index_in_memory(space(32), gallery, options=options)
     assert agreement is not None
     unseen = unit_rows(7, 500, 32)
@@ -126,9 +135,10 @@ def test_queries_that_lie_elsewhere_than_the_gallery_get_the_promised_agreement(
 
 
 @pytest.mark.parametrize("storage", list(Storage))
-def test_a_gallery_of_equal_images_always_gives_k_answers(storage: Storage) -> None:
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_a_gallery_of_equal_images_always_gives_k_answers(kind: SearchKind, storage: Storage) -> None:
     gallery = np.repeat(unit_rows(1, 1, 16), 200, axis=0)
-    options = BuildOptions(SearchKind.APPROXIMATE, storage, QuerySample(unit_rows(3, 20, 16), "a test"))
+    options = BuildOptions(kind, storage, QuerySample(unit_rows(3, 20, 16), "a test"))
     index, agreement = index_in_memory(space(16), gallery, options=options)
     assert agreement is not None
     assert agreement.share == 1
@@ -262,6 +272,30 @@ def _ivf(metric: int = faiss.METRIC_INNER_PRODUCT) -> faiss.IndexIVFFlat:
     return index
 
 
+def _hnsw(damage: Callable[[Any], None]) -> Callable[[Path], faiss.IndexHNSWFlat]:
+    def make(folder: Path) -> faiss.IndexHNSWFlat:
+        index = faiss.IndexHNSWFlat(8, 32, faiss.METRIC_INNER_PRODUCT)
+        index.add(unit_rows(0, 200, 8))
+        index.hnsw.efSearch = 16
+        damage(index)
+        return index
+
+    return make
+
+
+def _lead_outside(index: faiss.IndexHNSWFlat) -> None:
+    faiss.rev_swig_ptr(index.hnsw.neighbors.data(), index.hnsw.neighbors.size())[5] = 200
+
+
+def _other_lists(index: faiss.IndexHNSWFlat) -> None:
+    faiss.rev_swig_ptr(index.hnsw.offsets.data(), index.hnsw.offsets.size())[5] += 1
+
+
+def _refined(folder: Path) -> faiss.IndexRefine:
+    """Return codes of another kind with their exact vectors."""
+    return faiss.IndexRefineFlat(faiss.IndexScalarQuantizer(8, faiss.ScalarQuantizer.QT_8bit, 0))
+
+
 _FOREIGN = {
     "l2": (SearchKind.EXACT, lambda folder: faiss.IndexFlatL2(8), "IndexFlatL2, expected IndexFlatIP"),
     "pca": (SearchKind.EXACT, lambda folder: faiss.index_factory(8, "PCA4,Flat", 0), "IndexPreTransform"),
@@ -270,6 +304,9 @@ _FOREIGN = {
     "approximate": (SearchKind.EXACT, lambda folder: _ivf(), "IndexIVFFlat, expected IndexFlatIP"),
     "exact": (SearchKind.APPROXIMATE, lambda folder: faiss.IndexFlatIP(8), "IndexFlatIP, expected IndexIVFFlat"),
     "approximate l2": (SearchKind.APPROXIMATE, lambda folder: _ivf(faiss.METRIC_L2), "inner product"),
+    "graph leads outside": (SearchKind.HNSW, _hnsw(_lead_outside), "leads to vectors|can't be read"),
+    "graph with other lists": (SearchKind.HNSW, _hnsw(_other_lists), "do not fit its levels|can't be read"),
+    "codes": (SearchKind.RABITQ, _refined, "its codes are not RaBitQ's"),
     "on disk": (SearchKind.APPROXIMATE, lambda folder: _on_disk(_ivf(), folder / "lists"), "can't be read by FAISS"),
 }
 
@@ -285,7 +322,7 @@ def test_a_faiss_file_is_not_believed_by_its_name(tmp_path: Path, case: str) -> 
         other.train(vectors)
     if case == "id map":
         other.add_with_ids(vectors, np.arange(200))
-    else:
+    elif not other.ntotal:
         other.add(np.ascontiguousarray(vectors[:, : other.d]))
     write_faiss(other, tmp_path / "other.faiss")
     lists = tmp_path / "lists"

@@ -27,17 +27,33 @@ from cirrus_client.index import (
     build_index,
     read_metadata,
     read_query_sample,
+    update_index,
 )
+from cirrus_client.index.saved import read_manifest
 from cirrus_client.names import Transport
 
 
 def index(
     gallery: Annotated[Path, typer.Argument(help="A gallery that `cirrus embed` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the index; an older one is replaced.")],
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Bring the index at --out up to date with the gallery. Its kind and storage stay, and its metadata "
+            "where --metadata is not given.",
+        ),
+    ] = False,
     kind: Annotated[
-        SearchKind, typer.Option(help="approximate is faster on large galleries; its agreement is measured.")
-    ] = SearchKind.EXACT,
-    storage: Annotated[Storage, typer.Option(help="float16 takes half the memory, and rounds.")] = Storage.FLOAT32,
+        SearchKind | None,
+        typer.Option(
+            help="The others than exact are faster on large galleries; their agreement is measured.",
+            show_default="exact",
+        ),
+    ] = None,
+    storage: Annotated[
+        Storage | None, typer.Option(help="float16 takes half the memory, and rounds.", show_default="float32")
+    ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(
@@ -54,15 +70,16 @@ def index(
         str | None, typer.Option(help="Where the images are now: a folder, or the prefix of their URLs.")
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="faiss, the name of an installed backend, or module:Class.", show_default=True)
-    ] = "faiss",
+        str | None,
+        typer.Option(help="faiss, the name of an installed backend, or module:Class.", show_default="faiss"),
+    ] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,
     name: NameOption = None,
     transport: TransportOption = Transport.GRPC,
     trust_plans: TrustPlansOption = False,
 ) -> None:
-    """Build an index over an embedded gallery."""
+    """Build an index over an embedded gallery, or bring one up to date."""
     read = read_gallery(gallery)
     encoder = (
         None
@@ -70,15 +87,23 @@ def index(
         else open_encoder(bundle, server, name, transport, trust_plans=trust_plans)
     )
     sample = _kept(read) if queries is None else read_query_sample(queries, read.space, encoder)
-    built = build_index(
-        read,
-        out,
-        options=BuildOptions(kind, storage, sample),
-        backend=backend,
-        metadata=None if metadata is None else read_metadata(metadata, key=key),
-        images=root,
-    )
+    columns = None if metadata is None else read_metadata(metadata, key=key)
+    if update:
+        _check_kept(kind, storage)
+        before = {shard.id for shard in read_manifest(out).shards}
+        built = update_index(read, out, queries=sample, metadata=columns, images=root, backend=backend)
+        same = sum(shard.rows for shard in built.shards if shard.id in before)
+        echo(f"{same:,} images are as they were, {built.count - same:,} are new")
+    else:
+        options = BuildOptions(kind or SearchKind.EXACT, storage or Storage.FLOAT32, sample)
+        built = build_index(read, out, options=options, backend=backend or "faiss", metadata=columns, images=root)
     echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")
+
+
+def _check_kept(kind: SearchKind | None, storage: Storage | None) -> None:
+    for option, value in {"--kind": kind, "--storage": storage}.items():
+        if value is not None:
+            raise typer.BadParameter("an update keeps the index's own: leave it out, or build anew", param_hint=option)
 
 
 def _kept(gallery: Gallery) -> QuerySample | None:

@@ -61,6 +61,14 @@ class Gallery:
         """Number of images of every shard, by its id, in the order of `shards`."""
         return {shard: record.rows for shard, record in self._shards.items()}
 
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """The sha256 of every shard's embeddings, by its id, in the order of `shards`."""
+        return {
+            shard: record.files[str(self._layout.embeddings(shard).relative_to(self.root))]
+            for shard, record in self._shards.items()
+        }
+
     def shards(self) -> Iterator[GalleryShard]:
         """Yield the shards in the order of their ids. Raises GalleryError for a damaged shard."""
         for shard, record in self._shards.items():

@@ -13,7 +13,7 @@ from cirrus_client.index.protocol import (
     Storage,
 )
 from cirrus_client.index.query_sample import read_query_sample
-from cirrus_client.index.saved import IndexManifest, SavedIndex, build_index, open_index
+from cirrus_client.index.saved import IndexManifest, SavedIndex, build_index, open_index, update_index
 
 __all__ = [
     "Agreement",
@@ -33,4 +33,5 @@ __all__ = [
     "open_index",
     "read_metadata",
     "read_query_sample",
+    "update_index",
 ]

@@ -16,6 +16,7 @@ from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
+from cirrus_client.index.faiss_kinds import kind_of
 from cirrus_client.index.protocol import Hits
 from cirrus_client.index.vectors import check_k, check_vectors
 
@@ -52,11 +53,12 @@ class FaissIndex:
     def __init__(self, space: SpaceSpec, host: faiss.Index, *, gpu: bool = True) -> None:
         """Wrap a FAISS index. host: an index with inner-product metric, whose vector i belongs to image i // V.
 
-        gpu: copy it to the GPU if there is one; False stays on the CPU.
+        gpu: copy it to the GPU if there is one and FAISS has this kind there; False stays on the CPU.
         """
         self._space = space
         self._host: Any = host
-        self._gpu = _Gpu.take() if gpu and _gpu_present() else None
+        self._kind = kind_of(host)
+        self._gpu = _Gpu.take() if gpu and self._kind.has_gpu_copy and _gpu_present() else None
         self._searched: Any = host if self._gpu is None else _faiss().index_cpu_to_gpu(self._gpu.resources, 0, host)
         self._turn = threading.Lock()
         self._reading = threading.Lock()
@@ -90,14 +92,10 @@ class FaissIndex:
         images = int(np.count_nonzero(among))
         bits = np.packbits(np.repeat(among, self.space.vectors), bitorder="little")
         selector = _faiss().IDSelectorBitmap(bits)
-        options: dict[str, Any] = {"sel": selector}
-        if hasattr(self._host, "nprobe"):
-            parameters = _faiss().SearchParametersIVF(nprobe=self._host.nlist, **options)
-        else:
-            parameters = _faiss().SearchParameters(**options)
+        searched, parameters = self._kind.exhaustive(self._host, selector)
 
         def nearest(queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            scores, numbers = self._host.search(queries, k, params=parameters)
+            scores, numbers = searched.search(queries, k, params=parameters)
             return scores, numbers
 
         return self._search(queries, k, nearest, images)
@@ -107,9 +105,7 @@ class FaissIndex:
         self._made_here.check(SearchIndexError)
         numbers = (rows[:, None] * self.space.vectors + np.arange(self.space.vectors)).reshape(-1)
         with self._reading:
-            if hasattr(self._host, "nprobe") and self._host.direct_map.type == _faiss().DirectMap.NoMap:
-                self._host.make_direct_map()
-        found: Embeddings = self._host.reconstruct_batch(numbers)
+            found = self._kind.vectors(self._host, numbers)
         return found.reshape(len(rows), self.space.vectors, self.space.dim)
 
     def _search(self, queries: Embeddings, k: int, nearest: _Nearest, images: int) -> Hits:
@@ -128,20 +124,18 @@ class FaissIndex:
     def _nearest(self, queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return scores and vector numbers, best first, [B, k] each. k is at most the number of vectors.
 
-        FAISS on a GPU limits k; larger searches run on the CPU. If an approximate index finds fewer than k vectors in
-        the lists that it searches, it searches more lists.
+        FAISS on a GPU limits k; larger searches run on the CPU. A query for which an index that is not exact finds
+        fewer than k vectors is searched for exactly.
         """
         if self._gpu is not None and k <= _GPU_MAX_K:
             with self._turn:
                 scores, numbers = self._searched.search(queries, k)
         else:
             scores, numbers = self._host.search(queries, k)
-        lists = getattr(self._host, "nprobe", 0)
-        while (numbers < 0).any() and lists < self._host.nlist:
-            lists = min(4 * lists, self._host.nlist)
-            short = np.flatnonzero((numbers < 0).any(axis=1))
-            more = _faiss().SearchParametersIVF(nprobe=lists)
-            scores[short], numbers[short] = self._host.search(queries[short], k, params=more)
+        short = np.flatnonzero((numbers < 0).any(axis=1))
+        if len(short):
+            searched, parameters = self._kind.exhaustive(self._host)
+            scores[short], numbers[short] = searched.search(queries[short], k, params=parameters)
         return scores, numbers
 
     def _search_items(self, queries: Embeddings, k: int, nearest: _Nearest) -> Hits:

@@ -17,7 +17,7 @@ from cirrus_client.index.vectors import GalleryVectors
 _VECTORS_PER_LIST = 39  # FAISS warns of badly placed lists below
 _TRAINING_VECTORS_PER_LIST = 64
 _NEIGHBOURS = 32
-_BUILDING_EFFORT = 64
+_BUILDING_EFFORT = 40
 _LEAST_EFFORT, _MOST_EFFORT = 16, 4096
 _CODE_BITS = 2
 _CANDIDATES = (4, 16, 64)
@@ -65,7 +65,7 @@ class FaissKind(ABC):
 class Flat(FaissKind):
     """Compares a query with every vector."""
 
-    types = {Storage.FLOAT32: "IndexFlatIP", Storage.FLOAT16: "IndexScalarQuantizer"}
+    types: ClassVar = {Storage.FLOAT32: "IndexFlatIP", Storage.FLOAT16: "IndexScalarQuantizer"}
     has_gpu_copy = True
 
     def build(self, vectors: GalleryVectors, storage: Storage) -> Any:
@@ -93,12 +93,12 @@ class Flat(FaissKind):
 class Ivf(FaissKind):
     """Sorts vectors into lists around centres, and searches the `nprobe` lists nearest to a query."""
 
-    types = {Storage.FLOAT32: "IndexIVFFlat", Storage.FLOAT16: "IndexIVFScalarQuantizer"}
+    types: ClassVar = {Storage.FLOAT32: "IndexIVFFlat", Storage.FLOAT16: "IndexIVFScalarQuantizer"}
     has_gpu_copy = True
 
     def build(self, vectors: GalleryVectors, storage: Storage) -> Any:
         """See `FaissKind.build`."""
-        faiss, lists = need("faiss", "search"), _lists(len(vectors))
+        faiss, lists = need("faiss", "search"), lists_of(len(vectors))
         coarse = faiss.IndexFlatIP(vectors.space.dim)
         index = self.empty(coarse, lists, storage)
         index.train(vectors.sample(_TRAINING_VECTORS_PER_LIST * lists))
@@ -115,7 +115,7 @@ class Ivf(FaissKind):
 
     def updated(self, old: Any, places: NDArray[np.int64], vectors: GalleryVectors, storage: Storage) -> Any:
         """See `FaissKind.updated`. The centres stay, unless a new index would have twice or half as many."""
-        if not old.nlist / 2 <= _lists(len(vectors)) <= 2 * old.nlist:
+        if not old.nlist / 2 <= lists_of(len(vectors)) <= 2 * old.nlist:
             return self.build(vectors, storage)
         faiss = need("faiss", "search")
         index = self.empty(faiss.clone_index(faiss.downcast_index(old.quantizer)), old.nlist, storage)
@@ -128,11 +128,9 @@ class Ivf(FaissKind):
         for block in vectors.blocks():
             numbers = np.flatnonzero(new[first : first + len(block)])
             if len(numbers):
-                added = np.ascontiguousarray(block[numbers])
-                assigned = index.quantizer.search(added, 1)[1][:, 0]
-                index.add_core(
-                    len(added), faiss.swig_ptr(added), faiss.swig_ptr(first + numbers), faiss.swig_ptr(assigned)
-                )
+                added, ids = np.ascontiguousarray(block[numbers]), first + numbers  # FAISS gets bare pointers to them
+                assigned = np.ascontiguousarray(index.quantizer.search(added, 1)[1][:, 0])
+                index.add_core(len(added), faiss.swig_ptr(added), faiss.swig_ptr(ids), faiss.swig_ptr(assigned))
             first += len(block)
         index.ntotal = len(vectors)
         return index
@@ -173,7 +171,7 @@ class Ivf(FaissKind):
 class Hnsw(FaissKind):
     """Follows a graph of neighbours towards a query (Malkov and Yashunin, 2018), and keeps the `efSearch` best."""
 
-    types = {Storage.FLOAT32: "IndexHNSWFlat", Storage.FLOAT16: "IndexHNSWSQ"}
+    types: ClassVar = {Storage.FLOAT32: "IndexHNSWFlat", Storage.FLOAT16: "IndexHNSWSQ"}
     has_gpu_copy = False
 
     def build(self, vectors: GalleryVectors, storage: Storage) -> Any:
@@ -215,7 +213,7 @@ class RaBitQ(FaissKind):
     the file is memory-mapped.
     """
 
-    types = {Storage.FLOAT32: "IndexRefineFlat", Storage.FLOAT16: "IndexRefine"}
+    types: ClassVar = {Storage.FLOAT32: "IndexRefineFlat", Storage.FLOAT16: "IndexRefine"}
     has_gpu_copy = False
 
     def build(self, vectors: GalleryVectors, storage: Storage) -> Any:
@@ -271,7 +269,8 @@ def _codes_of(index: Any) -> Any:
     return need("faiss", "search").downcast_index(index.base_index)
 
 
-def _lists(count: int) -> int:
+def lists_of(count: int) -> int:
+    """Return the number of lists that an index of `count` vectors gets."""
     return max(1, min(int(4 * math.sqrt(count)), count // _VECTORS_PER_LIST))
 
 

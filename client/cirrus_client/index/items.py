@@ -154,6 +154,16 @@ def read_metadata(path: Path, *, key: str = _PATH) -> pa.Table:
     return table.set_column(table.column_names.index(_PATH), _PATH, paths.cast(pa.string()))
 
 
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Read columns of `items.parquet` as metadata of images. Raises SearchIndexError if it can't be read."""
+    return read_parquet(path, schema=_SCHEMA, raises=SearchIndexError, way_out=_WAY_OUT).select([_PATH, *columns])
+
+
+def metadata_columns(metadata: pa.Table) -> tuple[str, ...]:
+    """Return the names of the columns that metadata adds to the images."""
+    return tuple(name for name in metadata.column_names if name != _PATH)
+
+
 def _columns_of(shard: GalleryShard) -> pa.Table:
     items = shard.items.drop_columns(["size", "mtime_ns", "etag", "sha256"])
     digests = [bytes.fromhex(text) if text else None for text in shard.items["sha256"].to_pylist()]

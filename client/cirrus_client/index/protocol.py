@@ -19,10 +19,17 @@ from cirrus_client.records import Record
 
 
 class SearchKind(StrEnum):
-    """How an index searches. EXACT compares a query with every vector, APPROXIMATE with the most promising ones."""
+    """How an index searches.
+
+    EXACT compares a query with every vector; the others with the most promising ones. APPROXIMATE looks into the
+    nearest of many lists (IVF). HNSW follows a graph of neighbours. RABITQ compares small codes of the vectors in the
+    nearest lists, and the exact vectors of the best of them.
+    """
 
     EXACT = "exact"
     APPROXIMATE = "approximate"
+    HNSW = "hnsw"
+    RABITQ = "rabitq"
 
 
 class Storage(StrEnum):
@@ -111,6 +118,18 @@ class FilteredIndex(Index, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Older:
+    """An index that is updated: of the same backend, space, kind and storage.
+
+    root: the folder of its files, whose checksums are already checked. rows: the new row of each of its images, or -1
+    where the image is gone or was embedded again, int64 [images].
+    """
+
+    root: Path
+    rows: NDArray[np.int64]
+
+
 class IndexBackend(ABC):
     """Base class of index backends, which build indexes from galleries and open them. `BACKENDS` lists them by name."""
 
@@ -121,6 +140,10 @@ class IndexBackend(ABC):
         Row i of the index is image i of `gallery.shards()`. Return the measured agreement, or None for an exact index
         or without queries. Raises SearchIndexError for options that the backend does not support.
         """
+
+    def update(self, gallery: Gallery, root: Path, options: BuildOptions, older: Older) -> Agreement | None:
+        """Do what `build` does, and take from an older index what did not change. A backend may build it anew."""
+        return self.build(gallery, root, options)
 
     @abstractmethod
     def open(self, root: Path, space: SpaceSpec, kind: SearchKind, storage: Storage) -> Index:
