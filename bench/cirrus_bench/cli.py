@@ -86,6 +86,20 @@ def search(
 
 
 @bench.command()
+def index(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for index.json and index.md.")],
+    single: Annotated[int, typer.Option(min=10_000, help="Images with one vector of width 512.")] = 1_000_000,
+    multi: Annotated[int, typer.Option(min=1_000, help="Images with 32 vectors of width 256.")] = 100_000,
+    work: Annotated[Path, typer.Option(help="Where galleries and indexes are written: 25 GB.")] = Path("build/bench"),
+) -> None:
+    """Measure every kind of index over a large gallery: memory, time to build, speed and agreement. Takes an hour."""
+    from cirrus_bench.indexes import Shape, measure_indexes
+
+    shapes = [Shape(images=single, vectors=1, dim=512), Shape(images=multi, vectors=32, dim=256)]
+    _publish(measure_indexes(shapes, work), out)
+
+
+@bench.command()
 def scale(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for scale.json and scale.md.")],

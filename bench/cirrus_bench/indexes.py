@@ -57,10 +57,10 @@ class IndexBenchReport(Report):
         lines = [
             "# Indexes of large galleries",
             "",
-            f"The {_K} best of synthetic unit vectors around {_CENTRES:,} centres; a query is the sum of two images and "
-            f"noise. Agreement is measured on {_TUNING_QUERIES // 2} queries that the index was not tuned on. Memory is "
-            "what a process holds that opened the index and searched: its own, and that of mapped files, which the "
-            "system may take back. One query is asked alone, then 64 at once, all indexes in turn.",
+            f"The {_K} best of synthetic unit vectors around {_CENTRES:,} centres; a query is the sum of two vectors "
+            f"and noise. Agreement is measured on {_TUNING_QUERIES // 2} queries that the index was not tuned on. "
+            "Memory is what a process holds that opened the index and searched: its own, and that of mapped files, "
+            "which the system may take back. One query is asked alone, then 64 at once, all indexes in turn.",
             "",
             "| images | vectors x width | kind | storage | build, s | build's peak, GiB | own, GiB | mapped, GiB "
             "| one query, ms | queries/s | top-10 agreement |",

@@ -82,11 +82,11 @@ def time_interleaved(works: Mapping[K, Work], repeats: int) -> dict[K, Timing]:
     for number in range(1, repeats + 1):
         log.info("measuring %d rows, round %d of %d", len(works), number, repeats)
         for name, work in works.items():
-            before = _reset_peak()
+            before = reset_peak()
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
-            peaks[name] = max(peaks[name], _status_bytes("VmHWM") - before)
+            peaks[name] = max(peaks[name], status_bytes("VmHWM") - before)
     return {name: Timing(seconds=tuple(values), peak_bytes=peaks[name]) for name, values in seconds.items()}
 
 
@@ -103,13 +103,14 @@ def this_machine() -> Machine:
     )
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Reset the process's peak memory to what it holds now, and return that in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status_bytes("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """Return a field of /proc/self/status in bytes, like VmRSS."""
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, f"/proc/self/status has no {field}"
     return int(found[1]) * 1024

@@ -38,9 +38,9 @@ def test_every_kind_was_measured_with_one_vector_and_with_several() -> None:
 
 def test_the_measured_gallery_is_planned_as_it_was_measured() -> None:
     for row in measured_figures().rows:
-        planned = {
-            (one.kind, one.storage): one for one in plan(row.images, space(row.dim, row.vectors))
-        }[row.kind, row.storage]
+        planned = {(one.kind, one.storage): one for one in plan(row.images, space(row.dim, row.vectors))}[
+            row.kind, row.storage
+        ]
         assert (planned.build_s, planned.one_query_ms) == pytest.approx((row.build_s, row.one_query_ms))
         if row.kind is SearchKind.EXACT:
             assert planned.memory_bytes == pytest.approx(row.own_bytes + row.mapped_bytes, rel=0.15)

@@ -16,6 +16,7 @@ from cirrus_client.cli.options import (
     TrustPlansOption,
     open_encoder,
 )
+from cirrus_client.cli.plan import print_plan
 from cirrus_client.cli.wording import described
 from cirrus_client.gallery import Gallery, read_gallery
 from cirrus_client.index import (
@@ -35,7 +36,16 @@ from cirrus_client.names import Transport
 
 def index(
     gallery: Annotated[Path, typer.Argument(help="A gallery that `cirrus embed` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the index; an older one is replaced.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the index; an older one is replaced.")
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Build nothing: print what an index of each kind would cost for this gallery."),
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="With --plan: the memory that an index may take, like 8GiB.")
+    ] = None,
     update: Annotated[
         bool,
         typer.Option(
@@ -80,6 +90,11 @@ def index(
     trust_plans: TrustPlansOption = False,
 ) -> None:
     """Build an index over an embedded gallery, or bring one up to date."""
+    if plan:
+        print_plan(read_gallery(gallery), memory)
+        return
+    if out is None:
+        raise typer.BadParameter("it is needed, unless --plan is given", param_hint="--out")
     read = read_gallery(gallery)
     encoder = (
         None

@@ -25,7 +25,9 @@ def print_plan(gallery: Gallery, memory: str | None) -> None:
     else:
         storage = "" if best.storage == "float32" else f" --storage {best.storage}"
         echo(f"for this gallery: cirrus index {gallery.root} --kind {best.kind}{storage}")
-    echo(f"times are scaled from those of {measured_figures().machine}; agreement is that of the gallery measured there")
+    echo(
+        f"times are scaled from those of {measured_figures().machine}; agreement is that of the gallery measured there"
+    )
 
 
 def _row(one: PlannedIndex) -> list[str]:
@@ -44,11 +46,19 @@ def _row(one: PlannedIndex) -> list[str]:
 def _duration(seconds: float) -> str:
     if seconds < 1:
         return "under 1 s"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.0f} h"
+    )
 
 
 def _bytes(memory: str) -> int:
     try:
         return TypeAdapter(ByteSize).validate_python(memory)
     except ValidationError:
-        raise typer.BadParameter(f"{memory!r} is no amount of memory, like 8GiB or 500MB", param_hint="--memory") from None
+        raise typer.BadParameter(
+            f"{memory!r} is no amount of memory, like 8GiB or 500MB", param_hint="--memory"
+        ) from None

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from cirrus_client.bundle import SpaceSpec
+from cirrus_client.index.faiss_kinds import lists_of
 from cirrus_client.index.figures import IndexFigures, measured_figures
 from cirrus_client.index.protocol import SearchKind, Storage
 
@@ -45,9 +46,7 @@ def plan(images: int, space: SpaceSpec, budget_bytes: int | None = None) -> list
     """Return what an index of each measured kind would be over a gallery of this size and space."""
     several = space.vectors > 1
     return [
-        _planned(row, images, space, budget_bytes)
-        for row in measured_figures().rows
-        if (row.vectors > 1) == several
+        _planned(row, images, space, budget_bytes) for row in measured_figures().rows if (row.vectors > 1) == several
     ]
 
 
@@ -66,7 +65,7 @@ def memory_bytes(kind: SearchKind, storage: Storage, vectors: int, dim: int) -> 
         return exact
     if kind is SearchKind.HNSW:
         return exact + vectors * _GRAPH
-    centres = int(4 * math.sqrt(vectors)) * dim * 4
+    centres = lists_of(vectors) * dim * 4
     if kind is SearchKind.RABITQ:
         return vectors * (dim // 4 + _CODE_FACTORS + _ROW_NUMBER) + centres
     return exact + vectors * _ROW_NUMBER + centres
@@ -95,7 +94,7 @@ def _build_growth(kind: SearchKind, more: float) -> float:
 
 
 def _search_growth(kind: SearchKind, more: float, measured: int) -> float:
-    """Exact search compares all; lists grow as the root of the number of vectors, and a path through a graph as its log."""
+    """Exact search grows with the number of vectors, lists with its root, and a path through a graph with its log."""
     if kind is SearchKind.EXACT:
         return more
     return math.log(max(2.0, more * measured)) / math.log(measured) if kind is SearchKind.HNSW else math.sqrt(more)
