@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from cirrus_client.gallery.store import Gallery as Gallery
     from cirrus_client.gallery.store import read_gallery as read_gallery
     from cirrus_client.gallery.writer import GalleryWriter as GalleryWriter
+    from cirrus_client.index.backend import IndexBackend as IndexBackend
     from cirrus_client.index.protocol import BuildOptions as BuildOptions
-    from cirrus_client.index.protocol import IndexBackend as IndexBackend
     from cirrus_client.index.saved import build_index as build_index
     from cirrus_client.index.saved import open_index as open_index
     from cirrus_client.retriever import AsyncRetriever as AsyncRetriever
@@ -50,7 +50,7 @@ _ROOMS = {
     "FolderSource": "gallery.sources.folder",
     "Gallery": "gallery.store",
     "GalleryWriter": "gallery.writer",
-    "IndexBackend": "index.protocol",
+    "IndexBackend": "index.backend",
     "LocalEncoder": "encoders.local",
     "Match": "retriever",
     "Retriever": "retriever",

@@ -16,7 +16,8 @@ from cirrus_client.encoders.protocol import AsyncEncoder, Embeddings, Encoder, i
 from cirrus_client.errors import SearchIndexError, SpaceMismatch, UnsupportedQuery
 from cirrus_client.image.inputs import ImageInput
 from cirrus_client.index.items import Items
-from cirrus_client.index.protocol import Hits, Index
+from cirrus_client.index.parquet_items import ParquetItems
+from cirrus_client.index.protocol import Index
 from cirrus_client.index.saved import open_index
 
 
@@ -74,7 +75,7 @@ class Retriever:
         self, images: Sequence[ImageInput | None], texts: Sequence[str | None], *, k: int = 10
     ) -> list[list[Match]]:
         """Return the k best gallery images for each (image, text) pair. Errors have the position of the pair."""
-        return _matches(self._index.search(self._encoder.encode_queries(images, texts), k), self._items)
+        return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k)
 
     def search_terms(self, terms: Sequence[Term], *, k: int = 10) -> list[Match]:
         """Return the k best gallery images for several references or texts together, best first.
@@ -86,7 +87,7 @@ class Retriever:
         _check_terms(terms, self._encoder.space)
         embeddings = self._encoder.encode_queries([term.image for term in terms], [term.text for term in terms])
         query = weighted_sum(embeddings, [term.weight for term in terms])
-        return _matches(self._index.search(query[None], k), self._items)[0]
+        return _matches(self._index, self._items, query[None], k)[0]
 
     def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -125,16 +126,14 @@ class AsyncRetriever:
     ) -> list[list[Match]]:
         """See `Retriever.search_many`."""
         embeddings = await self._embeddings(images, texts)
-        hits = await asyncio.to_thread(self._index.search, embeddings, k)
-        return _matches(hits, self._items)
+        return await asyncio.to_thread(_matches, self._index, self._items, embeddings, k)
 
     async def search_terms(self, terms: Sequence[Term], *, k: int = 10) -> list[Match]:
         """See `Retriever.search_terms`."""
         _check_terms(terms, self._index.space)
         embeddings = await self._embeddings([term.image for term in terms], [term.text for term in terms])
         query = weighted_sum(embeddings, [term.weight for term in terms])
-        hits = await asyncio.to_thread(self._index.search, query[None], k)
-        return _matches(hits, self._items)[0]
+        return (await asyncio.to_thread(_matches, self._index, self._items, query[None], k))[0]
 
     async def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -221,15 +220,17 @@ def _check_fit(space: SpaceSpec, index: Index, items: Items) -> None:
             f"differ in {', '.join(differing) or 'width or similarity'}: embed the gallery with this encoder's bundle",
             components=differing,
         )
-    if len(index) != len(items):
+    if isinstance(items, ParquetItems) and len(index) != len(items):
         raise SearchIndexError(f"the index has {len(index)} rows, but {len(items)} images are named")
 
 
-def _matches(hits: Hits, items: Items) -> list[list[Match]]:
+def _matches(index: Index, items: Items, queries: Embeddings, k: int) -> list[list[Match]]:
+    hits = index.search(queries, k)
     answers = []
     for rows, scores in zip(hits.rows, hits.scores, strict=True):
         found = rows >= 0
-        best = zip(items.rows(rows[found].tolist()), scores[found].tolist(), strict=True)
+        pairs = zip(items.rows(rows[found].tolist()), scores[found].tolist(), strict=True)
+        best = [(item, score) for item, score in pairs if item is not None]  # None: removed since it was found
         answers.append(
             [Match(rank, item.id, score, item.image, item.metadata) for rank, (item, score) in enumerate(best, start=1)]
         )

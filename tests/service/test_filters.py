@@ -16,9 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.errors import InvalidFilter, SearchIndexError
 from cirrus_client.index.faiss_build import index_in_memory
+from cirrus_client.index.filter_models import Filter
+from cirrus_client.index.filters import matching
 from cirrus_client.index.protocol import BuildOptions, SearchKind, Storage
-from cirrus_client.service.filter_models import Filter
-from cirrus_client.service.filters import matching
 from tests.service.test_search import ids, problem, search
 
 _FILTER: TypeAdapter[Any] = TypeAdapter(Filter)

@@ -30,7 +30,7 @@ from cirrus_client.index import (
     read_query_sample,
     update_index,
 )
-from cirrus_client.index.saved import read_manifest
+from cirrus_client.index.manifest import read_manifest
 from cirrus_client.names import Transport
 
 

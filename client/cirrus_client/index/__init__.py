@@ -1,19 +1,22 @@
 """Indexes: build, save, open and search them."""
 
-from cirrus_client.index.items import Item, Items, read_metadata
+from cirrus_client.index.backend import IndexBackend
+from cirrus_client.index.items import Item, Items
+from cirrus_client.index.manifest import IndexManifest
+from cirrus_client.index.parquet_items import read_metadata
 from cirrus_client.index.protocol import (
     Agreement,
     BuildOptions,
     FilteredIndex,
     Hits,
     Index,
-    IndexBackend,
     QuerySample,
     SearchKind,
+    Selection,
     Storage,
 )
 from cirrus_client.index.query_sample import read_query_sample
-from cirrus_client.index.saved import IndexManifest, SavedIndex, build_index, open_index, update_index
+from cirrus_client.index.saved import SavedIndex, build_index, open_index, update_index
 
 __all__ = [
     "Agreement",
@@ -28,6 +31,7 @@ __all__ = [
     "QuerySample",
     "SavedIndex",
     "SearchKind",
+    "Selection",
     "Storage",
     "build_index",
     "open_index",

@@ -9,10 +9,11 @@ import numpy as np
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.extras import need
 from cirrus_client.gallery.store import Gallery
+from cirrus_client.index.backend import IndexBackend, Older
 from cirrus_client.index.faiss_build import OlderFaiss, build_faiss
 from cirrus_client.index.faiss_file import read_faiss
 from cirrus_client.index.faiss_index import FaissIndex
-from cirrus_client.index.protocol import Agreement, BuildOptions, IndexBackend, Older, SearchKind, Storage
+from cirrus_client.index.protocol import Agreement, BuildOptions, SearchKind, Storage
 from cirrus_client.index.vectors import GalleryVectors
 
 _VECTORS = "vectors.faiss"

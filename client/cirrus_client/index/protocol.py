@@ -1,12 +1,10 @@
-"""The interfaces of indexes and of the backends that build and open them."""
+"""The interfaces of indexes, and what describes one."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,6 @@ from pydantic import Field
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.gallery.store import Gallery
 from cirrus_client.records import Record
 
 
@@ -81,6 +78,11 @@ class Hits:
     scores: NDArray[np.float32]
 
 
+Selection: TypeAlias = Any
+"""Some images of an index: what its items' `select` returned, and only this index understands. For FAISS, and whatever
+has its items in `items.parquet`, it is whether each row may be found, bool [N]."""
+
+
 class Index(Protocol):
     """Finds the gallery rows nearest to a query embedding. Threads may share an index."""
 
@@ -105,49 +107,14 @@ class Index(Protocol):
 class FilteredIndex(Index, Protocol):
     """An index that can also search among some of its rows, and give vectors back. Threads may share it."""
 
-    def search_among(self, queries: Embeddings, k: int, among: NDArray[np.bool_]) -> Hits:
+    def search_among(self, queries: Embeddings, k: int, among: Selection) -> Hits:
         """Return the k best of some gallery rows for each query, best first, or all of them if they are fewer.
 
-        among: whether each row may be found, bool [N]. The answer is that of an exhaustive search, whatever the kind of
-        the index. Raises SearchIndexError as `search` does.
+        The answer is that of an exhaustive search, whatever the kind of the index. Raises SearchIndexError as `search`
+        does.
         """
         ...
 
     def vectors(self, rows: NDArray[np.int64]) -> Embeddings:
-        """Return the stored vectors of rows, int64 [n], as float32 [n, V, D]."""
+        """Return the stored vectors of rows, int64 [n], as float32 [n, V, D]; zeros for an image that is gone."""
         ...
-
-
-@dataclass(frozen=True)
-class Older:
-    """An index that is updated: of the same backend, space, kind and storage.
-
-    root: the folder of its files, whose checksums are already checked. rows: the new row of each of its images, or -1
-    where the image is gone or was embedded again, int64 [images].
-    """
-
-    root: Path
-    rows: NDArray[np.int64]
-
-
-class IndexBackend(ABC):
-    """Base class of index backends, which build indexes from galleries and open them. `BACKENDS` lists them by name."""
-
-    @abstractmethod
-    def build(self, gallery: Gallery, root: Path, options: BuildOptions) -> Agreement | None:
-        """Build an index of a gallery and write its files into the empty folder `root`.
-
-        Row i of the index is image i of `gallery.shards()`. Return the measured agreement, or None for an exact index
-        or without queries. Raises SearchIndexError for options that the backend does not support.
-        """
-
-    def update(self, gallery: Gallery, root: Path, options: BuildOptions, older: Older) -> Agreement | None:
-        """Do what `build` does, and take from an older index what did not change. A backend may build it anew."""
-        return self.build(gallery, root, options)
-
-    @abstractmethod
-    def open(self, root: Path, space: SpaceSpec, kind: SearchKind, storage: Storage) -> Index:
-        """Open an index that `build` wrote. The checksums of its files are already checked.
-
-        Raises SearchIndexError if the files are not of this space, kind and storage.
-        """

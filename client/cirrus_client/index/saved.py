@@ -8,69 +8,27 @@ index/
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from cirrus_client.bundle import SpaceSpec
 from cirrus_client.errors import SearchIndexError
-from cirrus_client.files import check_files, sha256_of_file
+from cirrus_client.files import check_files
 from cirrus_client.gallery.store import Gallery
-from cirrus_client.index.items import ITEMS, Items, metadata_columns, read_columns, write_items
-from cirrus_client.index.protocol import (
-    Agreement,
-    BuildOptions,
-    Index,
-    IndexBackend,
-    Older,
-    QuerySample,
-    SearchKind,
-    Storage,
-)
+from cirrus_client.index.backend import IndexBackend, Older
+from cirrus_client.index.items import Items
+from cirrus_client.index.manifest import MANIFEST, IndexManifest, checksums, new_rows, read_manifest, shards_of
+from cirrus_client.index.parquet_items import ITEMS, metadata_columns, read_columns
+from cirrus_client.index.protocol import Agreement, BuildOptions, Index, QuerySample
 from cirrus_client.names import Writer
 from cirrus_client.outputs import of_one_version, replaced_directory
 from cirrus_client.plugins import find_subclass
-from cirrus_client.records import Record, read_record, write_sealed
+from cirrus_client.records import write_sealed
 
-MANIFEST = "index.json"
 BACKENDS = {"faiss": "cirrus_client.index.faiss_backend:FaissBackend"}
 BACKEND_GROUP = "cirrus.indexes"
 _WAY_OUT = "build it again with `cirrus index`"
-
-
-class IndexedShard(Record):
-    """A shard of the gallery, whose images are the next `rows` of the index. sha256: of its embeddings."""
-
-    id: str
-    rows: int
-    sha256: str
-
-
-class IndexManifest(Record):
-    """The contents of `index.json`.
-
-    images: the root of the image paths when the index was built. shards: those of the gallery, in the order of the
-    rows; none in an index of an older version. metadata: the columns that were given when the index was built.
-    """
-
-    format: Literal[3] = 3
-    backend: str
-    space: SpaceSpec
-    count: int
-    images: str
-    kind: SearchKind
-    storage: Storage
-    agreement: Agreement | None
-    shards: tuple[IndexedShard, ...] = ()
-    metadata: tuple[str, ...] = ()
-    files: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -104,7 +62,7 @@ def build_index(
     options = options or BuildOptions()
     builder = _backend(backend)
     with replaced_directory(Path(out), Writer.INDEX) as root:
-        agreement = builder.build(gallery, root, options)
+        agreement = builder.write(gallery, root, options, metadata)
         return _finish(root, gallery, backend, options, agreement, metadata, images or gallery.images)
 
 
@@ -140,9 +98,10 @@ def update_index(
             )
         check_files(out, old.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
         options = BuildOptions(old.kind, old.storage, queries)
-        agreement = _backend(old.backend).update(gallery, root, options, Older(out, _new_rows(old, gallery)))
         if metadata is None and old.metadata:
             metadata = read_columns(out / ITEMS, old.metadata)
+        older = Older(out, new_rows(old, gallery))
+        agreement = _backend(old.backend).rewrite(gallery, root, options, metadata, older)
         return _finish(root, gallery, old.backend, options, agreement, metadata, images or old.images)
 
 
@@ -158,30 +117,11 @@ def open_index(root: Path | str, *, images: str | None = None, backend: str | No
     return of_one_version(root, lambda: _read_whole(root, images, backend))
 
 
-def read_manifest(root: Path) -> IndexManifest:
-    """Read `index.json`. Raises SearchIndexError if it is missing or invalid."""
-    return read_record(
-        root / MANIFEST,
-        IndexManifest,
-        raises=SearchIndexError,
-        missing=f"{root} is not an index: it has no {MANIFEST}; make one with `cirrus index`",
-        way_out=_WAY_OUT,
-        sealed=True,
-    )
-
-
 def _read_whole(root: Path, images: str | None, backend: str | None) -> SavedIndex:
     manifest = read_manifest(root)
     _check_named(root, manifest, backend)
     check_files(root, manifest.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
-    index = _backend(manifest.backend).open(root, manifest.space, manifest.kind, manifest.storage)
-    items = Items.read(root / ITEMS, images=images or manifest.images, vectors=_vectors(manifest.files))
-    if not len(index) == len(items) == manifest.count:
-        raise SearchIndexError(
-            f"index {root}: has {len(index)} rows and {len(items)} images, {MANIFEST} says {manifest.count}; "
-            f"{_WAY_OUT}",
-            path=root,
-        )
+    index, items = _backend(manifest.backend).read(root, manifest, images or manifest.images)
     return SavedIndex(manifest, index, items)
 
 
@@ -205,8 +145,7 @@ def _finish(
     metadata: pa.Table | None,
     images: str,
 ) -> IndexManifest:
-    """Write the images and the manifest beside the files of a backend."""
-    write_items(gallery, root / ITEMS, metadata, vectors=_vectors(_checksums(root)))
+    """Write the manifest beside the files of a backend."""
     manifest = IndexManifest(
         backend=backend,
         space=gallery.space,
@@ -215,43 +154,13 @@ def _finish(
         kind=options.kind,
         storage=options.storage,
         agreement=agreement,
-        shards=_shards(gallery),
+        shards=shards_of(gallery),
         metadata=() if metadata is None else metadata_columns(metadata),
-        files=_checksums(root),
+        files=checksums(root),
     )
     write_sealed(root / MANIFEST, manifest)
     return manifest
 
 
-def _shards(gallery: Gallery) -> tuple[IndexedShard, ...]:
-    rows, checksums = gallery.rows, gallery.checksums
-    return tuple(IndexedShard(id=shard, rows=rows[shard], sha256=checksums[shard]) for shard in rows)
-
-
-def _new_rows(old: IndexManifest, gallery: Gallery) -> NDArray[np.int64]:
-    """Return the row that each image of an index has in a gallery, or -1, int64 [images]."""
-    first, places = 0, {}
-    for shard in _shards(gallery):
-        places[shard] = first
-        first += shard.rows
-    rows, first = np.full(old.count, -1, dtype=np.int64), 0
-    for shard in old.shards:
-        if shard in places:
-            rows[first : first + shard.rows] = places[shard] + np.arange(shard.rows)
-        first += shard.rows
-    return rows
-
-
 def _backend(name: str) -> IndexBackend:
     return find_subclass(IndexBackend, name, what="index backend", table=BACKENDS, group=BACKEND_GROUP)()
-
-
-def _checksums(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): sha256_of_file(path) for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def _vectors(files: Mapping[str, str]) -> str:
-    """Return one checksum of the backend's files, by which `items.parquet` names the vectors that it belongs to."""
-    return hashlib.sha256(
-        json.dumps({n: f for n, f in files.items() if n != ITEMS}, sort_keys=True).encode()
-    ).hexdigest()

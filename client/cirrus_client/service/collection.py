@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cirrus_client.bundle import CONTRACT, Bundle, BundleSpec
-from cirrus_client.errors import SpaceMismatch
-from cirrus_client.index.saved import MANIFEST, SavedIndex, open_index
+from cirrus_client.errors import CirrusError, SpaceMismatch
+from cirrus_client.index.manifest import MANIFEST
+from cirrus_client.index.saved import SavedIndex, open_index
 from cirrus_client.names import EnsembleName
-from cirrus_client.service.columns import described
 from cirrus_client.service.encoding import QueryEncoder
 from cirrus_client.service.images import GalleryImages
 from cirrus_client.service.models import BundleInfo, Column, Fidelity, VersionInfo
@@ -88,6 +89,13 @@ class Version:
         """The bundle's tokenizer."""
         return Tokenizer(self.spec.tokenizer, self.bundle.root)
 
+    def count(self) -> float:
+        """Return the number of images; NaN if the server that has the index can't be asked."""
+        try:
+            return len(self.saved.items)
+        except CirrusError:
+            return math.nan
+
     def bundle_info(self) -> BundleInfo:
         """Return what an answer says about the bundle."""
         spec = self.spec
@@ -112,7 +120,7 @@ class Version:
     @cached_property
     def columns(self) -> list[Column]:
         """What the columns of the metadata hold."""
-        return described(self.searcher.columns)
+        return [Column(**vars(summary)) for summary in self.saved.items.columns()]
 
     def fidelity(self) -> Fidelity:
         """Return the gate's verdict, the figures of the bundle's report, and the agreement of the index."""

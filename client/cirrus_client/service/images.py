@@ -14,7 +14,7 @@ from PIL import Image
 from cirrus_client.errors import InvalidImage, UnknownItem, UnreadableImage
 from cirrus_client.image.decode import FORMATS, FORMATS_OF_PLUGINS, check_header, decode
 from cirrus_client.image.inputs import read_image_file
-from cirrus_client.index.items import Items
+from cirrus_client.index.items import Item, Items
 
 _CACHE_BYTES = 64 * 2**20
 _QUALITY = 85
@@ -44,8 +44,15 @@ class GalleryImages:
         """Return the row of an item. Raises UnknownItem."""
         row = self._items.find(id)
         if row is None:
-            raise UnknownItem(f"there is no item {id!r}", id=id)
+            raise _unknown(id)
         return row
+
+    def item(self, id: str) -> Item:
+        """Return an item by its id. Raises UnknownItem."""
+        (item,) = self._items.rows([self.row(id)])
+        if item is None:
+            raise _unknown(id)
+        return item
 
     def read(self, id: str) -> bytes:
         """Return the bytes of an item's image file.
@@ -85,6 +92,10 @@ class GalleryImages:
             while self._bytes > _CACHE_BYTES:
                 self._bytes -= len(self._thumbnails.popitem(last=False)[1].content)
         return made
+
+
+def _unknown(id: str) -> UnknownItem:
+    return UnknownItem(f"there is no item {id!r}", id=id)
 
 
 def _format(content: bytes, id: str) -> str:

@@ -106,14 +106,22 @@ class Metrics:
         finally:
             self._searches.labels(outcome).inc()
 
-    def text(self, versions: Sequence[tuple[str, Version]], cosines: Mapping[tuple[str, str], float]) -> bytes:
-        """Return all metrics in Prometheus's form. versions: what is served now, by collection."""
+    def text(
+        self,
+        versions: Sequence[tuple[str, Version]],
+        counts: Sequence[float],
+        cosines: Mapping[tuple[str, str], float],
+    ) -> bytes:
+        """Return all metrics in Prometheus's form.
+
+        versions: what is served now, by collection. counts: the number of images of each.
+        """
         for gauge in (self._waiting, self._images, self._built, self._cosine, self._info):
             gauge.clear()
-        for name, version in versions:
+        for (name, version), count in zip(versions, counts, strict=True):
             labels = (name, version.space[:16])
             self._waiting.labels(*labels).set(version.encoder.waiting())
-            self._images.labels(*labels).set(len(version.saved.items))
+            self._images.labels(*labels).set(count)
             self._built.labels(*labels).set(version.built)
             if (name, version.space) in cosines:
                 self._cosine.labels(*labels).set(cosines[name, version.space])

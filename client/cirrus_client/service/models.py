@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cirrus_client.service.filter_models import Filter
+from cirrus_client.index.filter_models import Filter
 from cirrus_client.service.limits import MAX_K, MAX_OFFSET, MAX_QUERIES, MAX_TERMS, MAX_TEXT_CHARS
 
 Image = Annotated[str, Field(min_length=1, description="an image file in base64, or as a data: URI of base64")]

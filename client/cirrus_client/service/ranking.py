@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.index.items import Groups
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -19,20 +20,20 @@ class Rules:
     """Which of the nearest rows are answered.
 
     count: how many, from the best on. left_out: rows that are not answered. min_score: lower scores are not answered.
-    group: the group of every row, int64 [N], or below 0 for none; the best row of a group is answered. fold: rows whose
-    similarity to a better one is at least this are its duplicates.
+    groups: returns the groups of rows; the best row of a group is answered, and every row that is in none. fold: rows
+    whose similarity to a better one is at least this are its duplicates.
     """
 
     count: int
     left_out: frozenset[int] = frozenset()
     min_score: float | None = None
-    group: NDArray[np.int64] | None = None
+    groups: Groups | None = None
     fold: float | None = None
 
     @property
     def collapses(self) -> bool:
         """Whether an answered row may stand for many others."""
-        return self.group is not None or self.fold is not None
+        return self.groups is not None or self.fold is not None
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def select(rows: Rows, scores: Scores, rules: Rules, vectors: Callable[[Rows], E
     if rules.left_out:
         found &= ~np.isin(rows, list(rules.left_out))
     rows, scores = rows[found], scores[found]
-    if rules.group is not None:
-        first = _first_of_groups(rules.group[rows])
+    if rules.groups is not None:
+        first = _first_of_groups(rules.groups(rows))
         rows, scores = rows[first], scores[first]
     if rules.fold is None:
         best = zip(rows[: rules.count].tolist(), scores[: rules.count].tolist(), strict=True)

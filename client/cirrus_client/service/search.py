@@ -49,7 +49,7 @@ async def answer(
     Raises UnknownItem, InvalidFilter, InvalidImage and what `QueryEncoder.encode` raises.
     """
     searcher = version.searcher
-    among, group = await asyncio.gather(searcher.mask(request.filter), searcher.groups(request.unique))
+    among, groups = await asyncio.gather(searcher.selection(request.filter), searcher.groups(request.unique))
     embeddings = await _embeddings(version, queries, watch)
 
     async def ranked(query: Composed, embedding: Embeddings) -> list[Ranked]:
@@ -58,7 +58,7 @@ async def answer(
             count=request.offset + request.k + 1,
             left_out=frozenset(left_out),
             min_score=request.min_score,
-            group=group,
+            groups=groups,
             fold=request.fold,
         )
         return await searcher.rank(embedding, rules, among)
@@ -66,7 +66,7 @@ async def answer(
     with watch.measure(Stage.SEARCH):
         found = await asyncio.gather(*map(ranked, queries, embeddings))
     with watch.measure(Stage.METADATA):
-        results = [_result(version, collection, ranking, request) for ranking in found]
+        results = await asyncio.to_thread(_results, version, collection, found, request)
     return SearchAnswer(
         collection=collection,
         space=version.space,
@@ -152,22 +152,27 @@ async def _reference(term: Query | Term, place: int, images: ImageReader) -> Ref
     return Reference(image, term.id, term.text, weight)
 
 
-def _result(version: Version, collection: str, ranking: Sequence[Ranked], request: SearchRequest) -> Result:
-    shown = ranking[request.offset : request.offset + request.k]
-    items = version.saved.items.rows([one.row for one in shown])
-    folded = version.saved.items.rows([row for one in shown for row in one.duplicates])
-    ids = iter([item.id for item in folded])
-    return Result(
-        items=[
+def _results(
+    version: Version, collection: str, found: Sequence[Sequence[Ranked]], request: SearchRequest
+) -> list[Result]:
+    """Return what is answered of each ranking. An item that was removed since it was found is left out."""
+    end = request.offset + request.k
+    shown = [ranking[request.offset : end] for ranking in found]
+    rows = [row for ranking in shown for one in ranking for row in (one.row, *one.duplicates)]
+    known = dict(zip(rows, version.saved.items.rows(rows), strict=True))
+    results = []
+    for ranking, whole in zip(shown, found, strict=True):
+        there = [(one, item) for one in ranking if (item := known[one.row]) is not None]
+        items = [
             FoundItem(
                 id=item.id,
                 rank=rank,
                 score=one.score,
                 metadata=item.metadata,
                 image=image_link(collection, version.space, item.id),
-                duplicates=[next(ids) for _ in one.duplicates],
+                duplicates=[folded.id for row in one.duplicates if (folded := known[row]) is not None],
             )
-            for rank, (one, item) in enumerate(zip(shown, items, strict=True), start=request.offset + 1)
-        ],
-        more=len(ranking) > request.offset + request.k,
-    )
+            for rank, (one, item) in enumerate(there, start=request.offset + 1)
+        ]
+        results.append(Result(items=items, more=len(whole) > end))
+    return results

@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidFilter
-from cirrus_client.index.protocol import FilteredIndex, Index
+from cirrus_client.index.filter_models import Filter
+from cirrus_client.index.items import Groups
+from cirrus_client.index.protocol import FilteredIndex, Index, Selection
 from cirrus_client.index.saved import SavedIndex
 from cirrus_client.service.batching import Batcher
-from cirrus_client.service.filter_models import Filter
-from cirrus_client.service.filters import Mask, matching
 from cirrus_client.service.ranking import Ranked, Rows, Rules, Scores, select
 
 T = TypeVar("T")
@@ -33,55 +30,51 @@ _KEPT = 16
 class _Wanted:
     embedding: Embeddings
     k: int
-    among: Mask | None
+    among: Selection | None
 
 
 class Searcher:
-    """Searches one index. Tasks of one event loop may share it. Masks of recent filters are kept."""
+    """Searches one index. Tasks of one event loop may share it. What recent filters select is kept."""
 
     def __init__(self, saved: SavedIndex) -> None:
         """Keep the index."""
         self._index: Index = saved.index
-        self._images = len(saved.items)
-        self.columns: pa.Table = saved.items.columns
-        self._masks: _Recent[Mask] = _Recent()
-        self._groups: _Recent[NDArray[np.int64]] = _Recent()
+        self._items = saved.items
+        self._selections: _Recent[Selection] = _Recent()
+        self._groups: _Recent[Groups] = _Recent()
         self._batcher: Batcher[_Wanted, tuple[Rows, Scores]] = Batcher(
             self._run, max_batch=_BATCH, max_waiting=_WAITING
         )
 
-    async def mask(self, wanted: Filter | None) -> Mask | None:
-        """Return which items are in a filter, bool [N]; None for no filter. Raises InvalidFilter."""
+    async def selection(self, wanted: Filter | None) -> Selection | None:
+        """Return the items in a filter; None for no filter. Raises InvalidFilter."""
         if wanted is None:
             return None
         self._filtered()
         key = wanted.model_dump_json()
-        return await asyncio.to_thread(self._masks.get, key, lambda: matching(self.columns, wanted))
+        return await asyncio.to_thread(self._selections.get, key, lambda: self._items.select(wanted))
 
-    async def groups(self, column: str | None) -> NDArray[np.int64] | None:
-        """Return the number of each item's value in a column, int64 [N], -1 where it is null. Raises InvalidFilter."""
+    async def groups(self, column: str | None) -> Groups | None:
+        """Return what tells the values of a column apart, see `Items.groups`. Raises InvalidFilter."""
         if column is None:
             return None
-        if column not in self.columns.column_names:
-            known = ", ".join(sorted(self.columns.column_names)) or "none"
-            raise InvalidFilter(f"there is no column {column!r}; there are: {known}", place="unique")
-        return await asyncio.to_thread(self._groups.get, column, lambda: _groups(self.columns[column]))
+        return await asyncio.to_thread(self._groups.get, column, lambda: self._items.groups(column))
 
-    async def rank(self, embedding: Embeddings, rules: Rules, among: Mask | None) -> list[Ranked]:
+    async def rank(self, embedding: Embeddings, rules: Rules, among: Selection | None) -> list[Ranked]:
         """Return the best items for a query embedding, float32 [D], that the rules answer, best first."""
-        total = self._images if among is None else int(np.count_nonzero(among))
-        fetched = min(total, rules.count + len(rules.left_out))
+        fetched = rules.count + len(rules.left_out)
         if rules.collapses:
-            fetched = min(total, 4 * fetched)
+            fetched *= 4
         while True:
-            if not fetched:
+            rows, scores = (await self._batcher.submit([_Wanted(embedding, fetched, among)]))[0].result
+            if not len(rows):
                 return []
-            found = (await self._batcher.submit([_Wanted(embedding, fetched, among)]))[0].result
-            ranked = await asyncio.to_thread(select, *found, rules, self._vectors)
-            below = rules.min_score is not None and found[1][-1] < rules.min_score
-            if len(ranked) >= rules.count or fetched >= total or below:
+            ranked = await asyncio.to_thread(select, rows, scores, rules, self._vectors)
+            exhausted = len(rows) < fetched or rows[-1] < 0
+            below = rules.min_score is not None and scores[-1] < rules.min_score
+            if len(ranked) >= rules.count or exhausted or below:
                 return ranked
-            fetched = min(total, 4 * fetched)
+            fetched *= 4
 
     def _vectors(self, rows: Rows) -> Embeddings:
         return self._filtered().vectors(rows)
@@ -135,16 +128,3 @@ class _Recent(Generic[T]):
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return made
-
-
-def _groups(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    try:
-        encoded = pc.dictionary_encode(column).combine_chunks()
-    except pa.ArrowException:
-        raise InvalidFilter(
-            f"the values of a column of type {column.type} can't be told apart", place="unique"
-        ) from None
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-    groups: NDArray[np.int64] = pc.fill_null(encoded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
-    return groups

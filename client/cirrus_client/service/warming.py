@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import islice
 
 from cirrus_client.errors import CirrusError
 from cirrus_client.service.collection import Version
@@ -32,14 +33,14 @@ async def keep_warm(registry: Registry) -> None:
 async def _warm(version: Version, encoder: LocalQueries) -> int:
     """Return how many images were encoded, or were known."""
     learnt = 0
-    for start in range(0, len(version.saved.items), _ITEMS):
-        rows = list(range(start, min(start + _ITEMS, len(version.saved.items))))
-        for item in version.saved.items.rows(rows):
+    ids = version.saved.items.ids()
+    while some := await asyncio.to_thread(lambda: list(islice(ids, _ITEMS))):
+        for id in some:
             try:
-                image = await asyncio.to_thread(version.images.read, item.id)
+                image = await asyncio.to_thread(version.images.read, id)
                 if not await encoder.learn(image):
                     return learnt
                 learnt += 1
             except CirrusError as error:
-                log.warning("%s: item %r can't be encoded ahead: %s", version.spec.name, item.id, error)
+                log.warning("%s: item %r can't be encoded ahead: %s", version.spec.name, id, error)
     return learnt

@@ -73,8 +73,9 @@ async def knn_service(request: Request) -> Response:
     count = wanted.num_result_ids or max(1, wanted.num_images)
     rules = Rules(count=count, fold=_DUPLICATE if wanted.deduplicate else None)
     ranking = await version.searcher.rank(embedding, rules, None)
-    shown = version.saved.items.rows([one.row for one in ranking[: wanted.num_images]])
-    described = await asyncio.gather(*(asyncio.to_thread(_described, version, item) for item in shown))
+    shown = ranking[: wanted.num_images]
+    items = await asyncio.to_thread(version.saved.items.rows, [one.row for one in shown])
+    described = await asyncio.gather(*(asyncio.to_thread(_described, version, item) for item in items))
     metadata = [*described, *({} for _ in ranking[len(described) :])]
     return _json(
         [{**fields, "id": one.row, "similarity": one.score} for one, fields in zip(ranking, metadata, strict=True)]
@@ -86,11 +87,13 @@ async def metadata(request: Request) -> Response:
     """Return the metadata of rows."""
     wanted = await read_json(request, MetadataRequest)
     _, version = service(request).registry.find(wanted.indice_name)
-    for row in wanted.ids:
-        if not 0 <= row < len(version.saved.items):
+    items = await asyncio.to_thread(version.saved.items.rows, wanted.ids)
+    answers = []
+    for row, item in zip(wanted.ids, items, strict=True):
+        if item is None:
             raise UnknownItem(f"there is no row {row}", id=str(row))
-    items = version.saved.items.rows(wanted.ids)
-    return _json([{"id": row, "metadata": _fields(item)} for row, item in zip(wanted.ids, items, strict=True)])
+        answers.append({"id": row, "metadata": _fields(item)})
+    return _json(answers)
 
 
 @router.get("/indices-list", response_model=list[str])
@@ -120,8 +123,13 @@ def _fields(item: Item) -> dict[str, Any]:
     return {**item.metadata, "image_path": item.id}
 
 
-def _described(version: Version, item: Item) -> dict[str, Any]:
-    """Return an item's metadata with a thumbnail in base64, as clip-retrieval's front end shows it."""
+def _described(version: Version, item: Item | None) -> dict[str, Any]:
+    """Return an item's metadata with a thumbnail in base64, as clip-retrieval's front end shows it.
+
+    An item that was removed since it was found has none.
+    """
+    if item is None:
+        return {}
     try:
         thumbnail = version.images.file(item.id, _THUMBNAIL_PX).content
     except UnknownItem:

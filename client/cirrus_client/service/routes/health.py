@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -30,5 +32,7 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Return the service's metrics for Prometheus."""
     running = service(request)
-    text = running.metrics.text(running.registry.versions(), running.canaries.cosines())
+    versions = running.registry.versions()
+    counts = await asyncio.to_thread(lambda: [version.count() for _, version in versions])
+    text = running.metrics.text(versions, counts, running.canaries.cosines())
     return Response(text, media_type=MEDIA_TYPE)

@@ -44,8 +44,7 @@ async def item_image(request: Request, id: str, collection: Collection = None, s
 async def item(request: Request, id: str, collection: Collection = None) -> Response:
     """Return an item's metadata."""
     name, version = service(request).registry.find(collection)
-    row = await asyncio.to_thread(version.images.row, id)
-    found = version.saved.items.rows([row])[0]
+    found = await asyncio.to_thread(version.images.item, id)
     return json_answer(
         ItemAnswer(
             id=found.id, collection=name, metadata=found.metadata, image=image_link(name, version.space, found.id)
