@@ -1,4 +1,4 @@
-"""A small Qwen3-VL of random weights, exported, against transformers' own classes from file and text on."""
+"""A small Qwen3-VL and Qwen2-VL of random weights, exported, against transformers' own, from file and text on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ import torch
 from PIL import Image
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from cirrus_client import LocalEncoder, TritonEncoder
@@ -25,7 +31,7 @@ from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from tests.conftest import jpeg
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
 
-SIZE_PX = 96
+SIZE_PX = {"qwen3-vl": 96, "qwen2-vl": 84}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 INSTRUCTION = "Find the product that the edit describes"
 TEXTS = (
@@ -35,7 +41,7 @@ TEXTS = (
 
 
 def write_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """Train a small tokenizer of Qwen's kind: bytes, its own word pattern, NFC, and a token behind every prompt."""
+    """Train a small tokenizer of Qwen's kind: bytes, NFC, and in Qwen3's a token behind every prompt."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.normalizer = tokenizers.normalizers.NFC()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,47 +54,54 @@ def write_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(["the same dress in blue with stripes and longer sleeves", INSTRUCTION] * 9, trainer)
     end = SPECIAL[0]
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
-    )
+    if folder.name == "qwen3-vl":
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+        )
     tokenizer.save(str(folder / "tokenizer.json"))
     return tokenizer
 
 
 def write_checkpoint(folder: Path) -> Path:
+    """Write a model of the generation that the folder is named after."""
     folder.mkdir()
     tokenizer = write_tokenizer(folder)  # the model has words to spare, as Qwen's
     torch.manual_seed(4)
-    config = Qwen3VLConfig(
-        text_config={
-            **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16},
-            **{"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2},
-            "max_position_embeddings": 512,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
-        },
-        vision_config={
+    text = {
+        **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96},
+        **{"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2},
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    }
+    ids = {
+        "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
+        "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
+    }
+    if folder.name == "qwen3-vl":
+        vision = {
             **{"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64},
             **{"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [2, 0]},
-        },
-        image_token_id=tokenizer.token_to_id("<|image_pad|>"),
-        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
-    )
-    model = Qwen3VLForConditionalGeneration(config)
+        }
+        config = Qwen3VLConfig(text_config=text | {"head_dim": 16}, vision_config=vision, **ids)
+        model = Qwen3VLForConditionalGeneration(config)
+    else:
+        vision = {"depth": 3, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14}
+        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(folder, max_shard_size="200KB")
     return folder
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("vlm") / "qwen3-vl")
+@pytest.fixture(scope="module", params=list(SIZE_PX))
+def checkpoint(request, tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("vlm") / request.param)
 
 
 def request(checkpoint: Path, out: Path, **options: str | int) -> ExportRequest:
-    options = {"image_size_px": SIZE_PX, "query_instruction": INSTRUCTION} | options
-    return ExportRequest("vlm-embedder", "qwen3-vl", str(checkpoint), None, out, options=options)
+    options = {"image_size_px": SIZE_PX[checkpoint.name], "query_instruction": INSTRUCTION} | options
+    return ExportRequest("vlm-embedder", checkpoint.name, str(checkpoint), None, out, options=options)
 
 
 @pytest.fixture(scope="module")
@@ -100,25 +113,30 @@ class Published:
     """The published way: the processor's pixels, the chat template as text, transformers' model, the last token."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self.model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).model.eval()
+        third = checkpoint.name == "qwen3-vl"
+        generation = Qwen3VLForConditionalGeneration if third else Qwen2VLForConditionalGeneration
+        self.model = generation.from_pretrained(checkpoint, dtype=torch.float32).model.eval()
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
-        self.images = Qwen2VLImageProcessor(
-            patch_size=16, merge_size=2, do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        )
+        levels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if third else {}
+        self.images = Qwen2VLImageProcessor(patch_size=16 if third else 14, merge_size=2, do_resize=False, **levels)
+        self.size_px = SIZE_PX[checkpoint.name]
+        self.query = f"{INSTRUCTION}." if third else INSTRUCTION
+        self.target = "Represent the user's input." if third else "You are a helpful assistant."
+        self.end = "<|im_end|>\n<|im_start|>assistant\n" + ("" if third else "<|endoftext|>")
 
     @torch.no_grad()
     def __call__(self, image: bytes | None, text: str, instruction: str) -> np.ndarray:
         shown, of_image = "", {}
         if image is not None:
             picture = Image.open(io.BytesIO(image)).convert("RGB")
-            square = picture.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
+            square = picture.resize((self.size_px, self.size_px), Image.Resampling.BICUBIC)
             of_image = dict(self.images(images=[square], return_tensors="pt"))
             count = int(of_image["image_grid_thw"].prod()) // 4
             shown = "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>"
         prompt = f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{shown}"
         prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         text_ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        end_ids = self.tokenizer("<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        end_ids = self.tokenizer(self.end)["input_ids"]
         ids = torch.tensor([[*prompt_ids, *text_ids[: 128 - len(end_ids)], *end_ids]])
         types = (ids == self.model.config.image_token_id).int()
         hidden = self.model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **of_image).last_hidden_state
@@ -133,13 +151,12 @@ def test_every_message_is_embedded_as_published(exported, checkpoint) -> None:
     published, encoder = Published(checkpoint), LocalEncoder(exported)
     images = [IMAGES[place % len(IMAGES)] for place in range(len(TEXTS))]
     queries = encoder.encode_queries(images, TEXTS)
-    query = f"{INSTRUCTION}."
-    expected = np.stack([published(image, text, query) for image, text in zip(images, TEXTS, strict=True)])
+    expected = np.stack([published(image, text, published.query) for image, text in zip(images, TEXTS, strict=True)])
     assert cosine_min(expected, queries) > 0.99999
     alone = [text for text in TEXTS if text.strip()]
-    expected = np.stack([published(None, text, query) for text in alone])
+    expected = np.stack([published(None, text, published.query) for text in alone])
     assert cosine_min(expected, encoder.encode_queries([None] * len(alone), alone)) > 0.99999
-    targets = np.stack([published(image, "", "Represent the user's input.") for image in IMAGES])
+    targets = np.stack([published(image, "", published.target) for image in IMAGES])
     assert cosine_min(targets, encoder.encode_targets(IMAGES)) > 0.99999
     assert np.abs(queries @ queries.T)[np.triu_indices(len(queries), 1)].max() < 0.9999  # every text is read
 
@@ -186,34 +203,34 @@ def test_its_graphs_compile(exported, precision, tmp_path) -> None:
 
 def test_a_matryoshka_width_is_the_first_values(checkpoint, tmp_path) -> None:
     whole, short = (build_recipe(request(checkpoint, tmp_path / "out", **options)) for options in ({}, {"dim": 16}))
-    pixels = torch.randn(2, 3, SIZE_PX, SIZE_PX)
+    pixels = torch.randn(2, 3, SIZE_PX[checkpoint.name], SIZE_PX[checkpoint.name])
     first = torch.nn.functional.normalize(whole.target(pixels)[:, :16], dim=-1)
     torch.testing.assert_close(short.target(pixels), first)
     with pytest.raises(ExportError, match=r"dim=65: an embedding has 64 values"):
         build_recipe(request(checkpoint, tmp_path / "out", dim=65))
 
 
-def test_a_folder_that_is_no_qwen3_vl_is_refused_by_its_reason(checkpoint, tmp_path) -> None:
+def test_a_folder_that_is_no_qwen_vl_is_refused_by_its_reason(checkpoint, tmp_path) -> None:
     def refusal(**options: str | int) -> str:
         with pytest.raises((CheckpointError, ExportError)) as caught:
-            build_recipe(request(tmp_path / "copy", tmp_path / "out", **options))
+            build_recipe(request(copy, tmp_path / "out", **options))
         return str(caught.value)
 
-    copy = tmp_path / "copy"
+    copy, third = tmp_path / checkpoint.name, checkpoint.name == "qwen3-vl"
     copy.mkdir()
     for file in checkpoint.iterdir():
         (copy / file.name).symlink_to(file)
-    assert "image_size_px=100: must be a multiple of 32" in refusal(image_size_px=100)
+    assert f"image_size_px=100: must be a multiple of {32 if third else 28}" in refusal(image_size_px=100)
     (copy / "tokenizer.json").unlink()
     assert "tokenizer.json is missing" in refusal()
     (copy / "tokenizer.json").write_text("{}")
     assert "tokenizer.json" in refusal()
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").unlink()
-    (copy / "config.json").write_text(json.dumps(config | {"model_type": "qwen2_vl"}))
-    assert "describes a model of type 'qwen2_vl'" in refusal()
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "qwen2_5_vl"}))
+    assert "describes a model of type 'qwen2_5_vl'" in refusal()
     (copy / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Evil"}}))
     assert "'auto_map' names code" in refusal()
     (copy / "config.json").write_text(json.dumps(config))
     next(copy.glob("model-*.safetensors")).unlink()
-    assert "can't be read as a Qwen3-VL" in refusal()
+    assert f"can't be read as a {'Qwen3-VL' if third else 'Qwen2-VL'}" in refusal()

@@ -1,220 +1,41 @@
-"""Qwen3-VL as an encoder of images and texts: Qwen3-VL-Embedding and models trained from it.
-
-A checkpoint is the folder that transformers' `save_pretrained` of a Qwen3-VL writes, in one file of weights or in
-several, with the `tokenizer.json` of its processor.
-"""
+"""Qwen3-VL as an encoder of images and texts: Qwen3-VL-Embedding (arXiv 2601.04720) and models trained from it."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from functools import cached_property
+import unicodedata
 from pathlib import Path
+from typing import Any
 
-import tokenizers
-import torch
-from torch import Tensor, nn
-
-from cirrus_client.errors import CheckpointError, ExportError
-from cirrus_client.image.preprocess import Pad, PreprocessSpec
-from cirrus_client.names import GraphName
-from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
-from cirrus_export.backbones.backbone import Backbone, Prompt
-from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
-from cirrus_export.checkpoints.config_code import read_config, refuse_code
-from cirrus_export.checkpoints.state import StateDict
-from cirrus_export.checkpoints.values import check_finite
-from cirrus_export.checkpoints.wrappers import listed
-from cirrus_export.graph import Graph, pixels, vectors
-from cirrus_export.heads.frozen import freeze
-from cirrus_export.heads.qwen3_vl import VisionTower, patches
+from cirrus_export.backbones.qwen_vl import QwenVlBackbone, QwenVlFamily
+from cirrus_export.heads.qwen3_vl import Qwen3VlTower, axes_of
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import Qwen3VLModel
 
-CONTEXT_LENGTH = 128
-"""Text tokens with the end of the prompt; an edit has about ten."""
-NO_TOKEN = -1
-"""Pads texts and prompts. The vocabulary has no such id, so that no token of a prompt is taken for padding."""
-_IMAGE_SIZE_PX = 448
-_TOKENIZER = "tokenizer.json"
-_USER_END = "<|im_end|>\n<|im_start|>assistant\n"
 
+class Qwen3VlBackbone(QwenVlBackbone):
+    """Qwen3-VL in the wording of its embedding models."""
 
-class Qwen3VlBackbone(Backbone):
-    """Transformers' model for images of one size, and its tokenizer."""
-
+    mean = std = (0.5, 0.5, 0.5)
     label = "Qwen3-VL"
-    offers = "a vision-language model with Qwen's chat template"
-    reads_padding = False  # causal, and padding comes last
+    default_instruction = "Represent the user's input."
 
-    def __init__(self, model: Qwen3VLModel, tokenizer: Path, image_size_px: int) -> None:
-        """tokenizer: the checkpoint's `tokenizer.json`. image_size_px: a multiple of patch size times merge size."""
-        super().__init__()
-        self.model = model
-        self.tower = VisionTower(model.visual, image_size_px)
-        self._image_size_px = image_size_px
-        self._tokenizer_file = tokenizer
-        self._tokenizer = _tokenizer(tokenizer)
-
-    @property
-    def width(self) -> int:
-        """Width W of the language model, and of an embedding."""
-        return int(self.model.config.text_config.hidden_size)
-
-    @property
-    def preprocess(self) -> PreprocessSpec:
-        """Qwen's levels from -1 to 1. The published processor keeps an image's proportions; here it is a square."""
-        half = (0.5, 0.5, 0.5)
-        return PreprocessSpec(size_px=self._image_size_px, pad=Pad.STRETCH, mean=half, std=half)
-
-    @property
-    def grid(self) -> int:
-        """Side G of the grid of image tokens."""
-        vision = self.model.config.vision_config
-        return self._image_size_px // (int(vision.patch_size) * int(vision.spatial_merge_size))
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Number N of image tokens that the language model reads."""
-        return self.grid**2
-
-    @property
-    def image_token_width(self) -> int:
-        """Width of an image token: the language model's, once for its input and once for each deepstack layer."""
-        return self.width * (1 + len(self.model.config.vision_config.deepstack_visual_indexes))
-
-    @property
-    def context_length(self) -> int:
-        """Number of text tokens T, the prompt's end included."""
-        return CONTEXT_LENGTH
-
-    @property
-    def vision(self) -> nn.Module:
-        """The vision tower."""
-        visual: nn.Module = self.model.visual
-        return visual
-
-    @cached_property
-    def suffix_ids(self) -> tuple[int, ...]:
-        """The token ids behind a text: the template's end, and what the tokenizer itself puts behind a prompt."""
-        return tuple(self._tokenizer.encode(_USER_END, add_special_tokens=True).ids)
-
-    def prompt_ids(self, instruction: str) -> tuple[int, ...]:
-        """Return the token ids of the template before an image or a text."""
-        before = f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n"
-        return tuple(self._tokenizer.encode(before, add_special_tokens=False).ids)
-
-    def vision_graph(self) -> Graph:
-        """Return the vision tower as a graph, from pixels to `image_tokens` [B, N, W * (1 + K)] of K deepstack layers.
-
-        The first W values are what the language model reads as words, the others what it adds behind its first layers.
-        """
-        return Graph(
-            GraphName.VISION_ENCODER,
-            self.tower,
-            inputs=(pixels(self.image_size_px),),
-            outputs=(vectors("image_tokens", self.num_image_tokens, self.image_token_width),),
-        )
-
-    def original(self, prompt: tuple[int, ...], pixels: Tensor | None, token_ids: Tensor) -> Tensor:
-        """Return the last token's hidden state, [B, W], of transformers' own forward pass.
-
-        prompt: token ids before the image. pixels: float32 [B, 3, S, S], or None for texts alone. token_ids: texts with
-        the template's end, int64 [B, T], padded with NO_TOKEN.
-        """
-        config, batch = self.model.config, token_ids.shape[0]
-        before = [*prompt]
-        if pixels is not None:
-            image = [config.image_token_id] * self.num_image_tokens
-            before += [config.vision_start_token_id, *image, config.vision_end_token_id]
-        ids = torch.cat([torch.tensor(before).expand(batch, -1), token_ids], dim=1)
-        mask = ids != NO_TOKEN
-        ids = ids.clamp(min=0)
-        side = self.grid * int(config.vision_config.spatial_merge_size)
-        of_images = {}
-        if pixels is not None:
-            values = patches(pixels, config.vision_config)
-            twice = values[:, :, :, None].expand(-1, -1, -1, int(config.vision_config.temporal_patch_size), -1, -1)
-            of_images = {
-                "pixel_values": twice.flatten(2).flatten(0, 1),
-                "image_grid_thw": torch.tensor([[1, side, side]]).expand(batch, -1),
-            }
-        hidden = self.model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            mm_token_type_ids=(ids == config.image_token_id).int() if pixels is not None else torch.zeros_like(ids),
-            use_cache=False,
-            **of_images,
-        ).last_hidden_state
-        last = mask.long().cumsum(dim=1).argmax(dim=1)
-        found: Tensor = hidden[torch.arange(batch), last]
-        return found
-
-    def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
-        """See `Backbone.write_tokenizer`."""
-        spec = prompt.spec(
-            context_length=self.context_length, start_id=None, end_id=None, pad_id=NO_TOKEN, cleaning=TextCleaning.NONE
-        )
-        shutil.copyfile(self._tokenizer_file, root / spec.file)
-        return spec.model_copy(update={"suffix_ids": self.suffix_ids})
+    def worded(self, instruction: str) -> str:
+        """See `QwenVlBackbone.worded`. A full stop is put behind one that ends without punctuation."""
+        stripped = instruction.strip()
+        ends = not stripped or unicodedata.category(stripped[-1]).startswith("P")
+        return stripped if ends else f"{stripped}."
 
 
-class Qwen3VlFamily(Family):
+class Qwen3VlFamily(QwenVlFamily):
     """Checkpoint folders of Qwen3-VL."""
 
     backbone_type = Qwen3VlBackbone
-    options = frozenset({"image_size_px"})
+    name = "qwen3-vl"
+    model_type = "qwen3_vl"
+    model_class = Qwen3VLModel
 
-    def names(self) -> Sequence[str]:
-        """Return the one name; the sizes are in the folder."""
-        return ("qwen3-vl",)
-
-    def kind_named(self, name: str) -> str:
-        """Return the one kind that there is."""
-        return "a Qwen3-VL's folder"
-
-    def kind_of(self, state: StateDict) -> None:
-        """Return None: a file of weights alone says too little of a Qwen3-VL."""
-
-    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> Qwen3VlBackbone:
-        """See `Family.load`."""
-        refuse_tokenizer(name, tokenizer)
-        folder = weights.folder
-        if folder is None:
-            raise CheckpointError("--backbone qwen3-vl: a Qwen3-VL's checkpoint is a folder: --pretrained FOLDER")
-        config = folder / "config.json"
-        refuse_code(read_config(config, "qwen3_vl", what="a Qwen3-VL"), config)
-        if not (folder / _TOKENIZER).is_file():
-            raise CheckpointError(f"checkpoint {folder}: {_TOKENIZER} is missing; the model's processor saves it")
-        try:
-            model, loading = Qwen3VLModel.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-        except Exception as error:  # transformers raises whatever a value leads to
-            raise CheckpointError(f"checkpoint {folder}: can't be read as a Qwen3-VL: {error}") from error
-        problems = [f"key '{key}' is missing" for key in sorted(loading["missing_keys"])]
-        problems += [f"key '{key[0]}' has shape {tuple(key[1])}" for key in sorted(loading["mismatched_keys"])]
-        if problems:
-            raise CheckpointError(f"checkpoint {folder}: {listed(problems, separator='; ')}")
-        check_finite(model.state_dict(), f"checkpoint {folder}")
-        size_px = weights.options.image_size_px or _IMAGE_SIZE_PX
-        _check_size(size_px, model)
-        return Qwen3VlBackbone(freeze(model), folder / _TOKENIZER, size_px)
-
-
-def _tokenizer(file: Path) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise CheckpointError(f"checkpoint {file}: can't be read as a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _check_size(size_px: int, model: Qwen3VLModel) -> None:
-    vision = model.config.vision_config
-    step = int(vision.patch_size) * int(vision.spatial_merge_size)
-    if size_px % step:
-        raise ExportError(f"--option image_size_px={size_px}: must be a multiple of {step}, the side of an image token")
+    def backbone(self, model: Any, tokenizer: Path, image_size_px: int) -> Qwen3VlBackbone:
+        """See `QwenVlFamily.backbone`."""
+        tower = Qwen3VlTower(model.visual, image_size_px)
+        return Qwen3VlBackbone(model, tower, axes_of(model.language_model.rotary_emb), tokenizer, image_size_px)

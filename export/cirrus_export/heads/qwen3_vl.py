@@ -1,81 +1,44 @@
-"""Qwen3-VL's vision tower and language model for images of one size, with every grid and position a constant.
-
-The same functions as transformers' `Qwen3VLModel`, whose own code reads the sizes of images from tensors and can't be
-exported (arXiv 2511.21631; transformers, `modeling_qwen3_vl.py`).
-"""
+"""What Qwen3-VL has of its own in a Qwen-VL (arXiv 2511.21631; transformers, `modeling_qwen3_vl.py`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLVisionConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextModel,
-    Qwen3VLVisionAttention,
-    Qwen3VLVisionModel,
-    Qwen3VLVisionPatchMerger,
-    rotate_half,
-)
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding, Qwen3VLVisionModel
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
+
+from cirrus_export.heads.qwen_vl import VisionTower
 
 
-class VisionTower(nn.Module):
-    """Pixels to the tokens that the language model reads, with those of every deepstack layer behind them."""
+class Qwen3VlTower(VisionTower):
+    """Patches have learnt places, and three blocks give the language model tokens as well (deepstack)."""
 
-    cos: Tensor
-    sin: Tensor
-    places: Tensor
-    embed_weight: Tensor
+    where: Tensor
 
     def __init__(self, visual: Qwen3VLVisionModel, size_px: int) -> None:
-        """size_px: side of the square image, a multiple of patch size times merge size."""
-        super().__init__()
-        self.visual = visual
-        config = visual.config
-        side = size_px // int(config.patch_size)
-        grid = torch.tensor([[1, side, side]])
+        super().__init__(visual, size_px)
         with torch.no_grad():
             indices, weights = get_vision_interpolation_indices_and_weights(
-                grid,
+                self.sizes,
                 num_grid_per_side=visual.num_grid_per_side,
                 mode=visual.interpolation_mode,
                 align_corners=visual.interpolation_align_corners,
-                spatial_merge_size=config.spatial_merge_size,
+                spatial_merge_size=self.config.spatial_merge_size,
             )
-            places = (visual.pos_embed(indices) * weights[:, :, None]).sum(1)
-            cos, sin = visual.rotary_pos_emb(places, get_vision_position_ids(grid, config.spatial_merge_size))
-            embed_weight = visual.patch_embed.proj.weight.sum(dim=2).flatten(1)  # an image is its own second frame
-        for name, value in {"places": places, "cos": cos, "sin": sin, "embed_weight": embed_weight}.items():
-            self.register_buffer(name, value.detach().clone(), persistent=False)
+            self._keep("where", (visual.pos_embed(indices) * weights[:, :, None]).sum(1))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return image_tokens [B, N, W * (1 + K)] of pixels float32 [B, 3, S, S]."""
-        visual = self.visual
-        hidden = F.linear(patches(pixels, visual.config).flatten(2), self.embed_weight, visual.patch_embed.proj.bias)
-        hidden = hidden + self.places
-        deepstack = []
-        for number, block in enumerate(visual.blocks):
-            hidden = hidden + self._attention(block.attn, block.norm1(hidden))
-            hidden = hidden + block.mlp(block.norm2(hidden))
-            if number in visual.deepstack_visual_indexes:
-                place = visual.deepstack_visual_indexes.index(number)
-                deepstack.append(self._merged(visual.deepstack_merger_list[place], hidden))
-        return torch.cat([self._merged(visual.merger, hidden), *deepstack], dim=-1)
+    def places(self, hidden: Tensor) -> Tensor:
+        """See `VisionTower.places`."""
+        return hidden + self.where
 
-    def _attention(self, attention: Qwen3VLVisionAttention, hidden: Tensor) -> Tensor:
-        split = attention.qkv(hidden).unflatten(-1, (3, attention.num_heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = (states * self.cos + rotate_half(states) * self.sin for states in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
-        projected: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
-        return projected
-
-    def _merged(self, merger: Qwen3VLVisionPatchMerger, hidden: Tensor) -> Tensor:
-        """Return [B, N, W] of [B, N * merge^2, V]: transformers' merger, for a batch."""
-        merge = int(self.visual.config.spatial_merge_size) ** 2
+    def merged(self, merger: Any, hidden: Tensor) -> Tensor:
+        """See `VisionTower.merged`."""
+        merge = int(self.config.spatial_merge_size) ** 2
         if merger.use_postshuffle_norm:
             hidden = merger.norm(hidden.unflatten(1, (-1, merge)).flatten(2))
         else:
@@ -83,117 +46,14 @@ class VisionTower(nn.Module):
         merged: Tensor = merger.linear_fc2(merger.act_fn(merger.linear_fc1(hidden)))
         return merged
 
-
-class LastToken(nn.Module):
-    """The language model over [prompt; image; text], read at the last token of the text, and normalised.
-
-    Prompt and text are padded with negative ids. An image whose mask is negative is not there: nothing attends to it,
-    and it takes no positions.
-    """
-
-    axes: Tensor
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, language: Qwen3VLTextModel, config: Qwen3VLConfig, grid: int, dim: int) -> None:
-        """grid: side G of the grid of image tokens. dim: how many values of the hidden state are the embedding."""
-        super().__init__()
-        self.language = language
-        self.start_id, self.end_id = config.vision_start_token_id, config.vision_end_token_id
-        self.grid = grid
-        self.dim = dim
-        rotary = language.rotary_emb
-        axes = torch.zeros(len(rotary.inv_freq), dtype=torch.int64)
-        for axis in (1, 2):
-            axes[axis : rotary.mrope_section[axis] * 3 : 3] = axis
-        self.register_buffer("axes", axes, persistent=False)
-        places = torch.arange(grid)
-        self.register_buffer("rows", places.repeat_interleave(grid), persistent=False)
-        self.register_buffer("columns", places.repeat(grid), persistent=False)
-
-    def forward(self, image_tokens: Tensor, prompt_ids: Tensor, image_mask: Tensor, token_ids: Tensor) -> Tensor:
-        """Return embeddings [B, dim].
-
-        image_tokens: `VisionTower`'s, [B, N, W * (1 + K)]. prompt_ids, token_ids: int64 [B, P] and [B, T]. image_mask:
-        int64 [B, 1], 1 or negative.
-        """
-        width = self.language.config.hidden_size
-        image, *deepstack = image_tokens.split(width, dim=-1)
-        start, end = (self._words(torch.full_like(image_mask, token)) for token in (self.start_id, self.end_id))
-        hidden = torch.cat([self._words(prompt_ids), start, image, end, self._words(token_ids)], dim=1)
-        seen = torch.cat([prompt_ids >= 0, (image_mask > 0).expand(-1, self.grid**2 + 2), token_ids >= 0], dim=1)
-        length = hidden.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
-        mask = seen[:, None, None, :] & causal
-        cos, sin = self._rotation(prompt_ids, image_mask, token_ids)
-        before, behind = prompt_ids.shape[1] + 1, token_ids.shape[1] + 1
-        for number, layer in enumerate(self.language.layers):
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin))
-            if number < len(deepstack):
-                hidden = hidden + F.pad(deepstack[number], (0, 0, before, behind))
-        last = before + self.grid**2 + (token_ids >= 0).sum(dim=1)
-        hidden = hidden.gather(1, last[:, None, None].expand(-1, 1, width)).squeeze(1)
-        return F.normalize(self.language.norm(hidden)[:, : self.dim], dim=-1)
-
-    def _words(self, token_ids: Tensor) -> Tensor:
-        words: Tensor = self.language.embed_tokens(token_ids.clamp(min=0))
-        return words
-
-    def _rotation(self, prompt_ids: Tensor, image_mask: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines [B, L, H] of every position in time, height and width (M-RoPE).
-
-        The image's tokens share one time; the next token comes behind the larger side of the grid.
-        """
-        started = (prompt_ids >= 0).sum(dim=1, keepdim=True)
-        prompt = torch.arange(prompt_ids.shape[1], device=prompt_ids.device).expand(prompt_ids.shape[0], -1)
-        text = torch.arange(token_ids.shape[1], device=token_ids.device) + started + (image_mask > 0) * (self.grid + 2)
-        first, ended = started + 1, started + 1 + self.grid
-        axes = [
-            torch.cat([prompt, started, first + image, ended, text], dim=1)
-            for image in (torch.zeros_like(self.rows), self.rows, self.columns)
-        ]
-        rotary = self.language.rotary_emb
-        chosen = torch.stack(axes, dim=-1).index_select(-1, self.axes)
-        angles = (chosen.float() * rotary.inv_freq.float()).repeat(1, 1, 2)
-        return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+    def deepstack(self) -> Mapping[int, Any]:
+        """See `VisionTower.deepstack`."""
+        return dict(zip(self.visual.deepstack_visual_indexes, self.visual.deepstack_merger_list, strict=True))
 
 
-class Prompted(nn.Module):
-    """What the language model reads beside an image's tokens: the task's prompt, and a text of its own if given."""
-
-    def __init__(self, prompt: tuple[int, ...], text: tuple[int, ...] | None = None) -> None:
-        """prompt: padded with negative ids to the length of every task's. text: of a task whose inputs have none."""
-        super().__init__()
-        self.prompt = prompt
-        self.text = text
-
-    def forward(self, image_tokens: Tensor) -> tuple[Tensor, ...]:
-        """Return prompt_ids int64 [B, P], image_mask int64 [B, 1], and token_ids int64 [B, T] if it has a text."""
-        batch = image_tokens.shape[0]
-        given = [self.prompt, (1,), *([] if self.text is None else [self.text])]
-        return tuple(torch.tensor(ids, device=image_tokens.device).expand(batch, -1) for ids in given)
-
-
-class WithoutImage(nn.Module):
-    """The task's prompt, and an image that is not there, for a text alone."""
-
-    def __init__(self, prompt: tuple[int, ...], num_image_tokens: int, image_token_width: int) -> None:
-        super().__init__()
-        self.prompt = prompt
-        self.shape = (num_image_tokens, image_token_width)
-
-    def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return image_tokens [B, N, W'], which are not looked at, prompt_ids int64 [B, P] and image_mask int64 [B, 1].
-
-        The gate compares directions, so none of them is zero.
-        """
-        batch, device = token_ids.shape[0], token_ids.device
-        prompt, mask = (torch.tensor(ids, device=device).expand(batch, -1) for ids in (self.prompt, (-1,)))
-        return torch.ones(1, *self.shape, device=device).expand(batch, -1, -1), prompt, mask
-
-
-def patches(pixels: Tensor, config: Qwen3VLVisionConfig) -> Tensor:
-    """Return the patches [B, N * merge^2, C, P, P] of pixels [B, C, S, S], those of one token beside each other."""
-    patch, merge = int(config.patch_size), int(config.spatial_merge_size)
-    cut = pixels.unflatten(3, (-1, merge, patch)).unflatten(2, (-1, merge, patch))
-    return cut.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(1, 4)
+def axes_of(rotary: Qwen3VLTextRotaryEmbedding) -> Tensor:
+    """Return the axis of each frequency: time, height and width take turns."""
+    axes = torch.zeros(len(rotary.inv_freq), dtype=torch.int64)
+    for axis in (1, 2):
+        axes[axis : rotary.mrope_section[axis] * 3 : 3] = axis
+    return axes

@@ -1,8 +1,9 @@
-"""A vision-language model that embeds image, text, or both in one pass: Qwen3-VL-Embedding (arXiv 2601.04720)."""
+"""A vision-language model that embeds image, text, or both in one pass.
+
+Qwen3-VL-Embedding (arXiv 2601.04720), GME-Qwen2-VL (arXiv 2412.16855) and Ops-MM-embedding.
+"""
 
 from __future__ import annotations
-
-import unicodedata
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -13,27 +14,26 @@ from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, TensorName
 from cirrus_export.backbones.backbone import require
-from cirrus_export.backbones.qwen3_vl import NO_TOKEN, Qwen3VlBackbone
+from cirrus_export.backbones.qwen_vl import NO_TOKEN, QwenVlBackbone
 from cirrus_export.graph import Graph, token_ids, vector, vectors
-from cirrus_export.heads.qwen3_vl import LastToken, Prompted, WithoutImage
+from cirrus_export.heads.qwen_vl import LastToken, Prompted, WithoutImage
 from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
 
 _LANGUAGE, _QUERY, _TEXT_QUERY, _TARGET = "language_model", "query_prompt", "text_query_prompt", "target_prompt"
-_DEFAULT_INSTRUCTION = "Represent the user's input."
 
 
 class VlmEmbedderOptions(Options):
     """How a task is worded, and how much of an embedding is kept.
 
-    query_instruction, target_instruction: the system's message, a full stop put behind one that ends without
-    punctuation. dim: how many of the hidden state's first values are kept, since a matryoshka model may be cut; 0 keeps
-    all.
+    query_instruction, target_instruction: the system's message, as the published code of the backbone's generation
+    words it; an empty one takes that code's own. dim: how many of the hidden state's first values are kept, since a matryoshka
+    model may be cut; 0 keeps all.
     """
 
-    query_instruction: str = _DEFAULT_INSTRUCTION
-    target_instruction: str = _DEFAULT_INSTRUCTION
+    query_instruction: str = ""
+    target_instruction: str = ""
     dim: int = Field(default=0, ge=0)
 
 
@@ -44,22 +44,22 @@ class VlmEmbedder(Recipe):
     Query and gallery share one language model in one graph. A gallery image is a message without a text.
     """
 
-    works_on = (Qwen3VlBackbone,)
+    works_on = (QwenVlBackbone,)
     needs_head = False
     options_type = VlmEmbedderOptions
 
     def __init__(self, parts: Parts, options: VlmEmbedderOptions) -> None:
         super().__init__(parts, options)
-        self._backbone = require(parts.backbone, Qwen3VlBackbone, self.name)
+        self._backbone = require(parts.backbone, QwenVlBackbone, self.name)
         if options.dim > self._backbone.width:
             raise ExportError(f"--option dim={options.dim}: an embedding has {self._backbone.width} values")
         self._dim = options.dim or self._backbone.width
-        self._target_instruction = _sentence(options.target_instruction)
-        self._query_prompt = self._backbone.prompt_ids(_sentence(options.query_instruction))
+        self._target_instruction = self._worded(options.target_instruction)
+        self._query_prompt = self._backbone.prompt_ids(self._worded(options.query_instruction))
         self._target_prompt = self._backbone.prompt_ids(self._target_instruction)
 
     @property
-    def backbone(self) -> Qwen3VlBackbone:
+    def backbone(self) -> QwenVlBackbone:
         """The whole model."""
         return self._backbone
 
@@ -105,6 +105,9 @@ class VlmEmbedder(Recipe):
         """Return the pooling, with the instruction that a target is read with."""
         return f"last token, first {self.dim} values, l2-normalised, instruction {self._target_instruction!r}"
 
+    def _worded(self, instruction: str) -> str:
+        return self.backbone.worded(instruction or self.backbone.default_instruction)
+
     def _kept(self, hidden: Tensor) -> Tensor:
         return F.normalize(hidden[:, : self.dim], dim=-1)
 
@@ -112,7 +115,7 @@ class VlmEmbedder(Recipe):
         backbone = self.backbone
         return Graph(
             _LANGUAGE,
-            LastToken(backbone.model.language_model, backbone.model.config, backbone.grid, self.dim),
+            LastToken(backbone.model.language_model, backbone.model.config, backbone.axes, backbone.grid, self.dim),
             inputs=(*self._image_tokens(), *self._prompt(), token_ids(self.text_lengths)),
             outputs=(vector("query_embedding", self.dim),),
             text_lengths=self.text_lengths,
@@ -149,13 +152,6 @@ class VlmEmbedder(Recipe):
 
     def _prompt(self) -> tuple[TensorSpec, TensorSpec]:
         return _ids("prompt_ids", self._prompt_length), _ids("image_mask", 1)
-
-
-def _sentence(instruction: str) -> str:
-    """Return the instruction as the published code words it."""
-    stripped = instruction.strip()
-    ends = not stripped or unicodedata.category(stripped[-1]).startswith("P")
-    return stripped if ends else f"{stripped}."
 
 
 def _padded(ids: tuple[int, ...], length: int) -> tuple[int, ...]:

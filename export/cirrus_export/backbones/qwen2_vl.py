@@ -1,0 +1,36 @@
+"""Qwen2-VL as an encoder of images and texts: GME (arXiv 2412.16855) and Ops-MM-embedding, which are worded alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cirrus_export.backbones.qwen_vl import QwenVlBackbone, QwenVlFamily
+from cirrus_export.heads.qwen2_vl import Qwen2VlTower, axes_of
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from transformers import Qwen2VLModel
+
+
+class Qwen2VlBackbone(QwenVlBackbone):
+    """Qwen2-VL in the wording of its embedding models."""
+
+    mean = (0.48145466, 0.4578275, 0.40821073)
+    std = (0.26862954, 0.26130258, 0.27577711)
+    label = "Qwen2-VL"
+    default_instruction = "You are a helpful assistant."
+    answer = f"{QwenVlBackbone.answer}<|endoftext|>"
+
+
+class Qwen2VlFamily(QwenVlFamily):
+    """Checkpoint folders of Qwen2-VL."""
+
+    backbone_type = Qwen2VlBackbone
+    name = "qwen2-vl"
+    model_type = "qwen2_vl"
+    model_class = Qwen2VLModel
+
+    def backbone(self, model: Any, tokenizer: Path, image_size_px: int) -> Qwen2VlBackbone:
+        """See `QwenVlFamily.backbone`."""
+        tower = Qwen2VlTower(model.visual, image_size_px)
+        return Qwen2VlBackbone(model, tower, axes_of(model.language_model.rotary_emb), tokenizer, image_size_px)
