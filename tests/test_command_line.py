@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import subprocess
@@ -73,6 +74,23 @@ def index(tiny_bundle, images, tmp_path_factory) -> Path:
     assert embedded.exit_code == 0, embedded.stderr
     assert run("index", root / "gallery", "--out", root / "index").exit_code == 0
     return root / "index"
+
+
+def test_an_index_in_milvus_is_built_searched_and_replaced(tiny_bundle, index, search, tmp_path) -> None:
+    pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus]')")
+    place = ("--backend", "milvus", "--uri", tmp_path / "milvus.db", "--collection", "pictures")
+    build = ("index", index.parent / "gallery", "--out", tmp_path / "index", *place)
+    for _ in range(2):
+        done = run_alone(*build)
+        assert done.returncode == 0, done.stderr
+    assert "2 images" in done.stdout
+    found = run_alone(*search[:-1], tmp_path / "index", "--json")
+    assert [one["image"] for one in json.loads(found.stdout)] == [
+        one["image"] for one in json.loads(run(*search, "--json").stdout)
+    ]
+    assert found.stderr == ""
+    refused = message_of(run("index", index.parent / "gallery", "--out", tmp_path / "other", *place[:2]))
+    assert "--uri" in refused
 
 
 @pytest.fixture(scope="module")

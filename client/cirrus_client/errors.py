@@ -216,7 +216,7 @@ class PluginError(CirrusError):
 
 
 class ServerError(CirrusError):
-    """The inference server answered with an error. url: its address, like "localhost:8001"."""
+    """A server, Triton or Milvus, answered with an error. url: its address, like "localhost:8001"."""
 
     def __init__(self, message: str, *, url: str | None = None) -> None:
         super().__init__(message)
@@ -224,7 +224,7 @@ class ServerError(CirrusError):
 
 
 class ServerUnavailable(ServerError):
-    """The inference server can't be reached, is not ready, or stopped during the request."""
+    """A server can't be reached, is not ready, or stopped during the request."""
 
 
 class ServerOverloaded(ServerError):
@@ -232,7 +232,7 @@ class ServerOverloaded(ServerError):
 
 
 class ServerTimeout(ServerError):
-    """The inference server did not answer in time."""
+    """A server did not answer in time."""
 
 
 class ServiceError(CirrusError):

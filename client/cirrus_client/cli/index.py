@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +82,13 @@ def index(
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="faiss, the name of an installed backend, or module:Class.", show_default="faiss"),
+        typer.Option(help="faiss, milvus, the name of an installed backend, or module:Class.", show_default="faiss"),
+    ] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="With --backend milvus: like http://localhost:19530, or a file for one machine.")
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="With --backend milvus: the name of the collection; an older one is replaced.")
     ] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,
@@ -104,19 +111,19 @@ def index(
     sample = _kept(read) if queries is None else read_query_sample(queries, read.space, encoder)
     columns = None if metadata is None else read_metadata(metadata, key=key)
     if update:
-        _check_kept(kind, storage)
+        _check_kept({"--kind": kind, "--storage": storage, "--uri": uri, "--collection": collection})
         before = {shard.id for shard in read_manifest(out).shards}
         built = update_index(read, out, queries=sample, metadata=columns, images=root, backend=backend)
         same = sum(shard.rows for shard in built.shards if shard.id in before)
         echo(f"{same:,} images are as they were, {built.count - same:,} are new")
     else:
-        options = BuildOptions(kind or SearchKind.EXACT, storage or Storage.FLOAT32, sample)
+        options = BuildOptions(kind or SearchKind.EXACT, storage or Storage.FLOAT32, sample, uri, collection)
         built = build_index(read, out, options=options, backend=backend or "faiss", metadata=columns, images=root)
     echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")
 
 
-def _check_kept(kind: SearchKind | None, storage: Storage | None) -> None:
-    for option, value in {"--kind": kind, "--storage": storage}.items():
+def _check_kept(given: Mapping[str, object]) -> None:
+    for option, value in given.items():
         if value is not None:
             raise typer.BadParameter("an update keeps the index's own: leave it out, or build anew", param_hint=option)
 

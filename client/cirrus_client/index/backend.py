@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,11 @@ class IndexBackend(ABC):
 
     `build` and `open` are about vectors; the images are in `items.parquet` beside them. A backend that keeps the images
     itself, as a database does, has its own `write`, `rewrite` and `read`.
+
+    remote: whether it takes `BuildOptions.uri` and `collection`, because it keeps indexes elsewhere.
     """
+
+    remote: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, gallery: Gallery, root: Path, options: BuildOptions) -> Agreement | None:

@@ -59,11 +59,16 @@ class QuerySample:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options for building an index. queries: real queries to tune and measure it on, or None."""
+    """Options for building an index. queries: real queries to tune and measure it on, or None.
+
+    uri, collection: where a backend that keeps indexes elsewhere makes this one; None for one of files.
+    """
 
     kind: SearchKind = SearchKind.EXACT
     storage: Storage = Storage.FLOAT32
     queries: QuerySample | None = None
+    uri: str | None = None
+    collection: str | None = None
 
 
 @dataclass(frozen=True)

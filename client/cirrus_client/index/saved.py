@@ -26,7 +26,10 @@ from cirrus_client.outputs import of_one_version, replaced_directory
 from cirrus_client.plugins import find_subclass
 from cirrus_client.records import write_sealed
 
-BACKENDS = {"faiss": "cirrus_client.index.faiss_backend:FaissBackend"}
+BACKENDS = {
+    "faiss": "cirrus_client.index.faiss_backend:FaissBackend",
+    "milvus": "cirrus_client.index.milvus.backend:MilvusBackend",
+}
 BACKEND_GROUP = "cirrus.indexes"
 _WAY_OUT = "build it again with `cirrus index`"
 
@@ -61,7 +64,9 @@ def build_index(
     """
     options = options or BuildOptions()
     builder = _backend(backend)
-    with replaced_directory(Path(out), Writer.INDEX) as root:
+    out = Path(out)
+    _check_place(builder, backend, options, out)
+    with replaced_directory(out, Writer.INDEX) as root:
         agreement = builder.write(gallery, root, options, metadata)
         return _finish(root, gallery, backend, options, agreement, metadata, images or gallery.images)
 
@@ -160,6 +165,18 @@ def _finish(
     )
     write_sealed(root / MANIFEST, manifest)
     return manifest
+
+
+def _check_place(builder: IndexBackend, backend: str, options: BuildOptions, out: Path) -> None:
+    if not builder.remote and (options.uri is not None or options.collection is not None):
+        raise SearchIndexError(
+            f"the backend {backend} keeps an index in its folder and takes no uri and no collection: leave them out, "
+            "or name another backend, like milvus"
+        )
+    if options.uri is not None and Path(options.uri).resolve().is_relative_to(out.resolve()):
+        raise SearchIndexError(
+            f"{options.uri} lies in {out}, which is replaced by the next build: put it beside that folder", path=out
+        )
 
 
 def _backend(name: str) -> IndexBackend:

@@ -1,0 +1,184 @@
+"""The index backend `milvus`. Vectors, paths and metadata are in a collection; the index's folder says where it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cirrus_client.bundle import SpaceSpec
+from cirrus_client.errors import SearchIndexError, SpaceMismatch
+from cirrus_client.files import temporary_directory
+from cirrus_client.gallery.store import Gallery
+from cirrus_client.index.backend import IndexBackend
+from cirrus_client.index.columns import ColumnSummary, described
+from cirrus_client.index.items import Items
+from cirrus_client.index.manifest import IndexManifest
+from cirrus_client.index.milvus.collection import Collection, space_of
+from cirrus_client.index.milvus.connection import ADDRESS, check_address, connected, is_file, reported
+from cirrus_client.index.milvus.fields import Field, fields_of
+from cirrus_client.index.milvus.index import MilvusIndex
+from cirrus_client.index.milvus.items import MilvusItems
+from cirrus_client.index.parquet_items import DIGEST, PATH, write_items
+from cirrus_client.index.protocol import Agreement, BuildOptions, Index, SearchKind, Storage
+from cirrus_client.index.vectors import GalleryVectors
+from cirrus_client.records import Record, read_record, write_sealed
+
+_PLACE = "milvus.json"
+_NAME = re.compile(r"[A-Za-z_]\w{0,199}", re.ASCII)
+_WAY_OUT = "build the index again with `cirrus index`"
+log = logging.getLogger(__name__)
+
+
+class MilvusPlace(Record):
+    """The contents of `milvus.json`: where the collection is, and which field holds which column of the metadata.
+
+    uri: of a server, or the path of a file, relative to the index's folder. summary: of the columns, when it was built.
+    """
+
+    format: Literal[1] = 1
+    uri: str
+    collection: str
+    fields: tuple[Field, ...]
+    summary: tuple[ColumnSummary, ...]
+
+
+class MilvusBackend(IndexBackend):
+    """Keeps an index in a collection of Milvus.
+
+    Every build makes a collection of its own, `NAME_<time>_<random>`, to which the alias `NAME` then leads. The one
+    before stays for what still searches it, and older ones are dropped.
+    """
+
+    remote = True
+
+    def build(self, gallery: Gallery, root: Path, options: BuildOptions) -> Agreement | None:
+        """See `IndexBackend.build`."""
+        return self.write(gallery, root, options, None)
+
+    def open(self, root: Path, space: SpaceSpec, kind: SearchKind, storage: Storage) -> Index:
+        """See `IndexBackend.open`."""
+        return MilvusIndex(_opened(root, space)[0])
+
+    def write(self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None) -> Agreement | None:
+        """See `IndexBackend.write`."""
+        uri, name = _checked(options)
+        client = connected(uri, named=True)
+        _refuse_other_space(client, uri, name, gallery.space)
+        with temporary_directory(root / "items") as temporary:
+            file = temporary / "items.parquet"
+            write_items(gallery, file, metadata, vectors="")
+            columns = pq.read_schema(file).remove_metadata()
+            fields = fields_of(pa.schema([one for one in columns if one.name not in (PATH, DIGEST)]))
+            fresh = f"{name}_{int(time.time())}_{secrets.token_hex(4)}"
+            collection = Collection.created(client, uri, fresh, gallery.space, fields)
+            try:
+                _fill(collection, gallery, file)
+                summary = described(pq.read_table(file, columns=[field.name for field in fields]))
+                kept = os.path.relpath(Path(uri).resolve(), root.resolve()) if is_file(uri) else uri
+                place = MilvusPlace(uri=kept, collection=fresh, fields=fields, summary=tuple(summary))
+                write_sealed(root / _PLACE, place)
+                _switch(client, uri, name, fresh)
+            except BaseException:
+                with reported(uri):
+                    client.drop_collection(fresh)
+                raise
+        return None
+
+    def read(self, root: Path, manifest: IndexManifest, images: str) -> tuple[Index, Items]:
+        """See `IndexBackend.read`. The collection may have changed since, so its items are not counted."""
+        collection, place = _opened(root, manifest.space)
+        return MilvusIndex(collection), MilvusItems(collection, images=images, summary=place.summary)
+
+
+def _checked(options: BuildOptions) -> tuple[str, str]:
+    """Return the address and the name of the collection. Raises SearchIndexError for options that do not fit."""
+    if options.kind is not SearchKind.EXACT or options.storage is not Storage.FLOAT32:
+        raise SearchIndexError(
+            f"the backend milvus searches exactly in float32, not {options.kind} in {options.storage}: leave out "
+            "--kind and --storage"
+        )
+    if options.uri is None or options.collection is None:
+        raise SearchIndexError(
+            "the backend milvus needs an address and the name of a collection: --uri, like http://localhost:19530 or "
+            "build/milvus.db, and --collection"
+        )
+    check_address(options.uri)
+    if not _NAME.fullmatch(options.collection):
+        raise SearchIndexError(
+            f"'{options.collection}' can't be the name of a collection: take letters, digits and _, up to 200, the "
+            "first no digit"
+        )
+    return options.uri, options.collection
+
+
+def _refuse_other_space(client: Any, uri: str, name: str, space: SpaceSpec) -> None:
+    """Raise SearchIndexError or SpaceMismatch unless a name is free or leads to a collection of this space."""
+    found = space_of(client, uri, name)
+    if found == "" or (found is not None and _target(client, uri, name) is None):
+        raise SearchIndexError(
+            f"Milvus at {uri} has a collection {name} that `cirrus index` did not make: name another with --collection"
+        )
+    if found not in (None, space.fingerprint):
+        raise SpaceMismatch(
+            f"the collection {name} at {uri} has vectors of space {found}, the gallery's space is {space.fingerprint}: "
+            "name another with --collection"
+        )
+
+
+def _fill(collection: Collection, gallery: Gallery, file: Path) -> None:
+    """Write the items of a gallery. file: their paths and metadata, in the order of the gallery."""
+    space, first = gallery.space, 0
+    items = pq.read_table(file, memory_map=True)
+    for vectors in GalleryVectors.of(gallery).blocks():
+        embeddings = vectors.reshape(-1, space.vectors, space.dim)
+        rows = np.arange(first, first + len(embeddings))
+        collection.put(rows, items.slice(first, len(embeddings)), embeddings, replace=False)
+        first += len(embeddings)
+
+
+def _target(client: Any, uri: str, alias: str) -> str | None:
+    """Return the collection that an alias leads to, or None if there is no such alias."""
+    with reported(uri):
+        if not client.has_collection(alias) or alias in client.list_collections():
+            return None
+        return str(client.describe_alias(alias)["collection_name"])
+
+
+def _opened(root: Path, space: SpaceSpec) -> tuple[Collection, MilvusPlace]:
+    """Open the collection of an index."""
+    place = read_record(
+        root / _PLACE,
+        MilvusPlace,
+        raises=SearchIndexError,
+        missing=f"{root} has no {_PLACE}; {_WAY_OUT}",
+        way_out=_WAY_OUT,
+        sealed=True,
+    )
+    named = os.environ.get(ADDRESS)
+    uri = named or (str(root / place.uri) if is_file(place.uri) else place.uri)
+    check_address(uri)
+    client = connected(uri, named=named is not None)
+    return Collection.opened(client, uri, place.collection, space, place.fields), place
+
+
+def _switch(client: Any, uri: str, name: str, fresh: str) -> None:
+    """Lead the alias to a new collection, and drop those of earlier builds but the last one."""
+    last = _target(client, uri, name)
+    with reported(uri):
+        if last is None:
+            client.create_alias(fresh, name)
+        else:
+            client.alter_alias(fresh, name)
+        builds = re.compile(rf"{re.escape(name)}_\d{{10}}_[0-9a-f]{{8}}")
+        for old in client.list_collections():
+            if builds.fullmatch(old) and old not in (fresh, last):
+                client.drop_collection(old)

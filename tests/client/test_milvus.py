@@ -1,0 +1,543 @@
+"""An index in Milvus answers as FAISS does, filtered or not, and changes while it is searched."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import TypeAdapter
+
+pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus]')")
+pytest.importorskip("faiss", reason="FAISS is not installed (pip install 'cirrus-cir[search]')")
+pytest.importorskip("fastapi", reason="the random filters are those of the service's tests")
+
+from cirrus_client.bundle import Similarity, SpaceSpec
+from cirrus_client.errors import InvalidFilter, SearchIndexError, ServerUnavailable, SpaceMismatch
+from cirrus_client.gallery import read_gallery
+from cirrus_client.index import BuildOptions, SavedIndex, SearchKind, Storage, build_index, open_index
+from cirrus_client.index.filter_models import Filter
+from cirrus_client.index.milvus import collection as collections
+from cirrus_client.index.milvus.connection import connected
+from cirrus_client.index.milvus.index import MilvusIndex
+from tests.client.test_index import space, unit_rows, write_gallery
+from tests.damage import replace_in_index
+from tests.service.test_filters import columns, random_filter
+
+_FILTER: TypeAdapter[Any] = TypeAdapter(Filter)
+QUERIES = 500
+_TYPES = {
+    "price": pa.float64(),
+    "narrow": pa.float32(),
+    "stock": pa.int64(),
+    "small": pa.uint8(),
+    "brand": pa.string(),
+    "sold": pa.bool_(),
+    "since": pa.date32(),
+    "seen": pa.timestamp("us", "UTC"),
+}
+ODD = 'a "column" of\\ tags'
+HARD_TEXTS = ['"', "\\", "a\\", "'", '\\"', "x\ny", "\t\x01", "日本", "🦜", "%_", "' or 1 == 1 or '", "{c0}", ""]
+
+
+def options(folder: Path, name: str = "catalogue", **more: Any) -> BuildOptions:
+    return BuildOptions(uri=str(folder / "milvus.db"), collection=name, **more)
+
+
+def built(folder: Path, embeddings: np.ndarray, metadata: pa.Table | None = None) -> tuple[SavedIndex, SavedIndex]:
+    """Return the same gallery as an index of FAISS and as one of Milvus."""
+    vectors = embeddings.shape[1] if embeddings.ndim == 3 else 1
+    write_gallery(folder / "gallery", space(embeddings.shape[-1], vectors), embeddings, shard_size=170)
+    gallery = read_gallery(folder / "gallery")
+    build_index(gallery, folder / "faiss", metadata=metadata)
+    build_index(gallery, folder / "milvus", backend="milvus", options=options(folder), metadata=metadata)
+    return open_index(folder / "faiss"), open_index(folder / "milvus")
+
+
+def named(count: int) -> list[str]:
+    return [f"{number:06d}.jpg" for number in range(count)]
+
+
+def table_of(held: dict[str, list[Any]]) -> pa.Table:
+    count = len(next(iter(held.values())))
+    typed = {name: pa.array(values, _TYPES[name]) for name, values in held.items()}
+    texts = pa.array([None if n % 17 == 0 else HARD_TEXTS[n % len(HARD_TEXTS)] for n in range(count)], pa.string())
+    tags = pa.array([None if n % 9 == 0 else [str(n), "é"] for n in range(count)])
+    return pa.table({"image_path": named(count), **typed, ODD: texts, "tags": tags})
+
+
+@pytest.fixture(scope="module")
+def metadata() -> pa.Table:
+    return table_of(columns(7))
+
+
+@pytest.fixture(scope="module", params=[1, 32], ids=["one-vector", "32-vectors"])
+def both(request, metadata, tmp_path_factory) -> tuple[SavedIndex, SavedIndex]:
+    count = metadata.num_rows
+    embeddings = unit_rows(0, count * request.param, 16).reshape(count, request.param, 16)
+    if request.param > 1:  # near each other, so that few items fill the first places
+        embeddings = 0.3 * embeddings + embeddings[:, :1]
+        embeddings /= np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    embeddings = embeddings[:, 0] if request.param == 1 else embeddings
+    folder = tmp_path_factory.mktemp("both")
+    return built(folder, np.ascontiguousarray(embeddings, dtype=np.float32), metadata)
+
+
+def filter_of(tree: dict[str, Any]) -> Any:
+    return _FILTER.validate_python(tree)
+
+
+def same_answers(one, other) -> None:
+    """Scores agree, and so do rows, but where scores are as good as equal."""
+    np.testing.assert_allclose(other.scores, one.scores, atol=1e-5)
+    differing = one.rows != other.rows
+    assert differing.mean() < 0.001
+    gaps = np.abs(np.diff(one.scores, axis=1))
+    for query, place in zip(*np.nonzero(differing), strict=True):
+        assert gaps[query, max(0, place - 1) : place + 1].min() < 1e-5
+
+
+def test_the_ten_best_of_500_queries_are_those_of_faiss(both) -> None:
+    faiss, milvus = both
+    queries = unit_rows(1, QUERIES, 16)
+    assert len(milvus.index) == len(milvus.items) == len(faiss.index)
+    same_answers(faiss.index.search(queries, 10), milvus.index.search(queries, 10))
+
+
+@pytest.mark.parametrize("k", [1, 7, 299, 300, 1000])
+def test_any_number_of_answers_is_that_of_faiss(both, k: int) -> None:
+    faiss, milvus = both
+    queries = unit_rows(2, 3, 16)
+    same_answers(faiss.index.search(queries, k), milvus.index.search(queries, k))
+
+
+def test_more_answers_than_milvus_returns_at_once_are_those_of_faiss(both, monkeypatch) -> None:
+    """Milvus returns 16,384 vectors at most; here 40, so that the search goes on among the items not yet found."""
+    faiss, milvus = both
+    from cirrus_client.index.milvus import index as searching
+
+    monkeypatch.setattr(searching, "MOST_ROWS", 40)
+    queries = unit_rows(3, 4, 16)
+    same_answers(faiss.index.search(queries, 90), milvus.index.search(queries, 90))
+    wanted = filter_of({"column": "stock", "op": "not_null"})
+    among, expression = faiss.items.select(wanted), milvus.items.select(wanted)
+    same_answers(faiss.index.search_among(queries, 90, among), milvus.index.search_among(queries, 90, expression))
+
+
+def test_filtered_answers_of_500_queries_are_those_of_faiss(both) -> None:
+    faiss, milvus = both
+    queries = unit_rows(4, QUERIES, 16)
+    wanted = filter_of(
+        {
+            "and": [
+                {"column": "brand", "op": "in", "value": ["a", "b", "é"]},
+                {"not": {"column": "price", "op": "<", "value": 1}},
+            ]
+        }
+    )
+    among = faiss.items.select(wanted)
+    assert 20 < among.sum() < 200
+    same_answers(
+        faiss.index.search_among(queries, 10, among),
+        milvus.index.search_among(queries, 10, milvus.items.select(wanted)),
+    )
+
+
+def selected(milvus: SavedIndex, wanted: Any) -> set[int]:
+    """Return all rows in a filter, by searching for more than there are."""
+    rows = milvus.index.search_among(unit_rows(5, 1, 16), 1000, milvus.items.select(wanted)).rows
+    return set(rows[0].tolist())
+
+
+def test_300_random_trees_select_what_they_select_for_faiss(both, metadata) -> None:
+    faiss, milvus = both
+    held = {name: metadata[name].to_pylist() for name in (*_TYPES, ODD)}
+    chance = random.Random(11)
+    sizes = set()
+    for _ in range(300 if milvus.index.space.vectors == 1 else 20):
+        tree = random_filter(chance, held)
+        expected = set(np.flatnonzero(faiss.items.select(filter_of(tree))).tolist())
+        assert selected(milvus, filter_of(tree)) == expected, tree
+        sizes.add(len(expected))
+    assert len(sizes) > 10, "the trees hardly differ"
+
+
+@pytest.mark.parametrize("both", [1], indirect=True, ids=["one-vector"])
+def test_any_text_is_a_value_and_never_an_expression(both) -> None:
+    faiss, milvus = both
+    for text, op in itertools.product(HARD_TEXTS, ("==", "!=", "<", ">=")):
+        wanted = filter_of({"column": ODD, "op": op, "value": text})
+        assert selected(milvus, wanted) == set(np.flatnonzero(faiss.items.select(wanted)).tolist())
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"column": "colour", "op": "==", "value": "a"},
+        {"column": "price", "op": "==", "value": "20"},
+        {"column": "tags", "op": "==", "value": "20"},
+        {"column": "since", "op": "<", "value": "May"},
+        {"and": [{"or": []}, {"not": {"column": "x", "op": "null"}}]},
+    ],
+)
+def test_a_filter_that_does_not_fit_is_refused_as_faiss_refuses_it(both, node) -> None:
+    places = []
+    for saved in both:
+        with pytest.raises(InvalidFilter) as refused:
+            saved.items.select(filter_of(node))
+        places.append(refused.value.place)
+    assert places[0] == places[1]
+
+
+def test_items_are_those_of_the_parquet_file(both) -> None:
+    faiss, milvus = both
+    rows = [3, 299, 0, 3, 17, 34]
+    kept, found = faiss.items.rows(rows), milvus.items.rows(rows)
+    assert [(item.id, item.image) for item in found] == [(item.id, item.image) for item in kept]
+    for one, other in zip(kept, found, strict=True):
+        assert json.dumps(one.metadata, default=str) == json.dumps(other.metadata, default=str)
+        assert {name: type(value) for name, value in one.metadata.items()} == {
+            name: type(value) for name, value in other.metadata.items()
+        }
+    assert milvus.items.rows([10**12]) == [None]
+    assert milvus.items.find("000017.jpg") == faiss.items.find("000017.jpg")
+    assert milvus.items.find('" or 1 == 1') is None
+    assert list(milvus.items.ids()) == list(faiss.items.ids())
+    assert milvus.items.columns() == json_of(faiss.items.columns())
+    for column in ("brand", "stock", "since", "sold", "price"):
+        one, other = (same_group(saved.items.groups(column)(np.arange(300))) for saved in both)
+        assert one == other
+
+
+def json_of(summary: list[Any]) -> list[Any]:
+    return [type(one).model_validate_json(one.model_dump_json()) for one in summary]
+
+
+def same_group(numbers: np.ndarray) -> list[int]:
+    """Number groups by their first member, so that two numberings can be compared."""
+    first: dict[int, int] = {}
+    return [-1 if number < 0 else first.setdefault(number, place) for place, number in enumerate(numbers.tolist())]
+
+
+def test_vectors_come_back_as_they_were_stored(both) -> None:
+    rows = np.array([5, 0, 299, 5])
+    np.testing.assert_array_equal(both[1].index.vectors(rows), both[0].index.vectors(rows))
+    assert not both[1].index.vectors(np.array([10**12])).any()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SavedIndex:
+    """An index of forty items that a test may change."""
+    metadata = pa.table({"image_path": named(40), "price": [float(n) for n in range(40)], "brand": ["a"] * 40})
+    return built(tmp_path, unit_rows(6, 40, 8), metadata)[1]
+
+
+def new_items(ids: list[str], **columns: Any) -> pa.Table:
+    return pa.table({"image_path": ids, **columns})
+
+
+def test_an_upsert_and_a_delete_are_seen_by_the_next_search(small: SavedIndex) -> None:
+    index = small.index
+    assert isinstance(index, MilvusIndex)
+    fresh = unit_rows(7, 2, 8)
+    index.upsert(new_items(["new.jpg", "000003.jpg"], price=[1.5, None]), fresh)
+    rows = index.search(fresh, 1).rows[:, 0]
+    found = small.items.rows(rows.tolist())
+    assert [item.id for item in found] == ["new.jpg", "000003.jpg"]
+    assert [item.metadata for item in found] == [{"price": 1.5, "brand": None}, {"price": None, "brand": None}]
+    assert rows[1] == 3
+    assert rows[0] > 40
+    assert len(index) == len(small.items) == 41
+    among = small.items.select(filter_of({"column": "brand", "op": "null"}))
+    assert set(index.search_among(fresh[:1], 50, among).rows[0].tolist()) == set(rows.tolist())
+    assert index.delete(["new.jpg", "000005.jpg", "unknown.jpg"]) == 2
+    assert not set(index.search(fresh, 50).rows.ravel().tolist()) & {int(rows[0]), 5}
+    assert small.items.rows([int(rows[0]), 5, 6])[:2] == [None, None]
+    assert (small.items.find("000005.jpg"), len(index)) == (None, 39)
+    index.upsert(new_items(["new.jpg"]), fresh[:1])
+    assert index.search(fresh[:1], 1).rows[0, 0] > rows[0], "a row is never used again"
+
+
+def test_an_image_is_found_by_its_bytes_after_an_upsert(small: SavedIndex) -> None:
+    import hashlib
+
+    digest = pa.array([hashlib.sha256(b"an image").digest()], pa.binary(32))
+    small.index.upsert(pa.table({"image_path": ["000002.jpg"], "cirrus:sha256": digest}), unit_rows(8, 1, 8))
+    assert small.items.same_bytes(b"an image") == [2]
+    assert small.items.same_bytes(b"another") == []
+
+
+@pytest.mark.parametrize(
+    ("items", "embeddings", "message"),
+    [
+        (new_items(["a"]), unit_rows(0, 1, 9), r"expected shape \[n, 8\]"),
+        (new_items(["a"]), unit_rows(0, 1, 8).astype(np.float64), "expected float32"),
+        (new_items(["a"]), np.full((1, 8), np.nan, np.float32), "not finite"),
+        (new_items(["a"]), unit_rows(0, 2, 8), "embeddings of 2 items"),
+        (new_items(["a", "a"]), unit_rows(0, 2, 8), "some images twice"),
+        (new_items(["a"], colour=["red"]), unit_rows(0, 1, 8), "no column 'colour'"),
+        (new_items(["a"], price=["red"]), unit_rows(0, 1, 8), "'price' is string"),
+        (new_items(["a"], brand=["x" * 70_000]), unit_rows(0, 1, 8), "70,000 bytes"),
+        (pa.table({"id": ["a"]}), unit_rows(0, 1, 8), "no column 'image_path'"),
+    ],
+)
+def test_an_upsert_that_does_not_fit_is_refused_and_changes_nothing(small, items, embeddings, message) -> None:
+    with pytest.raises(SearchIndexError, match=message):
+        small.index.upsert(items, embeddings)
+    assert len(small.index) == 40
+
+
+def test_threads_search_while_others_upsert_and_delete(small: SavedIndex) -> None:
+    """What never changes is found by every search, and each writer finds what it wrote, and not what it removed."""
+    index, errors = small.index, []
+    lasting = unit_rows(6, 40, 8)[:10]
+    ended = threading.Event()
+
+    def guarded(job) -> None:
+        try:
+            job()
+        except BaseException as error:
+            errors.append(error)
+
+    def read() -> None:
+        while not ended.is_set():
+            np.testing.assert_array_equal(index.search(lasting, 1).rows[:, 0], np.arange(10))
+            items = small.items.rows(index.search(lasting, 20).rows[0].tolist())
+            assert all(item is None or item.id for item in items)
+
+    def write(writer: int) -> None:
+        for turn in range(8):
+            id, vector = f"writer {writer}, {turn}.jpg", unit_rows(100 * writer + turn, 1, 8)
+            index.upsert(new_items([id]), vector)
+            (row,) = index.search(vector, 1).rows[0]
+            assert small.items.rows([int(row)])[0].id == id
+            assert index.delete([id]) == 1
+            assert row not in index.search(vector, 5).rows
+
+    readers = [threading.Thread(target=guarded, args=(read,)) for _ in range(3)]
+    writers = [threading.Thread(target=guarded, args=(lambda writer=n: write(writer + 1),)) for n in range(2)]
+    for thread in (*readers, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    ended.set()
+    for thread in readers:
+        thread.join()
+    assert errors == []
+
+
+def test_a_rebuild_makes_a_collection_of_its_own_and_keeps_one_before(tmp_path: Path) -> None:
+    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 30, 8), shard_size=10)
+    gallery = read_gallery(tmp_path / "gallery")
+    opened = []
+    for _ in range(3):
+        build_index(gallery, tmp_path / "index", backend="milvus", options=options(tmp_path))
+        opened.append(open_index(tmp_path / "index"))
+    queries = unit_rows(1, 2, 8)
+    same_answers(opened[1].index.search(queries, 5), opened[2].index.search(queries, 5))
+    with pytest.raises(SearchIndexError):
+        opened[0].index.search(queries, 5)
+
+
+def test_vectors_of_another_space_are_refused(tmp_path: Path) -> None:
+    other = SpaceSpec.of({"backbone": "another"}, dim=8, vectors=1, similarity=Similarity.COSINE)
+    for name, of in (("one", space(8)), ("two", other)):
+        write_gallery(tmp_path / name, of, unit_rows(0, 30, 8), shard_size=10)
+    one, two = read_gallery(tmp_path / "one"), read_gallery(tmp_path / "two")
+    build_index(one, tmp_path / "one.index", backend="milvus", options=options(tmp_path))
+    with pytest.raises(SpaceMismatch, match="name another with --collection"):
+        build_index(two, tmp_path / "two.index", backend="milvus", options=options(tmp_path))
+    assert not (tmp_path / "two.index").exists()
+    assert len(open_index(tmp_path / "one.index").index) == 30
+    build_index(two, tmp_path / "two.index", backend="milvus", options=options(tmp_path, "another"))
+    replace_in_index(tmp_path / "two.index", "milvus.json", tmp_path / "one.index" / "milvus.json")
+    with pytest.raises(SpaceMismatch, match="has vectors of space"):
+        open_index(tmp_path / "two.index")
+
+
+def test_a_collection_that_is_gone_or_not_ours_is_refused(small: SavedIndex, tmp_path: Path) -> None:
+    gallery, client = read_gallery(tmp_path / "gallery"), connected(str(tmp_path / "milvus.db"), named=True)
+    client.create_collection("mine", dimension=8)
+    with pytest.raises(SearchIndexError, match="did not make"):
+        build_index(gallery, tmp_path / "other", backend="milvus", options=options(tmp_path, "mine"))
+    place = json.loads((tmp_path / "milvus" / "milvus.json").read_text())
+    client.drop_alias("catalogue")
+    client.drop_collection(place["collection"])
+    with pytest.raises(SearchIndexError, match="has no collection catalogue_"):
+        open_index(tmp_path / "milvus")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"uri": None}, "needs an address"),
+        ({"collection": None}, "needs an address"),
+        ({"collection": "a b"}, "can't be the name"),
+        ({"uri": "http://user:secret@localhost:19530"}, "has a user in it"),
+        ({"uri": "ftp://localhost"}, "no address of Milvus"),
+        ({"kind": SearchKind.APPROXIMATE}, "searches exactly"),
+        ({"storage": Storage.FLOAT16}, "searches exactly"),
+    ],
+)
+def test_options_that_do_not_fit_name_the_cure(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
+    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 30, 8), shard_size=10)
+    with pytest.raises(SearchIndexError, match=message) as refused:
+        build_index(
+            read_gallery(tmp_path / "gallery"),
+            tmp_path / "index",
+            backend="milvus",
+            options=replace(options(tmp_path), **wrong),
+        )
+    assert "secret" not in str(refused.value)
+
+
+def test_an_address_is_refused_by_a_backend_of_files_and_within_the_index(tmp_path: Path) -> None:
+    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 30, 8), shard_size=10)
+    gallery = read_gallery(tmp_path / "gallery")
+    with pytest.raises(SearchIndexError, match="takes no uri and no collection"):
+        build_index(gallery, tmp_path / "index", options=options(tmp_path))
+    with pytest.raises(SearchIndexError, match="put it beside that folder"):
+        build_index(gallery, tmp_path / "index", backend="milvus", options=options(tmp_path / "index"))
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Milvus in a process of its own."""
+    port, data = free_port(), tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(data), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < end, "the server did not start"
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        process.terminate()
+
+
+def test_a_server_at_an_address_answers_as_the_file_does(small, server: str, tmp_path: Path, monkeypatch) -> None:
+    there = BuildOptions(uri=server, collection="catalogue")
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "there", backend="milvus", options=there)
+    queries = unit_rows(1, 5, 8)
+    same_answers(small.index.search(queries, 5), open_index(tmp_path / "there").index.search(queries, 5))
+    monkeypatch.setenv("CIRRUS_MILVUS_TOKEN", "root:secret")
+    with pytest.raises(SearchIndexError, match="only sent to an address that you name") as refused:
+        open_index(tmp_path / "there")
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("CIRRUS_MILVUS_URI", server)
+    assert len(open_index(tmp_path / "there").index) == 40
+    assert b"secret" not in b"".join(path.read_bytes() for path in (tmp_path / "there").iterdir() if path.is_file())
+
+
+def test_a_server_that_is_away_is_named(small, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CIRRUS_MILVUS_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(ServerUnavailable, match=r"http://127\.0\.0\.1:\d+") as away:
+        open_index(tmp_path / "milvus")
+    assert away.value.url is not None
+
+
+_OTHER_PROCESS = """
+import sys
+from cirrus_client.errors import CirrusError
+from cirrus_client.index import open_index
+try:
+    print(len(open_index(sys.argv[1]).index))
+except CirrusError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def in_another_process(index: Path) -> str:
+    command = [sys.executable, "-c", _OTHER_PROCESS, str(index)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_a_file_belongs_to_one_process_and_is_found_again_by_the_next(small, tmp_path: Path) -> None:
+    """It is found also if its folder has moved along with the index."""
+    refused = in_another_process(tmp_path / "milvus")
+    assert refused.startswith("SearchIndexError")
+    assert "another process" in refused
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from tests.client.test_milvus import built, unit_rows\n"
+        "built(Path(sys.argv[1]), unit_rows(6, 40, 8))\n"
+    )
+    (tmp_path / "first").mkdir()
+    root = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "first"), root], check=True, timeout=120)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert in_another_process(tmp_path / "moved" / "milvus").strip() == "40"
+
+
+def test_columns_that_do_not_fit_are_refused_before_anything_is_replaced(small, tmp_path: Path) -> None:
+    gallery = read_gallery(tmp_path / "gallery")
+    for values, message in (
+        (pa.array([2**64 - 1] * 40, pa.uint64()), "not integers of 64 bits"),
+        (pa.array(["x" * 70_000] * 40), "70,000 bytes"),
+    ):
+        metadata = pa.table({"image_path": named(40), "large": values})
+        with pytest.raises(SearchIndexError, match=message):
+            build_index(gallery, tmp_path / "milvus", backend="milvus", options=options(tmp_path), metadata=metadata)
+    assert len(open_index(tmp_path / "milvus").index) == 40
+    client = connected(str(tmp_path / "milvus.db"), named=True)
+    assert len(client.list_collections()) == 1, "a build that fails leaves no collection"
+
+
+def test_integers_dates_and_times_are_exact(tmp_path: Path) -> None:
+    whole = [2**53, 2**53 + 1, 2**63 - 1, -(2**63), 0]
+    metadata = pa.table(
+        {
+            "image_path": named(5),
+            "whole": pa.array(whole, pa.int64()),
+            "day": pa.array([date(1, 1, 1), date(9999, 12, 31), date(1970, 1, 1), None, date(1969, 12, 31)]),
+            "local": pa.array([datetime(2026, 5, 31, 12, 0, 0, n) for n in range(5)], pa.timestamp("us")),
+            "zoned": pa.array([datetime(2026, 5, 31, 12, tzinfo=UTC)] * 5, pa.timestamp("s", "Europe/Berlin")),
+            "fine": pa.array([1_000_000_000_000_000_000 + 1_000 * n for n in range(5)], pa.timestamp("ns")),
+        }
+    )
+    faiss, milvus = built(tmp_path, unit_rows(0, 5, 16), metadata)
+    kept, found = faiss.items.rows(range(5)), milvus.items.rows(range(5))
+    assert [item.metadata for item in found] == [item.metadata for item in kept]
+    for op, value in itertools.product(("==", "<", "<=", ">", "!="), whole):
+        wanted = filter_of({"column": "whole", "op": op, "value": value})
+        assert selected(milvus, wanted) == set(np.flatnonzero(faiss.items.select(wanted)).tolist())
+    for column, value in (
+        ("day", "1970-01-01"),
+        ("local", "2026-05-31T12:00:00.000002"),
+        ("zoned", "2026-05-31T12:00"),
+    ):
+        for op in ("==", "<", ">=", "!="):
+            wanted = filter_of({"not": {"column": column, "op": op, "value": value}})
+            assert selected(milvus, wanted) == set(np.flatnonzero(faiss.items.select(wanted)).tolist())
+
+
+def test_a_collection_filled_in_many_messages_is_whole(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(collections, "_BATCH_BYTES", 4_000)
+    faiss, milvus = built(tmp_path, unit_rows(0, 300, 16))
+    queries = unit_rows(1, 20, 16)
+    same_answers(faiss.index.search(queries, 10), milvus.index.search(queries, 10))
+    np.testing.assert_array_equal(milvus.index.vectors(np.arange(300)), faiss.index.vectors(np.arange(300)))
