@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -419,10 +420,9 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Milvus in a process of its own."""
-    port, data = free_port(), tmp_path_factory.mktemp("server")
+@contextmanager
+def started(port: int, data: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Milvus in a process of its own."""
     command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(data), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         end = time.monotonic() + 60
@@ -434,8 +434,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 assert process.poll() is None, "the server ended"
                 assert time.monotonic() < end, "the server did not start"
                 time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield process
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Milvus in a process of its own."""
+    port = free_port()
+    with started(port, tmp_path_factory.mktemp("server")):
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_a_server_at_an_address_answers_as_the_file_does(small, server: str, tmp_path: Path, monkeypatch) -> None:
@@ -450,6 +458,30 @@ def test_a_server_at_an_address_answers_as_the_file_does(small, server: str, tmp
     monkeypatch.setenv("CIRRUS_MILVUS_URI", server)
     assert len(open_index(tmp_path / "there").index) == 40
     assert b"secret" not in b"".join(path.read_bytes() for path in (tmp_path / "there").iterdir() if path.is_file())
+
+
+def test_a_server_that_was_killed_is_named_and_found_again(tmp_path: Path) -> None:
+    port = free_port()
+    there = BuildOptions(uri=f"http://127.0.0.1:{port}", collection="catalogue")
+    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 30, 8), shard_size=10)
+    queries = unit_rows(1, 5, 8)
+    with started(port, tmp_path / "data") as process:
+        build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index", backend="milvus", options=there)
+        index = open_index(tmp_path / "index").index
+        before = index.search(queries, 5)
+        process.kill()
+        process.wait()
+        with pytest.raises(ServerUnavailable, match=f"no Milvus answers at http://127.0.0.1:{port}"):
+            index.search(queries, 5)
+    with started(port, tmp_path / "data"):
+        end = time.monotonic() + 60
+        while True:
+            try:
+                same_answers(before, index.search(queries, 5))
+                break
+            except ServerUnavailable:
+                assert time.monotonic() < end
+                time.sleep(0.2)
 
 
 def test_a_server_that_is_away_is_named(small, tmp_path: Path, monkeypatch) -> None:

@@ -69,6 +69,7 @@ class Canaries:
             if verdict.error is not None:
                 raise verdict.error
             await version.encoder.check()
+            await asyncio.to_thread(len, version.saved.items)  # a server that has the index must answer
             parts.append(ReadyPart(part=name, space=version.space, cosine=verdict.cosine))
         return Readiness(parts=parts)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.errors import SearchIndexError, SpaceMismatch
+from cirrus_client.errors import CirrusError, SearchIndexError, SpaceMismatch
 from cirrus_client.files import temporary_directory
 from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.backend import IndexBackend
@@ -23,7 +23,7 @@ from cirrus_client.index.columns import ColumnSummary, described
 from cirrus_client.index.items import Items
 from cirrus_client.index.manifest import IndexManifest
 from cirrus_client.index.milvus.collection import Collection, space_of
-from cirrus_client.index.milvus.connection import ADDRESS, check_address, connected, is_file, reported
+from cirrus_client.index.milvus.connection import ADDRESS, READ_S, WRITE_S, check_address, connected, is_file, reported
 from cirrus_client.index.milvus.fields import Field, fields_of
 from cirrus_client.index.milvus.index import MilvusIndex
 from cirrus_client.index.milvus.items import MilvusItems
@@ -35,7 +35,6 @@ from cirrus_client.records import Record, read_record, write_sealed
 _PLACE = "milvus.json"
 _NAME = re.compile(r"[A-Za-z_]\w{0,199}", re.ASCII)
 _WAY_OUT = "build the index again with `cirrus index`"
-log = logging.getLogger(__name__)
 
 
 class MilvusPlace(Record):
@@ -86,11 +85,12 @@ class MilvusBackend(IndexBackend):
                 kept = os.path.relpath(Path(uri).resolve(), root.resolve()) if is_file(uri) else uri
                 place = MilvusPlace(uri=kept, collection=fresh, fields=fields, summary=tuple(summary))
                 write_sealed(root / _PLACE, place)
-                _switch(client, uri, name, fresh)
+                last = _switch(client, uri, name, fresh)
             except BaseException:
-                with reported(uri):
-                    client.drop_collection(fresh)
+                with suppress(CirrusError), reported(uri):
+                    client.drop_collection(fresh, timeout=WRITE_S)
                 raise
+        _drop_older(client, uri, name, keep=(fresh, last))
         return None
 
     def read(self, root: Path, manifest: IndexManifest, images: str) -> tuple[Index, Items]:
@@ -148,9 +148,9 @@ def _fill(collection: Collection, gallery: Gallery, file: Path) -> None:
 def _target(client: Any, uri: str, alias: str) -> str | None:
     """Return the collection that an alias leads to, or None if there is no such alias."""
     with reported(uri):
-        if not client.has_collection(alias) or alias in client.list_collections():
+        if not client.has_collection(alias, timeout=READ_S) or alias in client.list_collections(timeout=READ_S):
             return None
-        return str(client.describe_alias(alias)["collection_name"])
+        return str(client.describe_alias(alias, timeout=READ_S)["collection_name"])
 
 
 def _opened(root: Path, space: SpaceSpec) -> tuple[Collection, MilvusPlace]:
@@ -170,15 +170,21 @@ def _opened(root: Path, space: SpaceSpec) -> tuple[Collection, MilvusPlace]:
     return Collection.opened(client, uri, place.collection, space, place.fields), place
 
 
-def _switch(client: Any, uri: str, name: str, fresh: str) -> None:
-    """Lead the alias to a new collection, and drop those of earlier builds but the last one."""
+def _switch(client: Any, uri: str, name: str, fresh: str) -> str | None:
+    """Lead the alias to a new collection. Return the one that it led to before, or None."""
     last = _target(client, uri, name)
     with reported(uri):
         if last is None:
-            client.create_alias(fresh, name)
+            client.create_alias(fresh, name, timeout=WRITE_S)
         else:
-            client.alter_alias(fresh, name)
-        builds = re.compile(rf"{re.escape(name)}_\d{{10}}_[0-9a-f]{{8}}")
-        for old in client.list_collections():
-            if builds.fullmatch(old) and old not in (fresh, last):
-                client.drop_collection(old)
+            client.alter_alias(fresh, name, timeout=WRITE_S)
+    return last
+
+
+def _drop_older(client: Any, uri: str, name: str, *, keep: tuple[str | None, ...]) -> None:
+    """Drop the collections of earlier builds under a name."""
+    builds = re.compile(rf"{re.escape(name)}_\d{{10}}_[0-9a-f]{{8}}")
+    with reported(uri):
+        for old in client.list_collections(timeout=READ_S):
+            if builds.fullmatch(old) and old not in keep:
+                client.drop_collection(old, timeout=WRITE_S)

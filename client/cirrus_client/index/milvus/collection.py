@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from cirrus_client.errors import SearchIndexError, SpaceMismatch
 from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
 from cirrus_client.index.conditions import ColumnType
-from cirrus_client.index.milvus.connection import TIMEOUT_S, reported
+from cirrus_client.index.milvus.connection import READ_S, WRITE_S, reported
 from cirrus_client.index.milvus.expression import text_literal
 from cirrus_client.index.milvus.fields import (
     ID,
@@ -39,6 +39,7 @@ MOST_ROWS = 16_384
 _SPACE = "cirrus.space"
 _BATCH_BYTES = 16 * 2**20  # an insert has at most 64 MiB
 _STRONG = "Strong"
+_NOT_LOADED = 101  # Milvus's code for it
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Collection:
                 schema=_schema(client, space, fields),
                 properties={_SPACE: space.fingerprint},
                 consistency_level=_STRONG,
-                timeout=TIMEOUT_S,
+                timeout=WRITE_S,
             )
-            client.create_index(name, _indexes(client), timeout=TIMEOUT_S, sync=False)
-            client.load_collection(name, timeout=TIMEOUT_S)
+            client.create_index(name, _indexes(client), timeout=WRITE_S, sync=False)
+            client.load_collection(name, timeout=WRITE_S)
         return Collection(client, uri, name, space, fields, MadeHere("a connection to Milvus"))
 
     @staticmethod
@@ -87,7 +88,7 @@ class Collection:
                 f"{space.fingerprint}: build the index again with `cirrus index`"
             )
         with reported(uri):
-            client.load_collection(name, timeout=TIMEOUT_S)
+            client.load_collection(name, timeout=WRITE_S)
         return Collection(client, uri, name, space, fields, MadeHere("a connection to Milvus"))
 
     def __reduce__(self) -> NoReturn:
@@ -106,17 +107,7 @@ class Collection:
 
     def query(self, expression: str, output: Sequence[str]) -> list[dict[str, Any]]:
         """Return fields of the rows for which an expression is true. At most `MOST_ROWS` may be."""
-        self.made_here.check(SearchIndexError)
-        with reported(self.uri):
-            return list(
-                self.client.query(
-                    self.name,
-                    filter=expression,
-                    output_fields=list(output),
-                    consistency_level=_STRONG,
-                    timeout=TIMEOUT_S,
-                )
-            )
+        return list(self._read(self.client.query, filter=expression, output_fields=list(output)))
 
     def first_rows(self, items: Sequence[int], output: Sequence[str]) -> dict[int, dict[str, Any]]:
         """Return fields of items, by the items' rows. Items that are gone are left out."""
@@ -153,10 +144,7 @@ class Collection:
 
     def ids(self) -> Iterator[str]:
         """Yield the ids of all items."""
-        with reported(self.uri):
-            pages = self.client.query_iterator(
-                self.name, batch_size=1_000, output_fields=[PK, ID], consistency_level=_STRONG, timeout=TIMEOUT_S
-            )
+        pages = self._read(self.client.query_iterator, batch_size=1_000, output_fields=[PK, ID])
         try:
             while True:
                 with reported(self.uri):
@@ -169,19 +157,15 @@ class Collection:
 
     def search(self, queries: Embeddings, k: int, expression: str) -> list[list[tuple[int, float]]]:
         """Return the numbers (`pk`) and scores of the k best vectors per query, best first; at most `MOST_ROWS`."""
-        self.made_here.check(SearchIndexError)
-        with reported(self.uri):
-            found = self.client.search(
-                self.name,
-                data=list(queries),
-                anns_field=VECTOR,
-                filter=expression,
-                limit=k,
-                output_fields=[PK],
-                search_params={"metric_type": "IP"},
-                consistency_level=_STRONG,
-                timeout=TIMEOUT_S,
-            )
+        found = self._read(
+            self.client.search,
+            data=list(queries),
+            anns_field=VECTOR,
+            filter=expression,
+            limit=k,
+            output_fields=[PK],
+            search_params={"metric_type": "IP"},
+        )
         return [[(int(hit[PK]), float(hit["distance"])) for hit in hits] for hits in found]
 
     def put(self, items: NDArray[np.int64], table: pa.Table, embeddings: Embeddings, *, replace: bool) -> None:
@@ -198,7 +182,7 @@ class Collection:
             end = start + per_batch
             rows = self._rows(items[start:end], table[start:end], embeddings[start:end])
             with reported(self.uri):
-                write(self.name, rows, timeout=TIMEOUT_S)
+                write(self.name, rows, timeout=WRITE_S)
 
     def remove(self, items: Sequence[int]) -> None:
         """Remove items."""
@@ -206,8 +190,21 @@ class Collection:
         for start in range(0, len(items), MOST_ROWS // 4):
             with reported(self.uri):
                 self.client.delete(
-                    self.name, filter=f"{ITEM} in {list(items[start : start + MOST_ROWS // 4])}", timeout=TIMEOUT_S
+                    self.name, filter=f"{ITEM} in {list(items[start : start + MOST_ROWS // 4])}", timeout=WRITE_S
                 )
+
+    def _read(self, call: Callable[..., Any], **options: Any) -> Any:
+        """Call a method of the client that reads. What was released, as by a server that restarted, is loaded again."""
+        self.made_here.check(SearchIndexError)
+        options |= {"consistency_level": _STRONG, "timeout": READ_S}
+        with reported(self.uri):
+            try:
+                return call(self.name, **options)
+            except need("pymilvus", "the index backend milvus").MilvusException as error:
+                if error.code != _NOT_LOADED:
+                    raise
+                self.client.load_collection(self.name, timeout=WRITE_S)
+                return call(self.name, **options)
 
     def _rows(self, items: NDArray[np.int64], table: pa.Table, embeddings: Embeddings) -> list[dict[str, Any]]:
         paths = table[PATH].to_pylist()
@@ -230,9 +227,9 @@ class Collection:
 def space_of(client: Any, uri: str, name: str) -> str | None:
     """Return the fingerprint of a collection's space, "" if it has none, or None if there is no such collection."""
     with reported(uri):
-        if not client.has_collection(name, timeout=TIMEOUT_S):
+        if not client.has_collection(name, timeout=READ_S):
             return None
-        described = client.describe_collection(name, timeout=TIMEOUT_S)
+        described = client.describe_collection(name, timeout=READ_S)
     return str(described.get("properties", {}).get(_SPACE, ""))
 
 

@@ -16,7 +16,8 @@ from cirrus_client.extras import need
 
 TOKEN = "CIRRUS_MILVUS_TOKEN"
 ADDRESS = "CIRRUS_MILVUS_URI"
-TIMEOUT_S = 30.0
+READ_S = 10.0
+WRITE_S = 60.0
 _CONNECT_S = 10.0
 _UNAVAILABLE = 2
 _clients: dict[tuple[int, str], Any] = {}
@@ -110,5 +111,5 @@ def _ours(error: Exception, uri: str) -> CirrusError | None:
     if code in (_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE):
         return ServerUnavailable(f"no Milvus answers at {uri}: start it, or name its address in {ADDRESS}", url=uri)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return ServerTimeout(f"Milvus at {uri} did not answer within {TIMEOUT_S:.0f} s", url=uri)
+        return ServerTimeout(f"Milvus at {uri} did not answer in time", url=uri)
     return SearchIndexError(f"Milvus at {uri} refused: {reason}")
