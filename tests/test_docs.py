@@ -86,6 +86,7 @@ def test_the_api_pages_index_measures_its_agreement_and_keeps_metadata(api_page:
     assert api_page.manifest.agreement.source == "queries of last week"
     first = api_page.saved.items.rows(range(60))
     assert {item.id: item.metadata["title"] for item in first}["000001.jpg"] == "striped shirt"
+    assert {match.metadata["title"] for match in api_page.titled} == {"red dress", "striped shirt"}
     assert all(item.image == f"https://images.example/photos/{item.id}" for item in first)
 
 

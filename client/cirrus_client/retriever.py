@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
@@ -15,10 +15,14 @@ from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import AsyncEncoder, Embeddings, Encoder, is_async
 from cirrus_client.errors import SearchIndexError, SpaceMismatch, UnsupportedQuery
 from cirrus_client.image.inputs import ImageInput
+from cirrus_client.index.filter_models import Filter, read_filter
 from cirrus_client.index.items import Items
 from cirrus_client.index.parquet_items import ParquetItems
-from cirrus_client.index.protocol import Index
+from cirrus_client.index.protocol import Index, filtered
 from cirrus_client.index.saved import open_index
+
+FilterTree: TypeAlias = Filter | Mapping[str, Any]
+"""A filter, or its JSON form: `{"column": "price", "op": "<", "value": 50}`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Match:
 
     rank: 1 is best. id: the image's path relative to the root of the gallery's images. score: inner product of query
     and image, which is their cosine. image: where the image is, a file path or a URL. metadata: the other columns of
-    the index's `items.parquet`.
+    the index.
     """
 
     rank: int
@@ -63,21 +67,33 @@ class Retriever:
         self._index = index
         self._items = items
 
-    def search(self, *, image: ImageInput | None = None, text: str | None = None, k: int = 10) -> list[Match]:
+    def search(
+        self,
+        *,
+        image: ImageInput | None = None,
+        text: str | None = None,
+        k: int = 10,
+        filter: FilterTree | None = None,
+    ) -> list[Match]:
         """Return the k best gallery images for a reference image and an edit text, best first.
 
-        Raises InvalidImage, InvalidText or UnsupportedQuery for a query that can't be encoded, SearchIndexError for a k
-        under 1.
+        filter: only images in it are answered. Raises InvalidImage, InvalidText or UnsupportedQuery for a query that
+        can't be encoded, SearchIndexError for a k under 1, InvalidFilter for a filter that does not fit the metadata.
         """
-        return self.search_many([image], [text], k=k)[0]
+        return self.search_many([image], [text], k=k, filter=filter)[0]
 
     def search_many(
-        self, images: Sequence[ImageInput | None], texts: Sequence[str | None], *, k: int = 10
+        self,
+        images: Sequence[ImageInput | None],
+        texts: Sequence[str | None],
+        *,
+        k: int = 10,
+        filter: FilterTree | None = None,
     ) -> list[list[Match]]:
         """Return the k best gallery images for each (image, text) pair. Errors have the position of the pair."""
-        return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k)
+        return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k, filter)
 
-    def search_terms(self, terms: Sequence[Term], *, k: int = 10) -> list[Match]:
+    def search_terms(self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None) -> list[Match]:
         """Return the k best gallery images for several references or texts together, best first.
 
         The query is the sum of the terms' embeddings, each times its weight; equal weights are the mean. Raises
@@ -87,7 +103,7 @@ class Retriever:
         _check_terms(terms, self._encoder.space)
         embeddings = self._encoder.encode_queries([term.image for term in terms], [term.text for term in terms])
         query = weighted_sum(embeddings, [term.weight for term in terms])
-        return _matches(self._index, self._items, query[None], k)[0]
+        return _matches(self._index, self._items, query[None], k, filter)[0]
 
     def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -117,23 +133,37 @@ class AsyncRetriever:
         self._items = items
         self._fits = False
 
-    async def search(self, *, image: ImageInput | None = None, text: str | None = None, k: int = 10) -> list[Match]:
+    async def search(
+        self,
+        *,
+        image: ImageInput | None = None,
+        text: str | None = None,
+        k: int = 10,
+        filter: FilterTree | None = None,
+    ) -> list[Match]:
         """See `Retriever.search`. Also raises what the constructor of `Retriever` raises."""
-        return (await self.search_many([image], [text], k=k))[0]
+        return (await self.search_many([image], [text], k=k, filter=filter))[0]
 
     async def search_many(
-        self, images: Sequence[ImageInput | None], texts: Sequence[str | None], *, k: int = 10
+        self,
+        images: Sequence[ImageInput | None],
+        texts: Sequence[str | None],
+        *,
+        k: int = 10,
+        filter: FilterTree | None = None,
     ) -> list[list[Match]]:
         """See `Retriever.search_many`."""
         embeddings = await self._embeddings(images, texts)
-        return await asyncio.to_thread(_matches, self._index, self._items, embeddings, k)
+        return await asyncio.to_thread(_matches, self._index, self._items, embeddings, k, filter)
 
-    async def search_terms(self, terms: Sequence[Term], *, k: int = 10) -> list[Match]:
+    async def search_terms(
+        self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None
+    ) -> list[Match]:
         """See `Retriever.search_terms`."""
         _check_terms(terms, self._index.space)
         embeddings = await self._embeddings([term.image for term in terms], [term.text for term in terms])
         query = weighted_sum(embeddings, [term.weight for term in terms])
-        return (await asyncio.to_thread(_matches, self._index, self._items, query[None], k))[0]
+        return (await asyncio.to_thread(_matches, self._index, self._items, query[None], k, filter))[0]
 
     async def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -224,8 +254,11 @@ def _check_fit(space: SpaceSpec, index: Index, items: Items) -> None:
         raise SearchIndexError(f"the index has {len(index)} rows, but {len(items)} images are named")
 
 
-def _matches(index: Index, items: Items, queries: Embeddings, k: int) -> list[list[Match]]:
-    hits = index.search(queries, k)
+def _matches(index: Index, items: Items, queries: Embeddings, k: int, filter: FilterTree | None) -> list[list[Match]]:
+    if filter is None:
+        hits = index.search(queries, k)
+    else:
+        hits = filtered(index).search_among(queries, k, items.select(read_filter(filter)))
     answers = []
     for rows, scores in zip(hits.rows, hits.scores, strict=True):
         found = rows >= 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import random
 import socket
 import subprocess
@@ -27,13 +28,15 @@ pytest.importorskip("faiss", reason="FAISS is not installed (pip install 'cirrus
 pytest.importorskip("fastapi", reason="the random filters are those of the service's tests")
 
 from cirrus_client.bundle import Similarity, SpaceSpec
+from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidFilter, SearchIndexError, ServerUnavailable, SpaceMismatch
-from cirrus_client.gallery import read_gallery
+from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import BuildOptions, SavedIndex, SearchKind, Storage, build_index, open_index
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.milvus import collection as collections
 from cirrus_client.index.milvus.connection import connected
 from cirrus_client.index.milvus.index import MilvusIndex
+from cirrus_client.retriever import open_retriever
 from tests.client.test_index import space, unit_rows, write_gallery
 from tests.damage import replace_in_index
 from tests.service.test_filters import columns, random_filter
@@ -270,6 +273,28 @@ def test_an_upsert_and_a_delete_are_seen_by_the_next_search(small: SavedIndex) -
     assert (small.items.find("000005.jpg"), len(index)) == (None, 39)
     index.upsert(new_items(["new.jpg"]), fresh[:1])
     assert index.search(fresh[:1], 1).rows[0, 0] > rows[0], "a row is never used again"
+
+
+def test_a_retriever_answers_from_milvus_under_a_filter(bundle, photos: Path, tmp_path: Path) -> None:
+    encoder = LocalEncoder(bundle)
+    embed_gallery(photos, tmp_path / "gallery", encoder)
+    metadata = pa.table({"image_path": named(60), "price": list(range(60))})
+    gallery = read_gallery(tmp_path / "gallery")
+    build_index(gallery, tmp_path / "faiss", metadata=metadata)
+    build_index(gallery, tmp_path / "milvus", backend="milvus", options=options(tmp_path), metadata=metadata)
+    cheap = {"column": "price", "op": "<", "value": 20}
+    answers = []
+    for name in ("faiss", "milvus"):
+        retriever = open_retriever(encoder, tmp_path / name)
+        answers.append(retriever.search(image=photos / "000007.jpg", text="in blue", k=30, filter=cheap))
+        for wrong in ({"column": "colour", "op": "null"}, {"column": "price"}, []):
+            with pytest.raises(InvalidFilter):
+                retriever.search(text="in blue", image=photos / "000007.jpg", filter=wrong)
+    assert [match.id for match in answers[0]] == [match.id for match in answers[1]]
+    assert sorted(match.id for match in answers[1]) == named(20)
+    assert all(Path(match.image).is_file() for match in answers[1])
+    with pytest.raises(SearchIndexError, match=r"does not pickle; .*open_index"):
+        pickle.dumps(retriever)
 
 
 def test_an_image_is_found_by_its_bytes_after_an_upsert(small: SavedIndex) -> None:

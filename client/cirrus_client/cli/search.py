@@ -41,7 +41,7 @@ def search(
     collection: Annotated[str | None, typer.Option(help="A collection of --url; the first one by default.")] = None,
     filter_: Annotated[
         str | None,
-        typer.Option("--filter", help='With --url: like {"column": "price", "op": "<", "value": 50}.'),
+        typer.Option("--filter", help='Only images in it: like {"column": "price", "op": "<", "value": 50}.'),
     ] = None,
     unique: Annotated[str | None, typer.Option(help="With --url: the best item for each value of this column.")] = None,
     bundle: BundleOption = None,
@@ -70,15 +70,16 @@ def search(
             raise typer.BadParameter(
                 "the service has its own", param_hint="--bundle, --server, --name, --root, --backend, --sheet"
             )
-        matches = _asked(url, api_key, Query(reference, text), k, _options(collection, filter_, unique))
+        options = {"collection": collection, "filter": _tree(filter_), "unique": unique}
+        matches = _asked(url, api_key, Query(reference, text), k, options)
     else:
         assert index is not None
-        if collection is not None or filter_ is not None or unique is not None:
-            raise typer.BadParameter("a service has it: give --url", param_hint="--collection, --filter, --unique")
+        if collection is not None or unique is not None:
+            raise typer.BadParameter("a service has it: give --url", param_hint="--collection, --unique")
         retriever = open_retriever(
             open_encoder(bundle, server, name, transport, trust_plans=trust_plans), index, images=root, backend=backend
         )
-        matches = retriever.search(image=reference, text=text, k=k)
+        matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter_))
     if as_json:
         typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
     else:
@@ -92,12 +93,11 @@ def search(
         echo(f"contact sheet: {sheet}", err=True)
 
 
-def _options(collection: str | None, filter_: str | None, unique: str | None) -> dict[str, Any]:
+def _tree(filter_: str | None) -> Any:
     try:
-        tree = None if filter_ is None else json.loads(filter_)
+        return None if filter_ is None else json.loads(filter_)
     except ValueError as error:
         raise typer.BadParameter(f"it is not JSON: {error}", param_hint="--filter") from None
-    return {"collection": collection, "filter": tree, "unique": unique}
 
 
 def _asked(url: str, key: str | None, query: Query, k: int, options: dict[str, Any]) -> list[Match]:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
+
+from cirrus_client.errors import InvalidFilter
+from cirrus_client.records import first_problem
 
 _COLUMN = Field(max_length=200)
 Value = (
@@ -86,3 +100,15 @@ Filter = Annotated[
 
 for _model in (And, Or, Not):
     _model.model_rebuild()
+
+_FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
+
+
+def read_filter(tree: Any) -> Filter:
+    """Return the filter that a tree of JSON's types is. Raises InvalidFilter, with its place, if it is none."""
+    try:
+        return _FILTER.validate_python(tree)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        place = "filter" if field is None else f"filter.{field}"
+        raise InvalidFilter(f"it is no filter: {problem}", place=place) from None

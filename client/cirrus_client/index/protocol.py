@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.errors import InvalidFilter
 from cirrus_client.records import Record
 
 
@@ -123,3 +124,13 @@ class FilteredIndex(Index, Protocol):
     def vectors(self, rows: NDArray[np.int64]) -> Embeddings:
         """Return the stored vectors of rows, int64 [n], as float32 [n, V, D]; zeros for an image that is gone."""
         ...
+
+
+def filtered(index: Index) -> FilteredIndex:
+    """Return an index as one that filters. Raises InvalidFilter if its backend does not."""
+    if not isinstance(index, FilteredIndex):
+        raise InvalidFilter(
+            "the index backend of this collection neither filters nor folds; build it with the backend faiss",
+            place="filter",
+        )
+    return index

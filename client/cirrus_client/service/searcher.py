@@ -12,10 +12,9 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.errors import InvalidFilter
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.items import Groups
-from cirrus_client.index.protocol import FilteredIndex, Index, Selection
+from cirrus_client.index.protocol import Index, Selection, filtered
 from cirrus_client.index.saved import SavedIndex
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.ranking import Ranked, Rows, Rules, Scores, select
@@ -50,7 +49,7 @@ class Searcher:
         """Return the items in a filter; None for no filter. Raises InvalidFilter."""
         if wanted is None:
             return None
-        self._filtered()
+        filtered(self._index)
         key = wanted.model_dump_json()
         return await asyncio.to_thread(self._selections.get, key, lambda: self._items.select(wanted))
 
@@ -77,15 +76,7 @@ class Searcher:
             fetched *= 4
 
     def _vectors(self, rows: Rows) -> Embeddings:
-        return self._filtered().vectors(rows)
-
-    def _filtered(self) -> FilteredIndex:
-        if not isinstance(self._index, FilteredIndex):
-            raise InvalidFilter(
-                "the index backend of this collection neither filters nor folds; build it with the backend faiss",
-                place="filter",
-            )
-        return self._index
+        return filtered(self._index).vectors(rows)
 
     async def _run(self, wanted: Sequence[_Wanted]) -> Sequence[tuple[Rows, Scores]]:
         return await asyncio.to_thread(self._search, wanted)
@@ -102,7 +93,7 @@ class Searcher:
             hits = (
                 self._index.search(embeddings, k)
                 if among is None
-                else self._filtered().search_among(embeddings, k, among)
+                else filtered(self._index).search_among(embeddings, k, among)
             )
             for place, rows, scores in zip(places, hits.rows, hits.scores, strict=True):
                 answers[place] = rows[: wanted[place].k], scores[: wanted[place].k]

@@ -36,7 +36,7 @@ from cirrus_client.index.parquet_items import DIGEST, PATH
 MOST_ROWS = 16_384
 """The most rows that Milvus returns for a query."""
 
-_SPACE = "cirrus.space"
+_SPACE = "cirrus_space"
 _BATCH_BYTES = 16 * 2**20  # an insert has at most 64 MiB
 _STRONG = "Strong"
 _NOT_LOADED = 101  # Milvus's code for it
