@@ -3,6 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
+COMMA := ,
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +11,8 @@ READY := $(VENV)/.ready
 DEMO := build/demo
 # onnxruntime-gpu, tensorrt and faiss-gpu where there is an NVIDIA GPU, their CPU packages elsewhere
 EXTRA := $(if $(shell command -v nvidia-smi),gpu,cpu)
+# milvus-lite brings faiss-cpu, which would take the place of faiss-gpu
+DEV := $(if $(filter cpu,$(EXTRA)),dev$(COMMA)milvus-lite,dev)
 BUNDLE ?= $(DEMO)/bundle
 # Exporting is Python on one core, and tests of servers wait; so tests run in processes beside each other, up to 3 GB each.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
@@ -31,12 +34,12 @@ $(READY): pyproject.toml export/cirrus_demo/pyproject.toml constraints.txt requi
 	$(PIP) --require-hashes --no-deps --requirement requirements-$(EXTRA).lock
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --no-deps torchvision
-	$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRA),dev]" --editable export/cirrus_demo
+	$(PIP) --constraint constraints.txt --no-build-isolation --editable ".[$(EXTRA),$(DEV)]" --editable export/cirrus_demo
 	@touch $@
 
 UV_LOCK = $(BIN)/uv pip compile --quiet --no-deps --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-header --no-emit-package torch --no-emit-package torchvision
-CPU_PACKAGES := onnxruntime openvino openvino-telemetry faiss-cpu
+CPU_PACKAGES := onnxruntime openvino openvino-telemetry faiss-cpu milvus-lite
 
 lock: $(READY)  ## write the hashes of constraints.txt's packages anew, after it was changed
 	$(PIP) uv

@@ -77,7 +77,7 @@ def index(tiny_bundle, images, tmp_path_factory) -> Path:
 
 
 def test_an_index_in_milvus_is_built_searched_and_replaced(tiny_bundle, index, search, tmp_path) -> None:
-    pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus]')")
+    pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus-lite]')")
     place = ("--backend", "milvus", "--uri", tmp_path / "milvus.db", "--collection", "pictures")
     build = ("index", index.parent / "gallery", "--out", tmp_path / "index", *place)
     for _ in range(2):

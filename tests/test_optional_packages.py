@@ -61,6 +61,16 @@ def test_the_client_imports_without_any_optional_package() -> None:
             "--ray needs ray: pip install 'cirrus-cir[ray]'",
         ),
         (
+            "pymilvus",
+            "from cirrus_client.index.milvus.connection import connected; connected('http://milvus', named=True)",
+            "the index backend milvus needs pymilvus: pip install 'cirrus-cir[milvus]'",
+        ),
+        (
+            "milvus_lite",
+            "from cirrus_client.index.milvus.connection import connected; connected('milvus.db', named=True)",
+            "Milvus in milvus.db needs milvus_lite: pip install 'cirrus-cir[milvus-lite]'",
+        ),
+        (
             "fsspec",
             "from cirrus_client.gallery import open_source; open_source('s3://bucket/photos').list()",
             "reading s3://bucket/photos needs fsspec: pip install 'cirrus-cir[sources]'",

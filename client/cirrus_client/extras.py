@@ -9,7 +9,8 @@ from cirrus_client.errors import MissingPackage
 
 _BY_EXTRA = {
     "search": ("faiss",),
-    "milvus": ("pymilvus", "milvus_lite"),
+    "milvus": ("pymilvus",),
+    "milvus-lite": ("milvus_lite",),
     "sources": ("fsspec", "s3fs"),
     "heif": ("pillow_heif",),
     "ray": ("ray",),

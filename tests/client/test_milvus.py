@@ -23,7 +23,7 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
 
-pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus]')")
+pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus-lite]')")
 pytest.importorskip("faiss", reason="FAISS is not installed (pip install 'cirrus-cir[search]')")
 pytest.importorskip("fastapi", reason="the random filters are those of the service's tests")
 
@@ -33,9 +33,9 @@ from cirrus_client.errors import InvalidFilter, SearchIndexError, ServerUnavaila
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import BuildOptions, SavedIndex, SearchKind, Storage, build_index, open_index
 from cirrus_client.index.filter_models import Filter
+from cirrus_client.index.milvus import MilvusIndex
 from cirrus_client.index.milvus import collection as collections
 from cirrus_client.index.milvus.connection import connected
-from cirrus_client.index.milvus.index import MilvusIndex
 from cirrus_client.retriever import open_retriever
 from tests.client.test_index import space, unit_rows, write_gallery
 from tests.damage import replace_in_index
@@ -222,7 +222,7 @@ def test_items_are_those_of_the_parquet_file(both) -> None:
     assert list(milvus.items.ids()) == list(faiss.items.ids())
     assert milvus.items.columns() == json_of(faiss.items.columns())
     for column in ("brand", "stock", "since", "sold", "price"):
-        one, other = (same_group(saved.items.groups(column)(np.arange(300))) for saved in both)
+        one, other = (same_group(saved.items.groups(column).numbers(np.arange(300))) for saved in both)
         assert one == other
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import operator
 import random
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,10 @@ from cirrus_client.errors import InvalidFilter, SearchIndexError
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.filters import matching
+from cirrus_client.index.parquet_items import ParquetItems
 from cirrus_client.index.protocol import BuildOptions, SearchKind, Storage
+from cirrus_client.service.ranking import Rules
+from cirrus_client.service.searcher import Searcher
 from tests.service.test_search import ids, problem, search
 
 _FILTER: TypeAdapter[Any] = TypeAdapter(Filter)
@@ -251,6 +257,44 @@ def test_the_best_item_per_product_and_those_without_one_are_answered(client) ->
     for column in ("nothing", "tags"):
         body = {"queries": [query], "unique": column}
         assert problem(client.post("/v1/search", json=body))["place"] == "unique"
+
+
+@pytest.mark.parametrize("values", [1, 3, 400])
+def test_one_item_per_value_is_found_without_reading_the_whole_index(values: int, monkeypatch) -> None:
+    """The best item is left out, so that the next one of its group is answered in its place."""
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
+    stored, query = embeddings(5_000, 1, seed=1), embeddings(1, 1, seed=2)[0]
+    brands = [None if n % 1_000 == 0 else n % values for n in range(len(stored))]
+    table = pa.table({"image_path": [f"{n}.jpg" for n in range(len(stored))], "brand": brands})
+    index, _ = index_in_memory(space, stored)
+    items = ParquetItems(table, images="/photos")
+    asked: list[int] = []
+
+    def counting(search: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(queries: Any, k: int, *among: Any) -> Any:
+            asked.append(k)
+            return search(queries, k, *among)
+
+        return counted
+
+    for name in ("search", "search_among"):
+        monkeypatch.setattr(index, name, counting(getattr(index, name)))
+    order = np.argsort(-(stored @ query))
+    left_out, seen, expected = int(order[0]), set(), []
+    for row in order[1:].tolist():
+        if brands[row] is None or brands[row] not in seen:
+            expected.append(row)
+        seen.add(brands[row])
+
+    async def ranked() -> list[int]:
+        searcher = Searcher(SimpleNamespace(index=index, items=items))
+        rules = Rules(count=10, left_out=frozenset({left_out}), groups=await searcher.groups("brand"))
+        return [one.row for one in await searcher.rank(query, rules, None)]
+
+    found = asyncio.run(ranked())
+    assert found == expected[: len(found)]
+    assert len(found) == min(10, len(expected))
+    assert values == 400 or sum(asked) < 3_000
 
 
 def test_near_duplicates_are_folded_into_the_better_one(client, index_root) -> None:

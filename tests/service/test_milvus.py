@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus]')")
+pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus-lite]')")
 
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.gallery import read_gallery
@@ -58,6 +58,10 @@ def same_results(one: dict[str, Any], other: dict[str, Any]) -> None:
         {"filter": {"column": "tags", "op": "null"}},
         {"unique": "product", "k": 59},
         {"unique": "brand"},
+        {"unique": "brand", "k": 59},
+        {"unique": "price", "k": 59},
+        {"unique": "sold", "k": 20, "fold": 0.95},
+        {"unique": "since", "k": 30, "offset": 3, "min_score": 0.1},
         {"unique": "brand", "filter": {"column": "sold", "op": "==", "value": False}},
         {"fold": 0.9, "k": 59},
         {"min_score": 0.2, "k": 59},

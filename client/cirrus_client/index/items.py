@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -15,9 +15,23 @@ from cirrus_client.index.columns import ColumnSummary
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.protocol import Selection
 
-Groups: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.int64]]
-"""Takes rows, int64 [n], and returns the number of each one's value in a column, int64 [n]; -1 where it is null. Only
-numbers of one call can be compared."""
+
+class Groups(Protocol):
+    """The images of an index, grouped by their values in a column. Threads may share it."""
+
+    def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of the group of each row, int64 [n]; -1 where the value is null.
+
+        rows: int64 [n]. Only numbers of one call can be compared.
+        """
+        ...
+
+    def others(self, rows: NDArray[np.int64], among: Selection | None) -> Selection:
+        """Return the images of a selection without the groups of some rows; None selects from all.
+
+        What is in no group stays, and so may a group whose value can't be written as a condition.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Items(Protocol):
         ...
 
     def groups(self, column: str) -> Groups:
-        """Return a function that tells rows with the same value in a column from others.
+        """Group the images by their values in a column.
 
         Raises InvalidFilter, with the place "unique", if there is no such column, or its values can't be compared.
         """

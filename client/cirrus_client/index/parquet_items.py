@@ -86,12 +86,25 @@ class ParquetItems:
         """See `Items.groups`."""
         if column not in self._metadata.column_names:
             raise unknown_column(column, self._metadata.schema, place="unique")
-        numbers = numbered(self._metadata[column])
-        return lambda rows: numbers[rows]
+        return _Groups(numbered(self._metadata[column]))
 
     def _item(self, record: dict[str, Any]) -> Item | None:
         path = record.pop(PATH)
         return None if path is None else Item(path, located(self.images, path), record)
+
+
+class _Groups:
+    """Groups of rows. numbers: that of every row, int64 [N], or below 0 for none."""
+
+    def __init__(self, numbers: NDArray[np.int64]) -> None:
+        self._numbers = numbers
+
+    def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._numbers[rows]
+
+    def others(self, rows: NDArray[np.int64], among: Mask | None) -> Mask:
+        others: Mask = (self._numbers < 0) | ~np.isin(self._numbers, self._numbers[rows])
+        return others if among is None else among & others
 
 
 class _Digests:

@@ -20,8 +20,8 @@ class Rules:
     """Which of the nearest rows are answered.
 
     count: how many, from the best on. left_out: rows that are not answered. min_score: lower scores are not answered.
-    groups: returns the groups of rows; the best row of a group is answered, and every row that is in none. fold: rows
-    whose similarity to a better one is at least this are its duplicates.
+    groups: the best row of each is answered, and every row that is in none. fold: rows whose similarity to a better one
+    is at least this are its duplicates.
     """
 
     count: int
@@ -57,7 +57,7 @@ def select(rows: Rows, scores: Scores, rules: Rules, vectors: Callable[[Rows], E
         found &= ~np.isin(rows, list(rules.left_out))
     rows, scores = rows[found], scores[found]
     if rules.groups is not None:
-        first = _first_of_groups(rules.groups(rows))
+        first = _first_of_groups(rules.groups.numbers(rows))
         rows, scores = rows[first], scores[first]
     if rules.fold is None:
         best = zip(rows[: rules.count].tolist(), scores[: rules.count].tolist(), strict=True)

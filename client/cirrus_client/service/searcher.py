@@ -14,7 +14,7 @@ import numpy as np
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.items import Groups
-from cirrus_client.index.protocol import Index, Selection, filtered
+from cirrus_client.index.protocol import FilteredIndex, Index, Selection, filtered
 from cirrus_client.index.saved import SavedIndex
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.ranking import Ranked, Rows, Rules, Scores, select
@@ -60,20 +60,33 @@ class Searcher:
         return await asyncio.to_thread(self._groups.get, column, lambda: self._items.groups(column))
 
     async def rank(self, embedding: Embeddings, rules: Rules, among: Selection | None) -> list[Ranked]:
-        """Return the best items for a query embedding, float32 [D], that the rules answer, best first."""
+        """Return the best items for a query embedding, float32 [D], that the rules answer, best first.
+
+        Where one item per group is answered, the search goes on among the groups that it has not found yet.
+        """
         fetched = rules.count + len(rules.left_out)
         if rules.collapses:
             fetched *= 4
+        groups = rules.groups if isinstance(self._index, FilteredIndex) else None
+        rows, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         while True:
-            rows, scores = (await self._batcher.submit([_Wanted(embedding, fetched, among)]))[0].result
+            more, their_scores = (await self._batcher.submit([_Wanted(embedding, fetched, among)]))[0].result
+            if groups is None:
+                rows, scores = more, their_scores
+            else:  # items without a value are found again
+                new = ~np.isin(more, rows)
+                rows, scores = np.concatenate([rows, more[new]]), np.concatenate([scores, their_scores[new]])
             if not len(rows):
                 return []
             ranked = await asyncio.to_thread(select, rows, scores, rules, self._vectors)
-            exhausted = len(rows) < fetched or rows[-1] < 0
-            below = rules.min_score is not None and scores[-1] < rules.min_score
+            exhausted = len(more) < fetched or more[-1] < 0
+            below = not exhausted and rules.min_score is not None and their_scores[-1] < rules.min_score
             if len(ranked) >= rules.count or exhausted or below:
                 return ranked
             fetched *= 4
+            if groups is not None:
+                answered = rows[~np.isin(rows, list(rules.left_out))]
+                among = await asyncio.to_thread(groups.others, answered, among)
 
     def _vectors(self, rows: Rows) -> Embeddings:
         return filtered(self._index).vectors(rows)

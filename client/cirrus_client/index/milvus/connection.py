@@ -16,7 +16,7 @@ from cirrus_client.extras import need
 
 TOKEN = "CIRRUS_MILVUS_TOKEN"
 ADDRESS = "CIRRUS_MILVUS_URI"
-READ_S = 10.0
+READ_S = 30.0
 WRITE_S = 60.0
 _CONNECT_S = 10.0
 _UNAVAILABLE = 2
@@ -54,7 +54,7 @@ def connected(uri: str, *, named: bool) -> Any:
     """
     pymilvus = need("pymilvus", "the index backend milvus")
     if is_file(uri):
-        need("milvus_lite", f"Milvus in the file {uri}")
+        need("milvus_lite", f"Milvus in {uri}")
         uri = str(Path(uri).resolve())
         if not Path(uri).parent.is_dir():
             raise SearchIndexError(f"{uri}: there is no folder for the file", path=Path(uri))

@@ -6,8 +6,10 @@ and its negation true. So `not` is moved down to the comparisons, where nulls ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 from cirrus_client.index.conditions import (
     AllOf,
@@ -34,6 +36,16 @@ def expression(condition: Condition, fields: Mapping[str, Field]) -> str:
 def text_literal(text: str) -> str:
     """Return a text as a literal of an expression. What Milvus would read otherwise is escaped, and nothing else."""
     return f'"{text.translate(_ESCAPED)}"'
+
+
+def without_values(field: str, values: Iterable[Any]) -> str:
+    """Return the expression that is true where a field has none of some stored values.
+
+    Zero, infinity and NaN are left in: the first is two values that compare as one, and the others have no literal.
+    """
+    known = [value for value in values if value is not None]
+    plain = [value for value in known if not isinstance(value, float) or (value != 0 and math.isfinite(value))]
+    return f"({field} is null or not ({_membership(field, plain)}))"
 
 
 def _written(node: Condition, fields: Mapping[str, Field], *, true: bool) -> str:

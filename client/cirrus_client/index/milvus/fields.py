@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import StringConstraints
 
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.index.conditions import ColumnType, column_type
@@ -50,7 +51,7 @@ class Field(Record):
     """
 
     name: str
-    field: str
+    field: Annotated[str, StringConstraints(pattern=r"^c[0-9]+$")]
     type: ColumnType
     zone: str | None = None
 

@@ -21,6 +21,7 @@ from cirrus_client.index.protocol import Hits
 from cirrus_client.index.vectors import check_k, check_vectors
 
 _MOST_HITS = 1_000_000
+_MOST_QUERIES = 64
 
 
 class MilvusIndex:
@@ -140,8 +141,8 @@ class MilvusIndex:
                 return
 
     def _searched(self, queries: Embeddings, k: int, among: str) -> list[list[tuple[int, float]]]:
-        """Search for a few queries at a time, so that an answer stays below the 64 MiB that a message may have."""
-        at_once = max(1, min(MOST_ROWS, _MOST_HITS // k))
+        """Search for some queries at a time, so that an answer is a message that gRPC takes, and comes in time."""
+        at_once = max(1, min(_MOST_QUERIES, _MOST_HITS // k))
         answers = []
         for start in range(0, len(queries), at_once):
             answers += self._collection.search(queries[start : start + at_once], k, among)

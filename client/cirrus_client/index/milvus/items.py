@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,8 @@ from cirrus_client.index.conditions import ColumnType, checked, unknown_column
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.items import Groups, Item, located
 from cirrus_client.index.milvus.collection import Collection
-from cirrus_client.index.milvus.expression import expression, text_literal
-from cirrus_client.index.milvus.fields import ID, ITEM, SHA256, column_of, held
+from cirrus_client.index.milvus.expression import expression, text_literal, without_values
+from cirrus_client.index.milvus.fields import ID, ITEM, SHA256, Field, column_of, held
 
 
 class MilvusItems:
@@ -66,16 +67,31 @@ class MilvusItems:
         return expression(checked(wanted, self._collection.columns), self._fields)
 
     def groups(self, column: str) -> Groups:
-        """See `Items.groups`. Values are asked for when rows are known."""
+        """See `Items.groups`."""
         field = self._fields.get(column)
         if field is None:
             raise unknown_column(column, self._collection.columns, place="unique")
         if field.type is ColumnType.OTHER:
             raise InvalidFilter(f"the values of column {column!r} can't be told apart", place="unique")
 
-        def of_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-            found = self._collection.first_rows(rows.tolist(), [field.field])
-            values = [found[row].get(field.field) if row in found else None for row in rows.tolist()]
-            return numbered(pa.chunked_array([column_of(values, field)]))
+        return _Groups(self._collection, field)
 
-        return of_rows
+
+class _Groups:
+    """Groups of items by a field, whose values are asked for when rows are known. Threads may share it."""
+
+    def __init__(self, collection: Collection, field: Field) -> None:
+        self._collection = collection
+        self._field = field
+
+    def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = self._values(rows)
+        return numbered(pa.chunked_array([column_of([found.get(row) for row in rows.tolist()], self._field)]))
+
+    def others(self, rows: NDArray[np.int64], among: str | None) -> str:
+        others = without_values(self._field.field, set(self._values(rows).values()))
+        return f"({among}) and {others}" if among else others
+
+    def _values(self, rows: NDArray[np.int64]) -> dict[int, Any]:
+        found = self._collection.first_rows(rows.tolist(), [self._field.field])
+        return {row: of_row.get(self._field.field) for row, of_row in found.items()}
