@@ -38,7 +38,7 @@ from cirrus_client.index.milvus import collection as collections
 from cirrus_client.index.milvus.connection import connected
 from cirrus_client.retriever import open_retriever
 from tests.client.test_index import space, unit_rows, write_gallery
-from tests.damage import replace_in_index
+from tests.damage import replace_in_index, rewrite_record
 from tests.service.test_filters import columns, random_filter
 
 _FILTER: TypeAdapter[Any] = TypeAdapter(Filter)
@@ -471,18 +471,43 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def test_a_server_at_an_address_answers_as_the_file_does(small, server: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_server_at_an_address_answers_as_the_file_does(small, server: str, tmp_path: Path) -> None:
     there = BuildOptions(uri=server, collection="catalogue")
     build_index(read_gallery(tmp_path / "gallery"), tmp_path / "there", backend="milvus", options=there)
     queries = unit_rows(1, 5, 8)
     same_answers(small.index.search(queries, 5), open_index(tmp_path / "there").index.search(queries, 5))
+
+
+def test_a_token_is_sent_only_to_an_address_that_the_user_names(
+    small, server: str, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("CIRRUS_MILVUS_TOKEN", "root:secret")
+    there = BuildOptions(uri=server, collection="guarded")
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "there", backend="milvus", options=there)
     with pytest.raises(SearchIndexError, match="only sent to an address that you name") as refused:
         open_index(tmp_path / "there")
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("CIRRUS_MILVUS_URI", server)
     assert len(open_index(tmp_path / "there").index) == 40
     assert b"secret" not in b"".join(path.read_bytes() for path in (tmp_path / "there").iterdir() if path.is_file())
+
+
+def test_opening_an_index_makes_no_files_where_it_says(small, tmp_path: Path) -> None:
+    place = tmp_path / "milvus" / "milvus.json"
+    for changed, message in (
+        ({"uri": "../elsewhere/milvus.db"}, "its Milvus is not at"),
+        ({"uri": "file:///etc"}, "no address of Milvus"),
+        ({"fields": [{"name": "price", "field": "pk >= 0 or c0", "type": "number"}]}, "fields.0.field"),
+    ):
+        original = place.read_bytes()
+        rewrite_record(place, **changed)
+        (tmp_path / "changed.json").write_bytes(place.read_bytes())
+        place.write_bytes(original)
+        replace_in_index(tmp_path / "milvus", "milvus.json", tmp_path / "changed.json")
+        with pytest.raises(SearchIndexError, match=message):
+            open_index(tmp_path / "milvus")
+        place.write_bytes(original)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_server_that_was_killed_is_named_and_found_again(tmp_path: Path) -> None:

@@ -166,6 +166,10 @@ def _opened(root: Path, space: SpaceSpec) -> tuple[Collection, MilvusPlace]:
     named = os.environ.get(ADDRESS)
     uri = named or (str(root / place.uri) if is_file(place.uri) else place.uri)
     check_address(uri)
+    if is_file(uri) and not Path(uri).is_dir():
+        raise SearchIndexError(
+            f"index {root}: its Milvus is not at {uri}; move it there, or name where it is in {ADDRESS}", path=Path(uri)
+        )
     client = connected(uri, named=named is not None)
     return Collection.opened(client, uri, place.collection, space, place.fields), place
 
