@@ -275,6 +275,33 @@ def test_an_upsert_and_a_delete_are_seen_by_the_next_search(small: SavedIndex) -
     assert index.search(fresh[:1], 1).rows[0, 0] > rows[0], "a row is never used again"
 
 
+def test_items_of_several_vectors_are_changed_as_wholes(tmp_path: Path) -> None:
+    """After each change, scores are those of brute force over what is there now."""
+    vectors = unit_rows(9, 34 * 4, 8).reshape(34, 4, 8)
+    saved = built(tmp_path, vectors[:30])[1]
+    queries = unit_rows(10, 20, 8)
+    there = dict(zip(named(30), vectors[:30], strict=True))
+
+    def check() -> None:
+        hits = saved.index.search(queries, 10)
+        scores = np.einsum("qd,nvd->qnv", queries, np.stack(list(there.values()))).max(axis=2)
+        np.testing.assert_allclose(hits.scores, -np.sort(-scores, axis=1)[:, :10], atol=1e-5)
+        assert len(saved.index) == len(there)
+        rows = hits.rows[0]
+        items = saved.items.rows(rows.tolist())
+        np.testing.assert_array_equal(saved.index.vectors(rows), np.stack([there[item.id] for item in items]))
+
+    changed = ["000003.jpg", "new.jpg", "newer.jpg", "000029.jpg"]
+    saved.index.upsert(new_items(changed), vectors[30:])
+    there |= dict(zip(changed, vectors[30:], strict=True))
+    check()
+    gone = ["new.jpg", "000003.jpg", "000011.jpg"]
+    assert saved.index.delete(gone) == 3
+    for id in gone:
+        del there[id]
+    check()
+
+
 def test_a_retriever_answers_from_milvus_under_a_filter(bundle, photos: Path, tmp_path: Path) -> None:
     encoder = LocalEncoder(bundle)
     embed_gallery(photos, tmp_path / "gallery", encoder)

@@ -187,11 +187,10 @@ class Collection:
     def remove(self, items: Sequence[int]) -> None:
         """Remove items."""
         self.made_here.check(SearchIndexError)
-        for start in range(0, len(items), MOST_ROWS // 4):
+        numbers = [item * self.space.vectors + place for item in items for place in range(self.space.vectors)]
+        for start in range(0, len(numbers), MOST_ROWS):
             with reported(self.uri):
-                self.client.delete(
-                    self.name, filter=f"{ITEM} in {list(items[start : start + MOST_ROWS // 4])}", timeout=WRITE_S
-                )
+                self.client.delete(self.name, ids=numbers[start : start + MOST_ROWS], timeout=WRITE_S)
 
     def _read(self, call: Callable[..., Any], **options: Any) -> Any:
         """Call a method of the client that reads. What was released, as by a server that restarted, is loaded again."""
