@@ -28,8 +28,8 @@ class VlmEmbedderOptions(Options):
     """How a task is worded, and how much of an embedding is kept.
 
     query_instruction, target_instruction: the system's message, as the published code of the backbone's generation
-    words it; an empty one takes that code's own. dim: how many of the hidden state's first values are kept, since a matryoshka
-    model may be cut; 0 keeps all.
+    words it; an empty one takes that code's own. dim: how many of the hidden state's first values are kept, since a
+    matryoshka model may be cut; 0 keeps all.
     """
 
     query_instruction: str = ""
