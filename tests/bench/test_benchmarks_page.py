@@ -9,6 +9,7 @@ from pathlib import Path
 from cirrus_bench.full_size import FullSizeReport
 from cirrus_bench.gallery.case import BASELINE, CACHED_FEATURES, Case, Method, Stage, cirrus, peer
 from cirrus_bench.gallery.report import GalleryReport
+from cirrus_bench.indexes import IndexBenchReport
 from cirrus_bench.precisions import PrecisionReport
 from cirrus_bench.queries import QueryReport
 from cirrus_bench.retrieval.report import RetrievalReport
@@ -133,6 +134,15 @@ def search_rows() -> list[str]:
     ]
 
 
+def index_rows() -> list[str]:
+    return [
+        f"| {row.images:,} | {row.vectors} x {row.dim} | `{row.kind}` | {row.storage} | {row.build_s:,.0f} "
+        f"| {(row.own_bytes + row.mapped_bytes) / 2**30:.2f} | {row.own_bytes / 2**30:.2f} | {row.one_query_ms:.2f} "
+        f"| {row.queries_per_s:,.0f} | {row.agreement:.1%} |"
+        for row in committed(IndexBenchReport).rows
+    ]
+
+
 def full_size_rows() -> list[str]:
     return [
         f"| `{row.recipe}` | {row.backbone} | {row.seconds:,.0f} | {row.peak_bytes / 2**30:.1f} "
@@ -187,6 +197,7 @@ def tables() -> list[list[str]]:
         query_rows(),
         service_rows(),
         search_rows(),
+        index_rows(),
         full_size_rows(),
     ]
 

@@ -8,6 +8,7 @@ import pytest
 
 from cirrus_bench.full_size import FullSizeReport
 from cirrus_bench.gallery.report import GalleryReport
+from cirrus_bench.indexes import IndexBenchReport
 from cirrus_bench.precisions import PrecisionReport
 from cirrus_bench.queries import QueryReport
 from cirrus_bench.report import Report
@@ -19,8 +20,8 @@ from tests.torture.report import TortureReport
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "reports"
 REPORTS = (
-    *(FullSizeReport, GalleryReport, PrecisionReport, QueryReport, RetrievalReport, ScaleReport, SearchReport),
-    ServiceReport,
+    *(FullSizeReport, GalleryReport, IndexBenchReport, PrecisionReport, QueryReport, RetrievalReport, ScaleReport),
+    *(SearchReport, ServiceReport),
     TortureReport,
 )
 

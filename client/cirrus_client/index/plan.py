@@ -1,7 +1,7 @@
 """Say which kinds of index fit a gallery and a memory budget, before one is built.
 
-Memory is arithmetic of what FAISS stores. Times are those of `cirrus bench index`, for the measured gallery of the same
-number of vectors per image, scaled to this one by how each kind's work grows.
+Memory is arithmetic of what FAISS stores. Times are those of `cirrus bench index`, for the measured gallery that is
+nearest in size and has one or several vectors per image too, scaled to this one by how each kind's work grows.
 """
 
 from __future__ import annotations
@@ -44,10 +44,7 @@ class PlannedIndex:
 
 def plan(images: int, space: SpaceSpec, budget_bytes: int | None = None) -> list[PlannedIndex]:
     """Return what an index of each measured kind would be over a gallery of this size and space."""
-    several = space.vectors > 1
-    return [
-        _planned(row, images, space, budget_bytes) for row in measured_figures().rows if (row.vectors > 1) == several
-    ]
+    return [_planned(row, images, space, budget_bytes) for row in _nearest(images, space.vectors > 1)]
 
 
 def recommended(planned: list[PlannedIndex]) -> PlannedIndex | None:
@@ -69,6 +66,15 @@ def memory_bytes(kind: SearchKind, storage: Storage, vectors: int, dim: int) -> 
     if kind is SearchKind.RABITQ:
         return vectors * (dim // 4 + _CODE_FACTORS + _ROW_NUMBER) + centres
     return exact + vectors * _ROW_NUMBER + centres
+
+
+def _nearest(images: int, several: bool) -> list[IndexFigures]:
+    """Return for each kind and storage the measured gallery whose size is nearest, by its ratio to `images`."""
+    alike = [row for row in measured_figures().rows if (row.vectors > 1) == several]
+    nearest: dict[tuple[SearchKind, Storage], IndexFigures] = {}
+    for row in sorted(alike, key=lambda row: -abs(math.log(images / row.images))):
+        nearest[row.kind, row.storage] = row
+    return sorted(nearest.values(), key=lambda row: (list(SearchKind).index(row.kind), row.storage != Storage.FLOAT32))
 
 
 def _planned(row: IndexFigures, images: int, space: SpaceSpec, budget: int | None) -> PlannedIndex:
