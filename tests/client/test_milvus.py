@@ -354,8 +354,11 @@ def test_an_upsert_that_does_not_fit_is_refused_and_changes_nothing(small, items
     assert len(small.index) == 40
 
 
-def test_threads_search_while_others_upsert_and_delete(small: SavedIndex) -> None:
-    """What never changes is found by every search, and each writer finds what it wrote, and not what it removed."""
+def test_threads_search_while_others_upsert_and_delete(small: SavedIndex, tmp_path: Path) -> None:
+    """What never changes is found by every search, and each writer finds what it wrote, and not what it removed.
+
+    A writer has opened the index for itself.
+    """
     index, errors = small.index, []
     lasting = unit_rows(6, 40, 8)[:10]
     ended = threading.Event()
@@ -373,12 +376,13 @@ def test_threads_search_while_others_upsert_and_delete(small: SavedIndex) -> Non
             assert all(item is None or item.id for item in items)
 
     def write(writer: int) -> None:
+        own = open_index(tmp_path / "milvus").index
         for turn in range(8):
             id, vector = f"writer {writer}, {turn}.jpg", unit_rows(100 * writer + turn, 1, 8)
-            index.upsert(new_items([id]), vector)
+            own.upsert(new_items([id]), vector)
             (row,) = index.search(vector, 1).rows[0]
             assert small.items.rows([int(row)])[0].id == id
-            assert index.delete([id]) == 1
+            assert own.delete([id]) == 1
             assert row not in index.search(vector, 5).rows
 
     readers = [threading.Thread(target=guarded, args=(read,)) for _ in range(3)]

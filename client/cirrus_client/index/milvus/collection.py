@@ -175,12 +175,13 @@ class Collection:
         missing is empty. embeddings: float32 [n, V, D].
         """
         self.made_here.check(SearchIndexError)
+        columns = self._columns(table)
         size = self.space.vectors * (4 * self.space.dim + table.nbytes // max(1, table.num_rows))
         per_batch = max(1, _BATCH_BYTES // size)
         write = self.client.upsert if replace else self.client.insert
         for start in range(0, len(items), per_batch):
-            end = start + per_batch
-            rows = self._rows(items[start:end], table[start:end], embeddings[start:end])
+            places = range(start, min(start + per_batch, len(items)))
+            rows = [row for place in places for row in self._rows(int(items[place]), embeddings[place], columns, place)]
             with reported(self.uri):
                 write(self.name, rows, timeout=WRITE_S)
 
@@ -205,22 +206,22 @@ class Collection:
                 self.client.load_collection(self.name, timeout=WRITE_S)
                 return call(self.name, **options)
 
-    def _rows(self, items: NDArray[np.int64], table: pa.Table, embeddings: Embeddings) -> list[dict[str, Any]]:
+    def _columns(self, table: pa.Table) -> dict[str, list[Any]]:
+        """Return the values of all fields but the numbers and the vector."""
         paths = table[PATH].to_pylist()
         check_texts(PATH, paths)
-        columns: dict[str, list[Any]] = {ID: paths}
         digests = table[DIGEST].to_pylist() if DIGEST in table.column_names else [None] * len(paths)
-        columns[SHA256] = [None if digest is None else digest.hex() for digest in digests]
+        columns = {ID: paths, SHA256: [None if digest is None else digest.hex() for digest in digests]}
         for field in self.fields:
             known = field.name in table.column_names
             columns[field.field] = stored(table[field.name], field) if known else [None] * len(paths)
-        rows = []
-        for place, item in enumerate(items.tolist()):
-            shared = {name: values[place] for name, values in columns.items()}
-            for number in range(self.space.vectors):
-                vector = embeddings[place, number]
-                rows.append({PK: item * self.space.vectors + number, ITEM: item, VECTOR: vector, **shared})
-        return rows
+        return columns
+
+    def _rows(self, item: int, vectors: Embeddings, columns: dict[str, list[Any]], place: int) -> list[dict[str, Any]]:
+        """Return the rows of an item, one per vector. vectors: [V, D]. place: of the item in the columns."""
+        shared = {name: values[place] for name, values in columns.items()}
+        first = item * self.space.vectors
+        return [{PK: first + number, ITEM: item, VECTOR: one, **shared} for number, one in enumerate(vectors)]
 
 
 def space_of(client: Any, uri: str, name: str) -> str | None:

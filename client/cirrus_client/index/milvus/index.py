@@ -24,6 +24,22 @@ _MOST_HITS = 1_000_000
 _MOST_QUERIES = 64
 
 
+class _FreshRows:
+    """Rows that no item has or had: microseconds since 1970, which exceed the rows of any build."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def take(self, count: int) -> range:
+        first = max(self._last + 1, time.time_ns() // 1000)
+        self._last = first + count - 1
+        return range(first, first + count)
+
+
+_fresh_rows = _FreshRows()
+_writing = threading.Lock()  # of all indexes of this process, which may be of one collection
+
+
 class MilvusIndex:
     """Searches the vectors of a collection. The score of an image of V vectors is its best one (SPRC, section 3).
 
@@ -34,8 +50,6 @@ class MilvusIndex:
     def __init__(self, collection: Collection) -> None:
         """Keep a collection."""
         self._collection = collection
-        self._writing = threading.Lock()
-        self._last_row = 0
 
     @property
     def space(self) -> SpaceSpec:
@@ -76,25 +90,19 @@ class MilvusIndex:
         check_vectors("items", embeddings, self.space.item_shape)
         self._check_items(items, len(embeddings))
         vectors = embeddings.reshape(len(embeddings), self.space.vectors, self.space.dim)
-        with self._writing:
+        with _writing:
             paths = items[PATH].to_pylist()
             known = self._collection.numbers_of(paths)
-            fresh = iter(self._fresh_rows(len(paths) - len(known)))
+            fresh = iter(_fresh_rows.take(len(paths) - len(known)))
             rows = [known[path] if path in known else next(fresh) for path in paths]
             self._collection.put(np.array(rows, dtype=np.int64), items, vectors, replace=True)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove items by their paths, and return how many were there."""
-        with self._writing:
+        with _writing:
             known = self._collection.numbers_of(ids)
             self._collection.remove(sorted(known.values()))
         return len(known)
-
-    def _fresh_rows(self, count: int) -> list[int]:
-        """Return rows that no item has or had: microseconds since 1970, which exceed the rows of any build."""
-        first = max(self._last_row + 1, time.time_ns() // 1000)
-        self._last_row = first + count - 1
-        return list(range(first, first + count))
 
     def _check_items(self, items: pa.Table, count: int) -> None:
         if PATH not in items.column_names:
