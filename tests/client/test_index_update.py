@@ -30,7 +30,7 @@ _DIM = 16
 _ROWS = 120
 
 
-def _write(root: Path, numbers: set[int], vectors: int = 1) -> Gallery:
+def gallery_of(root: Path, numbers: set[int], vectors: int = 1) -> Gallery:
     """Write a gallery of numbered shards. A number above 100 has the images of the number below it, embedded anew."""
     writer = GalleryWriter.open(root, images="/photos", space=space(_DIM, vectors))
     for number in numbers:
@@ -72,9 +72,9 @@ def test_an_updated_index_is_that_of_the_gallery(
     tmp_path_factory, before: set[int], after: set[int], kind: SearchKind, storage: Storage, vectors: int
 ) -> None:
     root = tmp_path_factory.mktemp("update")
-    old = _write(root / "before", before, vectors)
+    old = gallery_of(root / "before", before, vectors)
     build_index(old, root / "index", options=BuildOptions(kind, storage, _queries()))
-    gallery = _write(root / "after", after, vectors)
+    gallery = gallery_of(root / "after", after, vectors)
     updated = update_index(gallery, root / "index", queries=_queries())
     assert (updated.kind, updated.storage, updated.count) == (kind, storage, len(gallery))
     assert (updated.agreement is None) == ((kind, storage) == (SearchKind.EXACT, Storage.FLOAT32))
@@ -83,22 +83,22 @@ def test_an_updated_index_is_that_of_the_gallery(
 
 @pytest.mark.parametrize("kind", [SearchKind.APPROXIMATE, SearchKind.RABITQ])
 def test_centres_and_codes_of_unchanged_images_are_taken_over(tmp_path: Path, kind: SearchKind, monkeypatch) -> None:
-    build_index(_write(tmp_path / "before", {1, 2, 3, 4}), tmp_path / "index", options=BuildOptions(kind))
+    build_index(gallery_of(tmp_path / "before", {1, 2, 3, 4}), tmp_path / "index", options=BuildOptions(kind))
 
     def trained(*_: object) -> None:
         raise AssertionError("an update places no centres anew")
 
     for name in ("IndexIVFFlat", "IndexIVFRaBitQ"):
         monkeypatch.setattr(getattr(faiss, name), "train", trained)
-    gallery = _write(tmp_path / "after", {1, 3, 4, 5, 6})
+    gallery = gallery_of(tmp_path / "after", {1, 3, 4, 5, 6})
     update_index(gallery, tmp_path / "index")
     _check_is_of(open_index(tmp_path / "index"), gallery, 1)
 
 
 def test_a_gallery_that_has_grown_much_gets_new_centres(tmp_path: Path) -> None:
     options = BuildOptions(SearchKind.APPROXIMATE)
-    build_index(_write(tmp_path / "before", {1}), tmp_path / "index", options=options)
-    gallery = _write(tmp_path / "after", set(range(1, 12)))
+    build_index(gallery_of(tmp_path / "before", {1}), tmp_path / "index", options=options)
+    gallery = gallery_of(tmp_path / "after", set(range(1, 12)))
     update_index(gallery, tmp_path / "index")
     built = faiss.read_index(str(tmp_path / "index" / "vectors.faiss"))
     build_index(gallery, tmp_path / "anew", options=options)
@@ -107,13 +107,13 @@ def test_a_gallery_that_has_grown_much_gets_new_centres(tmp_path: Path) -> None:
 
 def test_images_that_were_embedded_again_get_their_new_vectors(tmp_path: Path) -> None:
     options = BuildOptions(SearchKind.APPROXIMATE)
-    build_index(_write(tmp_path / "before", {1, 2, 3}), tmp_path / "index", options=options)
-    gallery = _write(tmp_path / "after", {1, 102, 3})
+    build_index(gallery_of(tmp_path / "before", {1, 2, 3}), tmp_path / "index", options=options)
+    gallery = gallery_of(tmp_path / "after", {1, 102, 3})
     update_index(gallery, tmp_path / "index")
     _check_is_of(open_index(tmp_path / "index"), gallery, 1)
 
 
-def _price(saved: SavedIndex, id: str) -> object:
+def price_of(saved: SavedIndex, id: str) -> object:
     row = saved.items.find(id)
     assert row is not None
     return saved.items.rows([row])[0].metadata["price"]
@@ -121,23 +121,25 @@ def _price(saved: SavedIndex, id: str) -> object:
 
 def test_metadata_and_root_stay_unless_they_are_given(tmp_path: Path) -> None:
     metadata = pa.table({"image_path": ["001/0003.jpg", "002/0003.jpg", "003/0003.jpg"], "price": [1, 2, 3]})
-    build_index(_write(tmp_path / "before", {1, 2}), tmp_path / "index", metadata=metadata, images="https://a.example")
-    update_index(_write(tmp_path / "after", {2, 3}), tmp_path / "index")
+    build_index(
+        gallery_of(tmp_path / "before", {1, 2}), tmp_path / "index", metadata=metadata, images="https://a.example"
+    )
+    update_index(gallery_of(tmp_path / "after", {2, 3}), tmp_path / "index")
     saved = open_index(tmp_path / "index")
     assert saved.manifest.images == "https://a.example"
-    assert (_price(saved, "002/0003.jpg"), _price(saved, "003/0003.jpg")) == (2, None)
+    assert (price_of(saved, "002/0003.jpg"), price_of(saved, "003/0003.jpg")) == (2, None)
     update_index(read_gallery(tmp_path / "after"), tmp_path / "index", metadata=metadata, images="/photos")
     saved = open_index(tmp_path / "index")
-    assert _price(saved, "003/0003.jpg") == 3
+    assert price_of(saved, "003/0003.jpg") == 3
     assert saved.manifest.images == "/photos"
 
 
 def test_an_index_of_another_space_or_none_is_refused_and_kept(tmp_path: Path) -> None:
-    gallery = _write(tmp_path / "gallery", {1, 2})
+    gallery = gallery_of(tmp_path / "gallery", {1, 2})
     with pytest.raises(SearchIndexError, match="is not an index"):
         update_index(gallery, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
-    build_index(_write(tmp_path / "other", {1}, vectors=3), tmp_path / "index")
+    build_index(gallery_of(tmp_path / "other", {1}, vectors=3), tmp_path / "index")
     with pytest.raises(SearchIndexError, match="another space, which differs in") as refused:
         update_index(gallery, tmp_path / "index")
     assert refused.value.field == "space"
@@ -145,8 +147,10 @@ def test_an_index_of_another_space_or_none_is_refused_and_kept(tmp_path: Path) -
 
 
 def test_an_index_from_before_shards_were_kept_is_built_anew(tmp_path: Path) -> None:
-    build_index(_write(tmp_path / "before", {1, 2}), tmp_path / "index", options=BuildOptions(SearchKind.APPROXIMATE))
+    build_index(
+        gallery_of(tmp_path / "before", {1, 2}), tmp_path / "index", options=BuildOptions(SearchKind.APPROXIMATE)
+    )
     rewrite_record(tmp_path / "index" / "index.json", shards=[])
-    gallery = _write(tmp_path / "after", {1, 2, 3})
+    gallery = gallery_of(tmp_path / "after", {1, 2, 3})
     update_index(gallery, tmp_path / "index")
     _check_is_of(open_index(tmp_path / "index"), gallery, 1)

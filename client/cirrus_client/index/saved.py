@@ -68,7 +68,8 @@ def build_index(
     _check_place(builder, backend, options, out)
     with replaced_directory(out, Writer.INDEX) as root:
         agreement = builder.write(gallery, root, options, metadata)
-        return _finish(root, gallery, backend, options, agreement, metadata, images or gallery.images)
+        columns = () if metadata is None else metadata_columns(metadata)
+        return _finish(root, gallery, backend, options, agreement, columns, images or gallery.images)
 
 
 def update_index(
@@ -103,11 +104,12 @@ def update_index(
             )
         check_files(out, old.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
         options = BuildOptions(old.kind, old.storage, queries)
-        if metadata is None and old.metadata:
+        older, builder = Older(out, new_rows(old, gallery)), _backend(old.backend)
+        if metadata is None and old.metadata and not builder.remote:
             metadata = read_columns(out / ITEMS, old.metadata)
-        older = Older(out, new_rows(old, gallery))
-        agreement = _backend(old.backend).rewrite(gallery, root, options, metadata, older)
-        return _finish(root, gallery, old.backend, options, agreement, metadata, images or old.images)
+        agreement = builder.rewrite(gallery, root, options, metadata, older)
+        columns = old.metadata if metadata is None else metadata_columns(metadata)
+        return _finish(root, gallery, old.backend, options, agreement, columns, images or old.images)
 
 
 def open_index(root: Path | str, *, images: str | None = None, backend: str | None = None) -> SavedIndex:
@@ -147,7 +149,7 @@ def _finish(
     backend: str,
     options: BuildOptions,
     agreement: Agreement | None,
-    metadata: pa.Table | None,
+    metadata: tuple[str, ...],
     images: str,
 ) -> IndexManifest:
     """Write the manifest beside the files of a backend."""
@@ -160,7 +162,7 @@ def _finish(
         storage=options.storage,
         agreement=agreement,
         shards=shards_of(gallery),
-        metadata=() if metadata is None else metadata_columns(metadata),
+        metadata=metadata,
         files=checksums(root),
     )
     write_sealed(root / MANIFEST, manifest)

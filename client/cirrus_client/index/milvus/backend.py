@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cirrus_client.bundle import SpaceSpec
+from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import CirrusError, SearchIndexError, SpaceMismatch
 from cirrus_client.files import temporary_directory
 from cirrus_client.gallery.store import Gallery
-from cirrus_client.index.backend import IndexBackend
+from cirrus_client.index.backend import IndexBackend, Older
 from cirrus_client.index.columns import ColumnSummary, described
 from cirrus_client.index.items import Items
 from cirrus_client.index.manifest import IndexManifest
@@ -93,6 +97,28 @@ class MilvusBackend(IndexBackend):
         _drop_older(client, uri, name, keep=(fresh, last))
         return None
 
+    def rewrite(
+        self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None, older: Older
+    ) -> Agreement | None:
+        """See `IndexBackend.rewrite`. The collection itself is changed while it serves: what is gone is removed last.
+
+        Images that were embedded again keep their metadata where none is given. Items that were upserted and are not in
+        the gallery are removed.
+        """
+        collection = _opened(older.root, gallery.space)[0]
+        index, new = MilvusIndex(collection), np.ones(len(gallery), dtype=np.bool_)
+        if metadata is None:
+            new[older.rows[older.rows >= 0]] = False
+        with temporary_directory(root / "items") as temporary:
+            file = temporary / "items.parquet"
+            write_items(gallery, file, metadata, vectors="")
+            for items, embeddings in _blocks(gallery, file, new):
+                index.upsert(items if metadata is not None else _with_known(items, collection), embeddings)
+            paths = set(pq.read_table(file, columns=[PATH])[PATH].to_pylist())
+        index.delete([id for id in collection.ids() if id not in paths])
+        shutil.copyfile(older.root / _PLACE, root / _PLACE)
+        return None
+
     def read(self, root: Path, manifest: IndexManifest, images: str) -> tuple[Index, Items]:
         """See `IndexBackend.read`. The collection may have changed since, so its items are not counted."""
         collection, place = _opened(root, manifest.space)
@@ -137,12 +163,36 @@ def _refuse_other_space(client: Any, uri: str, name: str, space: SpaceSpec) -> N
 def _fill(collection: Collection, gallery: Gallery, file: Path) -> None:
     """Write the items of a gallery. file: their paths and metadata, in the order of the gallery."""
     space, first = gallery.space, 0
-    items = pq.read_table(file, memory_map=True)
-    for vectors in GalleryVectors.of(gallery).blocks():
-        embeddings = vectors.reshape(-1, space.vectors, space.dim)
+    for items, embeddings in _blocks(gallery, file, np.ones(len(gallery), dtype=np.bool_)):
         rows = np.arange(first, first + len(embeddings))
-        collection.put(rows, items.slice(first, len(embeddings)), embeddings, replace=False)
+        collection.put(rows, items, embeddings.reshape(-1, space.vectors, space.dim), replace=False)
         first += len(embeddings)
+
+
+def _blocks(gallery: Gallery, file: Path, wanted: NDArray[np.bool_]) -> Iterator[tuple[pa.Table, Embeddings]]:
+    """Yield rows of `file` with their embeddings, float32 [n, *item_shape], in the order of the gallery.
+
+    wanted: which images, bool [N].
+    """
+    items, first = pq.read_table(file, memory_map=True), 0
+    for vectors in GalleryVectors.of(gallery).blocks():
+        embeddings = vectors.reshape(-1, *gallery.space.item_shape)
+        here = wanted[first : first + len(embeddings)]
+        if here.any():
+            yield items.slice(first, len(embeddings)).filter(pa.array(here)), embeddings[here]
+        first += len(embeddings)
+
+
+def _with_known(items: pa.Table, collection: Collection) -> pa.Table:
+    """Add the columns that items lack, with what the collection has of them."""
+    rows = collection.numbers_of(items[PATH].to_pylist())
+    known = MilvusItems(collection, images="", summary=()).rows(list(rows.values()))
+    metadata = {item.id: item.metadata for item in known if item is not None}
+    for field in collection.columns:
+        if field.name not in items.column_names:
+            values = [metadata.get(path, {}).get(field.name) for path in items[PATH].to_pylist()]
+            items = items.append_column(field.name, pa.array(values, field.type))
+    return items
 
 
 def _target(client: Any, uri: str, alias: str) -> str | None:
