@@ -25,8 +25,9 @@ from tests.tiny import write_pictures, write_tiny_bundle, write_tiny_zero_shot_b
 _user_cache = tempfile.TemporaryDirectory(prefix="cirrus-tests-")
 os.environ["XDG_CACHE_HOME"] = _user_cache.name
 
-# A shell starts a job in the background with Ctrl-C ignored, and whatever the tests start would ignore it too.
+# A shell starts a job in the background with Ctrl-C ignored, and nohup with SIGHUP; what the tests start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Property tests try the same examples in every run, so that what lands does not depend on luck. `make test-nightly`
 # tries many more, new ones each night.
