@@ -36,7 +36,15 @@ settings.register_profile("nightly", max_examples=10_000, suppress_health_check=
 settings.load_profile("cirrus")
 
 _MARKED_FIXTURES = {
-    "export": {"weights", "demo_bundle", "clip_bundle", "author_bundle", "dpo_bundle", "small_clip"},
+    "export": {
+        "weights",
+        "demo_bundle",
+        "clip_bundle",
+        "author_bundle",
+        "reranking_bundle",
+        "dpo_bundle",
+        "small_clip",
+    },
     "triton": {"server"},
 }
 
@@ -125,10 +133,9 @@ def conversions(once) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def weights(once, conversions):
     """The demo's committed weights as files."""
-    from cirrus_demo.weights import DemoWeights, materialise
+    from cirrus_demo.weights import materialise, paths_in
 
-    folder = once("weights", materialise)
-    return DemoWeights(*(folder / f"{name}.safetensors" for name in ("clip", "transagg_union", "sprc", "phi")))
+    return paths_in(once("weights", materialise))
 
 
 @pytest.fixture(scope="session")
@@ -201,6 +208,20 @@ def author_bundle(small_clip, probe, once, tmp_path_factory) -> Callable[[str], 
         return Bundle.open(once(recipe, lambda out: export(request(files, recipe, small_clip, out=out), probe)))
 
     return exported
+
+
+@pytest.fixture(scope="session")
+def reranking_bundle(small_clip, probe, once, tmp_path_factory) -> Bundle:
+    """The authors' checkpoint of sprc, exported with its head for matching."""
+    from cirrus_export.pipeline import export
+    from tests.export.author_files import request
+
+    files = tmp_path_factory.mktemp("reranking")
+
+    def make(out: Path) -> None:
+        export(request(files, "sprc", small_clip, out=out, options={"reranker": "true"}), probe)
+
+    return Bundle.open(once("reranking", make))
 
 
 @pytest.fixture(scope="session")

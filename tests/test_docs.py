@@ -94,6 +94,9 @@ def test_the_api_pages_plug_ins_answer_as_the_built_in_ones_do(api_page: SimpleN
     expected = api_page.retriever.search(image="dress.jpg", text="in blue", k=3)
     assert [match.id for match in api_page.same] == [match.id for match in expected]
     assert [match.id for match in api_page.in_blue[:3]] == [match.id for match in expected]
+    assert [match.rerank_score for match in api_page.darkest] == sorted(
+        (match.rerank_score for match in api_page.darkest), reverse=True
+    )
     assert api_page.embedding == pytest.approx(api_page.encoder.encode_queries(["dress.jpg"], ["in blue"]), abs=1e-5)
 
 

@@ -77,9 +77,35 @@ _GRAPHS = {
 }
 
 
+_RERANKER_GRAPHS = {
+    GraphName.QUERY_HEAD: """(float[B, 64] image_embedding, float[B, 64] text_embedding)
+        => (float[B, 64] query_embedding, float[B, 64] condition) {
+        both = Concat<axis = -1>(image_embedding, text_embedding)
+        composed = MatMul(both, query_weight)
+        query_embedding = LpNormalization(composed)
+        condition = Neg(composed)
+    }""",
+    GraphName.MATCHING_HEAD: """(float[B, 64] image_embedding, float[B, 64] condition, int64[B, 77] token_ids)
+        => (float[B, 1] score) {
+        tokens = Gather(vocabulary, token_ids)
+        axis = Constant<value_ints = [1]>()
+        words = ReduceMean<keepdims = 0>(tokens, axis)
+        asked = Add(words, condition)
+        moved = MatMul(image_embedding, matching_weight)
+        matched = Mul(moved, asked)
+        score = ReduceSum(matched, axis)
+    }""",
+}
+
+
 def write_tiny_bundle(root: Path, *, pad: Pad = Pad.TARGET) -> Bundle:
     """Write a bundle that composes image and text, with a target head of its own, and open it."""
     return _write(root, pad=pad, target_head=True, text_queries=False)
+
+
+def write_tiny_reranking_bundle(root: Path) -> Bundle:
+    """Write the same bundle with a reranker, which orders images in another way than the embeddings do."""
+    return _write(root, pad=Pad.TARGET, target_head=True, text_queries=False, reranker=True)
 
 
 def write_tiny_zero_shot_bundle(root: Path, *, pad: Pad = Pad.NONE) -> Bundle:
@@ -98,11 +124,12 @@ def write_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def _write(root: Path, *, pad: Pad, target_head: bool, text_queries: bool) -> Bundle:
+def _write(root: Path, *, pad: Pad, target_head: bool, text_queries: bool, reranker: bool = False) -> Bundle:
     (root / "graphs").mkdir(parents=True)
-    names = [name for name in _GRAPHS if text_queries or name is not GraphName.TEXT_QUERY_HEAD]
+    sources = _GRAPHS | (_RERANKER_GRAPHS if reranker else {})
+    names = [name for name in sources if text_queries or name is not GraphName.TEXT_QUERY_HEAD]
     weights = _weights(target_head=target_head)
-    graphs = {name.value: _write_graph(root, name, weights) for name in names}
+    graphs = {name.value: _write_graph(root, name, sources[name], weights) for name in names}
     tokenizer = _write_tokenizer(root)
     preprocess = PreprocessSpec(size_px=SIZE_PX, pad=pad)
     components = {"backbone": "tiny", "preprocess": preprocess.model_dump_json()}
@@ -121,7 +148,7 @@ def _write(root: Path, *, pad: Pad, target_head: bool, text_queries: bool) -> Bu
         preprocess=preprocess,
         tokenizer=tokenizer,
         graphs=graphs,
-        ensembles=_ensembles(graphs, text_queries=text_queries),
+        ensembles=_ensembles(graphs, text_queries=text_queries, reranker=reranker),
         max_batch=64,
         fidelity=FidelityStatus(passed=True),
         versions={},
@@ -154,7 +181,11 @@ def _canary(bundle: Bundle) -> Canary:
         found = evaluator.run(None, {tensor.name: tensors[tensor.name] for tensor in graph.inputs})
         outputs[name] = {tensor.name: value for tensor, value in zip(graph.outputs, found, strict=True)}
         tensors |= outputs[name]
-    whole = {name: next(iter(outputs[ensemble.steps[-1].model].values())) for name, ensemble in spec.ensembles.items()}
+    whole = {
+        name: outputs[last.model][next(port for port, tensor in last.outputs.items() if tensor == ensemble.output)]
+        for name, ensemble in spec.ensembles.items()
+        for last in ensemble.steps[-1:]
+    }
     return Canary(CanarySpec(texts=texts, cosine_min=0.99999), tuple(images), tensors, outputs, whole)
 
 
@@ -170,12 +201,13 @@ def _weights(*, target_head: bool) -> dict[str, NDArray[np.float32]]:
         "vocabulary": normal(_VOCABULARY, DIM),
         "query_weight": np.concatenate([identity, 0.1 * normal(DIM, DIM)]),
         "target_weight": identity + 0.05 * normal(DIM, DIM) if target_head else identity,
+        "matching_weight": normal(DIM, DIM),
     }
 
 
-def _write_graph(root: Path, name: GraphName, weights: dict[str, NDArray[np.float32]]) -> GraphSpec:
+def _write_graph(root: Path, name: GraphName, source: str, weights: dict[str, NDArray[np.float32]]) -> GraphSpec:
     file = f"graphs/{name}.onnx"
-    model = onnx.parser.parse_model(f"{_HEADER}{name} {_GRAPHS[name]}")
+    model = onnx.parser.parse_model(f"{_HEADER}{name} {source}")
     used = {value for node in model.graph.node for value in node.input}
     model.graph.initializer.extend(
         onnx.numpy_helper.from_array(weight, weight_name)
@@ -207,13 +239,13 @@ def _write_tokenizer(root: Path) -> TokenizerSpec:
     return spec
 
 
-def _ensembles(graphs: dict[str, GraphSpec], *, text_queries: bool) -> dict[EnsembleName, EnsembleSpec]:
+def _ensembles(graphs: dict[str, GraphSpec], *, text_queries: bool, reranker: bool) -> dict[EnsembleName, EnsembleSpec]:
     def step(name: GraphName, **renamed: str) -> StepSpec:
         graph = graphs[name]
         return StepSpec(
             model=name,
             inputs={tensor.name: tensor.name for tensor in graph.inputs},
-            outputs={tensor.name: renamed.get(tensor.name, tensor.name) for tensor in graph.outputs},
+            outputs=renamed or {tensor.name: tensor.name for tensor in graph.outputs},
         )
 
     vision, text = step(GraphName.VISION_ENCODER), step(GraphName.TEXT_ENCODER)
@@ -227,6 +259,19 @@ def _ensembles(graphs: dict[str, GraphSpec], *, text_queries: bool) -> dict[Ense
             inputs=("image",), steps=(image_step(), step(GraphName.GALLERY, target_embedding="embedding"))
         ),
     }
+    if reranker:
+        ensembles[EnsembleName.ENCODE_CONDITION] = EnsembleSpec(
+            inputs=("image", "text"),
+            optional=("text",),
+            steps=(image_step(), text_step(), vision, text, step(GraphName.QUERY_HEAD, condition="condition")),
+            output="condition",
+        )
+        ensembles[EnsembleName.SCORE_CANDIDATE] = EnsembleSpec(
+            inputs=("image", "text", "condition"),
+            optional=("text",),
+            steps=(image_step(), text_step(), vision, step(GraphName.MATCHING_HEAD)),
+            output="score",
+        )
     if text_queries:
         ensembles[EnsembleName.ENCODE_TEXT_QUERY] = EnsembleSpec(
             inputs=("text",), steps=(text_step(), text, step(GraphName.TEXT_QUERY_HEAD, query_embedding="embedding"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cirrus_client.bundle import Bundle as Bundle
     from cirrus_client.encoders.local import LocalEncoder as LocalEncoder
     from cirrus_client.encoders.protocol import Encoder as Encoder
+    from cirrus_client.encoders.reranker import Reranker as Reranker
     from cirrus_client.errors import CirrusError as CirrusError
     from cirrus_client.gallery.embed import embed_gallery as embed_gallery
     from cirrus_client.gallery.sources.folder import FolderSource as FolderSource
@@ -53,6 +54,7 @@ _ROOMS = {
     "IndexBackend": "index.backend",
     "LocalEncoder": "encoders.local",
     "Match": "retriever",
+    "Reranker": "encoders.reranker",
     "Retriever": "retriever",
     "Term": "retriever",
     "SearchClient": "service.client",

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 def cosine_min(left: NDArray[Any], right: NDArray[Any]) -> float:
     """Return the smallest cosine between corresponding vectors (the last dimension), computed in float64.
 
-    It is NaN if a vector is zero or not finite.
+    Scores, one per item ([B, 1]), are compared as one vector. It is NaN if a vector is zero or not finite.
     """
-    a = left.reshape(-1, left.shape[-1]).astype(np.float64)
-    b = right.reshape(-1, right.shape[-1]).astype(np.float64)
+    width = left.size if left.shape[-1] == 1 else left.shape[-1]
+    a = left.reshape(-1, width).astype(np.float64)
+    b = right.reshape(-1, width).astype(np.float64)
     with np.errstate(invalid="ignore"):
         cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     return float(cosines.min())

@@ -2,7 +2,7 @@
 
 canary.json      texts, and the cosine that every stage must reach
 canary.npz       images/<n>: image files, uint8; tensors/<name>: inputs of graphs; outputs/<graph>/<name>: what graphs
-                 make of them; embeddings/<ensemble>: embeddings of the whole
+                 make of them; embeddings/<ensemble>: results of the whole
 
 Every stage gets the original's own input, so that the stage at fault is found, and not the ones behind it.
 """
@@ -29,7 +29,7 @@ from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, BundleSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.ensemble import EMBEDDING, IMAGE_PREPROCESS, TOKENIZE, Arrays, bytes_array
+from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, Arrays, bytes_array
 from cirrus_client.errors import BundleError, CirrusError, NotReady
 from cirrus_client.files import atomic_path, write_model
 from cirrus_client.image.preprocess import preprocess
@@ -103,8 +103,8 @@ class Runner(Protocol):
         """Run one model of an ensemble on named arrays."""
         ...
 
-    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str]) -> Embeddings:
-        """Run an ensemble on image files, on texts, or on both, as the ensemble takes them."""
+    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str], tensors: Arrays) -> Embeddings:
+        """Run an ensemble on image files, texts and tensors, those that the ensemble takes, and return its result."""
         ...
 
 
@@ -176,12 +176,18 @@ class LocalRunner:
             return {TensorName.TOKEN_IDS: bundle.spec.tokenizer.cut(tokenizer(texts))}
         return self._encoder.graph(model)(inputs)
 
-    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str]) -> Embeddings:
+    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str], tensors: Arrays) -> Embeddings:
         """See `Runner.ensemble`."""
         if name is EnsembleName.ENCODE_TARGET:
             return self._encoder.encode_targets(images)
-        given = images if name is EnsembleName.ENCODE_QUERY else [None] * len(texts)
-        return self._encoder.encode_queries(given, texts)
+        if name in (EnsembleName.ENCODE_QUERY, EnsembleName.ENCODE_TEXT_QUERY):
+            given = images if name is EnsembleName.ENCODE_QUERY else [None] * len(texts)
+            return self._encoder.encode_queries(given, texts)
+        spec = self._encoder.bundle.spec
+        pixels = self.step(IMAGE_PREPROCESS, {TensorName.IMAGE: bytes_array(images)})
+        token_ids = self.step(TOKENIZE, {TensorName.TEXT: bytes_array([text.encode() for text in texts])})
+        others = {tensor: tensors[tensor] for tensor in _tensors_of(spec, name)}
+        return self._encoder.encode_tensors(name, {**pixels, **token_ids, **others})
 
 
 class TritonRunner:
@@ -207,14 +213,16 @@ class TritonRunner:
         response = answer.get_response(as_json=True) if self._grpc else answer.get_response()
         return {output["name"]: answer.as_numpy(output["name"]) for output in response["outputs"]}
 
-    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str]) -> Embeddings:
+    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str], tensors: Arrays) -> Embeddings:
         """See `Runner.ensemble`. Bytes behind the end of each image keep the server from answering from its cache."""
-        inputs: dict[str, NDArray[Any]] = {}
-        if name is not EnsembleName.ENCODE_TEXT_QUERY:
-            inputs[TensorName.IMAGE] = bytes_array([image + os.urandom(8) for image in images])
-        if name is not EnsembleName.ENCODE_TARGET:
-            inputs[TensorName.TEXT] = bytes_array([text.encode() for text in texts])
-        found: Embeddings = self._infer(self._names.ensemble(name), inputs).as_numpy(EMBEDDING)
+        spec = self._names.spec
+        given = {
+            TensorName.IMAGE: bytes_array([image + os.urandom(8) for image in images]),
+            TensorName.TEXT: bytes_array([text.encode() for text in texts]),
+            **{tensor: tensors[tensor] for tensor in _tensors_of(spec, name)},
+        }
+        inputs = {tensor: given[tensor] for tensor in spec.ensembles[name].inputs}
+        found: Embeddings = self._infer(self._names.ensemble(name), inputs).as_numpy(spec.ensembles[name].output)
         return found
 
     @property
@@ -271,7 +279,13 @@ def _run_step(canary: Canary, spec: BundleSpec, model: str, runner: Runner) -> f
 
 
 def _run_ensemble(canary: Canary, name: EnsembleName, runner: Runner) -> float:
-    return _cosine(canary.embeddings[name], runner.ensemble(name, list(canary.images), list(canary.spec.texts)))
+    found = runner.ensemble(name, list(canary.images), list(canary.spec.texts), canary.tensors)
+    return _cosine(canary.embeddings[name], found)
+
+
+def _tensors_of(spec: BundleSpec, name: EnsembleName) -> list[str]:
+    """Return the inputs of an ensemble that another one made."""
+    return [tensor for tensor in spec.ensembles[name].inputs if tensor not in (TensorName.IMAGE, TensorName.TEXT)]
 
 
 def _check(stage: str, run: Callable[[], float]) -> StageCheck:

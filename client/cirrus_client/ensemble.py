@@ -17,6 +17,7 @@ from cirrus_client.records import Name, Record
 Arrays = Mapping[str, NDArray[Any]]
 Model = Callable[[Arrays], Arrays]
 
+EMBEDDING = "embedding"
 IMAGE_PREPROCESS = "image_preprocess"
 TOKENIZE = "tokenize"
 
@@ -30,17 +31,16 @@ class StepSpec(Record):
 
 
 class EnsembleSpec(Record):
-    """Steps in the order in which they run. The result is the tensor "embedding".
+    """Steps in the order in which they run.
 
-    inputs: what a client sends, "image" or "text". optional: inputs that may be absent; an absent text is empty.
+    inputs: what a client sends: "image", "text", or an input of a graph, which another ensemble made. optional: inputs
+    that may be absent; an absent text is empty. output: the tensor that is the result.
     """
 
     inputs: tuple[str, ...]
     optional: tuple[str, ...] = ()
     steps: tuple[StepSpec, ...]
-
-
-EMBEDDING = "embedding"
+    output: str = EMBEDDING
 
 
 def image_step() -> StepSpec:
@@ -56,7 +56,7 @@ def text_step() -> StepSpec:
 def run(
     ensemble: EnsembleSpec, models: Mapping[str, Model], inputs: Arrays, *, given: Arrays | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Run the steps in order and return all tensors by name. The result is "embedding".
+    """Run the steps in order and return all tensors by name.
 
     models: the function for each step's model. given: tensors that are already computed. A step whose outputs are all
     given is skipped.

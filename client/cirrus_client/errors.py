@@ -86,7 +86,7 @@ class InvalidText(InvalidInput):
 
 
 class UnsupportedQuery(InvalidInput):
-    """A combination of image and text that the bundle's recipe does not define."""
+    """A combination of image and text, or a second stage, that the bundle's recipe does not define."""
 
 
 class UnreadableImage(ItemError):

@@ -6,11 +6,16 @@ from enum import StrEnum
 
 
 class EnsembleName(StrEnum):
-    """Ensembles of a bundle. Every bundle has ENCODE_TARGET; which query ensembles it has depends on the recipe."""
+    """Ensembles of a bundle. Every bundle has ENCODE_TARGET; which query ensembles it has depends on the recipe.
+
+    ENCODE_CONDITION and SCORE_CANDIDATE are the two halves of a reranker: the query, once, and each candidate for it.
+    """
 
     ENCODE_QUERY = "encode_query"
     ENCODE_TEXT_QUERY = "encode_text_query"
     ENCODE_TARGET = "encode_target"
+    ENCODE_CONDITION = "encode_condition"
+    SCORE_CANDIDATE = "score_candidate"
 
 
 class GraphName(StrEnum):
@@ -22,6 +27,7 @@ class GraphName(StrEnum):
     TEXT_QUERY_HEAD = "text_query_head"
     TARGET_HEAD = "target_head"
     GALLERY = "gallery"
+    MATCHING_HEAD = "matching_head"
 
 
 class TensorName(StrEnum):
@@ -32,6 +38,8 @@ class TensorName(StrEnum):
     PIXELS = "pixels"
     TOKEN_IDS = "token_ids"
     EMBEDDING = "embedding"
+    CONDITION = "condition"
+    SCORE = "score"
 
 
 class Transport(StrEnum):

@@ -1,19 +1,21 @@
-"""Composed search: encode a query, search an index, and return gallery images with their metadata."""
+"""Composed search: encode a query, search an index, re-rank its best, and return gallery images with their metadata."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import iscoroutinefunction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import AsyncEncoder, Embeddings, Encoder, is_async
-from cirrus_client.errors import SearchIndexError, SpaceMismatch, UnsupportedQuery
+from cirrus_client.encoders.reranker import AsyncReranker, Reranker, Scores
+from cirrus_client.errors import InvalidInput, ItemError, SearchIndexError, SpaceMismatch, UnsupportedQuery
 from cirrus_client.image.inputs import ImageInput
 from cirrus_client.index.filter_models import Filter, read_filter
 from cirrus_client.index.items import Items
@@ -24,6 +26,8 @@ from cirrus_client.index.saved import open_index
 FilterTree: TypeAlias = Filter | Mapping[str, Any]
 """A filter, or its JSON form: `{"column": "price", "op": "<", "value": 50}`."""
 
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
 class Match:
@@ -31,7 +35,7 @@ class Match:
 
     rank: 1 is best. id: the image's path relative to the root of the gallery's images. score: inner product of query
     and image, which is their cosine. image: where the image is, a file path or a URL. metadata: the other columns of
-    the index.
+    the index. rerank_score: the reranker's, by which the re-ranked are ordered; None for the others.
     """
 
     rank: int
@@ -39,6 +43,7 @@ class Match:
     score: float
     image: str
     metadata: dict[str, Any]
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,16 +61,18 @@ class Retriever:
     Threads may share a retriever. `close`, or the end of a `with` block, closes its encoder's connections.
     """
 
-    def __init__(self, encoder: Encoder, index: Index, items: Items) -> None:
+    def __init__(self, encoder: Encoder, index: Index, items: Items, *, reranker: Reranker | None = None) -> None:
         """Join an encoder, an index, and the images that the rows of the index stand for.
 
-        Raises SpaceMismatch if encoder and index have different spaces. Raises SearchIndexError if the number of rows
-        differs from the number of images.
+        reranker: the second stage of `search(rerank=)`; often the encoder again. It may be of another bundle. Raises
+        SpaceMismatch if encoder and index have different spaces. Raises SearchIndexError if the number of rows differs
+        from the number of images.
         """
         _check_fit(encoder.space, index, items)
         self._encoder = encoder
         self._index = index
         self._items = items
+        self._reranker = reranker
 
     def search(
         self,
@@ -74,13 +81,16 @@ class Retriever:
         text: str | None = None,
         k: int = 10,
         filter: FilterTree | None = None,
+        rerank: int | None = None,
     ) -> list[Match]:
         """Return the k best gallery images for a reference image and an edit text, best first.
 
-        filter: only images in it are answered. Raises InvalidImage, InvalidText or UnsupportedQuery for a query that
-        can't be encoded, SearchIndexError for a k under 1, InvalidFilter for a filter that does not fit the metadata.
+        filter: only images in it are answered. rerank: how many of the best the reranker looks at and orders anew; None
+        leaves them as the index found them. Raises InvalidImage, InvalidText or UnsupportedQuery for a query that can't
+        be encoded, SearchIndexError for a k under 1, InvalidFilter for a filter that does not fit the metadata; with
+        rerank also what `Reranker.scores` raises.
         """
-        return self.search_many([image], [text], k=k, filter=filter)[0]
+        return self.search_many([image], [text], k=k, filter=filter, rerank=rerank)[0]
 
     def search_many(
         self,
@@ -89,9 +99,25 @@ class Retriever:
         *,
         k: int = 10,
         filter: FilterTree | None = None,
+        rerank: int | None = None,
     ) -> list[list[Match]]:
-        """Return the k best gallery images for each (image, text) pair. Errors have the position of the pair."""
-        return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k, filter)
+        """Return the k best gallery images for each (image, text) pair. Errors have the position of the pair.
+
+        filter, rerank: see `search`.
+        """
+        if rerank is None:
+            return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k, filter)
+        reranker = _checked(self._reranker, rerank)
+        embeddings = self._encoder.encode_queries(images, texts)
+        nearest = _matches(self._index, self._items, embeddings, max(k, rerank), filter)
+        answers = []
+        for position, (image, text, found) in enumerate(zip(images, texts, nearest, strict=True)):
+            try:
+                scores = reranker.scores(image, text, [match.image for match in found[:rerank]])
+            except ItemError as error:
+                raise _of_query(error, position) from None
+            answers.append(_reranked(found, scores)[:k])
+        return answers
 
     def search_terms(self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None) -> list[Match]:
         """Return the k best gallery images for several references or texts together, best first.
@@ -126,11 +152,19 @@ class AsyncRetriever:
     An `AsyncEncoder` is awaited. Any other encoder, and the index, run in threads, so they do not block the event loop.
     """
 
-    def __init__(self, encoder: Encoder | AsyncEncoder, index: Index, items: Items) -> None:
+    def __init__(
+        self,
+        encoder: Encoder | AsyncEncoder,
+        index: Index,
+        items: Items,
+        *,
+        reranker: Reranker | AsyncReranker | None = None,
+    ) -> None:
         """Join an encoder, an index and the images of its rows. The first search checks that they fit."""
         self._encoder: Any = encoder
         self._index = index
         self._items = items
+        self._reranker = reranker
         self._fits = False
 
     async def search(
@@ -140,9 +174,10 @@ class AsyncRetriever:
         text: str | None = None,
         k: int = 10,
         filter: FilterTree | None = None,
+        rerank: int | None = None,
     ) -> list[Match]:
         """See `Retriever.search`. Also raises what the constructor of `Retriever` raises."""
-        return (await self.search_many([image], [text], k=k, filter=filter))[0]
+        return (await self.search_many([image], [text], k=k, filter=filter, rerank=rerank))[0]
 
     async def search_many(
         self,
@@ -151,10 +186,23 @@ class AsyncRetriever:
         *,
         k: int = 10,
         filter: FilterTree | None = None,
+        rerank: int | None = None,
     ) -> list[list[Match]]:
         """See `Retriever.search_many`."""
+        if rerank is not None:
+            _checked(self._reranker, rerank)
         embeddings = await self._embeddings(images, texts)
-        return await asyncio.to_thread(_matches, self._index, self._items, embeddings, k, filter)
+        wanted = max(k, rerank or 0)
+        answers = await asyncio.to_thread(_matches, self._index, self._items, embeddings, wanted, filter)
+        if rerank is None:
+            return answers
+        scored = await asyncio.gather(
+            *(
+                self._scores(position, image, text, found[:rerank])
+                for position, (image, text, found) in enumerate(zip(images, texts, answers, strict=True))
+            )
+        )
+        return [_reranked(found, scores)[:k] for found, scores in zip(answers, scored, strict=True)]
 
     async def search_terms(
         self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None
@@ -189,6 +237,20 @@ class AsyncRetriever:
         embeddings: Embeddings = await asyncio.to_thread(self._encoder.encode_queries, images, texts)
         return embeddings
 
+    async def _scores(
+        self, position: int, image: ImageInput | None, text: str | None, found: Sequence[Match]
+    ) -> Scores:
+        reranker: Any = self._reranker
+        candidates = [match.image for match in found]
+        try:
+            if iscoroutinefunction(reranker.scores):
+                scores: Scores = await reranker.scores(image, text, candidates)
+            else:
+                scores = await asyncio.to_thread(reranker.scores, image, text, candidates)
+        except ItemError as error:
+            raise _of_query(error, position) from None
+        return scores
+
     async def _space(self) -> SpaceSpec:
         if is_async(self._encoder):
             return await self._encoder.space()
@@ -197,22 +259,32 @@ class AsyncRetriever:
 
 
 def open_retriever(
-    encoder: Encoder, index: Path | str, *, images: str | None = None, backend: str | None = None
+    encoder: Encoder,
+    index: Path | str,
+    *,
+    images: str | None = None,
+    backend: str | None = None,
+    reranker: Reranker | None = None,
 ) -> Retriever:
-    """Open a saved index and join it with an encoder. images, backend: see `open_index`.
+    """Open a saved index and join it with an encoder. images, backend: see `open_index`. reranker: see `Retriever`.
 
     Raises SearchIndexError if the index is damaged, SpaceMismatch if it was built in another space.
     """
     saved = open_index(index, images=images, backend=backend)
-    return Retriever(encoder, saved.index, saved.items)
+    return Retriever(encoder, saved.index, saved.items, reranker=reranker)
 
 
 def open_async_retriever(
-    encoder: Encoder | AsyncEncoder, index: Path | str, *, images: str | None = None, backend: str | None = None
+    encoder: Encoder | AsyncEncoder,
+    index: Path | str,
+    *,
+    images: str | None = None,
+    backend: str | None = None,
+    reranker: Reranker | AsyncReranker | None = None,
 ) -> AsyncRetriever:
     """Do what `open_retriever` does, for asyncio. SpaceMismatch is raised by the first search."""
     saved = open_index(index, images=images, backend=backend)
-    return AsyncRetriever(encoder, saved.index, saved.items)
+    return AsyncRetriever(encoder, saved.index, saved.items, reranker=reranker)
 
 
 def weighted_sum(embeddings: Embeddings, weights: Sequence[float]) -> Embeddings:
@@ -252,6 +324,29 @@ def _check_fit(space: SpaceSpec, index: Index, items: Items) -> None:
         )
     if isinstance(items, ParquetItems) and len(index) != len(items):
         raise SearchIndexError(f"the index has {len(index)} rows, but {len(items)} images are named")
+
+
+def _checked(reranker: R | None, rerank: int) -> R:
+    if reranker is None:
+        raise UnsupportedQuery(
+            "it is to be re-ranked, and this retriever has no reranker: open it with one, like reranker=encoder",
+            item="query",
+        )
+    if rerank < 1:
+        raise InvalidInput(f"rerank is {rerank}, and at least 1 of the best is looked at; None re-ranks nothing")
+    return reranker
+
+
+def _of_query(error: ItemError, position: int) -> ItemError:
+    """Return an error of one query's re-ranking with the query's position; that of a candidate keeps its own."""
+    return error.at("query", position) if error.item == "query" else error
+
+
+def _reranked(found: Sequence[Match], scores: Scores) -> list[Match]:
+    """Return the first matches by their scores, best first and ties as they were, and then the others."""
+    order = np.argsort(-scores, kind="stable")
+    scored = [replace(found[place], rerank_score=float(scores[place])) for place in order.tolist()]
+    return [replace(match, rank=rank) for rank, match in enumerate([*scored, *found[len(scores) :]], start=1)]
 
 
 def _matches(index: Index, items: Items, queries: Embeddings, k: int, filter: FilterTree | None) -> list[list[Match]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 @app.command()
 def weights(folder: Path) -> None:
-    """Write the demo's CLIP and head as a user would bring them."""
+    """Write the demo's CLIP and heads as a user would bring them."""
     from cirrus_demo.weights import materialise
 
-    written = materialise(folder)
-    typer.echo("\n".join(map(str, (written.clip, written.head, written.sprc, written.phi))))
+    typer.echo("\n".join(map(str, astuple(materialise(folder)))))
 
 
 @app.command()

@@ -36,7 +36,7 @@ def main() -> None:
     samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=PREPROCESS)
     with tempfile.TemporaryDirectory() as scratch:
         clip = load_clip(weights.materialise(Path(scratch)).clip)
-    weights.store_phi(train_phi(OpenClipBackbone(clip), samples).state_dict())
+    weights.store_head("phi", train_phi(OpenClipBackbone(clip), samples).state_dict())
 
 
 def train_phi(backbone: OpenClipBackbone, samples: Samples) -> Phi:

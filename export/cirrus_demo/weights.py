@@ -23,6 +23,8 @@ class DemoWeights:
     head: Path
     sprc: Path
     phi: Path
+    combiner: Path
+    magiclens: Path
 
 
 def materialise(folder: Path) -> DemoWeights:
@@ -30,7 +32,13 @@ def materialise(folder: Path) -> DemoWeights:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(WEIGHTS.glob("*.safetensors")):
         save_file(expand(load_file(path)), folder / path.name)
-    return DemoWeights(*(folder / f"{name}.safetensors" for name in ("clip", "transagg_union", "sprc", "phi")))
+    return paths_in(folder)
+
+
+def paths_in(folder: Path) -> DemoWeights:
+    """Return where `materialise` writes the checkpoints."""
+    names = ("clip", "transagg_union", "sprc", "phi", "combiner", "magiclens")
+    return DemoWeights(*(folder / f"{name}.safetensors" for name in names))
 
 
 def store(clip: dict[str, Tensor], head: dict[str, Tensor]) -> None:
@@ -44,9 +52,9 @@ def store_sprc(head: dict[str, Tensor]) -> None:
     save_file(_halved(compress(head, _SPRC_TABLE)), WEIGHTS / "sprc.safetensors")
 
 
-def store_phi(head: dict[str, Tensor]) -> None:
-    """Round phi to half precision and write it."""
-    save_file(_halved(head), WEIGHTS / "phi.safetensors")
+def store_head(name: str, head: dict[str, Tensor]) -> None:
+    """Round a head to half precision and write it as `<name>.safetensors`."""
+    save_file(_halved(head), WEIGHTS / f"{name}.safetensors")
 
 
 def compress(state: dict[str, Tensor], table: str) -> dict[str, Tensor]:

@@ -31,17 +31,23 @@ Graphs = dict[str, tuple[Path, GraphSpec]]
 
 
 @pytest.fixture(scope="module")
-def graphs(author_bundle: Callable[[str], Bundle], bundle: Bundle, clip_bundle: Bundle) -> Graphs:
+def graphs(
+    author_bundle: Callable[[str], Bundle], reranking_bundle: Bundle, bundle: Bundle, clip_bundle: Bundle
+) -> Graphs:
     """Graphs of small checkpoints whose weights and biases are not zero: BLIP, BLIP-2, CLIP, and every head on them.
 
     The demo's TransAgg is left out: its attention has 8 features a head, which no fused kernel takes.
     """
     bundles = {recipe: author_bundle(recipe) for recipe in RECIPES} | {"clip": clip_bundle, "demo": bundle}
-    return {
+    found = {
         f"{recipe} {name}": (made.graph_file(name), graph)
         for recipe, made in bundles.items()
         for name, graph in made.spec.graphs.items()
         if (recipe, name) != ("demo", "query_head")
+    }
+    own = ("query_head", "matching_head")
+    return found | {
+        f"reranker {name}": (reranking_bundle.graph_file(name), reranking_bundle.spec.graphs[name]) for name in own
     }
 
 

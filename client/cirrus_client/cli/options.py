@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cirrus_client.bundle import Bundle
-from cirrus_client.encoders import Encoder, LocalEncoder
+from cirrus_client.encoders import LocalEncoder
 from cirrus_client.image.preprocess import Decoding
 from cirrus_client.names import Transport
 from cirrus_client.triton import TritonEncoder
@@ -50,7 +50,7 @@ def open_encoder(
     engine: str | None = None,
     decoding: Decoding = Decoding.EXACT,
     trust_plans: bool = False,
-) -> Encoder:
+) -> LocalEncoder | TritonEncoder:
     """Return the encoder that the options name. Raises BadParameter as `check_encoder_options` does."""
     check_encoder_options(bundle, server, name)
     if bundle is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +57,9 @@ def search(
         str | None, typer.Option(help="The module:Class that the index was built with, if it was; it is run.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
+    rerank: Annotated[
+        int | None, typer.Option(min=1, help="Order so many of the best anew, by the bundle's reranker.")
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of query and results here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -70,27 +74,38 @@ def search(
             raise typer.BadParameter(
                 "the service has its own", param_hint="--bundle, --server, --name, --root, --backend, --sheet"
             )
-        options = {"collection": collection, "filter": _tree(filter_), "unique": unique}
+        options = {"collection": collection, "filter": _tree(filter_), "unique": unique, "rerank": rerank}
         matches = _asked(url, api_key, Query(reference, text), k, options)
     else:
         assert index is not None
         if collection is not None or unique is not None:
             raise typer.BadParameter("a service has it: give --url", param_hint="--collection, --unique")
-        retriever = open_retriever(
-            open_encoder(bundle, server, name, transport, trust_plans=trust_plans), index, images=root, backend=backend
-        )
-        matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter_))
+        encoder = open_encoder(bundle, server, name, transport, trust_plans=trust_plans)
+        retriever = open_retriever(encoder, index, images=root, backend=backend, reranker=encoder)
+        matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter_), rerank=rerank)
     if as_json:
         typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
     else:
-        print_table(
-            ("rank", "score", "image"),
-            [(str(match.rank), f"{match.score:.4f}", match.image) for match in matches],
-            right=("rank", "score"),
-        )
+        _print(matches)
     if sheet is not None:
         save_sheet(contact_sheet(reference, text, matches), sheet)
         echo(f"contact sheet: {sheet}", err=True)
+
+
+def _print(matches: Sequence[Match]) -> None:
+    """Print a table; a column of the reranker's scores is there if it gave some."""
+    reranked = any(match.rerank_score is not None for match in matches)
+    rows = [
+        (
+            str(match.rank),
+            f"{match.score:.4f}",
+            *(["-" if match.rerank_score is None else f"{match.rerank_score:.4f}"] if reranked else []),
+            match.image,
+        )
+        for match in matches
+    ]
+    names = ("rank", "score", *(["rerank"] if reranked else []), "image")
+    print_table(names, rows, right=names[:-1])
 
 
 def _tree(filter_: str | None) -> Any:
@@ -103,4 +118,7 @@ def _tree(filter_: str | None) -> Any:
 def _asked(url: str, key: str | None, query: Query, k: int, options: dict[str, Any]) -> list[Match]:
     with SearchClient(url, key=key) as client:
         (result,) = client.search_many([query], k=k, **options).results
-    return [Match(item.rank, item.id, item.score, f"{client.url}{item.image}", item.metadata) for item in result.items]
+    return [
+        Match(item.rank, item.id, item.score, f"{client.url}{item.image}", item.metadata, item.rerank_score)
+        for item in result.items
+    ]

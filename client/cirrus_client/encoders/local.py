@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all, query_pairs
+from cirrus_client.encoders.reranker import Scores, check_reranked
 from cirrus_client.engines import Engine, open_graph
-from cirrus_client.ensemble import EMBEDDING, Arrays, EnsembleSpec, Model, StepSpec, run
+from cirrus_client.ensemble import Arrays, EnsembleSpec, Model, StepSpec, run
 from cirrus_client.errors import ItemError
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import Decoding, preprocess
@@ -148,15 +149,34 @@ class LocalEncoder:
             return np.empty((0, *self.space.item_shape), dtype=np.float32)
         return self.encode_tensors(EnsembleName.ENCODE_TARGET, {"pixels": np.stack(prepared)})
 
-    def encode_tensors(self, name: EnsembleName, given: Mapping[str, NDArray[Any]]) -> Embeddings:
-        """Return the embeddings of an ensemble, [B, *shape], from tensors that are there already, each [B, ...].
+    def scores(self, image: ImageInput | None, text: str | None, candidates: Sequence[ImageInput]) -> Scores:
+        """See `Reranker.scores`."""
+        check_reranked(image, self.bundle.spec.ensembles)
+        try:
+            query = self.prepare_query(image, text)
+        except ItemError as error:
+            raise error.at("query", 0) from None
+        if not candidates:
+            return np.empty(0, dtype=np.float32)
+        assert query.pixels is not None
+        pixels = np.stack(prepare_all(candidates, self.prepare_image, item="candidate"))
+        given: dict[str, NDArray[Any]] = {
+            TensorName.PIXELS: query.pixels[None],
+            TensorName.TOKEN_IDS: query.token_ids[None],
+        }
+        given[TensorName.CONDITION] = self.encode_tensors(EnsembleName.ENCODE_CONDITION, given)
+        of_query = {name: np.broadcast_to(value, (len(pixels), *value.shape[1:])) for name, value in given.items()}
+        return self.encode_tensors(EnsembleName.SCORE_CANDIDATE, of_query | {TensorName.PIXELS: pixels})[:, 0]
+
+    def encode_tensors(self, name: EnsembleName, given: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the result of an ensemble, float32 [B, *shape], from tensors that are there already, each [B, ...].
 
         given: pixels and token ids, or what some steps make of them; such a step does not run.
         """
         ensemble = self.bundle.spec.ensembles[name]
         rows, size = len(next(iter(given.values()))), self.bundle.spec.max_batch
         parts = [{key: value[start : start + size] for key, value in given.items()} for start in range(0, rows, size)]
-        return np.concatenate([self.run_steps(ensemble.steps, self._cut(part))[EMBEDDING] for part in parts])
+        return np.concatenate([self.run_steps(ensemble.steps, self._cut(part))[ensemble.output] for part in parts])
 
     def run_steps(self, steps: Sequence[StepSpec], given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graphs among an ensemble's steps on one batch, and return what they make, by name, each [B, ...]."""

@@ -99,14 +99,17 @@ def is_async(encoder: Encoder | AsyncEncoder) -> TypeGuard[AsyncEncoder]:
     return iscoroutinefunction(encoder.encode_queries)
 
 
-def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T]) -> list[T]:
-    """Prepare gallery images in order. Raises the error of `prepare` with the position of the image."""
+def prepare_all(images: Sequence[ImageInput], prepare: Callable[[bytes], T], *, item: str = "image") -> list[T]:
+    """Prepare gallery images in order. Raises the error of `prepare` with the position of the image.
+
+    item: what the images are, for errors.
+    """
     prepared = []
     for position, image in enumerate(images):
         try:
             prepared.append(prepare(image_bytes(image)))
         except ItemError as error:
-            raise error.at("image", position) from None
+            raise error.at(item, position) from None
     return prepared
 
 

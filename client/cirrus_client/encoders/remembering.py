@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,7 @@ from cirrus_client.bundle import DYNAMIC
 from cirrus_client.encoders.local import LocalEncoder, Pixels
 from cirrus_client.encoders.memory import RecentArrays
 from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.encoders.reranker import Scores
 from cirrus_client.ensemble import EMBEDDING, Arrays, EnsembleSpec, StepSpec
 from cirrus_client.names import EnsembleName, TensorName
 
@@ -48,6 +49,14 @@ class KnownQuery:
     def key(self) -> tuple[bytes | None, bytes]:
         """What the query is the same by."""
         return self.image, self.token_ids.tobytes()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a reranker keeps of a query: what ENCODE_CONDITION made of it, and its token ids."""
+
+    condition: NDArray[np.float32]
+    token_ids: TokenIds
 
 
 class RememberingEncoder:
@@ -105,6 +114,32 @@ class RememberingEncoder:
             self._recent.put((Kept.QUERY, key), {EMBEDDING: embedding})
         rows = [found[query.key] if query.embedding is None else query.embedding for query in prepared]
         return np.stack(rows) if rows else np.empty((0, self.encoder.space.dim), dtype=np.float32)
+
+    def condition(self, image: bytes, text: str | None) -> Condition:
+        """Encode what a reranker keeps of a query. Raises InvalidImage or InvalidText."""
+        token_ids = self.encoder.prepare_text(text, with_image=True)
+        query = replace(self.prepare_candidate(image), token_ids=token_ids)
+        given = {**self._of_images([query]), **self._of_texts([query])}
+        return Condition(self.encoder.encode_tensors(EnsembleName.ENCODE_CONDITION, given)[0], token_ids)
+
+    def prepare_candidate(self, image: bytes) -> KnownQuery:
+        """Decode a gallery image that is to be scored, unless it is known. Raises InvalidImage."""
+        digest = hashlib.sha256(image).digest()
+        features = self._look_up(Kept.IMAGE, digest) if self._image_steps else None
+        pixels = None if features is not None else self.encoder.prepare_image(image)
+        return KnownQuery(np.empty(0, dtype=np.int64), digest, pixels, features)
+
+    def score(self, candidates: Sequence[tuple[Condition, KnownQuery]]) -> Scores:
+        """Return the score of each prepared candidate for the query beside it, float32 [k].
+
+        candidates: one batch, at most the bundle's `max_batch`.
+        """
+        given: Tensors = {
+            **self._of_images([image for _, image in candidates]),
+            TensorName.CONDITION: np.stack([query.condition for query, _ in candidates]),
+            TensorName.TOKEN_IDS: np.stack([query.token_ids for query, _ in candidates]),
+        }
+        return self.encoder.encode_tensors(EnsembleName.SCORE_CANDIDATE, given)[:, 0]
 
     def learn(self, image: bytes) -> bool:
         """Encode an image ahead, and return whether there is room for more.

@@ -20,6 +20,7 @@ import tritonclient.http.aio as httpaio
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, prepare_all
+from cirrus_client.encoders.reranker import Scores
 from cirrus_client.errors import ServerError, ServerUnavailable
 from cirrus_client.forks import MadeHere
 from cirrus_client.image.decode import check_header
@@ -34,8 +35,10 @@ from cirrus_client.triton.requests import (
     ServedModel,
     check_address,
     check_answer,
+    condition_request,
     query_requests,
     read_config,
+    score_requests,
     target_requests,
     typed_error,
 )
@@ -148,6 +151,13 @@ class TritonEncoder(_TritonClient):
         """See `Encoder.encode_prepared`."""
         return self._encode(target_requests(prepared, self._model()), (len(prepared), *self.space.item_shape))
 
+    def scores(self, image: ImageInput | None, text: str | None, candidates: Sequence[ImageInput]) -> Scores:
+        """See `Reranker.scores`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
+        asked = condition_request(image, text, self._model())
+        encoded = prepare_all(candidates, _checked, item="candidate")
+        condition = self._call(partial(self._infer, request=asked), asked)[0]
+        return self._encode(score_requests(condition, text, encoded, self._model()), (len(encoded), 1))[:, 0]
+
     def close(self) -> None:
         """Close the connections of all threads. A later call opens a new one."""
         with self._connecting:
@@ -243,6 +253,14 @@ class AsyncTritonEncoder(_TritonClient):
         encoded = prepare_all(images, _checked)
         served = await self._model()
         return await self._encode(target_requests(encoded, served), (len(encoded), *served.space.item_shape))
+
+    async def scores(self, image: ImageInput | None, text: str | None, candidates: Sequence[ImageInput]) -> Scores:
+        """See `TritonEncoder.scores`."""
+        served = await self._model()
+        asked = condition_request(image, text, served)
+        encoded = prepare_all(candidates, _checked, item="candidate")
+        condition = (await self._call(lambda client: self._infer(client, asked, served.space), asked))[0]
+        return (await self._encode(score_requests(condition, text, encoded, served), (len(encoded), 1)))[:, 0]
 
     async def close(self) -> None:
         """Close the running event loop's connection. A later call opens a new one."""

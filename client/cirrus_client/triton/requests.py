@@ -7,22 +7,24 @@ import json
 import random
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from types import ModuleType
 from typing import Any
 
 import aiohttp
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings, check_query, query_pairs
+from cirrus_client.encoders.reranker import check_reranked
 from cirrus_client.ensemble import EMBEDDING, bytes_array
 from cirrus_client.errors import CirrusError, ItemError, ServerError, ServerOverloaded, ServerTimeout, ServerUnavailable
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.request import split_images
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.records import parse_record
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER, parse_error, served_name
 
@@ -35,6 +37,8 @@ _OVERLOADED = "exceeds maximum queue size"
 _UNAVAILABLE = ("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading")
 _PORTS = "check host and port: Triton's gRPC port is 8001 unless changed, its HTTP port 8000 (--transport http)"
 _TIMED_OUT = ("deadline exceeded", "timed out", "timeout")
+_OUTPUTS = {EnsembleName.ENCODE_CONDITION: TensorName.CONDITION, EnsembleName.SCORE_CANDIDATE: TensorName.SCORE}
+"""The results of ensembles that make no embedding."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Request:
     """One inference request.
 
     model: the server's name of the ensemble. rows: positions in the call of the items in this request. arrays: BYTES
-    inputs by name. item: "query" or "image", for errors.
+    inputs by name. item: "query", "image" or "candidate", for errors. condition: of the query whose candidates the
+    items are, float32 [...], or None.
     """
 
     ensemble: EnsembleName
@@ -82,6 +87,12 @@ class Request:
     rows: list[int]
     arrays: Mapping[str, list[bytes]]
     item: str
+    condition: NDArray[np.float32] | None = None
+
+    @property
+    def output(self) -> str:
+        """The name of the result."""
+        return _OUTPUTS.get(self.ensemble, EMBEDDING)
 
     def inputs(self, module: ModuleType) -> list[Any]:
         """Return the inputs as objects of tritonclient.grpc or tritonclient.http."""
@@ -89,6 +100,11 @@ class Request:
         for name, items in self.arrays.items():
             tensor = module.InferInput(name, [len(items), 1], "BYTES")
             tensor.set_data_from_numpy(bytes_array(items).reshape(-1, 1))
+            built.append(tensor)
+        if self.condition is not None:
+            shape = (len(self.rows), *self.condition.shape)
+            tensor = module.InferInput(TensorName.CONDITION.value, list(shape), "FP32")
+            tensor.set_data_from_numpy(np.ascontiguousarray(np.broadcast_to(self.condition, shape)))
             built.append(tensor)
         return built
 
@@ -149,6 +165,32 @@ def target_requests(images: Sequence[bytes], served: ServedModel) -> list[Reques
     ]
 
 
+def condition_request(image: ImageInput | None, text: str | None, served: ServedModel) -> Request:
+    """Return the request for what a reranker keeps of a query. Raises what `Reranker.scores` does for a query."""
+    check_reranked(image, served.ensembles)
+    (composed,) = query_requests([image], [text], served)
+    name = EnsembleName.ENCODE_CONDITION
+    return replace(composed, ensemble=name, model=served_name(name, served.bundle))
+
+
+def score_requests(
+    condition: NDArray[np.float32], text: str | None, candidates: Sequence[bytes], served: ServedModel
+) -> list[Request]:
+    """Split a query's candidates into requests within the server's maximum batch and the limits of `split_images`."""
+    text_bytes = (text or "").encode("utf-8", "surrogatepass")
+    return [
+        Request(
+            EnsembleName.SCORE_CANDIDATE,
+            served_name(EnsembleName.SCORE_CANDIDATE, served.bundle),
+            rows,
+            {"image": [candidates[row] for row in rows], "text": [text_bytes] * len(rows)},
+            "candidate",
+            condition,
+        )
+        for rows in split_images(dict(enumerate(candidates)), served.max_batch, "candidate")
+    ]
+
+
 def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
     """Read the configuration of an ensemble. Raises ServerError if Cirrus did not export it."""
     try:
@@ -175,15 +217,20 @@ def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
 
 
 def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
-    """Return the embeddings in an answer. Raises ServerError if their shape is wrong or values are not finite."""
-    embeddings = answer.as_numpy(EMBEDDING)
-    shape = space.item_shape if request.ensemble is EnsembleName.ENCODE_TARGET else (space.dim,)
+    """Return the result in an answer. Raises ServerError if its shape is wrong or values are not finite.
+
+    The shape of a condition is known to the server alone.
+    """
+    result: Embeddings | None = answer.as_numpy(request.output)
+    shapes = {EnsembleName.ENCODE_TARGET: space.item_shape, EnsembleName.SCORE_CANDIDATE: (1,)}
+    shape = shapes.get(request.ensemble, (space.dim,))
+    if result is not None and request.ensemble is EnsembleName.ENCODE_CONDITION:
+        shape = result.shape[1:]
     expected = (len(request.rows), *shape)
-    is_right = embeddings is not None and embeddings.shape == expected and embeddings.dtype == np.float32
-    if not is_right or not np.isfinite(embeddings).all():
-        found = None if embeddings is None else embeddings.shape
+    is_right = result is not None and result.shape == expected and result.dtype == np.float32
+    if result is None or not is_right or not np.isfinite(result).all():
+        found = None if result is None else result.shape
         raise ServerError(f"{request.ensemble} answered with shape {found} or values not finite, expected {expected}")
-    result: Embeddings = embeddings
     return result
 
 

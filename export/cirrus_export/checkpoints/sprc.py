@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints import widths
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import (
@@ -32,7 +33,7 @@ _BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
 _UNUSED = (
     Unused(r"temp$", "the temperature of the training loss"),
     Unused(r"prompt_tokens$", "prompts of a training loss, which `inference` does not read"),
-    Unused(r"itm_head\.", "BLIP-2's head for matching, which reranks and does not retrieve"),
+    Unused(r"itm_head\.", "BLIP-2's head for matching, which --option reranker=true exports"),
     Unused(r"Qformer(_query)?\.cls\.", "BLIP-2's head for captions"),
     Unused(r"Qformer(_query)?\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
 )
@@ -45,6 +46,7 @@ _KEYS = KeyMap(
 )
 
 
+_MATCHING = "itm_head."
 _SPN4CIR = "blip_model."
 _SECOND_PASS = {"Qformer_query.": "Qformer.", "text_proj_q.": "text_proj."}
 
@@ -91,9 +93,19 @@ def check_width(head: StateDict, image_width: int | None) -> None:
     )
 
 
-def authors_names(qformer: QFormer) -> dict[str, Tensor]:
-    """Return a Q-Former's weights under SPRC's key names."""
-    return {_KEYS.theirs(key): value for key, value in qformer.state_dict().items()}
+def check_matching(head: StateDict) -> None:
+    """Raise CheckpointError if the file has no head for matching."""
+    if not head.under(_MATCHING):
+        raise CheckpointError(
+            f"checkpoint {head.source}: has no '{head.prefix}{_MATCHING}weight', BLIP-2's head for image-text "
+            "matching, which option reranker needs: leave the option out, or take a file that was saved with it"
+        )
+
+
+def authors_names(qformer: QFormer, itm_head: nn.Linear | None = None) -> dict[str, Tensor]:
+    """Return the weights of a Q-Former, and of its head for matching if it has one, under SPRC's key names."""
+    matching = {} if itm_head is None else {f"{_MATCHING}{key}": value for key, value in itm_head.state_dict().items()}
+    return {_KEYS.theirs(key): value for key, value in qformer.state_dict().items()} | matching
 
 
 def load(head: StateDict, qformer: QFormer) -> None:
@@ -104,6 +116,13 @@ def load(head: StateDict, qformer: QFormer) -> None:
         if not key.startswith((*_BACKBONE_PREFIXES, *_SECOND_PASS))
     }
     load_strictly(qformer, head.derived(used), theirs=_KEYS.theirs)
+
+
+def load_matching(head: StateDict, itm_head: nn.Linear) -> StateDict:
+    """Load the head for matching, and return the rest of the file. Raises CheckpointError as `load` does."""
+    check_matching(head)
+    load_strictly(itm_head, head.under(_MATCHING))
+    return head.derived({key: value for key, value in head.items() if not key.startswith(_MATCHING)})
 
 
 def load_second_pass(head: StateDict, qformer: QFormer) -> QFormer:

@@ -31,6 +31,10 @@ def make_canary(recipe: Recipe, graphs: Sequence[Graph], probe: ProbeTensors, th
             embeddings[EnsembleName.ENCODE_QUERY] = recipe.query(pixels, token_ids).numpy()
         if EnsembleName.ENCODE_TEXT_QUERY in ensembles:
             embeddings[EnsembleName.ENCODE_TEXT_QUERY] = recipe.text_query(token_ids).numpy()
+        if EnsembleName.SCORE_CANDIDATE in ensembles:
+            condition = recipe.condition(pixels, token_ids)
+            embeddings[EnsembleName.ENCODE_CONDITION] = condition.numpy()
+            embeddings[EnsembleName.SCORE_CANDIDATE] = recipe.score(pixels, condition, token_ids).numpy()
     return Canary(
         spec=CanarySpec(texts=tuple(query.text for query in queries), cosine_min=thresholds.cosine_min),
         images=tuple(query.image for query in queries),

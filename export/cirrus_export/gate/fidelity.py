@@ -27,6 +27,7 @@ from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.records import Record
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.gate.probe import Probe
+from cirrus_export.gate.rerank_fidelity import RerankFidelity, measure_reranker, rerank_failures
 from cirrus_export.gate.text_cuts import CutFidelity, cut_failures, measure_cuts
 from cirrus_export.gate.thresholds import THRESHOLDS, Thresholds
 from cirrus_export.graph import Graph
@@ -86,6 +87,7 @@ class FidelityReport(Record):
     stages: tuple[StageFidelity, ...]
     retrieval: tuple[RetrievalFidelity, ...]
     cuts: tuple[CutFidelity, ...] = ()
+    reranker: RerankFidelity | None = None
     decoding: DecodingFidelity | None = None
     failures: tuple[str, ...]
 
@@ -141,10 +143,19 @@ def measure(
     queries = _exported_queries(encoder, probe.probe)
     retrieval = _retrieval(queries, recipe, probe, targets, progress)
     cuts = measure_cuts(encoder, recipe, probe.query_pixels, probe.token_ids)
+    reranker = measure_reranker(
+        encoder,
+        recipe,
+        probe.probe,
+        gallery=probe.gallery_pixels,
+        queries=probe.query_pixels,
+        token_ids=probe.token_ids,
+    )
     failures = [
         *_stage_failures(stages, thresholds),
         *_retrieval_failures(retrieval, thresholds),
         *cut_failures(cuts, thresholds),
+        *rerank_failures(reranker, thresholds),
     ]
     report = FidelityReport(
         bundle=bundle.spec.name,
@@ -155,6 +166,7 @@ def measure(
         stages=tuple(stages),
         retrieval=tuple(retrieval),
         cuts=cuts,
+        reranker=reranker,
         decoding=_decoding(encoder, probe, targets),
         failures=tuple(failures),
     )

@@ -71,6 +71,16 @@ def markdown(report: FidelityReport) -> str:
                 for cut in report.cuts
             ),
         ]
+    if report.reranker is not None:
+        reranker = report.reranker
+        lines += [
+            "",
+            "## The reranker against the torch original",
+            "",
+            f"{reranker.queries} queries, {reranker.candidates} candidates each: cosine of a query's scores "
+            f"{reranker.cosine_min:.7f} (min), difference of a score {reranker.max_abs:.2e} (max), top-10 agreement "
+            f"{reranker.top10_agreement:.2%}.",
+        ]
     if report.decoding is not None:
         drift = report.decoding
         lines += [

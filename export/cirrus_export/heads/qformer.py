@@ -90,6 +90,21 @@ class QFormer(nn.Module):
         ).last_hidden_state
         return F.normalize(self.text_proj(read[:, self.size.num_queries]), dim=-1)
 
+    def matched(self, image_tokens: Tensor, prompt: Tensor, token_ids: Tensor) -> Tensor:
+        """Return what the learned queries read [B, V, H] of a candidate beside a query: image, then prompt and text.
+
+        The pass of BLIP-2's image-text matching (arXiv 2301.12597, section 3.2; `compute_itm` of LAVIS's
+        `Blip2Qformer`). SPRC's sentence, the prompt [B, V, H] and the text, stands in the place of the text alone.
+        """
+        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
+        read = self.bert(
+            query_embeds=self.embeddings(token_ids, query_embeds=torch.cat([queries, prompt], dim=1)),
+            query_length=self.size.num_queries,
+            attention_mask=self._attended(token_ids, passes=2),
+            encoder_hidden_states=image_tokens,
+        ).last_hidden_state
+        return read[:, : self.size.num_queries]
+
     def text(self, token_ids: Tensor) -> Tensor:
         """Return L2-normalised text embeddings [B, D] of int64 token ids [B, T]: the text alone, its first token.
 
@@ -100,6 +115,8 @@ class QFormer(nn.Module):
         ).last_hidden_state
         return F.normalize(self.text_proj(read[:, 0]), dim=-1)
 
-    def _attended(self, token_ids: Tensor) -> Tensor:
+    def _attended(self, token_ids: Tensor, *, passes: int = 1) -> Tensor:
+        """Return the mask of V tokens for each pass that is read, and of the text's own."""
         is_text = (token_ids != 0).long()
-        return torch.cat([torch.ones_like(is_text[:, :1]).expand(-1, self.size.num_queries), is_text], dim=1)
+        ones = torch.ones_like(is_text[:, :1]).expand(-1, passes * self.size.num_queries)
+        return torch.cat([ones, is_text], dim=1)

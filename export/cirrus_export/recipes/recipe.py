@@ -41,8 +41,9 @@ class Parts:
 class Recipe(ABC):
     """One CIR method, built.
 
-    `query`, `target` and `text_query` are the torch original with the published evaluation semantics; `graphs` and
-    `ensembles` are the same functions as they are exported. The fidelity gate compares the two.
+    `query`, `target`, `text_query`, and a reranker's `condition` and `score`, are the torch original with the published
+    evaluation semantics; `graphs` and `ensembles` are the same functions as they are exported. The fidelity gate
+    compares the two.
 
     name: set by `register`. works_on: the kinds of backbone that the method can be built on. caption_join,
     circo_without_reference: how the published evaluation words queries, and whether it takes the reference image out of
@@ -132,6 +133,17 @@ class Recipe(ABC):
     def text_query(self, token_ids: Tensor) -> Tensor:
         """Return query embeddings [B, D] of texts alone. Only recipes with an ENCODE_TEXT_QUERY ensemble have it."""
         raise UnsupportedQuery(f"recipe {self.name} does not define queries without an image")
+
+    def condition(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
+        """Return what a reranker keeps of queries, [B, ...]. Only recipes with an ENCODE_CONDITION ensemble have it."""
+        raise UnsupportedQuery(f"recipe {self.name} does not define a reranker")
+
+    def score(self, pixels: Tensor, condition: Tensor, token_ids: Tensor) -> Tensor:
+        """Return how well gallery images answer the query that is beside each, float32 [B, 1]; higher is better.
+
+        condition, token_ids: of the queries. Only recipes with a SCORE_CANDIDATE ensemble have it.
+        """
+        raise UnsupportedQuery(f"recipe {self.name} does not define a reranker")
 
     @abstractmethod
     def graphs(self) -> list[Graph]:

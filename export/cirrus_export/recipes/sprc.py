@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cirrus_client.bundle import Similarity
+from cirrus_client.bundle import Similarity, TensorSpec
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
-from cirrus_client.names import EnsembleName, GraphName
+from cirrus_client.names import EnsembleName, GraphName, TensorName
 from cirrus_client.tokenizer import TextCleaning
 from cirrus_export.backbones.backbone import Prompt, require
 from cirrus_export.backbones.blip2 import Blip2Backbone
@@ -19,10 +19,17 @@ from cirrus_export.checkpoints import sprc as checkpoint
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
+from cirrus_export.heads.matching import Matching
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 from cirrus_export.recipes.recipe import Options, Parts, Recipe, narrowed
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
+
+
+class SprcOptions(Options):
+    """reranker: export BLIP-2's head for matching as well, a second stage of search; see `Matching`."""
+
+    reranker: bool = False
 
 
 @register("sprc")
@@ -32,11 +39,12 @@ class Sprc(Recipe):
     Of a plain CLIP the vision tower is taken, its last layer norm as `ln_vision`.
     """
 
+    options_type = SprcOptions
     works_on = (Blip2Backbone, OpenClipBackbone)
     similarity = Similarity.MAX_COSINE
     head_keys = ("Qformer.bert.", "query_tokens", "vision_proj.", "text_proj.")
 
-    def __init__(self, parts: Parts, options: Options) -> None:
+    def __init__(self, parts: Parts, options: SprcOptions) -> None:
         super().__init__(parts, options)
         backbone = parts.backbone
         if isinstance(backbone, OpenClipBackbone):
@@ -46,11 +54,15 @@ class Sprc(Recipe):
             QFormerSize(self.backbone.width) if parts.head is None else checkpoint.size(parts.head, self.backbone.width)
         )
         self.qformer = QFormer(size)
-        if parts.head is not None:
-            checkpoint.load(parts.head, self.qformer)
+        itm_head = nn.Linear(size.width, 2) if options.reranker else None
+        head = parts.head
+        if head is not None:
+            head = head if itm_head is None else checkpoint.load_matching(head, itm_head)
+            checkpoint.load(head, self.qformer)
         freeze(self.qformer)
-        second = self.qformer if parts.head is None else checkpoint.load_second_pass(parts.head, self.qformer)
-        self.query_head = _Query(self.qformer, freeze(second))
+        second = self.qformer if head is None else checkpoint.load_second_pass(head, self.qformer)
+        self.query_head = (_Query if itm_head is None else _ConditionedQuery)(self.qformer, freeze(second))
+        self.matching = None if itm_head is None else freeze(Matching(self.qformer, itm_head))
 
     @property
     def backbone(self) -> Blip2Backbone:
@@ -89,14 +101,15 @@ class Sprc(Recipe):
 
     @staticmethod
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
-        """Compare the width of the image tokens."""
+        """Compare the width of the image tokens, and look for the head of a reranker that is asked for."""
         if head is not None:
             checkpoint.check_width(head, sizes.image_width)
+            if isinstance(options, SprcOptions) and options.reranker:
+                checkpoint.check_matching(head)
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Return `inference` of the released class, up to the similarity."""
-        query: Tensor = self.query_head(self.backbone(pixels), token_ids)
-        return query
+        return self.query_head.second.sentence(self.condition(pixels, token_ids), token_ids)
 
     def text_query(self, token_ids: Tensor) -> Tensor:
         """Return the Q-Former's text path, which BLIP-2 was trained to match with an image's vectors."""
@@ -106,28 +119,48 @@ class Sprc(Recipe):
         """Return `extract_target_features` of the released class."""
         return self.qformer.target(self.backbone(pixels))
 
+    def condition(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
+        """Return the sentence prompt [B, V, H], the first pass of a query."""
+        return self.qformer.prompt(self.backbone(pixels), token_ids)
+
+    def score(self, pixels: Tensor, condition: Tensor, token_ids: Tensor) -> Tensor:
+        """Return the matching head's scores [B, 1]. Raises UnsupportedQuery without option reranker."""
+        if self.matching is None:
+            return super().score(pixels, condition, token_ids)
+        score: Tensor = self.matching(self.backbone(pixels), condition, token_ids)
+        return score
+
     def graphs(self) -> list[Graph]:
-        """Return image encoder, two-pass query, text query, the target's vectors, and encoder and target in one."""
-        tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
+        """Return image encoder, two-pass query, text query, the target's vectors, encoder and target in one, matching.
+
+        Matching is there with option reranker.
+        """
         target = (vectors("target_embeddings", self.vectors, self.dim),)
         return [
             self.backbone.vision_graph(),
             self._query_graph(),
             self._text_query_graph(),
-            Graph(GraphName.TARGET_HEAD, _Target(self.qformer), inputs=(tokens,), outputs=target),
+            Graph(GraphName.TARGET_HEAD, _Target(self.qformer), inputs=(self._image_tokens(),), outputs=target),
             self._gallery_graph(),
+            *([] if self.matching is None else [self._matching_graph(self.matching)]),
         ]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Wire queries of image and text or of a text alone, and targets.
+        """Wire queries of image and text or of a text alone, targets, and with option reranker its two halves.
 
         Beside an image an absent text is the empty one.
         """
-        return {
-            EnsembleName.ENCODE_QUERY: ensemble(self.backbone.vision_graph(), self._query_graph()),
+        vision, query = self.backbone.vision_graph(), self._query_graph()
+        found = {
+            EnsembleName.ENCODE_QUERY: ensemble(vision, query),
             EnsembleName.ENCODE_TEXT_QUERY: ensemble(self._text_query_graph()),
             EnsembleName.ENCODE_TARGET: ensemble(self._gallery_graph()),
         }
+        if self.matching is not None:
+            matching = self._matching_graph(self.matching)
+            found[EnsembleName.ENCODE_CONDITION] = ensemble(vision, query, output=TensorName.CONDITION)
+            found[EnsembleName.SCORE_CANDIDATE] = ensemble(vision, matching, output=TensorName.SCORE)
+        return found
 
     def target_modules(self) -> dict[str, nn.Module]:
         """Return the image encoder and the Q-Former."""
@@ -137,13 +170,27 @@ class Sprc(Recipe):
         """Return how the target side gets its vectors out of an image."""
         return "learned queries, projected, l2-normalised"
 
+    def _image_tokens(self) -> TensorSpec:
+        return vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
+
+    def _condition(self) -> TensorSpec:
+        return vectors(TensorName.CONDITION, self.vectors, self.qformer.size.width)
+
     def _query_graph(self) -> Graph:
-        tokens = vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.width)
         return Graph(
             GraphName.QUERY_HEAD,
             self.query_head,
-            inputs=(tokens, token_ids(self.text_lengths)),
-            outputs=(vector("query_embedding", self.dim),),
+            inputs=(self._image_tokens(), token_ids(self.text_lengths)),
+            outputs=(vector("query_embedding", self.dim), *([] if self.matching is None else [self._condition()])),
+            text_lengths=self.text_lengths,
+        )
+
+    def _matching_graph(self, matching: Matching) -> Graph:
+        return Graph(
+            GraphName.MATCHING_HEAD,
+            matching,
+            inputs=(self._image_tokens(), self._condition(), token_ids(self.text_lengths)),
+            outputs=(vector(TensorName.SCORE, 1),),
             text_lengths=self.text_lengths,
         )
 
@@ -192,8 +239,16 @@ class _Query(nn.Module):
         self.qformer = qformer
         self.second = second
 
-    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return self.second.sentence(self.qformer.prompt(image_tokens, token_ids), token_ids)
+
+
+class _ConditionedQuery(_Query):
+    """The two passes of a query, and between them the prompt that conditions a candidate's score."""
+
+    def forward(self, image_tokens: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        prompt = self.qformer.prompt(image_tokens, token_ids)
+        return self.second.sentence(prompt, token_ids), prompt
 
 
 class _TextQuery(nn.Module):

@@ -7,11 +7,12 @@ from cirrus_client.names import TensorName
 from cirrus_export.graph import Graph
 
 
-def ensemble(*graphs: Graph) -> EnsembleSpec:
+def ensemble(*graphs: Graph, output: str = EMBEDDING) -> EnsembleSpec:
     """Return the ensemble that runs graphs in this order, with the host's steps for images and texts before them.
 
-    An output feeds every later input of its name, also one that the host could make. The last graph has one output, the
-    embedding. In an ensemble of image and text the text may be absent.
+    An output feeds every later input of its name, also one that the host could make. A condition that no graph makes is
+    an input of the ensemble. In an ensemble of image and text the text may be absent. output: the name of the result;
+    an embedding is the first output of the last graph, anything else its output of this name.
     """
     made = {spec.name for graph in graphs for spec in graph.outputs}
     needed = {spec.name for graph in graphs for spec in graph.inputs} - made
@@ -22,17 +23,19 @@ def ensemble(*graphs: Graph) -> EnsembleSpec:
     ]
     inputs = tuple(name for step in host_steps for name in step.inputs.values())
     return EnsembleSpec(
-        inputs=inputs,
-        optional=(TensorName.TEXT,) if inputs == (TensorName.IMAGE, TensorName.TEXT) else (),
-        steps=(*host_steps, *(_step(graph, graphs[position + 1 :]) for position, graph in enumerate(graphs))),
+        inputs=inputs + ((TensorName.CONDITION,) if TensorName.CONDITION in needed else ()),
+        optional=(TensorName.TEXT,) if {TensorName.IMAGE, TensorName.TEXT} <= set(inputs) else (),
+        steps=(*host_steps, *(_step(graph, graphs[position + 1 :], output) for position, graph in enumerate(graphs))),
+        output=output,
     )
 
 
-def _step(graph: Graph, later: tuple[Graph, ...]) -> StepSpec:
+def _step(graph: Graph, later: tuple[Graph, ...], output: str) -> StepSpec:
     taken = {spec.name for after in later for spec in after.inputs}
     outputs = {spec.name: spec.name for spec in graph.outputs if spec.name in taken}
+    result = graph.outputs[0].name if output == EMBEDDING else output
     return StepSpec(
         model=graph.name,
         inputs={spec.name: spec.name for spec in graph.inputs},
-        outputs=outputs if later else {graph.outputs[0].name: EMBEDDING},
+        outputs=outputs if later else {result: output},
     )

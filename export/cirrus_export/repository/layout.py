@@ -85,7 +85,7 @@ def _write_bundle(
         if not (root / name).exists():
             _write_step(bundle, step, name, flavour, root)
     for kind, ensemble in ensembles.items():
-        config = ensemble_config(names.ensemble(kind), kind, ensemble, served, bundle.spec, flavour)
+        config = ensemble_config(names.ensemble(kind), ensemble, served, bundle.spec, flavour)
         _write_model(root, config)
     return {name: code for step, name in served.items() if (code := _code_of(step, flavour)) is not None}
 

@@ -14,9 +14,9 @@ from itertools import pairwise
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cirrus_client.bundle import DYNAMIC, BundleSpec, DType, GraphSpec
+from cirrus_client.bundle import DYNAMIC, BundleSpec, DType, GraphSpec, TensorSpec
 from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, EnsembleSpec, StepSpec
-from cirrus_client.names import EnsembleName, Flavour, TensorName
+from cirrus_client.names import Flavour, TensorName
 from cirrus_client.triton.wire import BUNDLE_PARAMETER, QUERIES_PARAMETER, SPACE_PARAMETER
 
 _DTYPES = {DType.FLOAT32: pb.TYPE_FP32, DType.INT64: pb.TYPE_INT64}
@@ -95,19 +95,25 @@ def graph_config(name: str, spec: BundleSpec, graph: str, flavour: Flavour, file
 
 
 def ensemble_config(
-    name: str, kind: EnsembleName, ensemble: EnsembleSpec, models: dict[str, str], spec: BundleSpec, flavour: Flavour
+    name: str, ensemble: EnsembleSpec, models: dict[str, str], spec: BundleSpec, flavour: Flavour
 ) -> pb.ModelConfig:
     """Return an ensemble, which has the repository's only response cache. models: a step's model to its served name.
+
+    Its inputs and its result that are no files or texts have the shapes that the graphs give them.
 
     Were a Python model cached as well, Triton 2.51 would cache its error as an answer without tensors, and the next
     request with the same bad item would fail without saying why.
     """
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=spec.max_batch)
-    shape = spec.space.item_shape if kind is EnsembleName.ENCODE_TARGET else (spec.space.dim,)
     config.response_cache.enable = True
     for tensor in ensemble.inputs:
-        config.input.add(name=tensor, data_type=pb.TYPE_STRING, dims=[1], optional=tensor in ensemble.optional)
-    config.output.add(name=TensorName.EMBEDDING, data_type=pb.TYPE_FP32, dims=shape)
+        if tensor in (TensorName.IMAGE, TensorName.TEXT):
+            config.input.add(name=tensor, data_type=pb.TYPE_STRING, dims=[1], optional=tensor in ensemble.optional)
+        else:
+            given = _graph_tensor(ensemble, spec, tensor)
+            config.input.add(name=tensor, data_type=_DTYPES[given.dtype], dims=given.shape)
+    result = _graph_tensor(ensemble, spec, ensemble.output)
+    config.output.add(name=ensemble.output, data_type=_DTYPES[result.dtype], dims=result.shape)
     for step in ensemble.steps:
         written = config.ensemble_scheduling.step.add(model_name=models[step.model], model_version=-1)
         for port, tensor in step.inputs.items():
@@ -121,6 +127,21 @@ def ensemble_config(
     config.parameters[BUNDLE_PARAMETER].string_value = spec.name
     config.parameters[QUERIES_PARAMETER].string_value = json.dumps(sorted(spec.ensembles))
     return config
+
+
+def _graph_tensor(ensemble: EnsembleSpec, spec: BundleSpec, name: str) -> TensorSpec:
+    """Return what the graphs of an ensemble say of one of its tensors."""
+    return next(
+        tensor
+        for step in ensemble.steps
+        if step.model in spec.graphs
+        for ports, tensors in (
+            (step.inputs, spec.graphs[step.model].inputs),
+            (step.outputs, spec.graphs[step.model].outputs),
+        )
+        for tensor in tensors
+        if ports.get(tensor.name) == name
+    )
 
 
 def _order(written: Sequence[pb.ModelEnsembling.Step], ensemble: EnsembleSpec, flavour: Flavour) -> None:
