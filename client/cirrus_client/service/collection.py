@@ -79,6 +79,11 @@ class Version:
         return self.spec.space.vectors == 1
 
     @property
+    def reranks(self) -> bool:
+        """Whether the bundle has a reranker."""
+        return EnsembleName.SCORE_CANDIDATE in self.spec.ensembles
+
+    @property
     def built(self) -> float:
         """When the index was built, in seconds since 1970."""
         facts = self.state[1]

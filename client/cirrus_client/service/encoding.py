@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cirrus_client.canary import LocalRunner, Runner, TritonRunner
 from cirrus_client.encoders.local import Pixels
 from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.encoders.remembering import KnownQuery, RememberingEncoder
+from cirrus_client.encoders.remembering import Condition, KnownQuery, RememberingEncoder
+from cirrus_client.encoders.reranker import Scores, check_reranked
 from cirrus_client.errors import ItemError, NotReady, TooManyRequests
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.stopwatch import Stage, Stopwatch
@@ -22,6 +24,7 @@ from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.served_names import ServedNames
 
 _PAUSE_S = 0.05
+_CANDIDATES = 16  # that may wait, per query that may
 Pair = tuple[bytes | None, str | None]
 """The image file and the text of a query. One of them may be None."""
 
@@ -38,6 +41,10 @@ class QueryEncoder(Protocol):
 
     async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
         """Return one gallery embedding per image; see `Encoder.encode_targets`."""
+        ...
+
+    async def scores(self, query: Pair, candidates: Sequence[bytes]) -> Scores:
+        """Return one score per candidate; see `Reranker.scores`. Raises TooManyRequests as `encode` does."""
         ...
 
     def waiting(self) -> int:
@@ -74,6 +81,12 @@ class LocalQueries:
         self._targets: Batcher[Pixels, Embeddings] = Batcher(
             self._run_targets, max_batch=encoder.bundle.spec.max_batch, max_waiting=max_waiting, observe=observe
         )
+        self._candidates: Batcher[tuple[Condition, KnownQuery], float] = Batcher(
+            self._run_candidates,
+            max_batch=encoder.bundle.spec.max_batch,
+            max_waiting=_CANDIDATES * max_waiting,
+            observe=observe,
+        )
 
     async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
         """See `QueryEncoder.encode`."""
@@ -91,15 +104,29 @@ class LocalQueries:
         prepared = await asyncio.gather(*(self._prepare_target(image, place) for place, image in enumerate(images)))
         return np.stack([one.result for one in await self._targets.submit(prepared)])
 
+    async def scores(self, query: Pair, candidates: Sequence[bytes]) -> Scores:
+        """See `QueryEncoder.scores`. Candidates of several queries share batches, and known images are not encoded."""
+        image, text = query
+        check_reranked(image, self._encoder.bundle.spec.ensembles)
+        assert image is not None
+        loop = asyncio.get_running_loop()
+        prepared = await asyncio.gather(*(self._prepare_candidate(one, place) for place, one in enumerate(candidates)))
+        try:
+            condition = await loop.run_in_executor(self._running, self._queries.condition, image, text)
+        except ItemError as error:
+            raise error.at("query", 0) from None
+        done = await self._candidates.submit([(condition, one) for one in prepared])
+        return np.array([one.result for one in done], dtype=np.float32)
+
     async def learn(self, image: bytes) -> bool:
         """Encode the image of an item ahead once nobody waits; see `RememberingEncoder.learn`."""
-        while self._batcher.busy or self._targets.busy:
+        while self._batcher.busy or self._targets.busy or self._candidates.busy:
             await asyncio.sleep(_PAUSE_S)
         return await asyncio.get_running_loop().run_in_executor(self._running, self._queries.learn, image)
 
     def waiting(self) -> int:
         """See `QueryEncoder.waiting`."""
-        return len(self._batcher) + len(self._targets)
+        return len(self._batcher) + len(self._targets) + len(self._candidates)
 
     def runner(self) -> Runner:
         """See `QueryEncoder.runner`."""
@@ -126,6 +153,18 @@ class LocalQueries:
             return await loop.run_in_executor(self._decoding, self._encoder.prepare, image)
         except ItemError as error:
             raise error.at("image", place) from None
+
+    async def _prepare_candidate(self, image: bytes, place: int) -> KnownQuery:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._decoding, self._queries.prepare_candidate, image)
+        except ItemError as error:
+            raise error.at("candidate", place) from None
+
+    async def _run_candidates(self, candidates: Sequence[tuple[Condition, KnownQuery]]) -> Sequence[float]:
+        loop = asyncio.get_running_loop()
+        scores: Scores = await loop.run_in_executor(self._running, self._queries.score, candidates)
+        return [float(score) for score in scores]
 
     async def _run_targets(self, prepared: Sequence[Pixels]) -> Sequence[Embeddings]:
         loop = asyncio.get_running_loop()
@@ -174,6 +213,11 @@ class TritonQueries:
         """See `QueryEncoder.encode_targets`."""
         return await self._sent(len(images), lambda: self._encoder.encode_targets(images))
 
+    async def scores(self, query: Pair, candidates: Sequence[bytes]) -> Scores:
+        """See `QueryEncoder.scores`. The candidates of a query count as one that is under way."""
+        image, text = query
+        return await self._sent(1, lambda: self._encoder.scores(image, text, candidates))
+
     def waiting(self) -> int:
         """See `QueryEncoder.waiting`."""
         return self._under_way
@@ -191,7 +235,7 @@ class TritonQueries:
         """See `QueryEncoder.close`."""
         await self._encoder.close()
 
-    async def _sent(self, count: int, send: Callable[[], Coroutine[Any, Any, Embeddings]]) -> Embeddings:
+    async def _sent(self, count: int, send: Callable[[], Coroutine[Any, Any, NDArray[Any]]]) -> NDArray[Any]:
         """Send a request of so many items when it is its turn. Raises TooManyRequests if too many are under way."""
         if self._under_way + count > self._max_waiting:
             raise TooManyRequests(
@@ -207,7 +251,7 @@ class TritonQueries:
         finally:
             self._under_way -= count
 
-    def _answered(self, sent: asyncio.Future[Embeddings]) -> None:
+    def _answered(self, sent: asyncio.Future[NDArray[Any]]) -> None:
         self._turns.release()
         if not sent.cancelled():
             sent.exception()  # of a request that nobody waits for any more

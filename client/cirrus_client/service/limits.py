@@ -7,6 +7,7 @@ from dataclasses import dataclass
 MAX_QUERIES = 32
 MAX_K = 1_000
 MAX_OFFSET = 10_000
+MAX_RERANK = 100
 MAX_TERMS = 8
 MAX_TEXT_CHARS = 2_000
 MAX_THUMBNAIL_PX = 1_024

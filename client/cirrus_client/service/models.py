@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cirrus_client.index.filter_models import Filter
-from cirrus_client.service.limits import MAX_K, MAX_OFFSET, MAX_QUERIES, MAX_TERMS, MAX_TEXT_CHARS
+from cirrus_client.service.limits import MAX_K, MAX_OFFSET, MAX_QUERIES, MAX_RERANK, MAX_TERMS, MAX_TEXT_CHARS
 
 Image = Annotated[str, Field(min_length=1, description="an image file in base64, or as a data: URI of base64")]
 ItemId = Annotated[str, Field(min_length=1, max_length=4_096, description="the id of a gallery item")]
@@ -55,6 +55,7 @@ class SearchRequest(Asked):
     `Filter`. unique: the name of a column; the best item per value is answered. min_score: lower scores are left out.
     fold: a cosine, like 0.98; an item at least that similar to a better one is listed in its `duplicates`.
     include_reference: whether gallery items that the query names, or whose file is its image, may be answered.
+    rerank: how many of the best the bundle's reranker looks at and orders anew, before the page is cut out.
     """
 
     collection: str | None = None
@@ -66,12 +67,14 @@ class SearchRequest(Asked):
     min_score: float | None = Field(default=None, ge=-100, le=100)
     fold: float | None = Field(default=None, gt=0, le=1)
     include_reference: bool = False
+    rerank: int | None = Field(default=None, ge=1, le=MAX_RERANK)
 
 
 class FoundItem(Answer):
     """An answer to a query. rank: 1 is best. score: cosine. image: a link to the image at this service.
 
-    duplicates: ids of near-duplicates that are folded into this item.
+    duplicates: ids of near-duplicates that are folded into this item. rerank_score: the reranker's, by which the items
+    that it looked at are ordered; null for the others.
     """
 
     id: str
@@ -80,6 +83,7 @@ class FoundItem(Answer):
     metadata: dict[str, Any]
     image: str
     duplicates: list[str] = []
+    rerank_score: float | None = None
 
 
 class Result(Answer):
@@ -93,13 +97,15 @@ class Timings(Answer):
     """Where the time of a request went, in ms.
 
     decode: reading and decoding images, and tokenizing. queue: waiting for the encoder. encode: the encoder, for the
-    whole batch that the query was part of. search: the index. metadata: reading the items. total: all of it.
+    whole batch that the query was part of. search: the index. rerank: reading the candidates and scoring them.
+    metadata: reading the items. total: all of it.
     """
 
     decode_ms: float = 0
     queue_ms: float = 0
     encode_ms: float = 0
     search_ms: float = 0
+    rerank_ms: float = 0
     metadata_ms: float = 0
     total_ms: float = 0
 
@@ -161,6 +167,7 @@ class CollectionInfo(Answer):
     """What is served under a name. accepts: of "image", "image+text" and "text" those that the recipe answers.
 
     problem: why the newest files on disk are not served; null if they are. weighted: whether `also` may be used.
+    rerank: whether `rerank` may be used.
     """
 
     name: str
@@ -168,6 +175,7 @@ class CollectionInfo(Answer):
     bundle: BundleInfo
     accepts: list[str]
     weighted: bool
+    rerank: bool
     suggest: bool
     images: int
     dim: int

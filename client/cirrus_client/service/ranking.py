@@ -38,11 +38,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A row of an answer, and the rows that are folded into it."""
+    """A row of an answer, and the rows that are folded into it. rerank_score: None where no reranker looked at it."""
 
     row: int
     score: float
     duplicates: list[int] = field(default_factory=list)
+    rerank_score: float | None = None
 
 
 def select(rows: Rows, scores: Scores, rules: Rules, vectors: Callable[[Rows], Embeddings]) -> list[Ranked]:

@@ -83,6 +83,7 @@ class Registry:
             bundle=version.bundle_info(),
             accepts=version.accepts(),
             weighted=version.weighted,
+            rerank=version.reranks,
             suggest=suggest,
             images=len(version.saved.items),
             dim=version.spec.space.dim,

@@ -1,4 +1,4 @@
-"""Answer a search: references, embeddings, the index under a filter, metadata."""
+"""Answer a search: references, embeddings, the index under a filter, the reranker, metadata."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cirrus_client.service.encoding import Pair
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.models import FoundItem, Query, Result, SearchAnswer, SearchRequest, Term
 from cirrus_client.service.ranking import Ranked, Rules
+from cirrus_client.service.reranking import check_rerankable, reranked
 from cirrus_client.service.stopwatch import Stage, Stopwatch
 
 
@@ -49,13 +50,18 @@ async def answer(
     Raises UnknownItem, InvalidFilter, InvalidImage and what `QueryEncoder.encode` raises.
     """
     searcher = version.searcher
+    if request.rerank is not None:
+        for place, query in enumerate(queries):
+            with_image = query[0].image is not None or query[0].id is not None
+            check_rerankable(version, with_image, len(query), place)
     among, groups = await asyncio.gather(searcher.selection(request.filter), searcher.groups(request.unique))
-    embeddings = await _embeddings(version, queries, watch)
+    pairs = await _pairs_of(version, queries, watch)
+    embeddings = await _embeddings(version, queries, pairs, watch)
 
     async def ranked(query: Composed, embedding: Embeddings) -> list[Ranked]:
         left_out = set() if request.include_reference else await _references(version, query)
         rules = Rules(
-            count=request.offset + request.k + 1,
+            count=max(request.offset + request.k + 1, request.rerank or 0),
             left_out=frozenset(left_out),
             min_score=request.min_score,
             groups=groups,
@@ -65,6 +71,14 @@ async def answer(
 
     with watch.measure(Stage.SEARCH):
         found = await asyncio.gather(*map(ranked, queries, embeddings))
+    if request.rerank is not None and request.offset < request.rerank:
+        with watch.measure(Stage.RERANK):
+            found = await asyncio.gather(
+                *(
+                    reranked(version, pair, place, ranking, request.rerank)
+                    for place, (pair, ranking) in enumerate(zip(pairs, found, strict=True))
+                )
+            )
     with watch.measure(Stage.METADATA):
         results = await asyncio.to_thread(_results, version, collection, found, request)
     return SearchAnswer(
@@ -89,8 +103,8 @@ async def _references(version: Version, query: Composed) -> set[int]:
     return rows
 
 
-async def _embeddings(version: Version, queries: Sequence[Composed], watch: Stopwatch) -> list[Embeddings]:
-    """Return one embedding per query, float32 [D]."""
+async def _pairs_of(version: Version, queries: Sequence[Composed], watch: Stopwatch) -> list[Pair]:
+    """Return the image file and the text of every term of every query."""
     places = [place for place, query in enumerate(queries) for _ in query]
     if len(places) > len(queries) and not version.weighted:
         raise UnsupportedQuery(
@@ -98,7 +112,14 @@ async def _embeddings(version: Version, queries: Sequence[Composed], watch: Stop
         )
     terms = [term for query in queries for term in query]
     with watch.measure(Stage.DECODE):
-        pairs = await asyncio.to_thread(_pairs, version, terms, places)
+        return await asyncio.to_thread(_pairs, version, terms, places)
+
+
+async def _embeddings(
+    version: Version, queries: Sequence[Composed], pairs: Sequence[Pair], watch: Stopwatch
+) -> list[Embeddings]:
+    """Return one embedding per query, float32 [D]."""
+    places = [place for place, query in enumerate(queries) for _ in query]
     try:
         embeddings = await version.encoder.encode(pairs, watch)
     except ItemError as error:
@@ -171,6 +192,7 @@ def _results(
                 metadata=item.metadata,
                 image=image_link(collection, version.space, item.id),
                 duplicates=[folded.id for row in one.duplicates if (folded := known[row]) is not None],
+                rerank_score=one.rerank_score,
             )
             for rank, (one, item) in enumerate(there, start=request.offset + 1)
         ]

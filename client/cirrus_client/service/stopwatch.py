@@ -17,6 +17,7 @@ class Stage(StrEnum):
     QUEUE = "queue"
     ENCODE = "encode"
     SEARCH = "search"
+    RERANK = "rerank"
     METADATA = "metadata"
 
 

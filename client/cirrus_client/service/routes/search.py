@@ -32,6 +32,7 @@ _FORM = {
         "min_score": {"type": "number"},
         "fold": {"type": "number"},
         "include_reference": {"type": "boolean"},
+        "rerank": {"type": "integer", "minimum": 1},
     },
     "additionalProperties": False,
 }
