@@ -40,6 +40,10 @@ def retrieval(
     root: Annotated[Path, typer.Option(help="The benchmark's folder, with its official files and images.")],
     dataset: Annotated[DatasetName, typer.Option(help="The benchmark.")] = DatasetName.FASHIONIQ,
     split: Annotated[str, typer.Option(help="val, test1 or test; zeroshot1 and the like for sketches.")] = "val",
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also measure bundles that have a reranker with so many of the best ordered anew."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for retrieval.json and retrieval.md.")] = Path(
         "build/retrieval"
     ),
@@ -54,7 +58,7 @@ def retrieval(
 
     tasks = read_dataset(dataset, root, split)
     report, submissions = evaluate_all(
-        [Bundle.open(path) for path in bundle], dataset, tasks, root=root, split=split, work=work
+        [Bundle.open(path) for path in bundle], dataset, tasks, root=root, split=split, work=work, rerank=rerank
     )
     for file in submissions:
         typer.echo(f"submission: {file}")

@@ -10,7 +10,7 @@ import pytest
 
 from cirrus_bench.measure import this_machine
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Query, read_dataset
-from cirrus_bench.retrieval.evaluate import evaluate, query_texts
+from cirrus_bench.retrieval.evaluate import evaluate, evaluate_all, query_texts
 from cirrus_bench.retrieval.report import RetrievalReport
 from cirrus_bench.retrieval.submission import SubmissionError
 from cirrus_client.bundle import Bundle, CaptionJoin
@@ -18,6 +18,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import UnsupportedQuery
 from cirrus_client.names import EnsembleName
 from cirrus_export.recipes import recipe_named
+from tests.tiny import write_tiny_reranking_bundle
 
 
 def write(path: Path, content: object) -> None:
@@ -328,3 +329,37 @@ def test_sketches_are_refused_where_the_recipe_answers_texts_alone(tiny_zero_sho
     with pytest.raises(UnsupportedQuery, match=r"images without a text, and bundle tiny-clip .* answers texts alone"):
         run(bundle, DatasetName.TUBERLIN, sketches, "zeroshot", tmp_path / "work")
     assert not (tmp_path / "work").exists()
+
+
+def test_a_bundle_with_a_reranker_has_a_second_row_with_its_best_in_another_order(
+    bundle, fashioniq, tmp_path, tmp_path_factory
+) -> None:
+    made = write_tiny_reranking_bundle(tmp_path_factory.mktemp("bundles") / "reranking")
+    tasks = read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
+    options = {"root": fashioniq, "split": "val", "work": tmp_path / "work"}
+    report, _ = evaluate_all([bundle, made], DatasetName.FASHIONIQ, tasks, **options, rerank=6)
+    rows = [(row.bundle, row.rerank) for row in report.evaluations]
+    assert rows == [("tiny", None), ("reranking", None), ("reranking", 6)]
+    assert "| reranking, best 6 re-ranked |" in report.markdown()
+    reranker, dress = LocalEncoder(made), tasks[0]
+    texts = ["Is red and has long sleeves"] * len(dress.queries)
+    targets = reranker.encode_targets([image.path for image in dress.gallery])
+    queries = reranker.encode_queries([query.image for query in dress.queries], texts)
+    hits = []
+    for query, embedding in zip(dress.queries, queries, strict=True):
+        order = np.argsort(-(targets @ embedding), kind="stable")
+        scores = reranker.scores(query.image, texts[0], [dress.gallery[row].path for row in order[:6]])
+        order[:6] = order[:6][np.argsort(-scores, kind="stable")]
+        hits.append(query.targets[0] in order[:10])
+    assert report.evaluations[2].scores[0].value == np.mean(hits)
+    with pytest.raises(UnsupportedQuery, match=r"none of the bundles \(tiny\) has a reranker"):
+        evaluate_all([bundle], DatasetName.FASHIONIQ, tasks, **options, rerank=6)
+
+
+def test_the_reference_stays_out_of_what_is_re_ranked(cirr, tmp_path, tmp_path_factory) -> None:
+    made = write_tiny_reranking_bundle(tmp_path_factory.mktemp("bundles") / "reranking")
+    tasks = read_dataset(DatasetName.CIRR, cirr, "val")
+    report, _ = evaluate_all([made], DatasetName.CIRR, tasks, root=cirr, split="val", work=tmp_path / "w", rerank=50)
+    plain, reranked = report.evaluations
+    assert plain.score("Recall@50") == reranked.score("Recall@50")
+    assert [plain.score(f"Recall@{k}") for k in (1, 5, 10)] != [reranked.score(f"Recall@{k}") for k in (1, 5, 10)]

@@ -12,10 +12,11 @@ import numpy as np
 
 from cirrus_bench.measure import this_machine
 from cirrus_bench.retrieval.datasets import DatasetError, DatasetName, Query, Task
-from cirrus_bench.retrieval.preflight import check_evaluable, has_ground_truth
+from cirrus_bench.retrieval.preflight import check_evaluable, check_rerankable, has_ground_truth
 from cirrus_bench.retrieval.protocols import PROTOCOLS, leaves_reference_out
 from cirrus_bench.retrieval.ranked import Ranked
 from cirrus_bench.retrieval.report import Evaluation, RetrievalReport, Score
+from cirrus_bench.retrieval.rerank import reranked
 from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import ImageInput, LocalEncoder
 from cirrus_client.gallery import FolderSource, embed_gallery, read_gallery
@@ -29,12 +30,20 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    bundle: Bundle, dataset: DatasetName, tasks: Sequence[Task], *, root: Path, split: str, work: Path
+    bundle: Bundle,
+    dataset: DatasetName,
+    tasks: Sequence[Task],
+    *,
+    root: Path,
+    split: str,
+    work: Path,
+    rerank: int | None = None,
 ) -> tuple[Evaluation, list[Path]]:
     """Evaluate a bundle on the tasks of a split; return the scores, and the submission files that were written.
 
     A split with ground truth is scored with the benchmark's own metrics. A test split becomes submission files.
-    root: the benchmark's folder. work: where embedded galleries are kept; an interrupted run is resumed.
+    root: the benchmark's folder. work: where embedded galleries are kept; an interrupted run is resumed. rerank: how
+    many of the best the bundle's reranker orders anew, or None.
     Raises DatasetError if an image of the benchmark is broken, and what `check_evaluable` raises before any work.
     """
     check_evaluable(bundle.spec, dataset, tasks)
@@ -57,6 +66,9 @@ def evaluate(
         _load_graphs(encoder, task, dataset)
         started = time.perf_counter()
         ranked = _encode(encoder, task, index, dataset)
+        if rerank is not None:
+            texts = [query_texts(query, bundle.spec.caption_join, dataset)[0] for query in ranked.queries]
+            ranked = reranked(ranked, encoder, texts, rerank)
         query_s, queries = query_s + time.perf_counter() - started, queries + len(ranked.queries)
         if has_ground_truth(task):
             scores += [
@@ -64,13 +76,15 @@ def evaluate(
                 for metric, values in PROTOCOLS[dataset].score(ranked)
             ]
         elif (submission := PROTOCOLS[dataset].submission) is not None:
-            work.mkdir(parents=True, exist_ok=True)
-            written += submission.write(ranked, work)
+            folder = work if rerank is None else work / f"rerank-{rerank}"
+            folder.mkdir(parents=True, exist_ok=True)
+            written += submission.write(ranked, folder)
     evaluation = Evaluation(
         bundle=bundle.spec.name,
         recipe=bundle.spec.recipe,
         dataset=dataset.value,
         split=split,
+        rerank=rerank,
         scores=tuple(scores),
         size_bytes=sum(path.stat().st_size for path in (bundle.root / "graphs").iterdir()),
         vectors=bundle.spec.space.vectors,
@@ -81,22 +95,34 @@ def evaluate(
 
 
 def evaluate_all(
-    bundles: Sequence[Bundle], dataset: DatasetName, tasks: Sequence[Task], *, root: Path, split: str, work: Path
+    bundles: Sequence[Bundle],
+    dataset: DatasetName,
+    tasks: Sequence[Task],
+    *,
+    root: Path,
+    split: str,
+    work: Path,
+    rerank: int | None = None,
 ) -> tuple[RetrievalReport | None, list[Path]]:
     """Evaluate several bundles side by side; return their report, and the submission files that were written.
 
-    The report is None for a test split without ground truth. Every bundle is checked before the first is evaluated.
-    Raises what `evaluate` raises.
+    rerank: see `evaluate`; a bundle that has a reranker is evaluated without it and with it. The report is None for a
+    test split without ground truth. Every bundle is checked before the first is evaluated. Raises what `evaluate`
+    raises, and what `check_rerankable` raises.
     """
     for bundle in bundles:
         check_evaluable(bundle.spec, dataset, tasks)
+    if rerank is not None:
+        check_rerankable([bundle.spec for bundle in bundles], dataset)
     evaluations: list[Evaluation] = []
     submissions: list[Path] = []
     for bundle in bundles:
         folder = work / f"{bundle.spec.name}-{bundle.spec.space.fingerprint[:12]}" / f"{dataset}-{split}"
-        evaluation, written = evaluate(bundle, dataset, tasks, root=root, split=split, work=folder)
-        evaluations.append(evaluation)
-        submissions += written
+        with_reranker = rerank is not None and EnsembleName.SCORE_CANDIDATE in bundle.spec.ensembles
+        for count in (None, rerank) if with_reranker else (None,):
+            evaluation, written = evaluate(bundle, dataset, tasks, root=root, split=split, work=folder, rerank=count)
+            evaluations.append(evaluation)
+            submissions += written
     if not all(has_ground_truth(task) for task in tasks):
         return None, submissions
     return RetrievalReport(evaluations=tuple(evaluations), machine=this_machine()), submissions

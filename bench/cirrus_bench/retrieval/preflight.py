@@ -27,6 +27,15 @@ def check_evaluable(spec: BundleSpec, dataset: DatasetName, tasks: Sequence[Task
             )
 
 
+def check_rerankable(specs: Sequence[BundleSpec], dataset: DatasetName) -> None:
+    """Raise UnsupportedQuery if none of the bundles has a reranker, or the benchmark looks at whole rankings."""
+    if not any(EnsembleName.SCORE_CANDIDATE in spec.ensembles for spec in specs):
+        named = ", ".join(spec.name for spec in specs)
+        raise UnsupportedQuery(f"none of the bundles ({named}) has a reranker: export one with --option reranker=true")
+    if PROTOCOLS[dataset].whole_gallery:
+        raise UnsupportedQuery(f"{dataset} is scored by whole rankings, which have no best part: leave out --rerank")
+
+
 def has_ground_truth(task: Task) -> bool:
     """Return whether the queries of a task have targets; a test split's have none."""
     return bool(task.queries[0].targets)

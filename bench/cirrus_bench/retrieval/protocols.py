@@ -42,11 +42,13 @@ class Protocol:
     """The metrics of a benchmark.
 
     submission: None where no test server takes one. without_reference: whether a query's reference image is no answer.
+    whole_gallery: whether the metrics look at all of a ranking, so that there is no best part to re-rank.
     """
 
     score: Callable[[Ranked], Metrics]
     submission: Submission | None = None
     without_reference: bool = False
+    whole_gallery: bool = False
 
 
 def leaves_reference_out(spec: BundleSpec, dataset: DatasetName) -> bool:
@@ -144,7 +146,7 @@ PROTOCOLS: dict[DatasetName, Protocol] = {
     DatasetName.FASHIONIQ: Protocol(_score_fashioniq),
     DatasetName.CIRR: Protocol(_score_cirr, Submission(check_cirr_task, _submit_cirr), without_reference=True),
     DatasetName.CIRCO: Protocol(_score_circo, Submission(check_circo_task, _submit_circo)),
-    DatasetName.SKETCHY: Protocol(_score_sketches),
-    DatasetName.TUBERLIN: Protocol(_score_sketches),
-    DatasetName.QUICKDRAW: Protocol(_score_sketches),
+    DatasetName.SKETCHY: Protocol(_score_sketches, whole_gallery=True),
+    DatasetName.TUBERLIN: Protocol(_score_sketches, whole_gallery=True),
+    DatasetName.QUICKDRAW: Protocol(_score_sketches, whole_gallery=True),
 }

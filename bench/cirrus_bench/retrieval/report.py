@@ -22,15 +22,17 @@ class Score(Record):
 class Evaluation(Record):
     """The scores of one bundle on one split, and what encoding costs.
 
-    scores: empty for a test split without ground truth. size_bytes: of all graphs. vectors: per gallery image.
-    query_ms, image_ms: mean milliseconds per query and per image, decoding included, in batches on this machine;
-    image_ms is None where an earlier run embedded the gallery.
+    rerank: how many of a query's best were re-ranked, or None. scores: empty for a test split without ground truth.
+    size_bytes: of all graphs. vectors: per gallery image. query_ms, image_ms: mean milliseconds per query, re-ranking
+    included, and per image, decoding included, in batches on this machine; image_ms is None where an earlier run
+    embedded the gallery.
     """
 
     bundle: str
     recipe: str
     dataset: str
     split: str
+    rerank: int | None = None
     scores: tuple[Score, ...]
     size_bytes: int
     vectors: int
@@ -68,8 +70,9 @@ class RetrievalReport(Report):
 
 def _row(evaluation: Evaluation, names: Sequence[str]) -> str:
     scores = "".join(f" {evaluation.score(name):.2%} |" for name in names)
+    best = "" if evaluation.rerank is None else f", best {evaluation.rerank} re-ranked"
     image = "cached" if evaluation.image_ms is None else f"{evaluation.image_ms:.1f}"
     return (
-        f"| {evaluation.bundle} | {evaluation.recipe} |{scores} {evaluation.size_bytes / 1e6:.1f} | "
+        f"| {evaluation.bundle}{best} | {evaluation.recipe} |{scores} {evaluation.size_bytes / 1e6:.1f} | "
         f"{evaluation.vectors} | {evaluation.query_ms:.1f} | {image} |"
     )
