@@ -129,19 +129,20 @@ def test_what_is_remembered_is_scored_alike_and_not_encoded_again(bundle, photos
     encoder = LocalEncoder(bundle, observe=lambda graph, seconds: ran.append(graph))
     remembering = RememberingEncoder(encoder, max_bytes=2**20)
 
-    def scores() -> Scores:
-        condition = remembering.condition(photos[3].read_bytes(), "in blue")
-        prepared = [remembering.prepare_candidate(photo.read_bytes()) for photo in photos[:5]]
-        return remembering.score([(condition, one) for one in prepared])
-
-    expected = encoder.scores(photos[3], "in blue", photos[:5])
-    first = scores()
+    candidates = [*photos, *photos[:20]]
+    expected = encoder.scores(photos[3], "in blue", candidates)
+    first = remembering.scores(photos[3], "in blue", candidates)
     ran.clear()
-    second = scores()
+    second = remembering.scores(photos[3], "in blue", candidates)
     assert "vision_encoder" not in ran
     assert "matching_head" in ran
     for found in (first, second):
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert remembering.scores(photos[3], "in blue", []).shape == (0,)
+    with pytest.raises(InvalidImage, match="candidate 1: "):
+        remembering.scores(photos[3], "in blue", [photos[0], b""])
+    with pytest.raises(InvalidImage, match="query 0: "):
+        remembering.scores(b"", "in blue", photos[:2])
 
 
 def test_the_best_are_ordered_by_the_reranker_and_the_others_stand_behind_them(encoder, index, photos) -> None:

@@ -19,6 +19,7 @@ from cirrus_bench.retrieval.report import Evaluation, RetrievalReport, Score
 from cirrus_bench.retrieval.rerank import reranked
 from cirrus_client.bundle import Bundle, CaptionJoin
 from cirrus_client.encoders import ImageInput, LocalEncoder
+from cirrus_client.encoders.remembering import RememberingEncoder
 from cirrus_client.gallery import FolderSource, embed_gallery, read_gallery
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
@@ -26,6 +27,7 @@ from cirrus_client.names import EnsembleName
 from cirrus_export.gate.probe import fashioniq_text
 
 _BATCH = 32
+_REMEMBERED_BYTES = 4 * 2**30
 log = logging.getLogger(__name__)
 
 
@@ -43,11 +45,12 @@ def evaluate(
 
     A split with ground truth is scored with the benchmark's own metrics. A test split becomes submission files.
     root: the benchmark's folder. work: where embedded galleries are kept; an interrupted run is resumed. rerank: how
-    many of the best the bundle's reranker orders anew, or None.
+    many of the best the bundle's reranker orders anew, or None. Up to 4 GiB of encoded candidates are remembered.
     Raises DatasetError if an image of the benchmark is broken, and what `check_evaluable` raises before any work.
     """
     check_evaluable(bundle.spec, dataset, tasks)
     encoder = LocalEncoder(bundle)
+    remembering = RememberingEncoder(encoder, max_bytes=_REMEMBERED_BYTES)
     scores: list[Score] = []
     written: list[Path] = []
     query_s = image_s = 0.0
@@ -68,7 +71,7 @@ def evaluate(
         ranked = _encode(encoder, task, index, dataset)
         if rerank is not None:
             texts = [query_texts(query, bundle.spec.caption_join, dataset)[0] for query in ranked.queries]
-            ranked = reranked(ranked, encoder, texts, rerank)
+            ranked = reranked(ranked, remembering, texts, rerank)
         query_s, queries = query_s + time.perf_counter() - started, queries + len(ranked.queries)
         if has_ground_truth(task):
             scores += [

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import DYNAMIC
 from cirrus_client.encoders.local import LocalEncoder, Pixels
 from cirrus_client.encoders.memory import RecentArrays
-from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.encoders.reranker import Scores
+from cirrus_client.encoders.protocol import Embeddings, prepare_all
+from cirrus_client.encoders.reranker import Scores, check_reranked
 from cirrus_client.ensemble import EMBEDDING, Arrays, EnsembleSpec, StepSpec
+from cirrus_client.errors import ItemError
+from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.names import EnsembleName, TensorName
 
 TokenIds = NDArray[np.int64]
@@ -114,6 +116,20 @@ class RememberingEncoder:
             self._recent.put((Kept.QUERY, key), {EMBEDDING: embedding})
         rows = [found[query.key] if query.embedding is None else query.embedding for query in prepared]
         return np.stack(rows) if rows else np.empty((0, self.encoder.space.dim), dtype=np.float32)
+
+    def scores(self, image: ImageInput | None, text: str | None, candidates: Sequence[ImageInput]) -> Scores:
+        """See `Reranker.scores`."""
+        check_reranked(image, self.encoder.bundle.spec.ensembles)
+        assert image is not None
+        try:
+            condition = self.condition(image_bytes(image), text)
+        except ItemError as error:
+            raise error.at("query", 0) from None
+        prepared = prepare_all(candidates, self.prepare_candidate, item="candidate")
+        size = self.encoder.bundle.spec.max_batch
+        parts = [prepared[start : start + size] for start in range(0, len(prepared), size)]
+        found = [self.score([(condition, one) for one in part]) for part in parts]
+        return np.concatenate([np.empty(0, dtype=np.float32), *found])
 
     def condition(self, image: bytes, text: str | None) -> Condition:
         """Encode what a reranker keeps of a query. Raises InvalidImage or InvalidText."""
