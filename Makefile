@@ -104,12 +104,14 @@ bench-service: $(READY)  ## the search service, HTTP in and JSON out, compared w
 	$(BIN)/cirrus bench service --endurance-s 600 --out bench/reports
 
 DEMO_EXPORT = $(BIN)/cirrus export --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors
-DEMO_RECIPES := transagg-union sprc searle clip-sum clip-image clip-text
+DEMO_RECIPES := transagg-union sprc clip4cir magiclens searle clip-sum clip-image clip-text
 
 bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by side on its held-out catalogue
 	$(BIN)/python -m cirrus_demo catalogue $(DEMO)/catalogue
 	$(DEMO_EXPORT) --recipe transagg-union --head $(DEMO)/weights/transagg_union.safetensors --out $(DEMO)/transagg-union
 	$(DEMO_EXPORT) --recipe sprc --head $(DEMO)/weights/sprc.safetensors --out $(DEMO)/sprc
+	$(DEMO_EXPORT) --recipe clip4cir --head $(DEMO)/weights/combiner.safetensors --out $(DEMO)/clip4cir
+	$(DEMO_EXPORT) --recipe magiclens --head $(DEMO)/weights/magiclens.safetensors --out $(DEMO)/magiclens
 	$(DEMO_EXPORT) --recipe searle --head $(DEMO)/weights/phi.safetensors --out $(DEMO)/searle
 	$(DEMO_EXPORT) --recipe clip --out $(DEMO)/clip-sum
 	$(DEMO_EXPORT) --recipe clip --option text_weight=0 --out $(DEMO)/clip-image
@@ -153,6 +155,8 @@ demo-train: $(READY)  ## train the demo model again from its seed (about an hour
 	$(BIN)/python -m cirrus_demo.train
 	$(BIN)/python -m cirrus_demo.train_phi
 	$(BIN)/python -m cirrus_demo.train_qformer
+	$(BIN)/python -m cirrus_demo.train_combiner
+	$(BIN)/python -m cirrus_demo.train_magiclens
 
 clean:  ## remove build output; the virtual environment stays
 	rm -rf build dist *.egg-info

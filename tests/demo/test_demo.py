@@ -85,7 +85,10 @@ def test_the_committed_weights_compose(weights, tmp_path) -> None:
     assert metrics.sketch.at_10 > 10 * metrics.sketch_chance_at_10
 
 
-@pytest.mark.parametrize(("recipe", "head", "floor"), [("sprc", "sprc", 0.85), ("searle", "phi", 0.75)])
+@pytest.mark.parametrize(
+    ("recipe", "head", "floor"),
+    [("sprc", "sprc", 0.85), ("searle", "phi", 0.75), ("clip4cir", "combiner", 0.85), ("magiclens", "magiclens", 0.85)],
+)
 def test_the_other_heads_compose_as_well(recipe, head, floor, weights, probe, tmp_path) -> None:
     write_catalogue(tmp_path, split=Split.TEST, seed=3, size=CatalogueSize(families=3, queries=60), show_progress=False)
     request = ExportRequest(recipe, "cirrus-demo", str(weights.clip), str(getattr(weights, head)), tmp_path / recipe)
