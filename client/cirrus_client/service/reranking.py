@@ -68,9 +68,11 @@ async def reranked(version: Version, query: Pair, place: int, ranking: Sequence[
 
 
 def _files(version: Version, window: Sequence[Ranked]) -> dict[int, bytes]:
-    """Return the image files that can be read, by place in the window."""
+    """Return the image files that can be read, by place in the window. An item may be gone since it was found."""
     found: dict[int, bytes] = {}
     for place, item in enumerate(version.saved.items.rows([one.row for one in window])):
+        if item is None:
+            continue
         try:
             found[place] = version.images.read(item.id)
         except UnknownItem as error:
