@@ -38,6 +38,7 @@ MOST_ROWS = 16_384
 
 _SPACE = "cirrus_space"
 _BATCH_BYTES = 16 * 2**20  # an insert has at most 64 MiB
+_ITEMS_AT_ONCE = 1_000  # an answer with their texts is a message that gRPC takes
 _STRONG = "Strong"
 _NOT_LOADED = 101  # Milvus's code for it
 
@@ -112,8 +113,8 @@ class Collection:
     def first_rows(self, items: Sequence[int], output: Sequence[str]) -> dict[int, dict[str, Any]]:
         """Return fields of items, by the items' rows. Items that are gone are left out."""
         wanted, found = sorted(set(items)), {}
-        for start in range(0, len(wanted), MOST_ROWS // 4):
-            numbers = [item * self.space.vectors for item in wanted[start : start + MOST_ROWS // 4]]
+        for start in range(0, len(wanted), _ITEMS_AT_ONCE):
+            numbers = [item * self.space.vectors for item in wanted[start : start + _ITEMS_AT_ONCE]]
             for row in self.query(f"{PK} in {numbers}", [ITEM, *output]):
                 found[int(row[ITEM])] = row
         return found
@@ -121,7 +122,7 @@ class Collection:
     def numbers_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the rows of those items that are there, by their ids."""
         found: dict[str, int] = {}
-        per_query = max(1, MOST_ROWS // (4 * self.space.vectors))
+        per_query = max(1, min(_ITEMS_AT_ONCE, MOST_ROWS // self.space.vectors))
         for start in range(0, len(ids), per_query):
             names = ", ".join(map(text_literal, ids[start : start + per_query]))
             found |= {row[ID]: int(row[ITEM]) for row in self.query(f"{ID} in [{names}]", [ID, ITEM])}
