@@ -167,6 +167,7 @@ def _fill(collection: Collection, gallery: Gallery, file: Path) -> None:
         rows = np.arange(first, first + len(embeddings))
         collection.put(rows, items, embeddings.reshape(-1, space.vectors, space.dim), replace=False)
         first += len(embeddings)
+    collection.flush()
 
 
 def _blocks(gallery: Gallery, file: Path, wanted: NDArray[np.bool_]) -> Iterator[tuple[pa.Table, Embeddings]]:

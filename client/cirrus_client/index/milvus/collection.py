@@ -17,7 +17,7 @@ from cirrus_client.errors import SearchIndexError, SpaceMismatch
 from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
 from cirrus_client.index.conditions import ColumnType
-from cirrus_client.index.milvus.connection import READ_S, WRITE_S, reported
+from cirrus_client.index.milvus.connection import FLUSH_S, READ_S, WRITE_S, reported
 from cirrus_client.index.milvus.expression import text_literal
 from cirrus_client.index.milvus.fields import (
     ID,
@@ -185,6 +185,11 @@ class Collection:
             rows = [row for place in places for row in self._rows(int(items[place]), embeddings[place], columns, place)]
             with reported(self.uri):
                 write(self.name, rows, timeout=WRITE_S)
+
+    def flush(self) -> None:
+        """Store what was written in segments. The embedded Milvus compares what is not in one row by row, in Python."""
+        with reported(self.uri):
+            self.client.flush(self.name, timeout=FLUSH_S)
 
     def remove(self, items: Sequence[int]) -> None:
         """Remove items."""

@@ -18,6 +18,7 @@ TOKEN = "CIRRUS_MILVUS_TOKEN"
 ADDRESS = "CIRRUS_MILVUS_URI"
 READ_S = 30.0
 WRITE_S = 60.0
+FLUSH_S = 600.0
 _CONNECT_S = 10.0
 _UNAVAILABLE = 2
 _clients: dict[tuple[int, str], Any] = {}

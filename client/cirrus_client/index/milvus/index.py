@@ -15,6 +15,7 @@ from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.index.milvus.collection import MOST_ROWS, Collection
+from cirrus_client.index.milvus.connection import is_file
 from cirrus_client.index.milvus.fields import ITEM
 from cirrus_client.index.parquet_items import DIGEST, PATH
 from cirrus_client.index.protocol import Hits
@@ -96,6 +97,8 @@ class MilvusIndex:
             fresh = iter(_fresh_rows.take(len(paths) - len(known)))
             rows = [known[path] if path in known else next(fresh) for path in paths]
             self._collection.put(np.array(rows, dtype=np.int64), items, vectors, replace=True)
+            if is_file(self._collection.uri):
+                self._collection.flush()
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove items by their paths, and return how many were there."""
