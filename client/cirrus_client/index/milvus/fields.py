@@ -108,7 +108,8 @@ def held(values: Sequence[Any], field: Field) -> list[Any]:
     """Return the values of a column from what its field holds."""
     if field.type is ColumnType.OTHER:
         return [None if value is None else json.loads(value) for value in values]
-    return column_of(values, field).to_pylist()
+    found: list[Any] = column_of(values, field).to_pylist()
+    return found
 
 
 def column_of(values: Sequence[Any], field: Field) -> pa.Array:
