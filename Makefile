@@ -109,14 +109,15 @@ DEMO_RECIPES := transagg-union sprc clip4cir magiclens searle clip-sum clip-imag
 bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by side on its held-out catalogue
 	$(BIN)/python -m cirrus_demo catalogue $(DEMO)/catalogue
 	$(DEMO_EXPORT) --recipe transagg-union --head $(DEMO)/weights/transagg_union.safetensors --out $(DEMO)/transagg-union
-	$(DEMO_EXPORT) --recipe sprc --head $(DEMO)/weights/sprc.safetensors --out $(DEMO)/sprc
+	$(DEMO_EXPORT) --recipe sprc --option reranker=true --head $(DEMO)/weights/sprc.safetensors --out $(DEMO)/sprc
 	$(DEMO_EXPORT) --recipe clip4cir --head $(DEMO)/weights/combiner.safetensors --out $(DEMO)/clip4cir
 	$(DEMO_EXPORT) --recipe magiclens --head $(DEMO)/weights/magiclens.safetensors --out $(DEMO)/magiclens
 	$(DEMO_EXPORT) --recipe searle --head $(DEMO)/weights/phi.safetensors --out $(DEMO)/searle
 	$(DEMO_EXPORT) --recipe clip --out $(DEMO)/clip-sum
 	$(DEMO_EXPORT) --recipe clip --option text_weight=0 --out $(DEMO)/clip-image
 	$(DEMO_EXPORT) --recipe clip --option text_weight=1 --out $(DEMO)/clip-text
-	$(BIN)/cirrus bench retrieval --root $(DEMO)/catalogue --split test --out bench/reports --work $(DEMO)/retrieval \
+	$(BIN)/cirrus bench retrieval --root $(DEMO)/catalogue --split test --rerank 50 --out bench/reports \
+		--work $(DEMO)/retrieval \
 		$(foreach recipe,$(DEMO_RECIPES),--bundle $(DEMO)/$(recipe))
 
 # -- Develop it
@@ -155,6 +156,7 @@ demo-train: $(READY)  ## train the demo model again from its seed (about an hour
 	$(BIN)/python -m cirrus_demo.train
 	$(BIN)/python -m cirrus_demo.train_phi
 	$(BIN)/python -m cirrus_demo.train_qformer
+	$(BIN)/python -m cirrus_demo.train_matching
 	$(BIN)/python -m cirrus_demo.train_combiner
 	$(BIN)/python -m cirrus_demo.train_magiclens
 

@@ -51,15 +51,12 @@ def train_qformer(backbone: Blip2Backbone, samples: Samples) -> QFormer:
     """Return a Q-Former on the backbone's image tokens."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng((SEED, 3))
-    tokens = _encode(backbone, np.concatenate([samples.photos, samples.sketches]))
+    tokens = encode(backbone, np.concatenate([samples.photos, samples.sketches]))
     qformer = QFormer(SIZE).eval()
     nn.init.zeros_(qformer.embeddings.word_embeddings.weight)
     learned = nn.Parameter(0.02 * torch.randn(1, SIZE.num_queries, SIZE.width))
     optimiser = Optimiser([qformer, nn.ParameterList([learned])], LEARNING_RATE, STEPS)
-    with tempfile.TemporaryDirectory() as scratch:
-        prompt = Prompt(cleaning=TextCleaning.BLIP_CAPTION)
-        spec = write_bert_tokenizer(Path(scratch), context_length=CONTEXT_LENGTH, prompt=prompt)
-        tokenizer = Tokenizer(spec, Path(scratch))
+    tokenizer = sprc_tokenizer()
     progress = tqdm(range(STEPS), desc="training Q-Former")
     for _ in progress:
         references, targets, texts = draw_edits(samples, rng)
@@ -70,19 +67,29 @@ def train_qformer(backbone: Blip2Backbone, samples: Samples) -> QFormer:
         query = qformer.sentence(prompt_tokens, token_ids)
         from_text = qformer.sentence(learned.expand(len(texts), -1, -1), token_ids)
         align = F.mse_loss(prompt_tokens.mean(dim=1), learned.mean(dim=1).expand(len(texts), -1))
-        loss = _contrast(query, target) + _TEXT_SHARE * _contrast(from_text, target) + _ALIGN_SHARE * align
+        loss = contrast(query, target) + _TEXT_SHARE * contrast(from_text, target) + _ALIGN_SHARE * align
         optimiser.step(loss)
         progress.set_postfix(loss=f"{loss.item():.3f}")
     return qformer
 
 
-def _contrast(query: Tensor, target: Tensor) -> Tensor:
+def sprc_tokenizer() -> Tokenizer:
+    """Return BERT's tokenizer with the cleaning of SPRC's texts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        prompt = Prompt(cleaning=TextCleaning.BLIP_CAPTION)
+        spec = write_bert_tokenizer(Path(scratch), context_length=CONTEXT_LENGTH, prompt=prompt)
+        return Tokenizer(spec, Path(scratch))
+
+
+def contrast(query: Tensor, target: Tensor) -> Tensor:
+    """Return the in-batch cross entropy of queries [B, D] against targets [B, V, D] by max similarity."""
     similarity = torch.einsum("qd,tvd->qtv", query, target).amax(dim=2)
     return F.cross_entropy(_SCALE * similarity, torch.arange(len(query)))
 
 
 @torch.no_grad()
-def _encode(backbone: Blip2Backbone, pictures: np.ndarray) -> Tensor:
+def encode(backbone: Blip2Backbone, pictures: np.ndarray) -> Tensor:
+    """Return the image tokens of pictures, float16 [N, T, W], of uint8 [N, H, W, 3]."""
     return torch.cat(
         [
             backbone(normalised(torch.from_numpy(pictures[start : start + 256]))).half()

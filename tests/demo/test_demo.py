@@ -12,6 +12,7 @@ from PIL import Image
 
 from cirrus_bench.retrieval.datasets import DatasetName, read_dataset
 from cirrus_bench.retrieval.evaluate import evaluate as measure_retrieval
+from cirrus_bench.retrieval.evaluate import evaluate_all
 from cirrus_demo.attributes import Kind, Split, all_garments, split_of
 from cirrus_demo.catalogue import CatalogueSize, photographed, plan_catalogue, write_catalogue, write_photos
 from cirrus_demo.drawing import render
@@ -98,3 +99,26 @@ def test_the_other_heads_compose_as_well(recipe, head, floor, weights, probe, tm
         bundle, DatasetName.FASHIONIQ, tasks, root=tmp_path, split="test", work=tmp_path / "work"
     )
     assert found.score("Recall@10") > floor
+
+
+def test_the_committed_matching_head_tells_targets_from_look_alikes(weights, probe, tmp_path) -> None:
+    write_catalogue(tmp_path, split=Split.TEST, seed=3, size=CatalogueSize(families=3, queries=60), show_progress=False)
+    options = {"reranker": True}
+    export_request = ExportRequest(
+        "sprc", "cirrus-demo", str(weights.clip), str(weights.sprc), tmp_path / "sprc", options=options
+    )
+    tasks = read_dataset(DatasetName.FASHIONIQ, tmp_path, "test")
+    report, _ = evaluate_all(
+        [export(export_request, probe)],
+        DatasetName.FASHIONIQ,
+        tasks,
+        root=tmp_path,
+        split="test",
+        work=tmp_path / "work",
+        rerank=50,
+    )
+    plain, reranked = report.evaluations
+    assert (plain.rerank, reranked.rerank) == (None, 50)
+    assert reranked.score("Recall@10") > 0.8, "the best 50 in no order would have a fifth of their targets there"
+    assert reranked.score("Recall@50") == plain.score("Recall@50"), "the best 50 are the same 50"
+    assert "best 50 re-ranked" in report.markdown()
