@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.extras import need
+from cirrus_client.index.faiss_checks import LEAST_EFFORT, MOST_EFFORT, problem_of_graph, problem_of_lists
 from cirrus_client.index.protocol import SearchKind, Storage
 from cirrus_client.index.vectors import GalleryVectors
 
@@ -18,7 +19,6 @@ _VECTORS_PER_LIST = 39  # FAISS warns of badly placed lists below
 _TRAINING_VECTORS_PER_LIST = 64
 _NEIGHBOURS = 32
 _BUILDING_EFFORT = 40
-_LEAST_EFFORT, _MOST_EFFORT = 16, 4096
 _CODE_BITS = 2
 _CANDIDATES = (4, 16, 64)
 _BYTES = {Storage.FLOAT32: 4, Storage.FLOAT16: 2}
@@ -159,7 +159,7 @@ class Ivf(FaissKind):
         """See `FaissKind.problem`."""
         if index.code_size != index.d * _BYTES[storage]:
             return f"it does not store {storage} values"
-        return "its vectors are stored as differences" if index.by_residual else _problem_of_lists(index)
+        return "its vectors are stored as differences" if index.by_residual else problem_of_lists(index)
 
     def vectors(self, index: Any, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `FaissKind.vectors`."""
@@ -191,9 +191,9 @@ class Hnsw(FaissKind):
 
     def efforts(self, index: Any) -> Iterator[None]:
         """See `FaissKind.efforts`. The number of kept candidates doubles."""
-        index.hnsw.efSearch = _LEAST_EFFORT
+        index.hnsw.efSearch = LEAST_EFFORT
         yield
-        while index.hnsw.efSearch < min(_MOST_EFFORT, index.ntotal):
+        while index.hnsw.efSearch < min(MOST_EFFORT, index.ntotal):
             index.hnsw.efSearch *= 2
             yield
 
@@ -203,7 +203,7 @@ class Hnsw(FaissKind):
 
     def problem(self, index: Any, storage: Storage) -> str | None:
         """See `FaissKind.problem`."""
-        return _problem_of_stored(_stored(index), index, storage) or _problem_of_graph(index)
+        return _problem_of_stored(_stored(index), index, storage) or problem_of_graph(index)
 
 
 class RaBitQ(FaissKind):
@@ -243,7 +243,7 @@ class RaBitQ(FaissKind):
             return "its codes are not RaBitQ's of its vectors"
         if not 1 <= index.k_factor <= _CANDIDATES[-1]:
             return "its search parameters are not those that `cirrus index` sets"
-        return _problem_of_stored(_exact(index), index, storage) or _problem_of_lists(codes)
+        return _problem_of_stored(_exact(index), index, storage) or problem_of_lists(codes)
 
 
 class _Codes(Ivf):
@@ -309,41 +309,3 @@ def _problem_of_stored(stored: Any, index: Any, storage: Storage) -> str | None:
     if stored.metric_type != index.metric_type:
         return "it does not compare by inner product"
     return Flat().problem(stored, storage)
-
-
-def _problem_of_lists(index: Any) -> str | None:
-    faiss = need("faiss", "search")
-    centres = faiss.downcast_index(index.quantizer)
-    lists = faiss.downcast_InvertedLists(index.invlists)
-    if type(centres).__name__ != "IndexFlatIP" or (centres.d, centres.ntotal) != (index.d, index.nlist):
-        return "the centres of its lists are not those of its vectors"
-    if type(lists).__name__ != "ArrayInvertedLists" or (lists.nlist, lists.code_size) != (index.nlist, index.code_size):
-        return "its lists are not in the file itself"
-    if not 1 <= index.nprobe <= index.nlist:
-        return "its search parameters are not those that `cirrus index` sets"
-    sizes = [lists.list_size(number) for number in range(index.nlist)]
-    numbers = np.concatenate(
-        [faiss.rev_swig_ptr(lists.get_ids(n), size) for n, size in enumerate(sizes) if size] or [np.empty(0, np.int64)]
-    )
-    if len(numbers) != index.ntotal or not np.array_equal(np.sort(numbers), np.arange(index.ntotal)):
-        return "its row numbers are not 0 to the number of vectors"
-    return None
-
-
-def _problem_of_graph(index: Any) -> str | None:
-    """Check that a graph leads nowhere but to stored vectors: FAISS follows it without a look."""
-    faiss, graph, count = need("faiss", "search"), index.hnsw, index.ntotal
-    levels, offsets = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.offsets).astype(np.int64)
-    per_level = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)
-    if len(levels) != count or len(offsets) != count + 1 or not _LEAST_EFFORT <= graph.efSearch <= _MOST_EFFORT * 2:
-        return "its graph is not one of its vectors"
-    if count == 0:
-        return None
-    if levels.min() < 1 or levels.max() >= len(per_level) or levels.max() != graph.max_level + 1:
-        return "the levels of its graph are not those of its vectors"
-    neighbours = faiss.rev_swig_ptr(graph.neighbors.data(), graph.neighbors.size())
-    if offsets[0] != 0 or offsets[-1] != len(neighbours) or not np.array_equal(np.diff(offsets), per_level[levels]):
-        return "the lists of its graph do not fit its levels"
-    if not 0 <= graph.entry_point < count or neighbours.min() < -1 or neighbours.max() >= count:
-        return "its graph leads to vectors that are not there"
-    return None
