@@ -516,6 +516,7 @@ def test_a_token_is_sent_only_to_an_address_that_the_user_names(
     small, server: str, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("CIRRUS_MILVUS_TOKEN", "root:secret")
+    monkeypatch.setenv("CIRRUS_MILVUS_URI", "")  # so does a compose file name none
     there = BuildOptions(uri=server, collection="guarded")
     build_index(read_gallery(tmp_path / "gallery"), tmp_path / "there", backend="milvus", options=there)
     with pytest.raises(SearchIndexError, match="only sent to an address that you name") as refused:

@@ -214,7 +214,7 @@ def _opened(root: Path, space: SpaceSpec) -> tuple[Collection, MilvusPlace]:
         way_out=_WAY_OUT,
         sealed=True,
     )
-    named = os.environ.get(ADDRESS)
+    named = os.environ.get(ADDRESS) or None
     uri = named or (str(root / place.uri) if is_file(place.uri) else place.uri)
     check_address(uri)
     if is_file(uri) and not Path(uri).is_dir():
