@@ -112,9 +112,9 @@ def index(
     columns = None if metadata is None else read_metadata(metadata, key=key)
     if update:
         _check_kept({"--kind": kind, "--storage": storage, "--uri": uri, "--collection": collection})
-        before = {shard.id for shard in read_manifest(out).shards}
+        before = set(read_manifest(out).shards)
         built = update_index(read, out, queries=sample, metadata=columns, images=root, backend=backend)
-        same = sum(shard.rows for shard in built.shards if shard.id in before)
+        same = sum(shard.rows for shard in built.shards if shard in before)
         echo(f"{same:,} images are as they were, {built.count - same:,} are new")
     else:
         options = BuildOptions(kind or SearchKind.EXACT, storage or Storage.FLOAT32, sample, uri, collection)

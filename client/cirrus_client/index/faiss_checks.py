@@ -37,7 +37,7 @@ def problem_of_graph(index: Any) -> str | None:
     faiss, graph, count = need("faiss", "search"), index.hnsw, index.ntotal
     levels, offsets = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.offsets).astype(np.int64)
     per_level = faiss.vector_to_array(graph.cum_nneighbor_per_level).astype(np.int64)
-    if len(levels) != count or len(offsets) != count + 1 or not LEAST_EFFORT <= graph.efSearch <= MOST_EFFORT * 2:
+    if len(levels) != count or len(offsets) != count + 1 or not LEAST_EFFORT <= graph.efSearch <= MOST_EFFORT:
         return "its graph is not one of its vectors"
     if count == 0:
         return None

@@ -105,7 +105,8 @@ class FaissIndex:
         self._made_here.check(SearchIndexError)
         numbers = (rows[:, None] * self.space.vectors + np.arange(self.space.vectors)).reshape(-1)
         with self._reading:
-            found = self._kind.vectors(self._host, numbers)
+            readable = self._kind.readable(self._host)
+        found: Embeddings = readable.reconstruct_batch(numbers)
         return found.reshape(len(rows), self.space.vectors, self.space.dim)
 
     def _search(self, queries: Embeddings, k: int, nearest: _Nearest, images: int) -> Hits:

@@ -21,7 +21,6 @@ _NEIGHBOURS = 32
 _BUILDING_EFFORT = 40
 _CODE_BITS = 2
 _CANDIDATES = (4, 16, 64)
-_BYTES = {Storage.FLOAT32: 4, Storage.FLOAT16: 2}
 
 
 class FaissKind(ABC):
@@ -56,10 +55,9 @@ class FaissKind(ABC):
     def problem(self, index: Any, storage: Storage) -> str | None:
         """Return in what a read index of the right type differs from one that `build` makes, or None."""
 
-    def vectors(self, index: Any, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return stored vectors by their numbers, float32 [n, D]. Only one thread at a time may call it."""
-        found: NDArray[np.float32] = self.exhaustive(index)[0].reconstruct_batch(numbers)
-        return found
+    def readable(self, index: Any) -> Any:
+        """Return what gives exact vectors back by their numbers. Only one thread at a time may call it."""
+        return self.exhaustive(index)[0]
 
 
 class Flat(FaissKind):
@@ -87,7 +85,7 @@ class Flat(FaissKind):
 
     def problem(self, index: Any, storage: Storage) -> str | None:
         """See `FaissKind.problem`."""
-        return None if index.code_size == index.d * _BYTES[storage] else f"it does not store {storage} values"
+        return None if index.code_size == index.d * storage.value_bytes else f"it does not store {storage} values"
 
 
 class Ivf(FaissKind):
@@ -157,15 +155,15 @@ class Ivf(FaissKind):
 
     def problem(self, index: Any, storage: Storage) -> str | None:
         """See `FaissKind.problem`."""
-        if index.code_size != index.d * _BYTES[storage]:
+        if index.code_size != index.d * storage.value_bytes:
             return f"it does not store {storage} values"
         return "its vectors are stored as differences" if index.by_residual else problem_of_lists(index)
 
-    def vectors(self, index: Any, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See `FaissKind.vectors`."""
+    def readable(self, index: Any) -> Any:
+        """See `FaissKind.readable`. It needs a map of where each vector is."""
         if index.direct_map.type == need("faiss", "search").DirectMap.NoMap:
             index.make_direct_map()
-        return super().vectors(index, numbers)
+        return index
 
 
 class Hnsw(FaissKind):

@@ -16,7 +16,6 @@ from cirrus_client.index.protocol import SearchKind, Storage
 
 _QUICK_MS = 20.0
 _GOOD_AGREEMENT = 0.98
-_BYTES = {Storage.FLOAT32: 4, Storage.FLOAT16: 2}
 _ROW_NUMBER = 8
 _GRAPH = 276  # 64 neighbours below, on average 1 above, of 4 bytes, and the level and the place of them
 _CODE_FACTORS = 20  # beside the bits of a code of several bits
@@ -57,7 +56,7 @@ def recommended(planned: list[PlannedIndex]) -> PlannedIndex | None:
 
 def memory_bytes(kind: SearchKind, storage: Storage, vectors: int, dim: int) -> int:
     """Return the memory of an index of `vectors` vectors, without the list of images."""
-    exact = vectors * dim * _BYTES[storage]
+    exact = vectors * dim * storage.value_bytes
     if kind is SearchKind.EXACT:
         return exact
     if kind is SearchKind.HNSW:
@@ -80,7 +79,7 @@ def _nearest(images: int, several: bool) -> list[IndexFigures]:
 def _planned(row: IndexFigures, images: int, space: SpaceSpec, budget: int | None) -> PlannedIndex:
     vectors = images * space.vectors
     memory = memory_bytes(row.kind, row.storage, vectors, space.dim) + images * _ITEM
-    on_disk = vectors * space.dim * _BYTES[row.storage] if row.kind is SearchKind.RABITQ else 0
+    on_disk = vectors * space.dim * row.storage.value_bytes if row.kind is SearchKind.RABITQ else 0
     more, wider = vectors / (row.images * row.vectors), space.dim / row.dim
     return PlannedIndex(
         kind=row.kind,

@@ -36,6 +36,11 @@ class Storage(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
 
+    @property
+    def value_bytes(self) -> int:
+        """Size of one stored value."""
+        return 4 if self is Storage.FLOAT32 else 2
+
 
 class Agreement(Record):
     """Agreement of an index with exact search, measured when the index was built.
