@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from cirrus_export.backbones.qwen_vl import QwenVlBackbone, QwenVlFamily
 from cirrus_export.heads.qwen2_vl import Qwen2VlTower, axes_of
 
@@ -17,6 +14,8 @@ class Qwen2VlBackbone(QwenVlBackbone):
 
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
+    tower_type = Qwen2VlTower
+    axes_of = staticmethod(axes_of)
     label = "Qwen2-VL"
     default_instruction = "You are a helpful assistant."
     answer = f"{QwenVlBackbone.answer}<|endoftext|>"
@@ -29,8 +28,3 @@ class Qwen2VlFamily(QwenVlFamily):
     name = "qwen2-vl"
     model_type = "qwen2_vl"
     model_class = Qwen2VLModel
-
-    def backbone(self, model: Any, tokenizer: Path, image_size_px: int) -> Qwen2VlBackbone:
-        """See `QwenVlFamily.backbone`."""
-        tower = Qwen2VlTower(model.visual, image_size_px)
-        return Qwen2VlBackbone(model, tower, axes_of(model.language_model.rotary_emb), tokenizer, image_size_px)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from pathlib import Path
-from typing import Any
 
 from cirrus_export.backbones.qwen_vl import QwenVlBackbone, QwenVlFamily
 from cirrus_export.heads.qwen3_vl import Qwen3VlTower, axes_of
@@ -17,6 +15,8 @@ class Qwen3VlBackbone(QwenVlBackbone):
     """Qwen3-VL in the wording of its embedding models."""
 
     mean = std = (0.5, 0.5, 0.5)
+    tower_type = Qwen3VlTower
+    axes_of = staticmethod(axes_of)
     label = "Qwen3-VL"
     default_instruction = "Represent the user's input."
 
@@ -34,8 +34,3 @@ class Qwen3VlFamily(QwenVlFamily):
     name = "qwen3-vl"
     model_type = "qwen3_vl"
     model_class = Qwen3VLModel
-
-    def backbone(self, model: Any, tokenizer: Path, image_size_px: int) -> Qwen3VlBackbone:
-        """See `QwenVlFamily.backbone`."""
-        tower = Qwen3VlTower(model.visual, image_size_px)
-        return Qwen3VlBackbone(model, tower, axes_of(model.language_model.rotary_emb), tokenizer, image_size_px)

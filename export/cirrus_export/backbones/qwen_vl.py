@@ -7,7 +7,7 @@ A checkpoint is the folder that transformers' `save_pretrained` writes, in one f
 from __future__ import annotations
 
 import shutil
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -50,23 +50,25 @@ class QwenVlBackbone(Backbone):
     offers = "a vision-language model with Qwen's chat template"
     reads_padding = False  # causal, and padding comes last
     default_instruction: ClassVar[str]
+    tower_type: ClassVar[type[VisionTower]]
     mean: ClassVar[Levels]
     std: ClassVar[Levels]
     answer: ClassVar[str] = "<|im_end|>\n<|im_start|>assistant\n"
 
-    def __init__(self, model: Any, tower: VisionTower, axes: Tensor, tokenizer: Path, image_size_px: int) -> None:
-        """Keep a model and its tower.
-
-        axes: see `LastToken`. tokenizer: the checkpoint's `tokenizer.json`. image_size_px: a multiple of patch size
-        times merge size.
-        """
+    def __init__(self, model: Any, tokenizer: Path, image_size_px: int) -> None:
+        """tokenizer: the checkpoint's `tokenizer.json`. image_size_px: a multiple of patch size times merge size."""
         super().__init__()
         self.model = model
-        self.tower = tower
-        self.axes = axes
+        self.tower = self.tower_type(model.visual, image_size_px)
+        self.axes = self.axes_of(model.language_model.rotary_emb)
         self._image_size_px = image_size_px
         self._tokenizer_file = tokenizer
         self._tokenizer = _tokenizer(tokenizer)
+
+    @staticmethod
+    @abstractmethod
+    def axes_of(rotary: Any) -> Tensor:
+        """Return the axis of each frequency of the language model's rotation, see `LastToken`."""
 
     @property
     def width(self) -> int:
@@ -174,7 +176,7 @@ class QwenVlBackbone(Backbone):
         return spec.model_copy(update={"suffix_ids": self.suffix_ids})
 
 
-class QwenVlFamily(Family, ABC):
+class QwenVlFamily(Family):
     """Checkpoint folders of one generation of Qwen-VL. name: of the backbone. model_type: in `config.json`."""
 
     options = frozenset({"image_size_px"})
@@ -182,10 +184,6 @@ class QwenVlFamily(Family, ABC):
     name: ClassVar[str]
     model_type: ClassVar[str]
     model_class: ClassVar[Any]
-
-    @abstractmethod
-    def backbone(self, model: Any, tokenizer: Path, image_size_px: int) -> QwenVlBackbone:
-        """Return the backbone of a model that was read."""
 
     def names(self) -> Sequence[str]:
         """Return the one name; the sizes are in the folder."""
@@ -222,7 +220,7 @@ class QwenVlFamily(Family, ABC):
         _check_layers(model, folder)
         size_px = weights.options.image_size_px or _IMAGE_SIZE_PX
         _check_size(size_px, model)
-        return self.backbone(freeze(model), folder / _TOKENIZER, size_px)
+        return self.backbone_type(freeze(model), folder / _TOKENIZER, size_px)
 
 
 def _tokenizer(file: Path) -> tokenizers.Tokenizer:
