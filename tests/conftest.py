@@ -19,7 +19,7 @@ from PIL import Image
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
-from tests.tiny import write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
+from tests.tiny import with_repository, write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
 
 # The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
 _user_cache = tempfile.TemporaryDirectory(prefix="cirrus-tests-")
@@ -101,12 +101,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def tiny_served(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The hand-made bundle with its model repository: it is served without an export."""
-    from cirrus_client.names import Flavour
-    from cirrus_export.repository import write_repository
-
-    made = write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny")
-    write_repository(made.root, made.spec, Flavour.PYTHON, made.root / "triton" / Flavour.PYTHON)
-    return made
+    return with_repository(write_tiny_bundle(tmp_path_factory.mktemp("served") / "tiny"))
 
 
 @pytest.fixture(scope="session")

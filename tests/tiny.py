@@ -36,7 +36,7 @@ from cirrus_client.canary import ARRAYS, CANARY, Canary, CanarySpec, write_canar
 from cirrus_client.ensemble import EnsembleSpec, StepSpec, image_step, text_step
 from cirrus_client.files import sha256_of_file
 from cirrus_client.image.preprocess import Pad, PreprocessSpec, preprocess
-from cirrus_client.names import EnsembleName, GraphName
+from cirrus_client.names import EnsembleName, Flavour, GraphName
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 
 DIM = 64
@@ -277,3 +277,11 @@ def _ensembles(graphs: dict[str, GraphSpec], *, text_queries: bool, reranker: bo
             inputs=("text",), steps=(text_step(), text, step(GraphName.TEXT_QUERY_HEAD, query_embedding="embedding"))
         )
     return ensembles
+
+
+def with_repository(bundle: Bundle) -> Bundle:
+    """Write the model repository of a hand-made bundle, so that Triton serves it without an export."""
+    from cirrus_export.repository import write_repository
+
+    write_repository(bundle.root, bundle.spec, Flavour.PYTHON, bundle.root / "triton" / Flavour.PYTHON)
+    return bundle

@@ -7,8 +7,6 @@ the combined query and the normalised image embeddings of the targets. The CLIP 
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +15,10 @@ from tqdm import tqdm
 
 from cirrus_demo import weights
 from cirrus_demo.attributes import Split
-from cirrus_demo.model import PREPROCESS, load_clip
+from cirrus_demo.model import PREPROCESS
 from cirrus_demo.samples import Samples, draw_samples
 from cirrus_demo.train import FAMILIES, encode
-from cirrus_demo.training import LOGIT_SCALE, SEED, Optimiser, Vocabulary, draw_edits
+from cirrus_demo.training import LOGIT_SCALE, SEED, Optimiser, Vocabulary, committed_clip, draw_edits
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.heads.combiner import Combiner
 
@@ -31,9 +29,7 @@ LEARNING_RATE = 1e-3
 def main() -> None:
     """Render, encode with the committed CLIP, train, and write the Combiner's weights."""
     samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=PREPROCESS)
-    with tempfile.TemporaryDirectory() as scratch:
-        clip = load_clip(weights.materialise(Path(scratch)).clip)
-    weights.store_head("combiner", train_combiner(OpenClipBackbone(clip), samples).state_dict())
+    weights.store_head("combiner", train_combiner(OpenClipBackbone(committed_clip()), samples).state_dict())
 
 
 def train_combiner(backbone: OpenClipBackbone, samples: Samples) -> Combiner:

@@ -8,8 +8,6 @@ the paper. Pictures are prepared as the recipe does, the largest centre square f
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +17,10 @@ from tqdm import tqdm
 
 from cirrus_demo import weights
 from cirrus_demo.attributes import Split
-from cirrus_demo.model import PREPROCESS, load_clip
+from cirrus_demo.model import PREPROCESS
 from cirrus_demo.samples import Samples, draw_samples
 from cirrus_demo.train import FAMILIES, encode
-from cirrus_demo.training import SEED, Optimiser, Vocabulary, draw_edits
+from cirrus_demo.training import SEED, Optimiser, Vocabulary, committed_clip, draw_edits
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.heads.magiclens import MagicLens, MagicLensSize
 from cirrus_export.recipes.magiclens import MagicLensRecipe
@@ -35,9 +33,7 @@ _SCALE = 50.0
 def main() -> None:
     """Render, encode with the committed CLIP, train, and write the head's weights."""
     samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=MagicLensRecipe.preprocess(PREPROCESS))
-    with tempfile.TemporaryDirectory() as scratch:
-        clip = load_clip(weights.materialise(Path(scratch)).clip)
-    weights.store_head("magiclens", train_magiclens(OpenClipBackbone(clip), samples).state_dict())
+    weights.store_head("magiclens", train_magiclens(OpenClipBackbone(committed_clip()), samples).state_dict())
 
 
 def train_magiclens(backbone: OpenClipBackbone, samples: Samples) -> MagicLens:

@@ -7,8 +7,6 @@ its image than to the batch's others, and the other way round. The CLIP is froze
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +15,10 @@ from tqdm import tqdm
 
 from cirrus_demo import weights
 from cirrus_demo.attributes import Split
-from cirrus_demo.model import PREPROCESS, create_tokenizer, load_clip
+from cirrus_demo.model import PREPROCESS, create_tokenizer
 from cirrus_demo.samples import Samples, draw_samples
 from cirrus_demo.train import FAMILIES, encode
-from cirrus_demo.training import SEED, Optimiser, contrast
+from cirrus_demo.training import SEED, Optimiser, committed_clip, contrast
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
 from cirrus_export.heads.inversion import Phi, PseudoWordQuery, Replaced
 
@@ -34,9 +32,7 @@ _SCALE = 30.0
 def main() -> None:
     """Render, encode with the committed CLIP, train, and write phi's weights."""
     samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=PREPROCESS)
-    with tempfile.TemporaryDirectory() as scratch:
-        clip = load_clip(weights.materialise(Path(scratch)).clip)
-    weights.store_head("phi", train_phi(OpenClipBackbone(clip), samples).state_dict())
+    weights.store_head("phi", train_phi(OpenClipBackbone(committed_clip()), samples).state_dict())
 
 
 def train_phi(backbone: OpenClipBackbone, samples: Samples) -> Phi:

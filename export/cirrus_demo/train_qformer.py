@@ -20,10 +20,10 @@ from tqdm import tqdm
 from cirrus_client.tokenizer import TextCleaning, Tokenizer
 from cirrus_demo import weights
 from cirrus_demo.attributes import Split
-from cirrus_demo.model import PREPROCESS, load_clip
+from cirrus_demo.model import PREPROCESS
 from cirrus_demo.samples import Samples, draw_samples
 from cirrus_demo.train import FAMILIES
-from cirrus_demo.training import SEED, Optimiser, draw_edits, normalised
+from cirrus_demo.training import SEED, Optimiser, committed_clip, draw_edits, normalised
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.blip2 import CONTEXT_LENGTH, Blip2Backbone
@@ -41,8 +41,7 @@ _ALIGN_SHARE = 0.4
 def main() -> None:
     """Render, encode with the committed CLIP, train, and write the head's weights."""
     samples = draw_samples(Split.TRAIN, FAMILIES, seed=SEED, spec=PREPROCESS)
-    with tempfile.TemporaryDirectory() as scratch:
-        clip = load_clip(weights.materialise(Path(scratch)).clip)
+    clip = committed_clip()
     qformer = train_qformer(Blip2Backbone(clip.visual), samples)
     weights.store_sprc(authors_names(qformer))
 

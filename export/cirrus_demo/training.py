@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cirrus_demo import weights
 from cirrus_demo.attributes import Garment
 from cirrus_demo.edits import edit_captions, free_edit
 from cirrus_demo.families import edit_pairs
-from cirrus_demo.model import PREPROCESS, create_tokenizer
+from cirrus_demo.model import PREPROCESS, create_tokenizer, load_clip
 from cirrus_demo.samples import FAMILY_SIZE, Samples
 from cirrus_export.backbones.open_clip import open_clip
 from cirrus_export.gate.probe import fashioniq_text
@@ -81,6 +84,12 @@ class Vocabulary:
         hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
         tokens = clip.ln_final(hidden) @ clip.text_projection
         return tokens[torch.arange(len(token_ids)), token_ids.argmax(dim=1)], tokens
+
+
+def committed_clip() -> open_clip.CLIP:
+    """Return the demo's CLIP of the committed weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return load_clip(weights.materialise(Path(scratch)).clip)
 
 
 def contrast(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:

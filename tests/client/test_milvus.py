@@ -41,20 +41,10 @@ from cirrus_client.index.milvus.fields import VECTOR
 from cirrus_client.retriever import open_retriever
 from tests.client.test_index import space, unit_rows, write_gallery
 from tests.damage import replace_in_index, rewrite_record
-from tests.service.test_filters import columns, random_filter
+from tests.service.test_filters import TYPES, columns, random_filter
 
 _FILTER: TypeAdapter[Any] = TypeAdapter(Filter)
 QUERIES = 500
-_TYPES = {
-    "price": pa.float64(),
-    "narrow": pa.float32(),
-    "stock": pa.int64(),
-    "small": pa.uint8(),
-    "brand": pa.string(),
-    "sold": pa.bool_(),
-    "since": pa.date32(),
-    "seen": pa.timestamp("us", "UTC"),
-}
 ODD = 'a "column" of\\ tags'
 HARD_TEXTS = ['"', "\\", "a\\", "'", '\\"', "x\ny", "\t\x01", "日本", "🦜", "%_", "' or 1 == 1 or '", "{c0}", ""]
 
@@ -79,7 +69,7 @@ def named(count: int) -> list[str]:
 
 def table_of(held: dict[str, list[Any]]) -> pa.Table:
     count = len(next(iter(held.values())))
-    typed = {name: pa.array(values, _TYPES[name]) for name, values in held.items()}
+    typed = {name: pa.array(values, TYPES[name]) for name, values in held.items()}
     texts = pa.array([None if n % 17 == 0 else HARD_TEXTS[n % len(HARD_TEXTS)] for n in range(count)], pa.string())
     tags = pa.array([None if n % 9 == 0 else [str(n), "é"] for n in range(count)])
     return pa.table({"image_path": named(count), **typed, ODD: texts, "tags": tags})
@@ -171,7 +161,7 @@ def selected(milvus: SavedIndex, wanted: Any) -> set[int]:
 @pytest.mark.parametrize("both", [1], indirect=True, ids=["one-vector"])
 def test_300_random_trees_select_what_they_select_for_faiss(both, metadata) -> None:
     faiss, milvus = both
-    held = {name: metadata[name].to_pylist() for name in (*_TYPES, ODD)}
+    held = {name: metadata[name].to_pylist() for name in (*TYPES, ODD)}
     chance = random.Random(11)
     sizes = set()
     for _ in range(300):

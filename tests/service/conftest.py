@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextlib import asynccontextmanager
 from datetime import date
 from pathlib import Path
 
@@ -22,14 +21,8 @@ from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index, read_metadata
-from cirrus_client.service.app import Service, create_app
 from cirrus_client.service.collection import Source
-from cirrus_client.service.door.gate import Access
-from cirrus_client.service.encoders import Encoders
-from cirrus_client.service.limits import Limits
-from cirrus_client.service.metrics import Metrics
-from cirrus_client.service.readiness import Canaries
-from cirrus_client.service.registry import Registry
+from tests.service.in_process import in_process
 
 
 @pytest.fixture(scope="session")
@@ -94,26 +87,9 @@ def serve(bundle: Bundle, index_root: Path, text_source: Source) -> Iterator[Ser
     """Return a function that starts a service with options and returns a client of it."""
     with contextlib.ExitStack() as stack:
 
-        def started(
-            *, limits: Limits | None = None, access: Access | None = None, index: Path = index_root, **client: object
-        ) -> TestClient:
-            limits, access, metrics = limits or Limits(), access or Access(), Metrics()
-            encoders = stack.enter_context(Encoders(limits, metrics, triton=None, engine="onnxruntime"))
-            registry = Registry(encoders.open)
-            registry.add("pictures", [Source(bundle.root, index)])
-            registry.add("texts", [text_source])
-
-            @asynccontextmanager
-            async def opening():
-                canaries = Canaries(registry)
-                await canaries.replay()
-                yield Service(registry, canaries, metrics, limits, access)
-                await registry.close()
-
-            app = create_app(opening, limits=limits, access=access, metrics=metrics)
-            return stack.enter_context(
-                TestClient(app, base_url="http://localhost", raise_server_exceptions=False, **client)
-            )
+        def started(*, index: Path = index_root, **options: object) -> TestClient:
+            collections = {"pictures": Source(bundle.root, index), "texts": text_source}
+            return stack.enter_context(in_process(collections, **options))
 
         yield started
 

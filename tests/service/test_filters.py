@@ -59,7 +59,7 @@ def columns(seed: int) -> dict[str, list[Any]]:
     }
 
 
-_TYPES = {
+TYPES = {
     "price": pa.float64(),
     "narrow": pa.float32(),
     "stock": pa.int64(),
@@ -121,7 +121,7 @@ def typed(value: Any, held: Any) -> Any:
 @pytest.mark.parametrize("seed", range(5))
 def test_500_random_trees_are_true_for_what_python_says(seed: int) -> None:
     held = columns(seed)
-    table = pa.table({name: pa.array(values, _TYPES[name]) for name, values in held.items()})
+    table = pa.table({name: pa.array(values, TYPES[name]) for name, values in held.items()})
     held["narrow"] = table["narrow"].to_pylist()
     rows = [dict(zip(held, values, strict=True)) for values in zip(*held.values(), strict=True)]
     chance = random.Random(100 + seed)
@@ -149,7 +149,7 @@ def test_500_random_trees_are_true_for_what_python_says(seed: int) -> None:
     ],
 )
 def test_a_filter_that_does_not_fit_the_columns_is_refused_with_its_place(node: dict[str, Any], place: str) -> None:
-    table = pa.table({name: pa.array([], type_) for name, type_ in _TYPES.items()})
+    table = pa.table({name: pa.array([], type_) for name, type_ in TYPES.items()})
     with pytest.raises(InvalidFilter) as refused:
         matching(table, _FILTER.validate_python(node))
     assert refused.value.place == place

@@ -38,13 +38,13 @@ from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.requests import RetryPolicy, ServedModel
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
-from cirrus_export.repository import write_repository, write_shared_repository
+from cirrus_export.repository import write_shared_repository
 from tests.conftest import jpeg
 from tests.service.live import Live, live
 from tests.service.test_canary import damaged
 from tests.service.test_search import ids, problem, search
 from tests.test_cli import cirrus
-from tests.tiny import write_tiny_zero_shot_bundle
+from tests.tiny import with_repository, write_tiny_zero_shot_bundle
 from tests.triton.test_serve_process import folders, left, wait_for
 
 pytestmark = pytest.mark.triton
@@ -172,7 +172,7 @@ def test_a_triton_with_a_damaged_graph_is_named_by_verify_and_makes_the_service_
     tiny_served, index, tmp_path
 ) -> None:
     made = damaged(tiny_served, tmp_path / "damaged", "text_encoder")
-    write_repository(made.root, made.spec, Flavour.PYTHON, made.root / "triton" / Flavour.PYTHON)
+    with_repository(made)
     http, grpc, metrics = free_ports(3)
     triton = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
     with live(tmp_path, made.root, "--index", index, *triton) as service, service.client() as client:
@@ -188,7 +188,7 @@ def test_a_bundle_of_another_space_takes_over_with_a_server_of_its_own(tiny_serv
     shutil.copytree(tiny_served.root, first / "bundle")
     shutil.copytree(index, first / "index")
     made = write_tiny_zero_shot_bundle(second / "bundle")
-    write_repository(made.root, made.spec, Flavour.PYTHON, made.root / "triton" / Flavour.PYTHON)
+    with_repository(made)
     embed_gallery(pictures, second / "gallery", LocalEncoder(made))
     build_index(read_gallery(second / "gallery"), second / "index")
     http, grpc_port, metrics = free_ports(3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import shutil
 from collections.abc import Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,9 @@ from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
-from cirrus_client.service.app import Service, create_app
 from cirrus_client.service.collection import Source
-from cirrus_client.service.door.gate import Access
-from cirrus_client.service.encoders import Encoders
-from cirrus_client.service.limits import MAX_RERANK, Limits
-from cirrus_client.service.metrics import Metrics
-from cirrus_client.service.readiness import Canaries
-from cirrus_client.service.registry import Registry
+from cirrus_client.service.limits import MAX_RERANK
+from tests.service.in_process import in_process
 from tests.service.test_search import ids, problem, search
 from tests.tiny import write_tiny_reranking_bundle
 
@@ -46,22 +40,9 @@ def served(reranking: Bundle, text_source: Source, photos: Path, tmp_path: Path)
     """A service with a collection whose bundle has a reranker, and one whose bundle has none."""
     embed_gallery(photos, tmp_path / "gallery", LocalEncoder(reranking))
     build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
-    limits, access, metrics = Limits(), Access(), Metrics()
-    with Encoders(limits, metrics, triton=None, engine="onnxruntime") as encoders:
-        registry = Registry(encoders.open)
-        registry.add("pictures", [Source(reranking.root, tmp_path / "index")])
-        registry.add("texts", [text_source])
-
-        @asynccontextmanager
-        async def opening():
-            canaries = Canaries(registry)
-            await canaries.replay()
-            yield Service(registry, canaries, metrics, limits, access)
-            await registry.close()
-
-        app = create_app(opening, limits=limits, access=access, metrics=metrics)
-        with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
-            yield client
+    collections = {"pictures": Source(reranking.root, tmp_path / "index"), "texts": text_source}
+    with in_process(collections) as client:
+        yield client
 
 
 def test_the_best_are_ordered_by_their_scores_and_the_others_as_before(served, reranking, photos) -> None:

@@ -13,13 +13,12 @@ from cirrus_client.bundle import Bundle
 from cirrus_client.canary import TritonRunner, read_canary, replay
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidImage, InvalidText, UnsupportedQuery
-from cirrus_client.names import Flavour, Transport
+from cirrus_client.names import Transport
 from cirrus_client.triton import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
-from cirrus_export.repository import write_repository
 from tests.conftest import BAD_IMAGES
-from tests.tiny import write_tiny_reranking_bundle
+from tests.tiny import with_repository, write_tiny_reranking_bundle
 
 pytestmark = pytest.mark.triton
 PROTOCOLS = list(Transport)
@@ -27,9 +26,7 @@ PROTOCOLS = list(Transport)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = write_tiny_reranking_bundle(tmp_path_factory.mktemp("served") / "reranking")
-    write_repository(made.root, made.spec, Flavour.PYTHON, made.root / "triton" / Flavour.PYTHON)
-    return made
+    return with_repository(write_tiny_reranking_bundle(tmp_path_factory.mktemp("served") / "reranking"))
 
 
 @pytest.fixture(scope="module")
