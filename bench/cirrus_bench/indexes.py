@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cirrus_bench.measure import reset_peak, status_bytes, this_machine, time_interleaved
 from cirrus_bench.report import Report
-from cirrus_client.bundle import Similarity, SpaceSpec
+from cirrus_bench.search import synthetic_space
 from cirrus_client.gallery import Embedded, GalleryWriter, ImageFile, Shard, read_gallery
 from cirrus_client.index import BuildOptions, QuerySample, SearchKind, Storage, build_index, open_index
 from cirrus_client.index.figures import IndexFigures
@@ -155,12 +155,7 @@ def _one_by_one(search: Callable[[NDArray[np.float32], int], object], queries: N
 
 def _write_gallery(root: Path, shape: Shape) -> NDArray[np.float32]:
     """Write a gallery, unless it is there, and return queries of its space, float32 [Q, D]."""
-    space = SpaceSpec.of(
-        {"bench": "index"},
-        dim=shape.dim,
-        vectors=shape.vectors,
-        similarity=Similarity.COSINE if shape.vectors == 1 else Similarity.MAX_COSINE,
-    )
+    space = synthetic_space(shape.dim, shape.vectors)
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((_CENTRES, shape.dim), dtype=np.float32)
     directions = generator.standard_normal((_INNER_DIM, shape.dim), dtype=np.float32) / np.sqrt(_INNER_DIM)
