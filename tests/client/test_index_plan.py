@@ -12,8 +12,9 @@ from cirrus_bench.indexes import IndexBenchReport
 from cirrus_client.cli.app import app
 from cirrus_client.index import BuildOptions, SearchKind, Storage
 from cirrus_client.index.faiss_build import build_faiss
+from cirrus_client.index.faiss_kinds import KINDS
 from cirrus_client.index.figures import measured_figures
-from cirrus_client.index.plan import memory_bytes, plan, recommended
+from cirrus_client.index.plan import plan, recommended
 from cirrus_client.index.vectors import GalleryVectors
 from tests.bench.test_reports import committed
 from tests.client.test_index import space, unit_rows, write_gallery
@@ -29,7 +30,7 @@ def test_planned_memory_is_what_faiss_writes(tmp_path: Path, kind: SearchKind, s
     file = tmp_path / "index.faiss"
     faiss.write_index(build_faiss(vectors, BuildOptions(kind, storage))[0], str(file))
     exact_on_disk = rows * dim * (4 if storage is Storage.FLOAT32 else 2) if kind is SearchKind.RABITQ else 0
-    planned = memory_bytes(kind, storage, rows, dim)
+    planned = KINDS[kind].memory_bytes(rows, dim, storage)
     assert planned == pytest.approx(file.stat().st_size - exact_on_disk, rel=0.05)
 
 

@@ -19,7 +19,9 @@ _VECTORS_PER_LIST = 39  # FAISS warns of badly placed lists below
 _TRAINING_VECTORS_PER_LIST = 64
 _NEIGHBOURS = 32
 _BUILDING_EFFORT = 40
+_GRAPH_PLACES = 20  # bytes of a vector's level, the place of its neighbours, and those of upper levels
 _CODE_BITS = 2
+_CODE_FACTORS = 20  # bytes beside the bits of a code
 _CANDIDATES = (4, 16, 64)
 
 
@@ -55,6 +57,13 @@ class FaissKind(ABC):
     def problem(self, index: Any, storage: Storage) -> str | None:
         """Return in what a read index of the right type differs from one that `build` makes, or None."""
 
+    @abstractmethod
+    def memory_bytes(self, vectors: int, dim: int, storage: Storage) -> int:
+        """Return the memory in which an index of `vectors` vectors is searched without waiting for a disk.
+
+        For `RaBitQ` that is the codes: the exact vectors of the best candidates are read from their file.
+        """
+
     def readable(self, index: Any) -> Any:
         """Return what gives exact vectors back by their numbers. Only one thread at a time may call it."""
         return self.exhaustive(index)[0]
@@ -83,6 +92,10 @@ class Flat(FaissKind):
         """See `FaissKind.exhaustive`."""
         return index, need("faiss", "search").SearchParameters(sel=selector)
 
+    def memory_bytes(self, vectors: int, dim: int, storage: Storage) -> int:
+        """See `FaissKind.memory_bytes`."""
+        return vectors * dim * storage.value_bytes
+
     def problem(self, index: Any, storage: Storage) -> str | None:
         """See `FaissKind.problem`."""
         return None if index.code_size == index.d * storage.value_bytes else f"it does not store {storage} values"
@@ -96,7 +109,7 @@ class Ivf(FaissKind):
 
     def build(self, vectors: GalleryVectors, storage: Storage) -> Any:
         """See `FaissKind.build`."""
-        faiss, lists = need("faiss", "search"), lists_of(len(vectors))
+        faiss, lists = need("faiss", "search"), _lists_of(len(vectors))
         coarse = faiss.IndexFlatIP(vectors.space.dim)
         index = self.empty(coarse, lists, storage)
         index.train(vectors.sample(_TRAINING_VECTORS_PER_LIST * lists))
@@ -113,7 +126,7 @@ class Ivf(FaissKind):
 
     def updated(self, old: Any, places: NDArray[np.int64], vectors: GalleryVectors, storage: Storage) -> Any:
         """See `FaissKind.updated`. The centres stay, unless a new index would have twice or half as many."""
-        if not old.nlist / 2 <= lists_of(len(vectors)) <= 2 * old.nlist:
+        if not old.nlist / 2 <= _lists_of(len(vectors)) <= 2 * old.nlist:
             return self.build(vectors, storage)
         faiss = need("faiss", "search")
         index = self.empty(faiss.clone_index(faiss.downcast_index(old.quantizer)), old.nlist, storage)
@@ -152,6 +165,10 @@ class Ivf(FaissKind):
     def exhaustive(self, index: Any, selector: Any = None) -> tuple[Any, Any]:
         """See `FaissKind.exhaustive`."""
         return index, need("faiss", "search").SearchParametersIVF(nprobe=index.nlist, sel=selector)
+
+    def memory_bytes(self, vectors: int, dim: int, storage: Storage) -> int:
+        """See `FaissKind.memory_bytes`."""
+        return Flat().memory_bytes(vectors, dim, storage) + _memory_of_lists(vectors, dim)
 
     def problem(self, index: Any, storage: Storage) -> str | None:
         """See `FaissKind.problem`."""
@@ -199,6 +216,10 @@ class Hnsw(FaissKind):
         """See `FaissKind.exhaustive`. The graph is left aside: with a narrow selector it finds too few."""
         return _stored(index), need("faiss", "search").SearchParameters(sel=selector)
 
+    def memory_bytes(self, vectors: int, dim: int, storage: Storage) -> int:
+        """See `FaissKind.memory_bytes`."""
+        return Flat().memory_bytes(vectors, dim, storage) + vectors * (2 * _NEIGHBOURS * 4 + _GRAPH_PLACES)
+
     def problem(self, index: Any, storage: Storage) -> str | None:
         """See `FaissKind.problem`."""
         return _problem_of_stored(_stored(index), index, storage) or problem_of_graph(index)
@@ -234,6 +255,10 @@ class RaBitQ(FaissKind):
         """See `FaissKind.exhaustive`. The exact vectors are compared."""
         return _exact(index), need("faiss", "search").SearchParameters(sel=selector)
 
+    def memory_bytes(self, vectors: int, dim: int, storage: Storage) -> int:
+        """See `FaissKind.memory_bytes`."""
+        return vectors * (dim * _CODE_BITS // 8 + _CODE_FACTORS) + _memory_of_lists(vectors, dim)
+
     def problem(self, index: Any, storage: Storage) -> str | None:
         """See `FaissKind.problem`."""
         codes = _codes_of(index)
@@ -267,9 +292,14 @@ def _codes_of(index: Any) -> Any:
     return need("faiss", "search").downcast_index(index.base_index)
 
 
-def lists_of(count: int) -> int:
+def _lists_of(count: int) -> int:
     """Return the number of lists that an index of `count` vectors gets."""
     return max(1, min(int(4 * math.sqrt(count)), count // _VECTORS_PER_LIST))
+
+
+def _memory_of_lists(vectors: int, dim: int) -> int:
+    """Return the memory of the centres, and of the vectors' numbers."""
+    return _lists_of(vectors) * dim * 4 + vectors * 8
 
 
 def _take(old: Any, new: Any, number: int, places: NDArray[np.int64]) -> None:

@@ -10,15 +10,12 @@ import math
 from dataclasses import dataclass
 
 from cirrus_client.bundle import SpaceSpec
-from cirrus_client.index.faiss_kinds import lists_of
+from cirrus_client.index.faiss_kinds import KINDS
 from cirrus_client.index.figures import IndexFigures, measured_figures
 from cirrus_client.index.protocol import SearchKind, Storage
 
 _QUICK_MS = 20.0
 _GOOD_AGREEMENT = 0.98
-_ROW_NUMBER = 8
-_GRAPH = 276  # 64 neighbours below, on average 1 above, of 4 bytes, and the level and the place of them
-_CODE_FACTORS = 20  # beside the bits of a code of several bits
 _ITEM = 130  # a path, and a digest with its place in their order
 
 
@@ -54,19 +51,6 @@ def recommended(planned: list[PlannedIndex]) -> PlannedIndex | None:
     return exact[0] if exact else min(good, key=lambda one: one.one_query_ms, default=None)
 
 
-def memory_bytes(kind: SearchKind, storage: Storage, vectors: int, dim: int) -> int:
-    """Return the memory of an index of `vectors` vectors, without the list of images."""
-    exact = vectors * dim * storage.value_bytes
-    if kind is SearchKind.EXACT:
-        return exact
-    if kind is SearchKind.HNSW:
-        return exact + vectors * _GRAPH
-    centres = lists_of(vectors) * dim * 4
-    if kind is SearchKind.RABITQ:
-        return vectors * (dim // 4 + _CODE_FACTORS + _ROW_NUMBER) + centres
-    return exact + vectors * _ROW_NUMBER + centres
-
-
 def _nearest(images: int, several: bool) -> list[IndexFigures]:
     """Return for each kind and storage the measured gallery whose size is nearest, by its ratio to `images`."""
     alike = [row for row in measured_figures().rows if (row.vectors > 1) == several]
@@ -78,7 +62,7 @@ def _nearest(images: int, several: bool) -> list[IndexFigures]:
 
 def _planned(row: IndexFigures, images: int, space: SpaceSpec, budget: int | None) -> PlannedIndex:
     vectors = images * space.vectors
-    memory = memory_bytes(row.kind, row.storage, vectors, space.dim) + images * _ITEM
+    memory = KINDS[row.kind].memory_bytes(vectors, space.dim, row.storage) + images * _ITEM
     on_disk = vectors * space.dim * row.storage.value_bytes if row.kind is SearchKind.RABITQ else 0
     more, wider = vectors / (row.images * row.vectors), space.dim / row.dim
     return PlannedIndex(
