@@ -16,7 +16,8 @@ DEV := $(if $(filter cpu,$(EXTRA)),dev$(COMMA)milvus-lite,dev)
 BUNDLE ?= $(DEMO)/bundle
 # Exporting is Python on one core, and tests of servers wait; so tests run in processes beside each other, up to 3 GB each.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles a module when it is first imported; all of them here would take as long as the rest of the set-up.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-service bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
 

@@ -1,4 +1,7 @@
-"""Convert each graph from torch to ONNX once per test run. Many tests export the same backbone with other heads."""
+"""Convert each graph from torch to ONNX once per test run. Many tests export the same backbone with other heads.
+
+torch.onnx parses its table of operators anew for each graph, a quarter of what a small one takes: here it is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from cirrus_client.bundle import GraphSpec
 from cirrus_export import pipeline
@@ -38,6 +43,7 @@ def shared_conversions(once: Callable[[str, Callable[[Path], object]], Path]) ->
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "write_onnx", shared)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
         yield
 
 

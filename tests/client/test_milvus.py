@@ -80,7 +80,7 @@ def metadata() -> pa.Table:
     return table_of(columns(7))
 
 
-@pytest.fixture(scope="module", params=[1, 32], ids=["one-vector", "32-vectors"])
+@pytest.fixture(scope="module", params=[1, 8], ids=["one-vector", "8-vectors"])
 def both(request, metadata, tmp_path_factory) -> tuple[SavedIndex, SavedIndex]:
     count = metadata.num_rows
     embeddings = unit_rows(0, count * request.param, 16).reshape(count, request.param, 16)

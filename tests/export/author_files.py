@@ -10,8 +10,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.encoders.protocol import RECIPES_OF_TEXTS
+from cirrus_client.errors import UnsupportedQuery
 from cirrus_export.pipeline import ExportRequest
 
 KEYS = Path(__file__).parent / "author_keys"
@@ -26,6 +32,8 @@ AUTHORS = {
     "lincir": ("searle", "Phi"),
     "pic2word": ("pic2word", ""),
 }
+
+OF_QFORMERS = ("sprc", "blip2-qformer", "ptha")
 
 
 def authors_file(folder: Path, recipe: str, *, edit=lambda state: None) -> Path:
@@ -58,3 +66,24 @@ def request(folder: Path, recipe: str, small_clip: Path, **changes) -> ExportReq
         "options": {"quick_gelu": "true"} if needs_clip else {},
     }
     return ExportRequest(**(values | changes))
+
+
+def check_answers(bundle: Bundle, photos: Path) -> None:
+    """A bundle passed its gate, and answers queries and images as its recipe should."""
+    report = json.loads((bundle.root / "report.json").read_text())
+    assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
+    assert min(result["top10_agreement"] for result in report["retrieval"]) == 1.0
+    encoder = LocalEncoder(bundle)
+    images = sorted(photos.iterdir())[:3]
+    queries = encoder.encode_queries([images[0]] * 3, ["make it blue", None, ""])
+    np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(queries[1], queries[2], atol=1e-6)
+    assert not np.allclose(queries[0], queries[1], atol=1e-4)
+    assert encoder.encode_targets(images).shape == (3, *encoder.space.item_shape)
+    if bundle.spec.recipe in RECIPES_OF_TEXTS:
+        (text_alone,) = encoder.encode_queries([None], ["make it blue"])
+        assert text_alone.shape == queries[0].shape
+        assert not np.allclose(text_alone, queries[0], atol=1e-4)
+    else:
+        with pytest.raises(UnsupportedQuery, match=r"has no image.*export a recipe that answers a text alone: bge-vl"):
+            encoder.encode_queries([None], ["make it blue"])
