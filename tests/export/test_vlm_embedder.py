@@ -69,7 +69,7 @@ def write_checkpoint(folder: Path) -> Path:
     torch.manual_seed(4)
     text = {
         **{"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96},
-        **{"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
         "max_position_embeddings": 512,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
     }
@@ -80,13 +80,13 @@ def write_checkpoint(folder: Path) -> Path:
     }
     if folder.name == "qwen3-vl":
         vision = {
-            **{"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64},
+            **{"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64},
             **{"patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [2, 0]},
         }
         config = Qwen3VLConfig(text_config=text | {"head_dim": 16}, vision_config=vision, **ids)
         model = Qwen3VLForConditionalGeneration(config)
     else:
-        vision = {"depth": 3, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14}
+        vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14}
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

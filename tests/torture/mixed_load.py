@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import threading
 import time
@@ -108,6 +109,15 @@ def wait_until(condition: Callable[[], bool], *, within_s: float) -> bool:
         if condition():
             return True
         time.sleep(0.05)
+    return False
+
+
+def is_gone(group: int) -> bool:
+    """Return whether no process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
     return False
 
 

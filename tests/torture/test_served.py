@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -13,7 +14,7 @@ from cirrus_client.errors import InvalidImage
 from cirrus_client.names import Transport
 from cirrus_client.triton import RetryPolicy
 from cirrus_client.triton.server import TritonServer, free_ports
-from tests.torture.mixed_load import ask_all, asked_all_the_time, queries, wait_until
+from tests.torture.mixed_load import ask_all, asked_all_the_time, is_gone, queries, wait_until
 from tests.torture.report import Served
 from tests.triton.test_image_bombs import resident_mib
 
@@ -72,6 +73,5 @@ def test_a_server_that_is_killed_under_load_costs_no_answer_but_those_it_had_in_
         assert wait_until(lambda: outcomes.counted["answered"] > answered + 200, within_s=60)
     assert not outcomes.wrong
     for group in killed:
-        with pytest.raises(ProcessLookupError):
-            os.killpg(group, 0)
+        assert wait_until(partial(is_gone, group), within_s=30)
     served.append(Served.of(f"{len(killed)} kills of the server", outcomes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -36,6 +35,7 @@ from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.repository import Flavour, write_shared_repository
 from tests.conftest import BAD_IMAGES, jpeg
+from tests.torture.mixed_load import is_gone, wait_until
 
 pytestmark = pytest.mark.triton
 PROTOCOLS = list(Transport)
@@ -227,8 +227,7 @@ def test_text_alone_and_a_restart_in_the_middle(clip_bundle, photos) -> None:
     with new_server() as first:
         np.testing.assert_allclose(patient.encode_queries(*queries), local.encode_queries(*queries), atol=1e-5)
         group = first.pid
-    with pytest.raises(ProcessLookupError):
-        os.killpg(group, 0)
+    assert wait_until(lambda: is_gone(group), within_s=30), "a server's process is left"
     answers: list[np.ndarray] = []
     waiting = threading.Thread(target=lambda: answers.append(patient.encode_targets([image])))
     waiting.start()
