@@ -16,7 +16,7 @@ from PIL import Image
 from cirrus_bench import ceiling, queries, search
 from cirrus_bench.ceiling import operations_per_image, peak_rates, product_chain, products
 from cirrus_bench.errors import PeerError
-from cirrus_bench.gallery import end_to_end, measure
+from cirrus_bench.gallery import end_to_end, measure, stages
 from cirrus_bench.gallery import report as gallery_report
 from cirrus_bench.gallery.case import BASELINE, CACHED_FEATURES, Stage, cirrus
 from cirrus_bench.gallery.measure import BenchRequest, measure_gallery
@@ -41,6 +41,8 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(tmp_path, monkeypa
     monkeypatch.setattr(ceiling, "_SIDE", 512)
     for module in (end_to_end, measure, gallery_report):
         monkeypatch.setattr(module, "CACHED_IMAGES", 64)
+    for module in (stages, measure, gallery_report):
+        monkeypatch.setattr(module, "HEAD_ROWS", 64)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     request = BenchRequest(
         backbone="cirrus-demo", images=40, size_px=200, repeats=1, work=tmp_path / "work", peers=False
