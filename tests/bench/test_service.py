@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,27 @@ def test_a_served_copy_batches_as_it_is_told_and_counts_as_verified(tiny_bundle:
     copy = served_copy(tiny_bundle, tmp_path / "copy", max_batch=3)
     assert copy.spec.max_batch == 3
     assert copy.spec.model_copy(update={"max_batch": tiny_bundle.spec.max_batch}) == tiny_bundle.spec
+
+
+def test_a_connection_that_the_server_closed_while_it_was_idle_is_opened_again() -> None:
+    class Forgetful(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            self.close_connection = True
+
+    with HTTPServer(("127.0.0.1", 0), Forgetful) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            ask = Caller(f"http://127.0.0.1:{server.server_port}")
+            assert [ask.post(body) for body in (b"1", b"2")] == [b"1", b"2"]
+        finally:
+            server.shutdown()
 
 
 def test_a_service_is_asked_and_its_errors_are_counted(tiny_bundle: Bundle, index: Path, tmp_path: Path) -> None:

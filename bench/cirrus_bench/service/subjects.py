@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from cirrus_bench.errors import PeerError
+from cirrus_bench.service.process import serving
 from cirrus_client.bundle import Bundle, FidelityStatus, SpaceSpec, write_contract
 from cirrus_client.gallery import Embedded, FolderSource, GalleryWriter, Shard, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.triton.server import free_ports
-
-_PATIENCE_S = 240
 
 
 def index_of(space: SpaceSpec, photos: Sequence[Path], items: int, folder: Path) -> Path:
@@ -56,27 +50,10 @@ def served_copy(bundle: Bundle, folder: Path, *, max_batch: int) -> Bundle:
 def running(bundle: Bundle, index: Path, *, memory_mib: int) -> Iterator[str]:
     """Run `cirrus serve` in a process of its own, encoding in that process, and yield its URL."""
     (port,) = free_ports(1)
-    log = bundle.root.with_suffix(".log")
     command = [
         *(sys.executable, "-m", "cirrus_client.cli", "serve", str(bundle.root), "--index", str(index), "--in-process"),
         *("--port", str(port), "--memory-mib", str(memory_mib)),
     ]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        _wait(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=_PATIENCE_S)
-
-
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/healthz", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise PeerError(f"the service at {url} did not start: {log.read_text()[-2000:]}")
+    url = f"http://127.0.0.1:{port}"
+    with serving(command, f"{url}/healthz", log=bundle.root.with_suffix(".log")):
+        yield url
