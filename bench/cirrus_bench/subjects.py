@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines import candidates
@@ -15,37 +16,33 @@ from cirrus_demo.probe import rendered_probe
 from cirrus_demo.weights import DemoWeights
 from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.recipes.clip import Clip
+from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.transagg_union import TransAggUnion
 
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
 log = logging.getLogger(__name__)
 
 
+R = TypeVar("R", bound=Recipe)
+
+
 @dataclass(frozen=True)
-class Subjects:
+class Subjects(Generic[R]):
     """A torch original, and its bundles at the precisions that an engine here runs, all with the same weights."""
 
-    recipe: TransAggUnion
+    recipe: R
     bundles: dict[Precision, Bundle]
 
 
-def bench_subjects(backbone: str, work: Path) -> Subjects:
+def bench_subjects(backbone: str, work: Path) -> Subjects[TransAggUnion]:
     """Build the torch original with random weights, and export its bundles or find them below `work`."""
-    precisions = [precision for precision in PRECISIONS if candidates(precision)]
-    requests = {
-        precision: ExportRequest(
-            recipe="transagg-union",
-            backbone=backbone,
-            pretrained="random",
-            head="random",
-            out=work / f"bundle-{backbone}-{precision}",
-            precision=precision,
-        )
-        for precision in precisions
-    }
-    recipe = build_recipe(requests[Precision.FP32])
-    assert isinstance(recipe, TransAggUnion)
-    return Subjects(recipe, {precision: _bundle(request) for precision, request in requests.items()})
+    return _subjects(TransAggUnion, backbone, work / f"bundle-{backbone}", head="random")
+
+
+def zero_shot_subjects(backbone: str, work: Path) -> Subjects[Clip]:
+    """Build plain CLIP with random weights, and export its bundles or find them below `work`."""
+    return _subjects(Clip, backbone, work / f"bundle-clip-{backbone}", head=None)
 
 
 def demo_request(weights: DemoWeights, out: Path, precision: Precision) -> ExportRequest:
@@ -69,6 +66,24 @@ def bench_photos(work: Path, *, count: int, size_px: int) -> list[Path]:
         if len(existing) == count
         else write_photos(folder, count=count, size_px=size_px, seed=1, show_progress=False)
     )
+
+
+def _subjects(kind: type[R], backbone: str, stem: Path, *, head: str | None) -> Subjects[R]:
+    requests = {
+        precision: ExportRequest(
+            recipe=kind.name,
+            backbone=backbone,
+            pretrained="random",
+            head=head,
+            out=stem.with_name(f"{stem.name}-{precision}"),
+            precision=precision,
+        )
+        for precision in PRECISIONS
+        if candidates(precision)
+    }
+    recipe = build_recipe(requests[Precision.FP32])
+    assert isinstance(recipe, kind)
+    return Subjects(recipe, {precision: _bundle(request) for precision, request in requests.items()})
 
 
 def _bundle(request: ExportRequest) -> Bundle:

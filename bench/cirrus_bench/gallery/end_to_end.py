@@ -25,6 +25,7 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.feature_cache import FeatureCache
 from cirrus_client.image.preprocess import Decoding
+from cirrus_export.recipes.transagg_union import TransAggUnion
 
 _CACHED_BATCH_SIZE = 512
 
@@ -32,7 +33,7 @@ _CACHED_BATCH_SIZE = 512
 class EndToEnd:
     """Every way to do the whole job. It keeps the embeddings of each way's last run."""
 
-    def __init__(self, subjects: Subjects, photos: Sequence[Path], work: Path) -> None:
+    def __init__(self, subjects: Subjects[TransAggUnion], photos: Sequence[Path], work: Path) -> None:
         """work: where galleries, the feature cache and copies of the photos are written."""
         self._subjects = subjects
         self._photos = photos

@@ -24,6 +24,7 @@ from cirrus_client.engines import Engine, EngineName, candidates, open_graph
 from cirrus_client.image.preprocess import Decoding, Pad, PreprocessSpec, preprocess
 from cirrus_client.names import GraphName, TensorName
 from cirrus_client.plans import has_plans
+from cirrus_export.recipes.transagg_union import TransAggUnion
 
 BATCH_SIZE = 32
 _SWEEP_SIZES = (1, 4, 16, 64)
@@ -37,7 +38,7 @@ T = TypeVar("T")
 class Stages:
     """The stages on the same photos and weights. Not for several threads at once."""
 
-    def __init__(self, subjects: Subjects, photos: Sequence[Path]) -> None:
+    def __init__(self, subjects: Subjects[TransAggUnion], photos: Sequence[Path]) -> None:
         """Decode the photos, load the graphs, and compute the features that the target head is measured on."""
         self._subjects = subjects
         self._photos = photos
