@@ -19,7 +19,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 # Python compiles a module when it is first imported; all of them here would take as long as the rest of the set-up.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-service bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
+.PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-service bench-service-peers bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
 
 # -- Try it
 help:  ## show this help
@@ -103,6 +103,9 @@ bench-queries: $(B32)/bundle.json  ## query latency through Triton, search compa
 
 bench-service: $(READY)  ## the search service, HTTP in and JSON out, compared with the bare engine and FAISS: 20 minutes
 	$(BIN)/cirrus bench service --endurance-s 600 --out bench/reports
+
+bench-service-peers: $(READY)  ## the search service compared with clip-retrieval's backend and infinity (4 GB, installed once)
+	$(BIN)/cirrus bench service-peers --out bench/reports
 
 DEMO_EXPORT = $(BIN)/cirrus export --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors
 DEMO_RECIPES := transagg-union sprc clip4cir magiclens searle clip-sum clip-image clip-text

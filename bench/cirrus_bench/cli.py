@@ -156,6 +156,20 @@ def service(
 
 
 @bench.command()
+def service_peers(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for service_peers.json and service_peers.md.")],
+    backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
+    work: Annotated[
+        Path, typer.Option(help="Where photos, bundles and other tools (4 GB) are kept for the next run.")
+    ] = Path("build/bench"),
+) -> None:
+    """Measure the search service compared with other tools that search by an image or a text over HTTP."""
+    from cirrus_bench.service_peers.measure import measure_service_peers
+
+    _publish(measure_service_peers(backbone, work), out)
+
+
+@bench.command()
 def full_size(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for full_size.json and full_size.md.")],
     work: Annotated[Path, typer.Option(help="Where bundles are written and removed again.")] = Path("build/full-size"),

@@ -13,6 +13,7 @@ from cirrus_bench.errors import PeerError
 
 _TORCH = ("torch==2.13.0",)
 _NO_DEPENDENCIES = ("torchvision==0.28.0", "timm==1.0.31")
+_DRIVERS = Path(__file__).parent / "drivers"
 _STAMP = "requirements.sha256"
 _LIMIT_S = 900
 
@@ -27,13 +28,20 @@ class Peer:
     @property
     def driver(self) -> Path:
         """The script in `drivers/` that embeds a folder of photos with the tool."""
-        return Path(__file__).parent / "drivers" / f"{self.name.replace('-', '_')}_driver.py"
+        return _DRIVERS / f"{self.name.replace('-', '_')}_driver.py"
+
+    @property
+    def server(self) -> Path:
+        """The script in `drivers/` that serves the tool over HTTP, if it has one."""
+        return _DRIVERS / f"{self.name.replace('-', '_')}_server.py"
 
 
+CLIP_RETRIEVAL = Peer("clip-retrieval", ("clip-retrieval==2.45.0", "setuptools<81"))
+INFINITY = Peer("infinity", ("infinity-emb[server,torch,vision]==0.0.78", "aiohttp"))
 PEERS = (
     Peer("open_clip"),
-    Peer("clip-retrieval", ("clip-retrieval==2.45.0", "setuptools<81")),
-    Peer("infinity", ("infinity-emb[server,torch,vision]==0.0.78", "aiohttp")),
+    CLIP_RETRIEVAL,
+    INFINITY,
     Peer("clip-as-service", ("clip-server==0.8.3", "jina<3.24", "setuptools<81")),
 )
 
@@ -65,6 +73,12 @@ def environment(path: Path, steps: Sequence[Sequence[str]]) -> Path:
         _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], path.name)
     stamp.write_text(wanted)
     return python
+
+
+def installed_version(python: Path, package: str) -> str:
+    """Return the version of a package in the environment of a Python."""
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _run(command: list[str], name: str) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cirrus_bench.errors import PeerError
 from cirrus_bench.peers.install import PEERS, Peer, install
 from cirrus_bench.peers.weights import write_weights
-from cirrus_export.recipes.transagg_union import TransAggUnion
+from cirrus_export.recipes.recipe import Recipe
 
 _ANSWER = "cirrus:"
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class PeerProcess:
 
 
 def start_peers(
-    folder: Path, recipe: TransAggUnion, photos: Sequence[Path], peers: Sequence[Peer] = PEERS
+    folder: Path, recipe: Recipe, photos: Sequence[Path], peers: Sequence[Peer] = PEERS
 ) -> tuple[list[PeerProcess], dict[str, str]]:
     """Install and start every peer; return those that run, and by name the reasons why the others do not.
 

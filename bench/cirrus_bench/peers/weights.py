@@ -12,7 +12,7 @@ import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from cirrus_export.backbones.open_clip import OpenClipBackbone
-from cirrus_export.recipes.transagg_union import TransAggUnion
+from cirrus_export.recipes.recipe import Recipe
 
 _BLOCK = {
     "ln_1": "layer_norm1",
@@ -35,7 +35,7 @@ _TEXT = {
 }
 
 
-def write_weights(recipe: TransAggUnion, folder: Path) -> Path:
+def write_weights(recipe: Recipe, folder: Path) -> Path:
     """Write `open_clip.pt` and `transformers/` (with image processor and tokenizer) into a folder, and return it."""
     backbone = recipe.backbone
     assert isinstance(backbone, OpenClipBackbone)

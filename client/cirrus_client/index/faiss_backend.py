@@ -16,7 +16,8 @@ from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.index.protocol import Agreement, BuildOptions, SearchKind, Storage
 from cirrus_client.index.vectors import GalleryVectors
 
-_VECTORS = "vectors.faiss"
+VECTORS = "vectors.faiss"
+"""The file of an index that FAISS reads."""
 
 
 class FaissBackend(IndexBackend):
@@ -28,19 +29,19 @@ class FaissBackend(IndexBackend):
 
     def update(self, gallery: Gallery, root: Path, options: BuildOptions, older: Older) -> Agreement | None:
         """See `IndexBackend.update`. The kinds with lists keep their centres, and the codes of unchanged images."""
-        index = read_faiss(older.root / _VECTORS, gallery.space, options.kind, options.storage)
+        index = read_faiss(older.root / VECTORS, gallery.space, options.kind, options.storage)
         of_vectors = older.rows[:, None] * gallery.space.vectors + np.arange(gallery.space.vectors)
         places = np.where(older.rows[:, None] < 0, -1, of_vectors).reshape(-1)
         return self._build(gallery, root, options, OlderFaiss(index, places))
 
     def open(self, root: Path, space: SpaceSpec, kind: SearchKind, storage: Storage) -> FaissIndex:
         """See `IndexBackend.open`."""
-        return FaissIndex(space, read_faiss(root / _VECTORS, space, kind, storage))
+        return FaissIndex(space, read_faiss(root / VECTORS, space, kind, storage))
 
     def _build(self, gallery: Gallery, root: Path, options: BuildOptions, older: OlderFaiss | None) -> Agreement | None:
         index, agreement = build_faiss(GalleryVectors.of(gallery), options, older)
         try:
-            need("faiss", "search").write_index(index, str(root / _VECTORS))
+            need("faiss", "search").write_index(index, str(root / VECTORS))
         except RuntimeError as error:  # so FAISS reports a full disk
             raise OSError(f"FAISS can't write the index: {error}") from None
         return agreement

@@ -1,0 +1,1 @@
+"""The search service compared with other tools that find images by an image or a text, over HTTP."""
