@@ -12,10 +12,12 @@ import torch
 
 from cirrus_client.bundle import Precision
 from cirrus_client.errors import BundleError, CheckpointError, FidelityError, InvalidImage, ServerError
+from cirrus_client.names import Flavour
 from cirrus_client.suggest import LocalSuggester, TritonSuggester, read_suggester
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
+from cirrus_export.repository import write_shared_repository
 from cirrus_export.suggester import export as module
 from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration
 from cirrus_export.suggester.export import export_suggester
@@ -75,6 +77,13 @@ def test_texts_depend_on_both_images_and_their_order(suggester, pairs) -> None:
     texts = [local.suggest(a, b), local.suggest(b, a), local.suggest(a, c)]
     assert all(texts)
     assert len(set(texts)) > 1
+
+
+def test_weights_are_on_disk_once(suggester, tmp_path) -> None:
+    write_shared_repository([], Flavour.PYTHON, tmp_path / "shared", suggester=suggester)
+    for repository in (suggester / "triton/python", tmp_path / "shared"):
+        for name in read_suggester(suggester).files:
+            assert (repository / "suggest/1" / name).samefile(suggester / name)
 
 
 @needs_rtx

@@ -69,7 +69,7 @@ def write_shared_repository(
             ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
             code |= _write_bundle(bundle, ensembles, flavour, root, shared=True)
         if source is not None:
-            shutil.copytree(source / SUGGEST_MODEL, root / SUGGEST_MODEL)
+            shutil.copytree(source / SUGGEST_MODEL, root / SUGGEST_MODEL, copy_function=_link_or_copy)
             code[SUGGEST_MODEL] = ModelCode.SUGGEST
         write_record(root, flavour, code)
 
@@ -175,6 +175,10 @@ def _write_warmup(folder: Path, file: str, item: bytes) -> None:
     """Write one element of a BYTES tensor in Triton's form: its length, then its bytes."""
     (folder / "warmup").mkdir()
     (folder / "warmup" / file).write_bytes(struct.pack("<I", len(item)) + item)
+
+
+def _link_or_copy(source: str, destination: str) -> None:
+    link_or_copy(Path(source), Path(destination))
 
 
 def _plan(bundle_root: Path, graph: str) -> Path:

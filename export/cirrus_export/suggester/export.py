@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cirrus_client.bundle import DType, FidelityStatus, TensorSpec
 from cirrus_client.errors import CheckpointError, FidelityError
-from cirrus_client.files import sha256_of_file, write_model
+from cirrus_client.files import link_or_copy, sha256_of_file, write_model
 from cirrus_client.image.preprocess import Pad, PreprocessSpec, preprocess
 from cirrus_client.names import Flavour, ModelCode, Writer
 from cirrus_client.outputs import check_replaceable, replaced_directory
@@ -206,12 +206,12 @@ def _write(root: Path, spec: SuggestSpec) -> None:
 
 
 def _write_repository(root: Path, spec: SuggestSpec) -> None:
-    """One Python model, which holds a whole suggester in its version's folder."""
+    """Write one Python model, which holds a whole suggester in its version's folder, as hard links where there are."""
     folder = root / REPOSITORIES / Flavour.PYTHON / MODEL / "1"
     folder.mkdir(parents=True)
     for name in (*spec.files, CONTRACT):
         (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(root / name, folder / name)
+        link_or_copy(root / name, folder / name)
     config = pb.ModelConfig(name=MODEL, backend="python", max_batch_size=8)
     for side in ("reference", "target"):
         config.input.add(name=side, data_type=pb.TYPE_STRING, dims=[1])
