@@ -1,13 +1,14 @@
 """Suggest an edit text that leads from one image to another.
 
 A suggester is a folder like a bundle: `suggest.json`, `graphs/`, `tokenizer.json` and, for a server, `triton/`.
-Decoding is greedy, without a key-value cache, because an edit is a short text.
+Decoding is greedy. The language model reads the prompt once, and then one token per step: the keys and values of what
+it has read are kept in a cache.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import tokenizers
@@ -30,21 +31,28 @@ CONTRACT = "suggest.json"
 TOKENIZER = "tokenizer.json"
 READ_IMAGE, NEXT_TOKENS = "read_image", "next_tokens"
 MODEL = "suggest"
-_WAY_OUT = "export it again or copy it whole"
+_WAY_OUT = "export it again with `cirrus export-suggester`, or copy it whole"
 _SIDES = ("reference", "target")
 
 
 class SuggestSpec(Record):
     """The contents of `suggest.json`: the graphs of a suggester, and the token that ends a text.
 
-    READ_IMAGE turns `pixels`, float32 [B, 3, S, S], into `image_tokens`, float32 [B, Q, D]. NEXT_TOKENS turns
-    `reference_tokens`, `target_tokens` and `token_ids`, int64 [B, T], into `following_ids`, int64 [B, T]: entry t is
-    the token that follows the first t tokens.
+    READ_IMAGE turns `pixels`, float32 [B, 3, S, S], into `image_tokens`, float32 [B, Q, D].
+
+    NEXT_TOKENS reads `token_ids`, int64 [B, S], behind the `cached_tokens`, int64 [B, 1], that are in the `cache`,
+    float32 [B, L, 2, H, N, E]: keys and values of L layers and H heads, with N places for tokens. It gives the `logits`
+    of the token that follows, float32 [B, V], and the `added` keys and values, float32 [B, L, 2, H, S, E]. A token id
+    of -1 - i stands for token i of `reference_tokens` and `target_tokens`, each float32 [B, Q, D].
+
+    prompt: the token ids of the first call. end_id: the token that ends a text.
     """
 
+    format: Literal[2]
     name: Name
     preprocess: PreprocessSpec
     graphs: dict[Name, GraphSpec]
+    prompt: tuple[int, ...] = Field(min_length=1)
     end_id: int
     max_tokens: int = Field(gt=0)
     files: dict[RelativePath, str]
@@ -72,32 +80,55 @@ class LocalSuggester:
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
         self._read = OnnxRuntimeEngine(root / self.spec.graphs[READ_IMAGE].file, Precision.FP32)
         self._next = OnnxRuntimeEngine(root / self.spec.graphs[NEXT_TOKENS].file, Precision.FP32)
+        self._cache_shape = next(spec.shape for spec in self._next.inputs if spec.name == "cache")
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
         """Return the edit text. Raises InvalidImage that says which of the two images is bad."""
+        return self.texts(self.pixels(reference, target)[None])[0]
+
+    def pixels(self, reference: ImageInput, target: ImageInput) -> NDArray[np.float32]:
+        """Return both images preprocessed, float32 [2, 3, S, S]. Raises InvalidImage as `suggest` does."""
         pixels = []
         for side, image in zip(_SIDES, (reference, target), strict=True):
             try:
                 pixels.append(preprocess(image_bytes(image), self.spec.preprocess))
             except InvalidImage as error:
                 raise InvalidImage(f"{side} image: {error.reason}", item=side) from None
-        return self.text(self.token_ids(np.stack(pixels)))
+        return np.stack(pixels)
 
-    def token_ids(self, pixels: NDArray[np.float32]) -> list[int]:
-        """Generate token ids, without the end token. pixels: reference and target, float32 [2, 3, S, S]."""
-        reference, target = np.split(self._read({"pixels": pixels})["image_tokens"], 2)
-        token_ids = np.full((1, self.spec.max_tokens), self.spec.end_id, dtype=np.int64)
+    def texts(self, pixels: NDArray[np.float32]) -> list[str]:
+        """Return the edit texts of a batch of pairs. pixels: see `token_ids`."""
+        generated = self.token_ids(pixels)
+        return [str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
+
+    def token_ids(self, pixels: NDArray[np.float32]) -> list[list[int]]:
+        """Generate the token ids of each pair, without the end token.
+
+        pixels: references and targets, float32 [B, 2, 3, S, S]. A text that has ended is carried along until all have.
+        """
+        read = self._read({"pixels": pixels.reshape(-1, *pixels.shape[2:])})["image_tokens"]
+        reference, target = read.reshape(len(pixels), 2, *read.shape[1:]).swapaxes(0, 1)
+        cache = np.zeros((len(pixels), *self._cache_shape), dtype=np.float32)
+        given = np.tile(np.array(self.spec.prompt), (len(pixels), 1))
+        generated = np.full((len(pixels), self.spec.max_tokens + 1), self.spec.end_id)
+        filled = 0
         for place in range(self.spec.max_tokens):
-            given = {"reference_tokens": reference, "target_tokens": target, "token_ids": token_ids}
-            following = int(self._next(given)["following_ids"][0, place])
-            if following == self.spec.end_id:
-                return [int(token) for token in token_ids[0, :place]]
-            token_ids[0, place] = following
-        return [int(token) for token in token_ids[0]]
-
-    def text(self, token_ids: list[int]) -> str:
-        """Return generated token ids as text."""
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+            answer = self._next(
+                {
+                    "reference_tokens": reference,
+                    "target_tokens": target,
+                    "token_ids": given,
+                    "cached_tokens": np.full((len(pixels), 1), filled),
+                    "cache": cache,
+                }
+            )
+            cache[..., filled : filled + given.shape[1], :] = answer["added"]
+            filled += given.shape[1]
+            generated[:, place] = answer["logits"].argmax(axis=1)
+            given = generated[:, place : place + 1]
+            if (generated[:, : place + 1] == self.spec.end_id).any(axis=1).all():
+                break
+        return [ids[: ids.index(self.spec.end_id)] for ids in generated.tolist()]
 
 
 class TritonSuggester:

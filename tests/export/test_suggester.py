@@ -6,23 +6,28 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from cirrus_client.bundle import Precision
 from cirrus_client.errors import BundleError, CheckpointError, FidelityError, InvalidImage, ServerError
 from cirrus_client.names import Flavour
-from cirrus_client.suggest import LocalSuggester, TritonSuggester, read_suggester
+from cirrus_client.suggest import LocalSuggester, SuggestSpec, TritonSuggester, read_suggester
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.repository import write_shared_repository
 from cirrus_export.suggester import export as module
-from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration
+from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration, NextTokens, ReadImage
 from cirrus_export.suggester.export import export_suggester
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
 from tests.test_command_line import CIRRUS
+
+import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from transformers import AutoConfig, AutoModelForCausalLM
 
 pytestmark = pytest.mark.export
 
@@ -79,11 +84,92 @@ def test_texts_depend_on_both_images_and_their_order(suggester, pairs) -> None:
     assert len(set(texts)) > 1
 
 
+def greedy_without_cache(model, images: torch.Tensor, spec: SuggestSpec) -> tuple[list[int], torch.Tensor]:
+    """Return what the language model writes if it reads everything again for each token, and the logits [T, V].
+
+    images: the tokens of both, [2, Q, D].
+    """
+    words = model.get_input_embeddings()
+    read = torch.stack([images.flatten(0, 1)[-1 - i] if i < 0 else words.weight[i] for i in spec.prompt])
+    logits, written = [], []
+    while len(written) < spec.max_tokens and spec.end_id not in written:
+        with torch.no_grad():
+            so_far = torch.cat([read, words(torch.tensor(written, dtype=torch.int64))])
+            logits.append(model(inputs_embeds=so_far[None], use_cache=False).logits[0, -1])
+        written.append(int(logits[-1].argmax()))
+    return [token for token in written if token != spec.end_id], torch.stack(logits)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_a_cache_changes_no_token_and_no_logit(kind, seed) -> None:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
+    own = {
+        "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
+        "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    }
+    language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **own[kind])).eval()
+    for parameter in language_model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    following = NextTokens(SimpleNamespace(language_model=language_model))
+    layers, heads, size = following.cached_per_token()
+    images = torch.randn(3, 2, 4, 32)
+    prompt, steps = (1, 7, -1, -2, -3, -4, 9, -5, -6, -7, -8, 11), 8
+    cache, filled = torch.zeros(3, layers, 2, heads, len(prompt) + steps, size), 0
+    given, logits = torch.tensor([prompt] * 3), []
+    with torch.no_grad():
+        for _ in range(steps):
+            found, added = following(images[:, 0], images[:, 1], given, torch.full((3, 1), filled), cache)
+            cache[..., filled : filled + given.shape[1], :] = added
+            filled += given.shape[1]
+            given = found.argmax(dim=1)[:, None]
+            logits.append(found)
+    for pair, found in zip(images, torch.stack(logits, dim=1), strict=True):
+        spec = SimpleNamespace(prompt=prompt, end_id=-1, max_tokens=steps)
+        token_ids, expected = greedy_without_cache(language_model, pair, spec)
+        assert found.argmax(dim=1).tolist() == token_ids
+        assert torch.cosine_similarity(found.double(), expected.double()).min() > 0.999999
+
+
+def test_a_batch_of_texts_that_end_at_different_places_is_the_originals(checkpoint, suggester, pairs) -> None:
+    local = LocalSuggester(suggester)
+    pixels = np.stack([local.pixels(*pair) for pair in pairs])
+    first = local.token_ids(pixels)
+    end_id = max(set(first[0]), key=lambda token: (token not in first[1]) * first[0].index(token))
+    local.spec = local.spec.model_copy(update={"end_id": end_id})
+    original = InstructBlipForConditionalGeneration.from_pretrained(checkpoint).eval()
+    read = ReadImage(original, module._prompt(checkpoint, original).instruction)
+    with torch.no_grad():
+        expected = [
+            greedy_without_cache(original.language_model, read(torch.from_numpy(both)), local.spec) for both in pixels
+        ]
+    assert local.token_ids(pixels) == [token_ids for token_ids, _ in expected]
+    assert [local.token_ids(both[None])[0] for both in pixels] == local.token_ids(pixels)
+    assert len({len(token_ids) for token_ids in local.token_ids(pixels)}) > 1
+
+
+def test_a_suggester_from_before_the_cache_is_refused(suggester, tmp_path) -> None:
+    contract = json.loads((suggester / "suggest.json").read_text())
+    del contract["format"], contract["prompt"]
+    (tmp_path / "suggest.json").write_text(json.dumps(contract))
+    with pytest.raises(BundleError, match=r"field 'format'.*export it again with `cirrus export-suggester`"):
+        LocalSuggester(tmp_path)
+
+
 def test_weights_are_on_disk_once(suggester, tmp_path) -> None:
     write_shared_repository([], Flavour.PYTHON, tmp_path / "shared", suggester=suggester)
     for repository in (suggester / "triton/python", tmp_path / "shared"):
         for name in read_suggester(suggester).files:
             assert (repository / "suggest/1" / name).samefile(suggester / name)
+
+
+def test_a_language_model_without_keys_and_values_is_refused() -> None:
+    mamba = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("mamba", hidden_size=8, num_hidden_layers=1, vocab_size=9)
+    )
+    with pytest.raises(CheckpointError, match="language model 'mamba': keys and values have the shapes none"):
+        NextTokens(SimpleNamespace(language_model=mamba)).cached_per_token()
 
 
 @needs_rtx

@@ -14,7 +14,7 @@ from cirrus_client.triton.wire import error_message
 
 
 class TritonPythonModel:
-    """Each pair is read alone: the texts of a batch end at different lengths."""
+    """The pairs of a request are read as one batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
         contract = Path(args["model_repository"]) / args["model_version"] / CONTRACT
@@ -27,12 +27,13 @@ class TritonPythonModel:
         sides = [
             pb_utils.get_input_tensor_by_name(request, side).as_numpy().ravel() for side in ("reference", "target")
         ]
-        texts = []
+        pixels = []
         for position, (reference, target) in enumerate(zip(*sides, strict=True)):
             try:
-                texts.append(self._suggester.suggest(reference, target).encode())
+                pixels.append(self._suggester.pixels(reference, target))
             except InvalidInput as error:  # the caller's mistake: HTTP 400, gRPC INVALID_ARGUMENT
                 refusal = pb_utils.TritonError(error_message(error, position), pb_utils.TritonError.INVALID_ARG)
                 return pb_utils.InferenceResponse(error=refusal)
+        texts = [text.encode() for text in self._suggester.texts(np.stack(pixels))]
         answer = np.array(texts, dtype=np.object_).reshape(-1, 1)
         return pb_utils.InferenceResponse([pb_utils.Tensor("text", answer)])

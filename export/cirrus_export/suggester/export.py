@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 import torch
 from google.protobuf import text_format
@@ -20,10 +19,10 @@ from pydantic import ValidationError
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cirrus_client.bundle import DType, FidelityStatus, TensorSpec
+from cirrus_client.bundle import DYNAMIC, DType, FidelityStatus, TensorSpec
 from cirrus_client.errors import CheckpointError, FidelityError
 from cirrus_client.files import link_or_copy, sha256_of_file, write_model
-from cirrus_client.image.preprocess import Pad, PreprocessSpec, preprocess
+from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import Flavour, ModelCode, Writer
 from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
@@ -32,7 +31,7 @@ from cirrus_client.triton.repository import REPOSITORIES, write_record
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.compile.onnx_graph import write_onnx
-from cirrus_export.graph import Graph, pixels, token_ids, vectors
+from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.suggester.edit_writer import EditPrompt, InstructBlipForConditionalGeneration, NextTokens, ReadImage
 
@@ -64,19 +63,22 @@ def export_suggester(
     check_replaceable(out, Writer.EXPORT_SUGGESTER)
     model = _load(checkpoint)
     prompt = _prompt(checkpoint, model)
-    read, following = ReadImage(model, prompt.instruction), NextTokens(model, prompt)
+    read, following = ReadImage(model, prompt.instruction), NextTokens(model)
     size = PreprocessSpec(size_px=model.config.vision_config.image_size, pad=Pad.STRETCH)
     end_id = _end_id(model)
     with replaced_directory(out, Writer.EXPORT_SUGGESTER) as root:
         graphs = {
-            graph.name: write_onnx(graph, root / "graphs" / f"{graph.name}.onnx") for graph in _graphs(read, following)
+            graph.name: write_onnx(graph, root / "graphs" / f"{graph.name}.onnx")
+            for graph in _graphs(read, following, len(prompt.token_ids))
         }
         shutil.copyfile(checkpoint / TOKENIZER, root / TOKENIZER)
         names = [*(f"graphs/{path.name}" for path in sorted((root / "graphs").iterdir())), TOKENIZER]
         spec = SuggestSpec(
+            format=2,
             name=out.name,
             preprocess=size,
             graphs=graphs,
+            prompt=prompt.token_ids,
             end_id=end_id,
             max_tokens=MAX_TOKENS,
             files={name: sha256_of_file(root / name) for name in names},
@@ -84,7 +86,7 @@ def export_suggester(
         )
         _write(root, spec)
         shown = tqdm(pairs, desc="fidelity: texts", unit="pair", disable=not show_progress)
-        agreement = _agreed_texts(LocalSuggester(root), read, following, end_id, shown) / len(pairs)
+        agreement = _agreed_texts(LocalSuggester(root), read, following, shown) / len(pairs)
         passed = agreement >= _AGREEMENT
         failures = () if passed else (f"{agreement:.1%} of the texts agree with the original's, {_AGREEMENT:.0%} must",)
         spec = spec.model_copy(update={"fidelity": FidelityStatus(passed=passed, failures=failures)})
@@ -97,9 +99,9 @@ def export_suggester(
     return LocalSuggester(out)
 
 
-def greedy(following: NextTokens, tokens: torch.Tensor, end_id: int) -> list[int]:
+def greedy(following: NextTokens, tokens: torch.Tensor, prompt: Sequence[int], end_id: int) -> list[int]:
     """Return the original's greedy decoding with transformers' own `generate`, of both images' tokens [2, Q, D]."""
-    prefix = following.prefix(tokens[:1], tokens[1:])
+    prefix = following.embedded(tokens[:1], tokens[1:], torch.tensor([prompt]))
     with torch.no_grad():
         generated = following.language_model.generate(
             inputs_embeds=prefix,
@@ -114,15 +116,15 @@ def greedy(following: NextTokens, tokens: torch.Tensor, end_id: int) -> list[int
 
 
 def _agreed_texts(
-    suggester: LocalSuggester, read: ReadImage, following: NextTokens, end_id: int, pairs: Iterable[tuple[bytes, bytes]]
+    suggester: LocalSuggester, read: ReadImage, following: NextTokens, pairs: Iterable[tuple[bytes, bytes]]
 ) -> int:
     """Return how many texts are the original's, token by token."""
-    agreed = 0
+    spec, agreed = suggester.spec, 0
     for pair in pairs:
-        both = np.stack([preprocess(image, suggester.spec.preprocess) for image in pair])
+        both = suggester.pixels(*pair)
         with torch.no_grad():
             tokens = read(torch.from_numpy(both))
-        agreed += suggester.token_ids(both) == greedy(following, tokens, end_id)
+        agreed += suggester.token_ids(both[None]) == [greedy(following, tokens, spec.prompt, spec.end_id)]
     return agreed
 
 
@@ -164,7 +166,9 @@ def _prompt(checkpoint: Path, model: InstructBlipForConditionalGeneration) -> Ed
     before, between, after = (
         language.encode(text, add_special_tokens=False).ids for text in (wording.before, wording.between, wording.after)
     )
-    return EditPrompt(tuple(start + before), tuple(between), tuple(after), tuple(instruction))
+    count = model.config.num_query_tokens
+    reference, target = range(-1, -1 - count, -1), range(-1 - count, -1 - 2 * count, -1)
+    return EditPrompt((*start, *before, *reference, *between, *target, *after), tuple(instruction))
 
 
 def _tokenizer(path: Path) -> tokenizers.Tokenizer:
@@ -178,9 +182,13 @@ def _end_id(model: InstructBlipForConditionalGeneration) -> int:
     return int(end[0] if isinstance(end, list) else end)
 
 
-def _graphs(read: ReadImage, following: NextTokens) -> list[Graph]:
+def _graphs(read: ReadImage, following: NextTokens, prompt_length: int) -> list[Graph]:
+    """Return the two graphs of `SuggestSpec`. The last token of a text is not read, and needs no place in the cache."""
     config = read.model.config
     count, width = config.num_query_tokens, config.text_config.hidden_size
+    lengths = (1, prompt_length)
+    layers, heads, size = following.cached_per_token()
+    places = prompt_length + MAX_TOKENS - 1
     return [
         Graph(
             READ_IMAGE,
@@ -194,9 +202,15 @@ def _graphs(read: ReadImage, following: NextTokens) -> list[Graph]:
             inputs=(
                 vectors("reference_tokens", count, width),
                 vectors("target_tokens", count, width),
-                token_ids((MAX_TOKENS,)),
+                token_ids(lengths),
+                TensorSpec(name="cached_tokens", dtype=DType.INT64, shape=(1,)),
+                TensorSpec(name="cache", shape=(layers, 2, heads, places, size)),
             ),
-            outputs=(TensorSpec(name="following_ids", dtype=DType.INT64, shape=(MAX_TOKENS,)),),
+            outputs=(
+                vector("logits", config.text_config.vocab_size),
+                TensorSpec(name="added", shape=(layers, 2, heads, DYNAMIC, size)),
+            ),
+            text_lengths=lengths,
         ),
     ]
 
