@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision, check_listed, check_model_files
-from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
+from cirrus_client.engines import EngineName, open_engine
 from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
 from cirrus_client.image.inputs import ImageInput, image_bytes
@@ -72,14 +72,20 @@ class Suggester(Protocol):
 
 
 class LocalSuggester:
-    """Runs a suggester in this process on ONNX Runtime. Threads may share it."""
+    """Runs a suggester in this process. Threads may share it."""
 
-    def __init__(self, root: Path) -> None:
-        """Load a suggester. Raises BundleError if the folder is not a suggester, is damaged, or failed its gate."""
+    def __init__(self, root: Path, *, engine: str = EngineName.ONNXRUNTIME) -> None:
+        """Load a suggester. engine: see `open_engine`.
+
+        Raises BundleError if the folder is not a suggester, is damaged, or failed its gate, and what `open_engine`
+        raises.
+        """
         self.spec = read_suggester(root)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
-        self._read = OnnxRuntimeEngine(root / self.spec.graphs[READ_IMAGE].file, Precision.FP32)
-        self._next = OnnxRuntimeEngine(root / self.spec.graphs[NEXT_TOKENS].file, Precision.FP32)
+        self._read, self._next = (
+            open_engine(root / self.spec.graphs[graph].file, Precision.FP32, engine=engine)
+            for graph in (READ_IMAGE, NEXT_TOKENS)
+        )
         self._cache_shape = next(spec.shape for spec in self._next.inputs if spec.name == "cache")
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:

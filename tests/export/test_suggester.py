@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cirrus_client.bundle import Precision
+from cirrus_client.engines import EngineName
 from cirrus_client.errors import BundleError, CheckpointError, FidelityError, InvalidImage, ServerError
 from cirrus_client.names import Flavour
 from cirrus_client.suggest import LocalSuggester, SuggestSpec, TritonSuggester, read_suggester
@@ -132,8 +133,10 @@ def test_a_cache_changes_no_token_and_no_logit(kind, seed) -> None:
         assert torch.cosine_similarity(found.double(), expected.double()).min() > 0.999999
 
 
-def test_a_batch_of_texts_that_end_at_different_places_is_the_originals(checkpoint, suggester, pairs) -> None:
-    local = LocalSuggester(suggester)
+@pytest.mark.parametrize("engine", [EngineName.ONNXRUNTIME, EngineName.OPENVINO])
+def test_a_batch_of_texts_that_end_at_different_places_is_the_originals(engine, checkpoint, suggester, pairs) -> None:
+    pytest.importorskip(engine)
+    local = LocalSuggester(suggester, engine=engine)
     pixels = np.stack([local.pixels(*pair) for pair in pairs])
     first = local.token_ids(pixels)
     end_id = max(set(first[0]), key=lambda token: (token not in first[1]) * first[0].index(token))
