@@ -92,7 +92,7 @@ def test_the_committed_weights_compose(weights, tmp_path) -> None:
 
 @pytest.mark.parametrize(("recipe", "head"), [("searle", "phi"), ("clip4cir", "combiner"), ("magiclens", "magiclens")])
 def test_the_other_heads_compose_as_well(recipe, head, weights, tmp_path) -> None:
-    """They find far more than the sum of both embeddings. In torch, to which the gate holds an export of each recipe."""
+    """They find far more than the sum of both embeddings. In torch: the gate holds an export of each recipe to it."""
     found, plain = (
         recall_at_1(build_recipe(ExportRequest(name, "cirrus-demo", str(weights.clip), file, tmp_path)), tmp_path)
         for name, file in ((recipe, str(getattr(weights, head))), ("clip", None))
