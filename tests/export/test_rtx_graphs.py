@@ -26,8 +26,11 @@ from tests.export.compiled import LOWER, PROFILES, check_compiles, inputs_of, lo
 
 pytestmark = pytest.mark.export
 RECIPES = ("transagg-union", "sprc", "ptha", "searle")
-IN_FLOAT32_ALONE = ("ptha ", "transagg-union gallery", "searle gallery", "clip gallery")
-"""ptha has sprc's operators, and blip2-qformer has ptha's graphs. A gallery's operators are those of two graphs."""
+IN_FLOAT32_ALONE = (
+    *("ptha ", "clip ", "searle vision_encoder", "searle target_head", "searle gallery"),
+    *("transagg-union gallery", "demo target_head"),
+)
+"""Graphs with the operators of others: ptha's are sprc's (and blip2-qformer's), clip's and searle's the demo's."""
 Graphs = dict[str, tuple[Path, GraphSpec]]
 
 

@@ -32,9 +32,9 @@ class Live:
 
 
 @contextmanager
-def live(folder: Path, *arguments: object, **environment: str) -> Iterator[Live]:
+def live(folder: Path, *arguments: object, port: int | None = None, **environment: str) -> Iterator[Live]:
     """Start `cirrus serve` and wait until it answers; stop it at the end, if it has not ended."""
-    (port,) = free_ports(1)
+    port = port or free_ports(1)[0]
     log = folder / "serve.log"
     with log.open("wb") as file:
         started = subprocess.Popen(

@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +13,7 @@ import pytest
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.triton.server import free_ports
-from tests.torture.mixed_load import wait_until
+from tests.service.live import live
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from playwright.sync_api import Browser, BrowserContext, Page, expect  # noqa: E402
@@ -36,24 +32,11 @@ DARK_PIXELS = """() => {
 
 
 @contextmanager
-def service(bundle: Bundle, index: Path, port: int, *options: str) -> Iterator[str]:
+def service(folder: Path, bundle: Bundle, index: Path, port: int, *options: str) -> Iterator[str]:
     """Run `cirrus serve` in a process of its own until the block ends, and yield its address."""
-    command = [sys.executable, "-m", "cirrus_client.cli", "serve", bundle.root, "--index", index, "--in-process"]
-    process = subprocess.Popen([*map(str, command), "--port", str(port), *options], stderr=subprocess.DEVNULL)
-    try:
-        assert wait_until(lambda: _answers(port), within_s=60)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 128 + signal.SIGTERM
-
-
-def _answers(port: int) -> bool:
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
-    except urllib.error.URLError:
-        return False
-    return True
+    with live(folder, bundle.root, "--index", index, "--in-process", *options, port=port) as running:
+        yield running.url
+    assert running.process.returncode == 128 + signal.SIGTERM
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +45,9 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def address(bundle, index_root, text_source, port) -> Iterator[str]:
+def address(bundle, index_root, text_source, port, tmp_path_factory) -> Iterator[str]:
     options = ("--collection", f"texts={text_source.bundle},{text_source.index}")
-    with service(bundle, index_root, port, *options) as running:
+    with service(tmp_path_factory.mktemp("page"), bundle, index_root, port, *options) as running:
         yield running
 
 
@@ -239,17 +222,17 @@ def test_a_file_that_is_no_image_is_told_in_words(page: Page, address: str, tmp_
 
 
 def test_a_service_that_goes_away_and_comes_back_is_searched_again(
-    page: Page, bundle: Bundle, index_root: Path, pictures: Path
+    page: Page, bundle: Bundle, index_root: Path, pictures: Path, tmp_path
 ) -> None:
     (port,) = free_ports(1)
-    with service(bundle, index_root, port) as address:
+    with service(tmp_path, bundle, index_root, port) as address:
         page.goto(address)
         before = choose(page, pictures / "000002.jpg")
     page.fill("#text", "in green")
     page.keyboard.press("Enter")
     expect(page.locator("#problem")).to_contain_text("can't be reached")
     assert page.locator(".card a").all_inner_texts() == before
-    with service(bundle, index_root, port), page.expect_response("**/v1/search"):
+    with service(tmp_path, bundle, index_root, port), page.expect_response("**/v1/search"):
         pass
     expect(page.locator("#problem")).to_be_empty()
     assert found(page) != before
@@ -260,7 +243,7 @@ def test_a_service_with_keys_asks_for_one_and_keeps_it(
 ) -> None:
     (tmp_path / "keys").write_text("me=a-key-of-many-characters\n")
     (port,) = free_ports(1)
-    with service(bundle, index_root, port, "--api-keys-file", str(tmp_path / "keys")) as address:
+    with service(tmp_path, bundle, index_root, port, "--api-keys-file", str(tmp_path / "keys")) as address:
         page.goto(address)
         page.fill("#key", "another-key-of-characters")
         page.click("text=Enter")
