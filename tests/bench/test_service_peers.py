@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 pytest.importorskip("fastapi", reason="the service is not installed (pip install 'cirrus-cir[service]')")
 pytest.importorskip("faiss", reason="FAISS is not installed (pip install 'cirrus-cir[search]')")
@@ -13,6 +15,7 @@ pytest.importorskip("faiss", reason="FAISS is not installed (pip install 'cirrus
 import faiss
 
 from cirrus_bench.errors import PeerError
+from cirrus_bench.peers.weights import write_tokenizer
 from cirrus_bench.service.process import serving
 from cirrus_bench.service_peers.measure import ask_singly, ask_together
 from cirrus_bench.service_peers.servers import cirrus_served
@@ -24,6 +27,9 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.index.faiss_backend import VECTORS
 from cirrus_client.triton.server import free_ports
+from cirrus_export.pipeline import ExportRequest, build_recipe
+
+import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
 
 
 def test_searches_and_embeddings_over_http_find_what_an_exact_search_finds(
@@ -63,3 +69,15 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path
         serving(command, "http://127.0.0.1:9/", log=tmp_path / "log"),
     ):
         pass
+
+
+def test_the_tokenizer_for_other_tools_gives_open_clips_ids(weights, tmp_path) -> None:
+    recipe = build_recipe(ExportRequest("clip", "cirrus-demo", str(weights.clip), None, tmp_path))
+    write_tokenizer(recipe.backbone, recipe.prompt, tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    names = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert {tokenizer.token_to_id(names[f"{kind}_token"]) for kind in ("bos", "eos", "unk", "pad")} == {49406, 49407}
+    for text in ("a red dress, in Blue", "  it's\n50% LONGER ", ""):
+        ids = tokenizer.encode(text).ids
+        assert ids == open_clip.tokenize(text)[0, : len(ids)].tolist()
+        assert ids[-1] == 49407

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import Regex
+from tokenizers.normalizers import NFC, Lowercase, Replace, Sequence
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.recipes.recipe import Recipe
 
@@ -46,13 +52,26 @@ def write_weights(recipe: Recipe, folder: Path) -> Path:
     model.load_state_dict(transformers_state(backbone.clip.state_dict()), strict=True)
     model.save_pretrained(target)
     CLIPImageProcessor().save_pretrained(target)
-    written = backbone.write_tokenizer(target, recipe.prompt)
-    (target / written.file).rename(target / "tokenizer.json")
-    (target / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "CLIPTokenizerFast", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", '
-        '"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "model_max_length": 77}'
-    )
+    write_tokenizer(backbone, recipe.prompt, target)
     return folder
+
+
+def write_tokenizer(backbone: OpenClipBackbone, prompt: Prompt, folder: Path) -> None:
+    """Write the backbone's tokenizer as transformers reads it: it cleans texts and sets their start and end itself."""
+    written = backbone.write_tokenizer(folder, prompt)
+    path = folder / written.file
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    path.unlink()
+    tokenizer.normalizer = Sequence([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
+    assert written.start_id is not None  # a CLIP's texts have a start and an end
+    assert written.end_id is not None
+    ends = [(str(tokenizer.id_to_token(token_id)), token_id) for token_id in (written.start_id, written.end_id)]
+    (start, _), (end, _) = ends
+    tokenizer.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    configuration = {"tokenizer_class": "CLIPTokenizerFast", **names, "model_max_length": written.context_length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(configuration))
 
 
 def transformers_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
