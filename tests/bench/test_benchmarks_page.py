@@ -15,6 +15,8 @@ from cirrus_bench.queries import QueryReport
 from cirrus_bench.retrieval.report import RetrievalReport
 from cirrus_bench.search import SearchReport
 from cirrus_bench.service.report import ServiceReport
+from cirrus_bench.service_peers.report import ServicePeersReport
+from cirrus_bench.service_peers.tools import QueryKind
 from cirrus_client.bundle import Precision
 from cirrus_client.image.preprocess import Decoding
 from tests.bench.test_reports import committed
@@ -129,6 +131,20 @@ def service_rows() -> list[str]:
     return rows
 
 
+def service_peer_rows() -> list[str]:
+    report = committed(ServicePeersReport)
+    rows = zip(*(report.of_kind(kind) for kind in QueryKind), strict=True)
+    return [
+        f"| {by_image.title} "
+        + "".join(
+            f"| {row.singly.p50_ms:,.0f} | {row.together.queries_per_s:.1f} | {row.top10_agreement:.1%} "
+            for row in (by_image, by_text)
+        )
+        + "|"
+        for by_image, by_text in rows
+    ]
+
+
 def search_rows() -> list[str]:
     return [
         f"| {row.title} | {row.images:,} | {row.vectors} | {row.queries_per_s:,.0f} | {row.one_query_ms:.2f} "
@@ -199,6 +215,7 @@ def tables() -> list[list[str]]:
         precision_rows(),
         query_rows(),
         service_rows(),
+        service_peer_rows(),
         search_rows(),
         index_rows(),
         full_size_rows(),

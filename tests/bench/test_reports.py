@@ -16,12 +16,13 @@ from cirrus_bench.retrieval.report import RetrievalReport
 from cirrus_bench.scale import ScaleReport
 from cirrus_bench.search import SearchReport
 from cirrus_bench.service.report import ServiceReport
+from cirrus_bench.service_peers.report import ServicePeersReport
 from tests.torture.report import TortureReport
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "reports"
 REPORTS = (
     *(FullSizeReport, GalleryReport, IndexBenchReport, PrecisionReport, QueryReport, RetrievalReport, ScaleReport),
-    *(SearchReport, ServiceReport),
+    *(SearchReport, ServiceReport, ServicePeersReport),
     TortureReport,
 )
 
