@@ -151,8 +151,8 @@ def _lvlm_needs() -> LvlmNeeds:
 def _lvlm_line(needs: LvlmNeeds) -> str:
     return (
         f"`cir-lvlm` at full size ({needs.model}) does not fit this machine. From its configuration alone: "
-        f"{needs.parameters / 1e9:.2f}B parameters; at fp32 {needs.disk_bytes / 2**30:.0f} GiB of graphs on disk (the "
-        f"language model is in two of them) and {needs.memory_bytes / 2**30:.0f} GiB of memory while they are written."
+        f"{needs.parameters / 1e9:.2f}B parameters; at fp32 {needs.disk_bytes / 2**30:.0f} GiB of graphs on disk "
+        f"and {needs.memory_bytes / 2**30:.0f} GiB of memory while they are written."
     )
 
 

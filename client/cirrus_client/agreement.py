@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 def cosine_min(left: NDArray[Any], right: NDArray[Any]) -> float:
     """Return the smallest cosine between corresponding vectors (the last dimension), computed in float64.
 
-    Scores, one per item ([B, 1]), are compared as one vector. It is NaN if a vector is zero or not finite.
+    Scores, one per item ([B, 1]), are compared as one vector. It is NaN if a vector is zero or not finite. Integers
+    are ids, which have no direction: their vectors count by the share that is equal.
     """
+    if np.issubdtype(left.dtype, np.integer):
+        return float((left == right).mean(-1).min())
     width = left.size if left.shape[-1] == 1 else left.shape[-1]
     a = left.reshape(-1, width).astype(np.float64)
     b = right.reshape(-1, width).astype(np.float64)

@@ -49,7 +49,7 @@ def check_compiles(name: str, path: Path, graph: GraphSpec, precision: Precision
     """A graph is built without a warning. In half precision, and if it is quantised, every attention is fused."""
     file = path if precision is Precision.FP32 else lowered(path, graph, precision, folder)
     plan, warnings = build_ahead(file, graph, PROFILES, ["8.9"])
-    assert warnings == (), name
+    assert warnings == (), (name, warnings)
     quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node)
     if quantised or precision in (Precision.FP16, Precision.BF16):
         attention = attention_in_plan(plan, count_attentions(file), profiles=len(PROFILES))

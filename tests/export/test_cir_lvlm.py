@@ -15,7 +15,8 @@ from cirrus_client.errors import CheckpointError
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, load_lvlm
-from cirrus_export.pipeline import ExportRequest, export
+from cirrus_export.heads.lvlm import Pooling, pooled
+from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
 
 SMALL = LvlmConfig(
@@ -95,8 +96,8 @@ def exported(probe, tmp_path_factory) -> Bundle:
     return export(request(write_checkpoint(folder / "lvlm"), folder / "bundle"), probe)
 
 
-def request(checkpoint: Path, out: Path) -> ExportRequest:
-    return ExportRequest("cir-lvlm", "lvlm", str(checkpoint), None, out)
+def request(checkpoint: Path, out: Path, **options: str) -> ExportRequest:
+    return ExportRequest("cir-lvlm", "lvlm", str(checkpoint), None, out, options=options)
 
 
 @pytest.mark.export
@@ -109,12 +110,25 @@ def test_a_small_lvlm_is_exported_passes_its_gate_and_answers(exported, probe) -
     assert abs(float(blue @ none)) < 0.99999
 
 
+@pytest.mark.export
+@pytest.mark.parametrize("pooling", [Pooling.MEAN, Pooling.LAST])
+def test_another_pooling_is_another_space_and_passes_its_gate(pooling, exported, checkpoint, probe, tmp_path) -> None:
+    bundle = export(request(checkpoint, tmp_path / "bundle", pooling=pooling), probe)
+    assert bundle.spec.space != exported.spec.space
+
+
 @needs_rtx
 @pytest.mark.export
 @pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
 def test_its_graphs_compile(exported, precision, tmp_path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
+    for name in ("vision_encoder", "language_model"):
+        check_compiles(name, exported.graph_file(name), exported.spec.graphs[name], precision, tmp_path)
+
+
+@pytest.mark.export
+def test_queries_and_targets_share_one_language_model(exported) -> None:
+    ensembles = exported.spec.ensembles.values()
+    assert {ensemble.steps[-1].model for ensemble in ensembles} == {"language_model"}
 
 
 def test_a_texts_padding_changes_nothing(checkpoint) -> None:
@@ -122,8 +136,40 @@ def test_a_texts_padding_changes_nothing(checkpoint) -> None:
     tokens = backbone(torch.randn(1, 3, 64, 64))
     token_ids = torch.zeros(1, 24, dtype=torch.int64)
     token_ids[0, :4] = torch.tensor([101, 3000, 4000, 102])
-    padded = backbone.embed(tokens, SMALL.query_prompt, token_ids)
-    torch.testing.assert_close(backbone.embed(tokens, SMALL.query_prompt, token_ids[:, :4]), padded, atol=1e-5, rtol=0)
+    for pooling in Pooling:
+        padded, cut = (
+            backbone.embed(tokens, SMALL.query_prompt, ids, pooling) for ids in (token_ids, token_ids[:, :4])
+        )
+        torch.testing.assert_close(cut, padded, atol=1e-5, rtol=0)
+
+
+def test_pooling_reads_what_is_no_padding() -> None:
+    hidden, seen = torch.randn(2, 5, 3), torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    weighted, mean, last = (pooled(hidden, seen, pooling) for pooling in Pooling)
+    torch.testing.assert_close(weighted[1], (hidden[1, 0] + 2 * hidden[1, 1]) / 3)
+    torch.testing.assert_close(mean, torch.stack([hidden[0].mean(dim=0), hidden[1, :2].mean(dim=0)]))
+    torch.testing.assert_close(last, torch.stack([hidden[0, 4], hidden[1, 1]]))
+
+
+def test_prompts_in_words_are_tokenized_without_special_tokens(checkpoint) -> None:
+    config = SMALL.model_copy(update={"target_prompt": "a photo of this"})
+    (checkpoint / "config.json").write_text(config.model_dump_json())
+    recipe = build_recipe(request(checkpoint, checkpoint, query_prompt="find it, changed"))
+    assert "target prompt (1037, 6302, 1997, 2023)" in recipe.pooling()
+    pixels, ids = torch.randn(1, 3, 64, 64), torch.tensor([[101, 3000, 102]])
+    find_it_changed = (2424, 2009, 1010, 2904)
+    expected = recipe.backbone.embed(recipe.backbone(pixels), find_it_changed, ids, Pooling.POSITION_WEIGHTED)
+    torch.testing.assert_close(recipe.query(pixels, ids), torch.nn.functional.normalize(expected, dim=-1))
+
+
+def test_words_need_a_tokenizer_that_can_be_read(checkpoint) -> None:
+    worded = request(checkpoint, checkpoint, target_prompt="a photo of this")
+    (checkpoint / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: can't be read as a tokenizer"):
+        build_recipe(worded)
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        build_recipe(worded)
 
 
 def test_soft_prompts_are_those_of_the_nearest_keys_best_first(checkpoint) -> None:
@@ -206,4 +252,4 @@ def test_the_full_models_needs_follow_from_its_configuration() -> None:
     full = SMALL.model_copy(update=sizes)
     needed = footprint(full)
     assert 7e9 < needed.parameters < 8.5e9
-    assert needed.disk_bytes > 55e9
+    assert needed.disk_bytes == 4 * needed.parameters

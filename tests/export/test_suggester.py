@@ -224,6 +224,14 @@ def test_a_model_is_refused_by_its_configuration_before_its_weights_are_read(
         export_suggester(folder, tmp_path / "out", pairs)
 
 
+def test_a_damaged_tokenizer_is_named(checkpoint, pairs, tmp_path) -> None:
+    folder = tmp_path / "instructblip"
+    shutil.copytree(checkpoint, folder)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(CheckpointError, match=r"instructblip/tokenizer\.json: can't be read as a tokenizer"):
+        export_suggester(folder, tmp_path / "out", pairs)
+
+
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, pairs) -> None:
     with pytest.raises(CheckpointError, match=r"expected a folder with config\.json"):
         export_suggester(tmp_path, tmp_path / "out", pairs)

@@ -31,8 +31,10 @@ from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.config_code import code_named_in
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, key_problems, load_strictly, read_state_dict
+from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.wrappers import listed
-from cirrus_export.graph import Graph, pixels, vectors
+from cirrus_export.graph import Call, Graph, pixels, vectors
+from cirrus_export.heads.lvlm import Connector, Pooling, PromptPool, instance, pooled
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig
@@ -50,7 +52,7 @@ class LvlmConfig(Record):
     vision, language: keyword arguments of CLIPVisionConfig, and of AutoConfig with its `model_type` (llama, qwen2).
     connector_queries: visual tokens that the language model reads. context_length, start_id, end_id, pad_id: of the
     texts. prompt_pool, prompt_length, prompts_chosen: M, L_p and K of the soft prompts; the paper's best are M = 45 and
-    L_p * K = 40. query_prompt, target_prompt: token ids of the two task prompts. lora_scale: alpha / rank.
+    L_p * K = 40. query_prompt, target_prompt: the two task prompts, in words or as token ids. lora_scale: alpha / rank.
     """
 
     vision: dict[str, Any]
@@ -64,8 +66,8 @@ class LvlmConfig(Record):
     prompt_pool: int = Field(default=45, gt=0)
     prompt_length: int = Field(default=10, gt=0)
     prompts_chosen: int = Field(default=4, gt=0)
-    query_prompt: tuple[int, ...]
-    target_prompt: tuple[int, ...]
+    query_prompt: str | tuple[int, ...]
+    target_prompt: str | tuple[int, ...]
     lora_scale: float = 1.0
 
     @field_validator("vision", "language")
@@ -90,8 +92,7 @@ class LvlmConfig(Record):
 class Footprint:
     """What an export at fp32 needs, from the configuration alone.
 
-    disk_bytes: the graphs; the language model is in two of them, the query's and the target's. memory_bytes: the
-    weights, and one graph's copy of them while it is written.
+    disk_bytes: the graphs. memory_bytes: the weights, and the largest graph's copy of them while it is written.
     """
 
     parameters: int
@@ -119,7 +120,7 @@ class LvlmBackbone(Backbone):
         self.connector = Connector(
             int(self.vision_tower.config.hidden_size), width, config.connector_queries, config.connector_heads
         )
-        self.prompts = PromptPool(config, width)
+        self.prompts = PromptPool(config.prompt_pool, config.prompt_length, config.prompts_chosen, width)
         self.eval().requires_grad_(False)
 
     @property
@@ -131,11 +132,6 @@ class LvlmBackbone(Backbone):
     def preprocess(self) -> PreprocessSpec:
         """CLIP's, in the vision tower's size."""
         return PreprocessSpec(size_px=int(self.vision_tower.config.image_size))
-
-    @property
-    def pooling(self) -> str:
-        """The mean over the sequence that `embed` takes."""
-        return "position-weighted mean"
 
     @property
     def num_image_tokens(self) -> int:
@@ -161,37 +157,37 @@ class LvlmBackbone(Backbone):
         """Return vision tower and connector as a graph, from pixels to `image_tokens` [B, Q, W]."""
         return Graph(
             GraphName.VISION_ENCODER,
-            self,
+            Call(self.forward, self.vision),
             inputs=(pixels(self.image_size_px),),
             outputs=(vectors("image_tokens", self.num_image_tokens, self.width),),
         )
 
-    def embed(self, image_tokens: Tensor, task_prompt: tuple[int, ...], token_ids: Tensor | None) -> Tensor:
+    def prompt_ids(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+        """Return the token ids of a task prompt in words. Raises CheckpointError without a tokenizer that can be read.
+
+        Ids stay as they are.
+        """
+        if not isinstance(prompt, str):
+            return prompt
+        return tuple(read_tokenizer(self._tokenizer_file()).encode(prompt, add_special_tokens=False).ids)
+
+    def embed(self, image_tokens: Tensor, prompt: tuple[int, ...], token_ids: Tensor | None, how: Pooling) -> Tensor:
         """Return unnormalised embeddings [B, W] of visual tokens [B, Q, W] and int64 token ids [B, T] or None.
 
         One pass over [visual tokens; task prompt; chosen soft prompts; text]. A text's padding comes last, where a
-        causal model's other tokens can't see it, and is left out of the pooling: a mean in which a token weighs its
-        place in the sequence, since later tokens have read more.
+        causal model's other tokens can't see it, and is left out of the pooling.
         """
-        batch = image_tokens.shape[0]
+        batch, width = image_tokens.shape[0], image_tokens.shape[2]
         words = self.language.get_input_embeddings()
-        task = words(torch.tensor(task_prompt, device=image_tokens.device)).expand(batch, -1, -1)
-        parts = [image_tokens, task]
-        instance = image_tokens.mean(dim=1)
+        task = words(torch.tensor(prompt, device=image_tokens.device)).expand(batch, -1, -1)
+        text, is_text = image_tokens.new_empty(batch, 0, width), image_tokens.new_empty(batch, 0, dtype=torch.bool)
         if token_ids is not None:
-            text = words(token_ids)
-            is_text = (token_ids != self.config.pad_id).to(text.dtype)[..., None]
-            instance = instance + (text * is_text).sum(dim=1) / is_text.sum(dim=1).clamp(min=1)
-        parts.append(self.prompts(instance))
-        if token_ids is not None:
-            parts.append(text)
-        sequence = torch.cat(parts, dim=1)
+            text, is_text = words(token_ids), token_ids != self.config.pad_id
+        soft = self.prompts(instance(image_tokens, text, is_text))
+        sequence = torch.cat([image_tokens, task, soft, text], dim=1)
         hidden = self.language(inputs_embeds=sequence, use_cache=False).last_hidden_state
-        weights = torch.arange(1, hidden.shape[1] + 1, device=hidden.device, dtype=hidden.dtype).expand(batch, -1)
-        if token_ids is not None:
-            before = torch.ones_like(weights[:, : hidden.shape[1] - token_ids.shape[1]])
-            weights = weights * torch.cat([before, is_text[..., 0]], dim=1)
-        return (hidden * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+        before = is_text.new_ones(batch, sequence.shape[1] - text.shape[1])
+        return pooled(hidden, torch.cat([before, is_text], dim=1), how)
 
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""
@@ -203,46 +199,14 @@ class LvlmBackbone(Backbone):
             pad_id=config.pad_id,
             cleaning=TextCleaning.NONE,
         )
-        source = (self._folder or Path()) / spec.file
-        if self._folder is None or not source.is_file():
-            raise CheckpointError(f"checkpoint {self._folder}: {spec.file} is missing; copy the language model's there")
-        shutil.copyfile(source, root / spec.file)
+        shutil.copyfile(self._tokenizer_file(), root / spec.file)
         return spec
 
-
-class Connector(nn.Module):
-    """Learnable queries that read the vision tower's tokens by cross-attention, projected to the language model."""
-
-    def __init__(self, vision_width: int, width: int, num_queries: int, num_heads: int) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
-        self.project = nn.Linear(vision_width, width)
-        self.norm_tokens = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return [B, Q, W] of vision tokens [B, N, V]."""
-        memory = self.norm_tokens(self.project(tokens))
-        queries = self.queries.expand(tokens.shape[0], -1, -1)
-        read: Tensor = self.norm(queries + self.attention(queries, memory, memory, need_weights=False)[0])
-        return read
-
-
-class PromptPool(nn.Module):
-    """M soft prompts of L_p vectors under M keys; an instance takes the K whose keys have the largest cosine."""
-
-    def __init__(self, config: LvlmConfig, width: int) -> None:
-        super().__init__()
-        self.keys = nn.Parameter(torch.randn(config.prompt_pool, width) * 0.02)
-        self.values = nn.Parameter(torch.randn(config.prompt_pool, config.prompt_length, width) * 0.02)
-        self.chosen = config.prompts_chosen
-
-    def forward(self, instance: Tensor) -> Tensor:
-        """Return [B, K * L_p, W] of instances [B, W]; the best match comes first."""
-        scores = nn.functional.normalize(instance, dim=-1) @ nn.functional.normalize(self.keys, dim=-1).T
-        places = scores.topk(self.chosen, dim=-1).indices
-        return self.values[places].flatten(1, 2)
+    def _tokenizer_file(self) -> Path:
+        file = (self._folder or Path()) / TOKENIZER
+        if self._folder is None or not file.is_file():
+            raise CheckpointError(f"checkpoint {self._folder}: {TOKENIZER} is missing; copy the language model's there")
+        return file
 
 
 class LvlmFamily(Family):
@@ -329,10 +293,11 @@ def merge_lora(state: StateDict, scale: float) -> StateDict:
 def footprint(config: LvlmConfig) -> Footprint:
     """Return what a full export needs, without allocating a weight."""
     backbone = _without_weights(config, Path("config.json"))
-    total = sum(parameter.numel() for parameter in backbone.parameters())
-    language = sum(parameter.numel() for parameter in backbone.language.parameters())
+    total, language = (
+        sum(parameter.numel() for parameter in part.parameters()) for part in (backbone, backbone.language)
+    )
     return Footprint(
         parameters=total,
-        disk_bytes=_FP32_BYTES * (total + language),
+        disk_bytes=_FP32_BYTES * total,
         memory_bytes=_FP32_BYTES * (total + language),
     )

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import tokenizers
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.state import StateDict
+from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.checkpoints.wrappers import listed
 from cirrus_export.graph import Graph, pixels, vectors
@@ -36,7 +36,6 @@ CONTEXT_LENGTH = 128
 NO_TOKEN = -1
 """Pads texts and prompts. The vocabulary has no such id, so that no token of a prompt is taken for padding."""
 _IMAGE_SIZE_PX = 448
-_TOKENIZER = "tokenizer.json"
 Levels = tuple[float, float, float]
 
 
@@ -63,7 +62,7 @@ class QwenVlBackbone(Backbone):
         self.axes = self.axes_of(model.language_model.rotary_emb)
         self._image_size_px = image_size_px
         self._tokenizer_file = tokenizer
-        self._tokenizer = _tokenizer(tokenizer)
+        self._tokenizer = read_tokenizer(tokenizer)
 
     @staticmethod
     @abstractmethod
@@ -204,8 +203,8 @@ class QwenVlFamily(Family):
             raise CheckpointError(f"--backbone {self.name}: {what}'s checkpoint is a folder: --pretrained FOLDER")
         config = folder / "config.json"
         refuse_code(read_config(config, self.model_type, what=what), config)
-        if not (folder / _TOKENIZER).is_file():
-            raise CheckpointError(f"checkpoint {folder}: {_TOKENIZER} is missing; the model's processor saves it")
+        if not (folder / TOKENIZER).is_file():
+            raise CheckpointError(f"checkpoint {folder}: {TOKENIZER} is missing; the model's processor saves it")
         try:
             model, loading = self.model_class.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -220,17 +219,7 @@ class QwenVlFamily(Family):
         _check_layers(model, folder)
         size_px = weights.options.image_size_px or _IMAGE_SIZE_PX
         _check_size(size_px, model)
-        return self.backbone_type(freeze(model), folder / _TOKENIZER, size_px)
-
-
-def _tokenizer(file: Path) -> tokenizers.Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises bare Exceptions
-        raise CheckpointError(f"checkpoint {file}: can't be read as a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        return self.backbone_type(freeze(model), folder / TOKENIZER, size_px)
 
 
 def _check_layers(model: Any, folder: Path) -> None:

@@ -29,6 +29,7 @@ from cirrus_client.records import Record
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
 from cirrus_client.triton.repository import REPOSITORIES, write_record
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
+from cirrus_export.checkpoints.tokenizer_file import read_tokenizer
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
@@ -174,7 +175,7 @@ def _prompt(checkpoint: Path, model: InstructBlipForConditionalGeneration) -> Ed
 def _tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: is missing; InstructBlipProcessor.save_pretrained writes it")
-    return tokenizers.Tokenizer.from_file(str(path))
+    return read_tokenizer(path)
 
 
 def _end_id(model: InstructBlipForConditionalGeneration) -> int:
