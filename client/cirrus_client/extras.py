@@ -21,7 +21,7 @@ _BY_EXTRA = {
     "service": ("fastapi", "uvicorn", "starlette", "python_multipart", "prometheus_client", "httpx2"),
     "otel": ("opentelemetry",),
     "mcp": ("mcp",),
-    "export": ("torch", "open_clip", "transformers", "safetensors", "onnx", "onnxscript", "modelopt"),
+    "export": ("torch", "open_clip", "transformers", "safetensors", "onnx", "onnxscript", "modelopt", "peft"),
     "bench": ("matplotlib", "psutil"),
 }
 

@@ -28,6 +28,7 @@ from cirrus_client.records import Record, parse_record
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import code_named_in
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, key_problems, load_strictly, read_state_dict
@@ -239,6 +240,7 @@ def load_lvlm(folder: Path) -> LvlmBackbone:
     The folder is data: nothing that its configuration names is imported or fetched. Raises CheckpointError for a file
     or key that is missing or wrong, before a weight is allocated.
     """
+    refuse_adapter(folder)
     config = read_config(folder)
     shape = _without_weights(config, folder / "config.json")
     merged = merge_lora(read_state_dict(folder / "model.safetensors"), config.lora_scale)

@@ -22,6 +22,7 @@ from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
@@ -198,9 +199,10 @@ class QwenVlFamily(Family):
     def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> QwenVlBackbone:
         """See `Family.load`."""
         refuse_tokenizer(name, tokenizer)
-        folder, what = weights.folder, f"a {self.backbone_type.label}"
-        if folder is None:
+        what = f"a {self.backbone_type.label}"
+        if weights.folder is None:
             raise CheckpointError(f"--backbone {self.name}: {what}'s checkpoint is a folder: --pretrained FOLDER")
+        folder = base_folder(weights.folder)
         config = folder / "config.json"
         refuse_code(read_config(config, self.model_type, what=what), config)
         if not (folder / TOKENIZER).is_file():
@@ -216,6 +218,8 @@ class QwenVlFamily(Family):
         if problems:
             raise CheckpointError(f"checkpoint {folder}: {listed(problems, separator='; ')}")
         check_finite(model.state_dict(), f"checkpoint {folder}")
+        if folder != weights.folder:
+            model = merge_adapter(model, weights.folder)
         _check_layers(model, folder)
         size_px = weights.options.image_size_px or _IMAGE_SIZE_PX
         _check_size(size_px, model)

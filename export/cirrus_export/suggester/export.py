@@ -28,6 +28,7 @@ from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
 from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
 from cirrus_client.triton.repository import REPOSITORIES, write_record
+from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.tokenizer_file import read_tokenizer
 from cirrus_export.checkpoints.values import check_finite
@@ -132,6 +133,7 @@ def _agreed_texts(
 def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
     if not (checkpoint / "config.json").is_file() or not (checkpoint / TOKENIZER).is_file():
         raise CheckpointError(f"checkpoint {checkpoint}: expected a folder with config.json, weights and {TOKENIZER}")
+    refuse_adapter(checkpoint)
     _check_config(checkpoint / "config.json")
     try:
         model = InstructBlipForConditionalGeneration.from_pretrained(checkpoint, local_files_only=True)
