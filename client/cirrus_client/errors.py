@@ -207,7 +207,7 @@ class MissingPackage(CirrusError):
 class PluginError(CirrusError):
     """A recipe, backbone, engine or index backend that can't be found or registered under its name.
 
-    name: that name, or `module:Class`.
+    name: that name, `module:Class` or `FILE.py:Class`.
     """
 
     def __init__(self, message: str, *, name: str) -> None:

@@ -14,11 +14,13 @@ from cirrus_export.repository import Flavour
 
 
 def export_command(
-    recipe: Annotated[str, typer.Option(help="The CIR method: a name that `cirrus recipes` lists, or module:Class.")],
+    recipe: Annotated[
+        str, typer.Option(help="The CIR method: a name of `cirrus recipes`, module:Class or FILE.py:Class.")
+    ],
     backbone: Annotated[
         str,
         typer.Option(
-            help="An open_clip model, like ViT-L-14; blip-base-coco, blip2-vit-g; from-checkpoint; or module:Class."
+            help="An open_clip model, like ViT-L-14; blip-base-coco, blip2-vit-g; from-checkpoint; or FILE.py:Class."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; an older bundle is replaced.")],

@@ -20,11 +20,11 @@ from cirrus_export.backbones.registry import RANDOM, split_pretrained
 class ExportRequest:
     """What to export.
 
-    recipe, backbone: names, or `module:Class`. pretrained: an open_clip tag, a file or folder, `TAG=FILE`, or "random";
-    None where the head's checkpoint carries its backbone. head: the head's checkpoint, "random", or None where the
-    recipe has no head. options: the recipe's and the backbone's, by name. for_triton: an NGC release of Triton for
-    which TensorRT plans are compiled as well, or None. tokenizer: the `tokenizer.json` of a backbone whose tokenizer is
-    on a hub, or None to fetch it.
+    recipe, backbone: names, `module:Class` or `FILE.py:Class`. pretrained: an open_clip tag, a file or folder,
+    `TAG=FILE`, or "random"; None where the head's checkpoint carries its backbone. head: the head's checkpoint,
+    "random", or None where the recipe has no head. options: the recipe's and the backbone's, by name. for_triton: an
+    NGC release of Triton for which TensorRT plans are compiled as well, or None. tokenizer: the `tokenizer.json` of a
+    backbone whose tokenizer is on a hub, or None to fetch it.
     """
 
     recipe: str

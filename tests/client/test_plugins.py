@@ -1,4 +1,4 @@
-"""Index backends and engines from outside the tree are found by name, or as `module:Class`."""
+"""Index backends and engines from outside the tree are found by name, as `module:Class` or `FILE.py:Class`."""
 
 from __future__ import annotations
 
@@ -88,11 +88,15 @@ def gallery_root(bundle: Bundle, photos: Path, tmp_path: Path) -> Path:
     return tmp_path / "gallery"
 
 
-@pytest.mark.parametrize("backend", ["plain", "plain_numpy:NumpyBackend"])
+@pytest.mark.parametrize("backend", ["plain", "plain_numpy:NumpyBackend", "site/plain_numpy.py:NumpyBackend"])
 def test_an_outside_index_backend_answers_as_faiss_does(
     bundle: Bundle, photos: Path, gallery_root: Path, tmp_path: Path, monkeypatch, backend: str
 ) -> None:
-    monkeypatch.syspath_prepend(install(tmp_path / "site"))
+    folder = install(tmp_path / "site")
+    if ".py" in backend:
+        monkeypatch.chdir(tmp_path)
+    else:
+        monkeypatch.syspath_prepend(folder)
     gallery = read_gallery(gallery_root)
     build_index(gallery, tmp_path / "plain", backend=backend)
     build_index(gallery, tmp_path / "faiss")
@@ -105,7 +109,6 @@ def test_an_outside_index_backend_answers_as_faiss_does(
     assert [match.id for match in answers[0]] == [match.id for match in answers[1]]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_the_command_line_uses_an_outside_backend_and_engine(
     bundle: Bundle, photos: Path, gallery_root: Path, tmp_path: Path

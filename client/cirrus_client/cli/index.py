@@ -82,7 +82,7 @@ def index(
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="faiss, milvus, the name of an installed backend, or module:Class.", show_default="faiss"),
+        typer.Option(help="faiss, milvus, an installed one's name, or FILE.py:Class.", show_default="faiss"),
     ] = None,
     uri: Annotated[
         str | None, typer.Option(help="With --backend milvus: like http://localhost:19530, or a file for one machine.")

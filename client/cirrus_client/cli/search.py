@@ -54,7 +54,8 @@ def search(
         str | None, typer.Option(help="Where the images are now: a folder, or the prefix of their URLs.")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="The module:Class that the index was built with, if it was; it is run.")
+        str | None,
+        typer.Option(help="The FILE.py:Class that the index was built with, if it was; it is run."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of results.")] = 10,
     rerank: Annotated[

@@ -1,7 +1,7 @@
 """A backbone family: the one file that knows how its models are named, recognised, loaded and prepared for.
 
 A family inside the tree is a line in `registry.py`. One outside it is an entry point of the group `cirrus.backbones`,
-or is named on the command line: `--backbone module:Class`.
+or is named on the command line: `--backbone module:Class` or `FILE.py:Class`.
 """
 
 from __future__ import annotations

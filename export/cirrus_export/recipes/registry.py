@@ -1,4 +1,4 @@
-"""Recipes by name: those of the tree, of installed packages (entry points `cirrus.recipes`), and `module:Class`."""
+"""Recipes by name: those of the tree, of installed packages (entry points `cirrus.recipes`), of a module or a file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recipes() -> dict[str, type[Recipe]]:
 
 
 def recipe_named(name: str) -> type[Recipe]:
-    """Return a recipe by its name or as `module:Class`.
+    """Return a recipe by its name, as `module:Class` or as `FILE.py:Class`.
 
     Raises PluginError if there is no such recipe, it can't be imported, or two have the name.
     """
