@@ -26,8 +26,7 @@ from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
-from cirrus_export.checkpoints.values import check_finite
-from cirrus_export.checkpoints.wrappers import listed
+from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.graph import Graph, pixels, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.qwen_vl import VisionTower, patches
@@ -207,17 +206,7 @@ class QwenVlFamily(Family):
         refuse_code(read_config(config, self.model_type, what=what), config)
         if not (folder / TOKENIZER).is_file():
             raise CheckpointError(f"checkpoint {folder}: {TOKENIZER} is missing; the model's processor saves it")
-        try:
-            model, loading = self.model_class.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-        except Exception as error:  # transformers raises whatever a value leads to
-            raise CheckpointError(f"checkpoint {folder}: can't be read as {what}: {error}") from error
-        problems = [f"key '{key}' is missing" for key in sorted(loading["missing_keys"])]
-        problems += [f"key '{key[0]}' has shape {tuple(key[1])}" for key in sorted(loading["mismatched_keys"])]
-        if problems:
-            raise CheckpointError(f"checkpoint {folder}: {listed(problems, separator='; ')}")
-        check_finite(model.state_dict(), f"checkpoint {folder}")
+        model = load_model(self.model_class, folder, what=what)
         if folder != weights.folder:
             model = merge_adapter(model, weights.folder)
         _check_layers(model, folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.export import Dim
 from cirrus_client.bundle import DYNAMIC, DType, GraphSpec, TensorSpec
 from cirrus_export.compile.attention_guard import remove_attention_guards
 from cirrus_export.graph import TORCH_DTYPES, Graph
+from cirrus_export.quiet import errors_only
 
 OPSET = 20
 # Protobuf can't hold more than 2 GiB; larger weights go into a file of their own beside the graph.
@@ -81,12 +81,6 @@ def _weight_bytes(graph: Graph) -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter, which prints its progress and warns about torch's own internals."""
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter_log.setLevel(level)
+    with errors_only("torch.onnx", "onnxscript"), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -31,7 +31,7 @@ from cirrus_client.triton.repository import REPOSITORIES, write_record
 from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.tokenizer_file import read_tokenizer
-from cirrus_export.checkpoints.values import check_finite
+from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
@@ -135,12 +135,7 @@ def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
         raise CheckpointError(f"checkpoint {checkpoint}: expected a folder with config.json, weights and {TOKENIZER}")
     refuse_adapter(checkpoint)
     _check_config(checkpoint / "config.json")
-    try:
-        model = InstructBlipForConditionalGeneration.from_pretrained(checkpoint, local_files_only=True)
-    except Exception as error:  # transformers raises whatever a value leads to
-        raise CheckpointError(f"checkpoint {checkpoint}: can't be read as InstructBLIP: {error}") from error
-    check_finite(model.state_dict(), f"checkpoint {checkpoint}")
-    return freeze(model.float())
+    return freeze(load_model(InstructBlipForConditionalGeneration, checkpoint, what="an InstructBLIP"))
 
 
 def _check_config(path: Path) -> None:
