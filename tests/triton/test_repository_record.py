@@ -45,6 +45,15 @@ def link_out(repository: Path) -> None:
     path.symlink_to(outside)
 
 
+@pytest.mark.parametrize("flavour", [Flavour.PYTHON, Flavour.ONNXRUNTIME])
+def test_no_folder_is_empty_since_object_stores_have_none(flavour, tiny_bundle, tmp_path) -> None:
+    """Triton refuses an ensemble without its version's folder."""
+    write_repository(tiny_bundle.root, tiny_bundle.spec, flavour, tmp_path / "repository")
+    folders = [path for path in (tmp_path / "repository").rglob("*") if path.is_dir()]
+    assert tmp_path / "repository" / "encode_query" / "1" in folders
+    assert [folder for folder in folders if not any(folder.iterdir())] == []
+
+
 CHANGES: dict[str, tuple[Change, str]] = {
     "code": (append("image_preprocess/1/model.py"), "image_preprocess/1/model.py is corrupted"),
     "configuration": (append("encode_query/config.pbtxt"), "encode_query/config.pbtxt is corrupted"),

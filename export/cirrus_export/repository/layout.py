@@ -36,6 +36,8 @@ from cirrus_export.repository.models import (
 )
 
 _WARMUP_IMAGE, _WARMUP_TEXT = "image", "text"
+_KEEP = "keep"
+"""A file in the version folder of an ensemble, which has no other."""
 
 
 def write_repository(bundle_root: Path, spec: BundleSpec, flavour: Flavour, destination: Path) -> None:
@@ -85,8 +87,8 @@ def _write_bundle(
         if not (root / name).exists():
             _write_step(bundle, step, name, flavour, root)
     for kind, ensemble in ensembles.items():
-        config = ensemble_config(names.ensemble(kind), ensemble, served, bundle.spec, flavour)
-        _write_model(root, config)
+        folder = _write_model(root, ensemble_config(names.ensemble(kind), ensemble, served, bundle.spec, flavour))
+        (folder / "1" / _KEEP).write_text("Triton needs this folder, and object stores have no empty ones.\n")
     return {name: code for step, name in served.items() if (code := _code_of(step, flavour)) is not None}
 
 
