@@ -21,6 +21,7 @@ needs_rtx = pytest.mark.skipif(
     reason="TensorRT for RTX is not installed (pip install 'cirrus-cir[rtx]')",
 )
 PROFILES = (BatchProfile(smallest=1, tuned=8, largest=16),)
+_UNREAD = "is unused or used only at compile-time, but is not being removed"
 LOWER = (Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8)
 
 
@@ -46,10 +47,13 @@ def lowered(path: Path, graph: GraphSpec, precision: Precision, folder: Path) ->
 
 
 def check_compiles(name: str, path: Path, graph: GraphSpec, precision: Precision, folder: Path) -> None:
-    """A graph is built without a warning. In half precision, and if it is quantised, every attention is fused."""
+    """A graph is built without a warning. In half precision, and if it is quantised, every attention is fused.
+
+    What the compiler may say is that a constant's input, which gives the number of items, is not read.
+    """
     file = path if precision is Precision.FP32 else lowered(path, graph, precision, folder)
     plan, warnings = build_ahead(file, graph, PROFILES, ["8.9"])
-    assert warnings == (), (name, warnings)
+    assert [warning for warning in warnings if _UNREAD not in warning] == [], name
     quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node)
     if quantised or precision in (Precision.FP16, Precision.BF16):
         attention = attention_in_plan(plan, count_attentions(file), profiles=len(PROFILES))
