@@ -96,8 +96,8 @@ def index(
         list[int] | None,
         typer.Option(min=10_000, help="Images with one vector of width 512.", show_default="100,000 and 1,000,000"),
     ] = None,
-    multi: Annotated[int, typer.Option(min=1_000, help="Images with 32 vectors of width 256.")] = 3_000,
-    work: Annotated[Path, typer.Option(help="Where galleries and indexes are written: 20 GB.")] = Path("build/bench"),
+    multi: Annotated[int, typer.Option(min=1_000, help="Images with 32 vectors of width 256.")] = 100_000,
+    work: Annotated[Path, typer.Option(help="Where galleries and indexes are written: 30 GB.")] = Path("build/bench"),
 ) -> None:
     """Measure every kind of index over a large gallery: memory, time to build, speed and agreement."""
     from cirrus_bench.indexes import Shape, measure_indexes
