@@ -16,6 +16,8 @@ DEV := $(if $(filter cpu,$(EXTRA)),dev$(COMMA)milvus-lite,dev)
 BUNDLE ?= $(DEMO)/bundle
 # Exporting is Python on one core, and tests of servers wait; so tests run in processes beside each other, up to 3 GB each.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
+# Nothing waits in the fast ones.
+CORES := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 # Python compiles a module when it is first imported; all of them here would take as long as the rest of the set-up.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
@@ -129,7 +131,7 @@ test: $(READY)  ## run every test that this machine can run; the others are skip
 	$(BIN)/python -m pytest -m "not install" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## run the tests that export nothing, start no server, install nothing and are quick
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not (export or triton or gpu or network or install or slow)"
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "not (export or triton or gpu or network or install or slow)"
 
 test-nightly: $(READY)  ## the property tests of text and images with new and many more examples
 	$(BIN)/python -m pytest --hypothesis-profile=nightly tests/client/test_tokenizer.py tests/client/test_preprocess.py

@@ -46,6 +46,7 @@ _MARKED_FIXTURES = {
         "small_clip",
     },
     "triton": {"server"},
+    "slow": {"store"},
 }
 
 

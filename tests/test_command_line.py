@@ -22,6 +22,8 @@ from cirrus_client.cli.app import app
 from cirrus_client.triton.server import free_ports
 from tests.test_optional_packages import run_without
 
+pytestmark = pytest.mark.slow
+
 CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
 
 
@@ -222,7 +224,6 @@ def test_images_are_encoded_ahead_in_process_alone(tiny_bundle, index) -> None:
     assert "Invalid value for --warm: it needs --in-process" in done.stderr
 
 
-@pytest.mark.slow
 def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_path) -> None:
     out, many = tmp_path / "out", tmp_path / "many"
     many.mkdir()
@@ -280,7 +281,6 @@ def test_a_verb_that_is_defined_twice_is_refused_and_the_others_are_not(monkeypa
         verbs["verify"].callback()
 
 
-@pytest.mark.slow
 def test_nobody_at_the_address_is_an_error_with_the_ports(tiny_bundle, index, images) -> None:
     (port,) = free_ports(1)
     done = run("search", images / "plain.jpg", "in red", "--index", index, "--server", f"127.0.0.1:{port}")

@@ -11,6 +11,8 @@ from cirrus_client.doctor import State, examine
 from cirrus_client.extras import REQUIREMENTS
 from tests.test_optional_packages import run_without
 
+pytestmark = pytest.mark.slow
+
 DOCTOR = "import sys; sys.argv[1:] = ['doctor']; from cirrus_client.cli import main; main()"
 BREAK = """
 import importlib.util, sys

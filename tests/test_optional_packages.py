@@ -9,6 +9,8 @@ import pytest
 
 from cirrus_client.extras import REQUIREMENTS, need
 
+pytestmark = pytest.mark.slow
+
 BLOCK = """
 import sys
 class Block:

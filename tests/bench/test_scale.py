@@ -22,6 +22,7 @@ TITLES = {
 BENCHMARKS = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_number_of_workers_is_measured(tiny_bundle, tmp_path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     report = measure_scale(tiny_bundle, tmp_path, images=64, size_px=64, rounds=1, workers=(1, 2))

@@ -17,6 +17,8 @@ from cirrus_bench.service.subjects import index_of, running, served_copy
 from cirrus_client.bundle import Bundle
 from cirrus_client.index import open_index
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def index(tiny_bundle: Bundle, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -31,6 +31,8 @@ from cirrus_export.pipeline import ExportRequest, build_recipe
 
 import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
 
+pytestmark = pytest.mark.slow
+
 
 def test_searches_and_embeddings_over_http_find_what_an_exact_search_finds(
     tiny_zero_shot_bundle: Bundle, pictures: Path, tmp_path: Path

@@ -27,6 +27,8 @@ from cirrus_client.gallery.feature_cache import FeatureCache
 from tests.client.test_sources import write_tars
 from tests.conftest import BAD_IMAGES
 
+pytestmark = pytest.mark.slow
+
 ENGINE = "onnxruntime"
 SIZES = {"shard_size": 4, "batch_size": 4}
 WORKERS = 3

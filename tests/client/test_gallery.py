@@ -60,6 +60,7 @@ def test_broken_files_are_listed_with_their_reason_and_skipped(folder, tmp_path,
         assert reason in reasons[f"{name}.jpg"]
 
 
+@pytest.mark.slow
 def test_a_job_killed_in_the_middle_resumes_with_nothing_lost_or_doubled(folder, tmp_path, encoder) -> None:
     out = tmp_path / "out"
     script = (

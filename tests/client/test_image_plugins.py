@@ -75,6 +75,7 @@ def test_a_damaged_file_is_pixels_or_an_invalid_image(format: str, picture: Imag
                 assert decode(content).size
 
 
+@pytest.mark.slow
 def test_a_gallery_without_the_plugin_leaves_heic_for_the_run_that_has_it(picture, tmp_path, encoder, bundle) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.heic").write_bytes(encoded("HEIF", picture))

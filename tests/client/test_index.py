@@ -355,6 +355,7 @@ def test_the_images_of_another_index_are_refused(tmp_path: Path) -> None:
         open_index(tmp_path / "one.index")
 
 
+@pytest.mark.slow
 def test_an_index_that_is_replaced_while_it_is_opened_is_one_version(tmp_path: Path) -> None:
     """Two indexes take turns at one path. Each names its images after itself, and its vectors are its own."""
     first, second = unit_rows(0, 40, 8), unit_rows(1, 40, 8)

@@ -26,6 +26,8 @@ from cirrus_client.index import (
 from tests.client.test_index import space, unit_rows
 from tests.damage import rewrite_record
 
+pytestmark = pytest.mark.slow
+
 _DIM = 16
 _ROWS = 120
 

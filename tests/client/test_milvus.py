@@ -43,6 +43,8 @@ from tests.client.test_index import space, unit_rows, write_gallery
 from tests.damage import replace_in_index, rewrite_record
 from tests.service.test_filters import TYPES, columns, random_filter
 
+pytestmark = pytest.mark.slow
+
 _FILTER: TypeAdapter[Any] = TypeAdapter(Filter)
 QUERIES = 500
 ODD = 'a "column" of\\ tags'

@@ -17,6 +17,8 @@ from cirrus_client.index.milvus import MilvusIndex
 from tests.client.test_index import unit_rows
 from tests.client.test_index_update import gallery_of, price_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("vectors", [1, 3])
 def test_an_update_changes_the_collection_under_the_eyes_of_who_searches_it(tmp_path: Path, vectors: int) -> None:

@@ -21,6 +21,8 @@ from cirrus_client.transfer import MANIFEST, pull, push
 from tests.object_store import BUCKET, ObjectStore
 from tests.test_cli import cirrus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folders(tiny_bundle: Bundle, pictures: Path, tmp_path: Path) -> tuple[Path, Path]:

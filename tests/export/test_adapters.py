@@ -21,6 +21,8 @@ from cirrus_export.pipeline import build_recipe
 from cirrus_export.suggester.export import export_suggester
 from tests.export.test_vlm_embedder import SIZE_PX, request, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 PLAIN = {"r": 4, "lora_alpha": 12, "init_lora_weights": False}
 LANGUAGE, VISION = ["q_proj", "down_proj"], ["qkv", "linear_fc1", "fc1"]

@@ -73,6 +73,7 @@ def test_a_ready_service_says_so_with_its_cosines(client) -> None:
     assert all(part["cosine"] > 0.99999 for part in ready["parts"])
 
 
+@pytest.mark.slow
 def test_a_service_on_a_damaged_graph_is_alive_and_not_ready_and_names_the_stage(bundle, index_root, tmp_path) -> None:
     made = damaged(bundle, tmp_path / bundle.spec.name, "query_head")
     with live(tmp_path, made.root, "--index", index_root, "--in-process") as service, service.client() as client:

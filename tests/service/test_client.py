@@ -26,6 +26,8 @@ from cirrus_client.service.client import Query
 from tests.service.live import Live, live
 from tests.test_cli import cirrus
 
+pytestmark = pytest.mark.slow
+
 KEY = "k" * 24
 
 

@@ -215,6 +215,7 @@ def web(photo) -> Iterator[str]:
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_images_are_fetched_from_allowed_hosts_alone(web, photo) -> None:
     import asyncio
 

@@ -22,6 +22,8 @@ from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.trace import TRACEPARENT
 from tests.service.live import PATIENCE_S, live
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 _METRIC = re.compile(r"\bcirrus_[a-z_]+")
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

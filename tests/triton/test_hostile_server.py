@@ -24,6 +24,8 @@ from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER
 from tests.conftest import jpeg
 
+pytestmark = pytest.mark.slow
+
 ONCE = RetryPolicy(attempts=1)
 SPACE = SpaceSpec.of({"backbone": "hostile"}, dim=64, vectors=1, similarity=Similarity.COSINE)
 
