@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,11 +13,15 @@ from safetensors.torch import load_file, save_file
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError
+from cirrus_client.names import Flavour
+from cirrus_client.triton.encoder import TritonEncoder
+from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, load_lvlm
 from cirrus_export.heads.lvlm import Pooling, pooled
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.repository import write_shared_repository
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
 
 SMALL = LvlmConfig(
@@ -108,6 +113,21 @@ def test_a_small_lvlm_is_exported_passes_its_gate_and_answers(exported, probe) -
     blue, none, red = encoder.encode_queries([probe.gallery[0]] * 3, ["in blue", None, "in red with long sleeves"])
     assert abs(float(blue @ red)) < 0.99999
     assert abs(float(blue @ none)) < 0.99999
+
+
+@pytest.mark.export
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_triton_serves_it_beside_another_bundle(exported, tiny_zero_shot_bundle, probe, tmp_path) -> None:
+    """Its targets have no fused graph, which a repository of several bundles would take apart."""
+    write_shared_repository([exported, tiny_zero_shot_bundle], Flavour.PYTHON, tmp_path / "models")
+    http, grpc, metrics = free_ports(3)
+    query = (list(probe.gallery[:3]), ["in blue", None, "with long sleeves"])
+    with TritonServer(tmp_path / "models", http_port=http, grpc_port=grpc, metrics_port=metrics) as server:
+        for bundle in (exported, tiny_zero_shot_bundle):
+            local, served = LocalEncoder(bundle), TritonEncoder(server.grpc_url, bundle=bundle.spec.name)
+            np.testing.assert_allclose(served.encode_queries(*query), local.encode_queries(*query), atol=1e-5)
+            np.testing.assert_allclose(served.encode_targets(query[0]), local.encode_targets(query[0]), atol=1e-5)
 
 
 @pytest.mark.export

@@ -68,8 +68,7 @@ def write_shared_repository(
     with replaced_directory(destination, Writer.REPOSITORY) as root:
         code: dict[str, ModelCode] = {}
         for bundle in bundles:
-            ensembles = bundle.spec.ensembles | {EnsembleName.ENCODE_TARGET: _unfused_target(bundle.spec)}
-            code |= _write_bundle(bundle, ensembles, flavour, root, shared=True)
+            code |= _write_bundle(bundle, _unfused(bundle.spec), flavour, root, shared=True)
         if source is not None:
             shutil.copytree(source / SUGGEST_MODEL, root / SUGGEST_MODEL, copy_function=_link_or_copy)
             code[SUGGEST_MODEL] = ModelCode.SUGGEST
@@ -98,11 +97,13 @@ def _code_of(step: str, flavour: Flavour) -> ModelCode | None:
     return ModelCode.GRAPH_RUNNER if flavour is Flavour.PYTHON else None
 
 
-def _unfused_target(spec: BundleSpec) -> EnsembleSpec:
-    """Return encoder and target head as two steps, so that bundles can share the encoder."""
+def _unfused(spec: BundleSpec) -> dict[EnsembleName, EnsembleSpec]:
+    """Return the ensembles with encoder and target head as two steps, where one graph is both, to share the encoder."""
+    if GraphName.GALLERY not in {step.model for step in spec.ensembles[EnsembleName.ENCODE_TARGET].steps}:
+        return dict(spec.ensembles)
     encoder, head = spec.graphs[GraphName.VISION_ENCODER], spec.graphs[GraphName.TARGET_HEAD]
     taken = {tensor.name for tensor in head.inputs}
-    return EnsembleSpec(
+    target = EnsembleSpec(
         inputs=(TensorName.IMAGE,),
         steps=(
             image_step(),
@@ -118,6 +119,7 @@ def _unfused_target(spec: BundleSpec) -> EnsembleSpec:
             ),
         ),
     )
+    return spec.ensembles | {EnsembleName.ENCODE_TARGET: target}
 
 
 def _write_step(bundle: Bundle, step: str, name: str, flavour: Flavour, root: Path) -> None:
