@@ -29,12 +29,11 @@ from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.graph import Graph, pixels, vectors
 from cirrus_export.heads.frozen import freeze
+from cirrus_export.heads.prompts import NO_TOKEN
 from cirrus_export.heads.qwen_vl import VisionTower, patches
 
 CONTEXT_LENGTH = 128
 """Text tokens with the end of the prompt; an edit has about ten."""
-NO_TOKEN = -1
-"""Pads texts and prompts. The vocabulary has no such id, so that no token of a prompt is taken for padding."""
 _IMAGE_SIZE_PX = 448
 Levels = tuple[float, float, float]
 

@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NO_TOKEN = -1
-"""Pads prompts."""
-
 
 class Pooling(StrEnum):
     """How an embedding is made of a sequence's hidden states.
@@ -81,21 +78,6 @@ class PromptPool(nn.Module):
         scores = nn.functional.normalize(instance, dim=-1) @ nn.functional.normalize(self.keys, dim=-1).T
         places = scores.topk(self.chosen, dim=-1).indices
         return self.values[places].flatten(1, 2)
-
-
-class TaskPrompt(nn.Module):
-    """What the language model reads beside an image's tokens: the task's prompt, and no text if it has none."""
-
-    def __init__(self, prompt: tuple[int, ...], no_text: tuple[int, ...] | None = None) -> None:
-        """prompt: padded with negative ids to the length of every task's. no_text: padding alone."""
-        super().__init__()
-        self.given = [ids for ids in (prompt, no_text) if ids is not None]
-
-    def forward(self, image_tokens: Tensor) -> tuple[Tensor, ...]:
-        """Return prompt_ids int64 [B, P], and token_ids int64 [B, T] of a task without a text."""
-        return tuple(
-            torch.tensor(ids, device=image_tokens.device).expand(image_tokens.shape[0], -1) for ids in self.given
-        )
 
 
 class PromptedLanguage(nn.Module):

@@ -153,22 +153,6 @@ class LastToken(nn.Module):
         return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
 
 
-class Prompted(nn.Module):
-    """What the language model reads beside an image's tokens: the task's prompt, and a text of its own if given."""
-
-    def __init__(self, prompt: tuple[int, ...], text: tuple[int, ...] | None = None) -> None:
-        """prompt: padded with negative ids to the length of every task's. text: of a task whose inputs have none."""
-        super().__init__()
-        self.prompt = prompt
-        self.text = text
-
-    def forward(self, image_tokens: Tensor) -> tuple[Tensor, ...]:
-        """Return prompt_ids int64 [B, P], image_mask int64 [B, 1], and token_ids int64 [B, T] if it has a text."""
-        batch = image_tokens.shape[0]
-        given = [self.prompt, (1,), *([] if self.text is None else [self.text])]
-        return tuple(torch.tensor(ids, device=image_tokens.device).expand(batch, -1) for ids in given)
-
-
 class WithoutImage(nn.Module):
     """The task's prompt, and an image that is not there, for a text alone."""
 

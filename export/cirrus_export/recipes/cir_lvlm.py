@@ -11,7 +11,8 @@ from cirrus_client.names import EnsembleName, TensorName
 from cirrus_export.backbones.backbone import require
 from cirrus_export.backbones.lvlm import LvlmBackbone
 from cirrus_export.graph import Graph, token_ids, vector, vectors
-from cirrus_export.heads.lvlm import NO_TOKEN, Pooling, PromptedLanguage, TaskPrompt
+from cirrus_export.heads.lvlm import Pooling, PromptedLanguage
+from cirrus_export.heads.prompts import Constants, padded
 from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
@@ -108,10 +109,13 @@ class CirLvlm(Recipe):
 
     def _prompt_graph(self, task: str) -> Graph:
         prompt = self._target_prompt if task == _TARGET else self._query_prompt
-        padded = (*prompt, *[NO_TOKEN] * (self._prompt_length - len(prompt)))
-        no_text = (self.backbone.config.pad_id,) * self.text_lengths[0] if task == _TARGET else None
-        of_text = () if no_text is None else (_ids(TensorName.TOKEN_IDS, len(no_text)),)
-        return Graph(task, TaskPrompt(padded, no_text), inputs=self._image_tokens(), outputs=(self._prompt(), *of_text))
+        no_text = ((self.backbone.config.pad_id,) * self.text_lengths[0],) if task == _TARGET else ()
+        return Graph(
+            task,
+            Constants(padded(prompt, self._prompt_length), *no_text),
+            inputs=self._image_tokens(),
+            outputs=(self._prompt(), *(_ids(TensorName.TOKEN_IDS, len(ids)) for ids in no_text)),
+        )
 
     @property
     def _prompt_length(self) -> int:

@@ -14,9 +14,10 @@ from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, TensorName
 from cirrus_export.backbones.backbone import require
-from cirrus_export.backbones.qwen_vl import NO_TOKEN, QwenVlBackbone
+from cirrus_export.backbones.qwen_vl import QwenVlBackbone
 from cirrus_export.graph import Graph, token_ids, vector, vectors
-from cirrus_export.heads.qwen_vl import LastToken, Prompted, WithoutImage
+from cirrus_export.heads.prompts import Constants, padded
+from cirrus_export.heads.qwen_vl import LastToken, WithoutImage
 from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
@@ -122,19 +123,19 @@ class VlmEmbedder(Recipe):
         )
 
     def _prompt_graph(self, task: str) -> Graph:
-        text = _padded(self.backbone.suffix_ids, self.text_lengths[0]) if task == _TARGET else None
+        text = padded(self.backbone.suffix_ids, self.text_lengths[0]) if task == _TARGET else None
         prompt = self._target_prompt if task == _TARGET else self._query_prompt
         of_text = () if text is None else (_ids(TensorName.TOKEN_IDS, len(text)),)
         return Graph(
             task,
-            Prompted(_padded(prompt, self._prompt_length), text),
+            Constants(padded(prompt, self._prompt_length), (1,), *(() if text is None else (text,))),
             inputs=self._image_tokens(),
             outputs=(*self._prompt(), *of_text),
         )
 
     def _text_query_graph(self) -> Graph:
         backbone = self.backbone
-        prompt = _padded(self._query_prompt, self._prompt_length)
+        prompt = padded(self._query_prompt, self._prompt_length)
         return Graph(
             _TEXT_QUERY,
             WithoutImage(prompt, backbone.num_image_tokens, backbone.image_token_width),
@@ -152,10 +153,6 @@ class VlmEmbedder(Recipe):
 
     def _prompt(self) -> tuple[TensorSpec, TensorSpec]:
         return _ids("prompt_ids", self._prompt_length), _ids("image_mask", 1)
-
-
-def _padded(ids: tuple[int, ...], length: int) -> tuple[int, ...]:
-    return (*ids, *[NO_TOKEN] * (length - len(ids)))
 
 
 def _ids(name: str, length: int) -> TensorSpec:
