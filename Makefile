@@ -18,7 +18,8 @@ BUNDLE ?= $(DEMO)/bundle
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 # Nothing waits in the fast ones.
 CORES := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
-# Python compiles a module when it is first imported; all of them here would take as long as the rest of the set-up.
+# Python compiles a module when it is first imported, and keeps that; to compile all of them would double the set-up.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup lock export export-full serve demo search bench bench-full bench-queries bench-service bench-service-peers bench-retrieval gpu-check test test-fast test-nightly torture test-install wheels lint demo-train clean
