@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from cirrus_client.cores import usable_cores
 from cirrus_client.errors import InvalidImage, InvalidInput
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 from cirrus_client.image.request import split_images
@@ -25,7 +25,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self._spec = PreprocessSpec.model_validate_json(parameters["preprocess"]["string_value"])
         # Pillow releases the interpreter's lock; one instance with threads beats several instances (server#5969).
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(usable_cores())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         started = [self._start(_images(request)) for request in requests]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.cores import usable_cores
 from cirrus_client.engines.engine import Engine, EngineName, sample
 from cirrus_client.engines.kinds import candidates, engine_kind
 from cirrus_client.ensemble import Arrays
@@ -245,7 +245,7 @@ def _file_of_choice(path: Path, precision: Precision, threads: int | None, bulk:
     status = path.stat()
     facts = [
         str(path.resolve()), status.st_size, status.st_mtime_ns, precision, threads, bulk,
-        platform.node(), platform.processor(), os.cpu_count(), *(_version(package) for package in _PACKAGES),
+        platform.node(), platform.processor(), usable_cores(), *(_version(package) for package in _PACKAGES),
     ]  # fmt: skip
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
     return f"{key}.json"

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Precision, TensorSpec
+from cirrus_client.cores import quota
 from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.engines.kinds import EngineKind
 from cirrus_client.ensemble import Arrays
@@ -64,8 +65,9 @@ class OnnxRuntimeEngine(Engine):
     ) -> None:
         """Load the graph.
 
-        precision: the precision of its bundle. threads: CPU threads per run; None leaves it to ONNX Runtime. The
-        TensorRT provider builds its engine here, which takes minutes, and keeps it in the user's cache folder.
+        precision: the precision of its bundle. threads: CPU threads per run; None leaves it to ONNX Runtime, within the
+        container's quota. The TensorRT provider builds its engine here, which takes minutes, and keeps it in the user's
+        cache folder.
         Raises EngineError if the file can't be loaded, uses operators that the provider does not have, or if the first
         of the given providers is not installed or can't start.
         """
@@ -85,8 +87,7 @@ class OnnxRuntimeEngine(Engine):
         if precision is Precision.FP8:
             # It moves float8 tensors through operators that do not take them (ONNX Runtime 1.31).
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or quota() or 0
         try:
             self._session = onnxruntime.InferenceSession(
                 path,

@@ -16,6 +16,7 @@ import openvino
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Precision, TensorSpec
+from cirrus_client.cores import quota
 from cirrus_client.engines.engine import Engine, tensor_spec
 from cirrus_client.engines.kinds import EngineKind
 from cirrus_client.engines.onnx_runtime import on_gpu
@@ -54,8 +55,8 @@ class OpenVinoEngine(Engine):
     def __init__(self, path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> None:
         """Load the graph.
 
-        threads: CPU threads per run; None leaves it to OpenVINO. bulk: split each batch among streams that have cores
-        of their own, and wait for each other once per batch instead of at every layer.
+        threads: CPU threads per run; None leaves it to OpenVINO, within the container's quota. bulk: split each batch
+        among streams that have cores of their own, and wait for each other once per batch instead of at every layer.
         Raises EngineError if the file can't be loaded, or this CPU does not support the precision.
         """
         super().__init__()
@@ -66,8 +67,8 @@ class OpenVinoEngine(Engine):
             "INFERENCE_PRECISION_HINT": arithmetic,
             "PERFORMANCE_HINT": "THROUGHPUT" if bulk else "LATENCY",
         }
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+        if number := threads or quota():
+            options["INFERENCE_NUM_THREADS"] = number
         try:
             graph = _core().read_model(str(path))
             if precision is Precision.BF16:

@@ -17,7 +17,6 @@ could not read, decode or encode it. What is undone is tried again after the oth
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from cirrus_client.cores import usable_cores
 from cirrus_client.encoders.protocol import Embeddings, Encoder
 from cirrus_client.errors import InvalidImage, UnreadableImage, UnsupportedImage
 from cirrus_client.gallery.source import ImageFile, Source
@@ -128,7 +128,7 @@ class EmbedStream:
         self._batch_size = batch_size
         self._room = batch_size * (encoder.concurrency + _BATCHES_AHEAD)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-        self._decoders = ThreadPoolExecutor(workers or os.cpu_count(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(workers or usable_cores(), thread_name_prefix="decode")
         self._encoders = ThreadPoolExecutor(encoder.concurrency, thread_name_prefix="encode")
 
     def __enter__(self) -> EmbedStream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from cirrus_client import __version__
+from cirrus_client.cores import usable_cores
 from cirrus_client.errors import CirrusError, InvalidRequest
 from cirrus_client.service import openapi
 from cirrus_client.service.door.flow import Flow
@@ -62,7 +62,7 @@ class Service:
     access: Access = field(default_factory=Access)
     images: ImageReader = field(default_factory=lambda: ImageReader(max_bytes=Limits().max_body_bytes))
     suggester: Suggestions | None = None
-    pictures: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(os.cpu_count(), "pictures"))
+    pictures: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(usable_cores(), "pictures"))
 
 
 Opening = Callable[[], AbstractAsyncContextManager[Service]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.canary import LocalRunner, Runner, TritonRunner
+from cirrus_client.cores import usable_cores
 from cirrus_client.encoders.local import Pixels
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.encoders.remembering import Condition, KnownQuery, RememberingEncoder
@@ -73,7 +73,7 @@ class LocalQueries:
         """Keep the encoder. max_waiting, observe: see `Batcher`."""
         self._queries = queries
         self._encoder = encoder = queries.encoder
-        self._decoding = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._decoding = ThreadPoolExecutor(usable_cores(), "decode")
         self._running = ThreadPoolExecutor(1, "encode")
         self._batcher: Batcher[KnownQuery, Embeddings] = Batcher(
             self._run, max_batch=encoder.bundle.spec.max_batch, max_waiting=max_waiting, observe=observe
