@@ -50,7 +50,8 @@ class TokenizerSpec(Record):
     """How a text becomes token ids: [start] content [end] [suffix ...] [pad ...].
 
     file: a Hugging Face `tokenizer.json` inside the bundle. start_id, end_id: None where the model has no such token.
-    suffix_ids: the rest of a prompt behind the text, which no length of a text can cut off.
+    suffix_ids: the rest of a prompt behind the text, which no length of a text can cut off. cut_ids: the last ids of a
+    text that is cut, where the template has words behind the text.
     template: the prompt, in which `{text}` is the text. null_text: the prompt of a text that is absent, or blank once
     it is cleaned. cut_lengths: lengths under the context's, ascending, to which a batch may be cut, because the model
     does not read padding; see `cut`.
@@ -61,6 +62,7 @@ class TokenizerSpec(Record):
     start_id: int | None
     end_id: int | None
     suffix_ids: tuple[int, ...] = ()
+    cut_ids: tuple[int, ...] = ()
     pad_id: int = 0
     cleaning: TextCleaning = TextCleaning.CLIP
     template: str = _PLACE
@@ -69,8 +71,9 @@ class TokenizerSpec(Record):
 
     @model_validator(mode="after")
     def _leaves_room_for_a_text(self) -> Self:
-        if len(self.suffix_ids) + 2 >= self.context_length:
-            raise ValueError(f"suffix_ids has {len(self.suffix_ids)} of {self.context_length} tokens: no text fits")
+        ending = len(self.suffix_ids) + len(self.cut_ids)
+        if ending + 2 >= self.context_length:
+            raise ValueError(f"suffix_ids and cut_ids have {ending} of {self.context_length} tokens: no text fits")
         return self
 
     @model_validator(mode="after")
@@ -136,7 +139,10 @@ class Tokenizer:
         room = spec.context_length - len(start) - len(end)
         token_ids = np.full((len(texts), spec.context_length), spec.pad_id, dtype=np.int64)
         for row, text in zip(token_ids, texts, strict=True):
-            ids = [*start, *self._ids(spec.prompt(text))[:room], *end]
+            content = self._ids(spec.prompt(text))
+            if len(content) > room:
+                content = [*content[: room - len(spec.cut_ids)], *spec.cut_ids]
+            ids = [*start, *content, *end]
             row[: len(ids)] = ids
         return token_ids
 

@@ -131,6 +131,17 @@ def test_a_long_text_is_cut_and_closed_with_the_end_token(tokenizer: Tokenizer, 
     assert token_ids[0, -1] == tokenizer.spec.end_id
 
 
+def test_a_long_text_is_cut_before_the_words_that_end_its_prompt(tmp_path) -> None:
+    write_clip_tokenizer(tmp_path, context_length=77, prompt=Prompt())
+    spec = TokenizerSpec(start_id=None, end_id=None, suffix_ids=(7,), context_length=8, template="{text} dress")
+    dress = int(Tokenizer(spec, tmp_path)(["red"])[0, 1])
+    short, long = Tokenizer(spec.model_copy(update={"cut_ids": (dress,)}), tmp_path)(["red", "red " * 9])
+    assert list(short[1:4]) == [dress, 7, 0]
+    assert list(long) == [short[0]] * 6 + [dress, 7]
+    with pytest.raises(ValueError, match="suffix_ids and cut_ids have 6 of 8 tokens: no text fits"):
+        TokenizerSpec(start_id=None, end_id=None, suffix_ids=(7,) * 5, cut_ids=(dress,), context_length=8)
+
+
 def test_a_text_over_the_limit_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidText, match="4,097 characters"):
         tokenizer(["x" * (MAX_TEXT_CHARACTERS + 1)])

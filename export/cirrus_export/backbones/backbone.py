@@ -47,12 +47,14 @@ class Prompt:
     """How a recipe words a text.
 
     template: the prompt, in which `{text}` is the text. null_text: the prompt of an absent text. cleaning: replaces the
-    tokenizer's own cleaning, where the method has another.
+    tokenizer's own cleaning, where the method has another. suffix_ids, cut_ids: see `TokenizerSpec`.
     """
 
     template: str = "{text}"
     null_text: str = ""
     cleaning: TextCleaning | None = None
+    suffix_ids: tuple[int, ...] = ()
+    cut_ids: tuple[int, ...] = ()
 
     def spec(
         self,
@@ -72,6 +74,8 @@ class Prompt:
             cleaning=self.cleaning or cleaning,
             template=self.template,
             null_text=self.null_text,
+            suffix_ids=self.suffix_ids,
+            cut_ids=self.cut_ids,
         )
 
 
