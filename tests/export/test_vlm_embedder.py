@@ -1,4 +1,7 @@
-"""A small Qwen3-VL and Qwen2-VL of random weights, exported, against transformers' own, from file and text on."""
+"""A small Qwen3-VL and Qwen2-VL of random weights, exported, against transformers' own, from file and text on.
+
+VLM2Vec's wording among them: https://github.com/TIGER-AI-Lab/VLM2Vec, src/model/processor.py and src/data/eval_dataset.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,15 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from cirrus_client import LocalEncoder, TritonEncoder
 from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.errors import CheckpointError, ExportError
+from cirrus_client.image.preprocess import preprocess
+from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from tests.conftest import jpeg
@@ -38,13 +44,30 @@ TEXTS = (
     *("in blue", "", "  two\n\nlines, and\ttabs  ", "ohne Ärmel, 50 % länger — 連衣裙 👗", "is <|im_end|> not the end"),
     *("with stripes " * 60, "'s", "<think> red </think>"),
 )
+JOINED = (
+    "in blue.",
+    "\nin blue",
+    "in blue\n\n",
+    "is it red?! ",
+    "👗",
+    "red." * 60 + "!",
+    "7",
+    "<|image_pad|>\n",
+    "'s.\t",
+)
+"""Texts that a tokenizer joins to the words around them."""
 
 
 def write_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """Train a small tokenizer of Qwen's kind: bytes, NFC, and in Qwen3's a token behind every prompt."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.normalizer = tokenizers.normalizers.NFC()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=400,
@@ -52,7 +75,8 @@ def write_tokenizer(folder: Path) -> tokenizers.Tokenizer:
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the same dress in blue with stripes and longer sleeves", INSTRUCTION] * 9, trainer)
+    words = ["the same dress in blue with stripes and longer sleeves", INSTRUCTION, ".\n", "!\n", " \n", ":\n", "\n\n"]
+    tokenizer.train_from_iterator(words * 9, trainer)
     end = SPECIAL[0]
     if folder.name == "qwen3-vl":
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -124,23 +148,43 @@ class Published:
         self.target = "Represent the user's input." if third else "You are a helpful assistant."
         self.end = "<|im_end|>\n<|im_start|>assistant\n" + ("" if third else "<|endoftext|>")
 
-    @torch.no_grad()
     def __call__(self, image: bytes | None, text: str, instruction: str) -> np.ndarray:
-        shown, of_image = "", {}
+        before = f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n"
+        behind: list[int] = []
+        if image is not None:
+            before, behind = f"{before}<|vision_start|>", self.ids("<|vision_end|>")
+        end_ids = self.tokenizer(self.end)["input_ids"]
+        text_ids = self.ids(text, split_special_tokens=True)[: 128 - len(end_ids)]
+        return self.read(self.ids(before), image, [*behind, *text_ids, *end_ids])
+
+    def ids(self, text: str, **options: bool) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+
+    @torch.no_grad()
+    def read(self, before: list[int], image: bytes | None, behind: list[int], *, counted: bool = False) -> np.ndarray:
+        """Return the last token's state. counted: positions are those of words, for an image too."""
+        shown, of_image = [], {}
         if image is not None:
             picture = Image.open(io.BytesIO(image)).convert("RGB")
             square = picture.resize((self.size_px, self.size_px), Image.Resampling.BICUBIC)
             of_image = dict(self.images(images=[square], return_tensors="pt"))
-            count = int(of_image["image_grid_thw"].prod()) // 4
-            shown = "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>"
-        prompt = f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{shown}"
-        prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        text_ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        end_ids = self.tokenizer(self.end)["input_ids"]
-        ids = torch.tensor([[*prompt_ids, *text_ids[: 128 - len(end_ids)], *end_ids]])
+            shown = [self.model.config.image_token_id] * (int(of_image["image_grid_thw"].prod()) // 4)
+        ids = torch.tensor([[*before, *shown, *behind]])
         types = (ids == self.model.config.image_token_id).int()
-        hidden = self.model(input_ids=ids, mm_token_type_ids=types, use_cache=False, **of_image).last_hidden_state
-        return torch.nn.functional.normalize(hidden[:, -1], dim=-1).numpy()[0]
+        positions = torch.arange(ids.shape[1]).expand(3, 1, -1) if counted else None
+        read = self.model(input_ids=ids, mm_token_type_ids=types, position_ids=positions, use_cache=False, **of_image)
+        return torch.nn.functional.normalize(read.last_hidden_state[:, -1], dim=-1).numpy()[0]
+
+    def vlm2vec(self, image: bytes | None, words: str, *, text_length: int = 128, counted: bool = True) -> np.ndarray:
+        """Return the state of VLM2Vec's message.
+
+        words: all but the image. text_length: how many tokens are kept behind the colon.
+        """
+        ids = self.ids(words, split_special_tokens=True)
+        kept = len(self.ids(words[: words.find(":") + 1])) + text_length
+        if len(ids) > kept:
+            ids = [*ids[: kept - 1], *self.ids("\n")]
+        return self.read([], image, ids, counted=counted)
 
 
 IMAGES = (jpeg("teal", (301, 97)), jpeg("red", (40, 333)), jpeg("white", (1, 1)), jpeg("navy", (96, 96)))
@@ -159,6 +203,36 @@ def test_every_message_is_embedded_as_published(exported, checkpoint) -> None:
     targets = np.stack([published(image, "", published.target) for image in IMAGES])
     assert cosine_min(targets, encoder.encode_targets(IMAGES)) > 0.99999
     assert np.abs(queries @ queries.T)[np.triu_indices(len(queries), 1)].max() < 0.9999  # every text is read
+
+
+@pytest.fixture(scope="module")
+def worded_otherwise(probe, tmp_path_factory) -> tuple[Path, Bundle]:
+    """A Qwen2-VL, and its bundle in VLM2Vec's wording."""
+    base = tmp_path_factory.mktemp("vlm2vec")
+    checkpoint = write_checkpoint(base / "qwen2-vl")
+    return checkpoint, export(request(checkpoint, base / "bundle", wording="vlm2vec", query_instruction=""), probe)
+
+
+@pytest.mark.export
+def test_vlm2vecs_messages_are_embedded_as_published(worded_otherwise) -> None:
+    checkpoint, bundle = worded_otherwise
+    published, encoder = Published(checkpoint), LocalEncoder(bundle)
+    composed = "\nGiven an image, find a similar everyday image with the described changes:"
+    alone, target = "Find me an everyday image that matches the given caption:", "\nRepresent the given image.\n"
+    assert len(published.ids(".\n")) == 1
+    texts = [*TEXTS, *JOINED]
+    images = [IMAGES[place % len(IMAGES)] for place in range(len(texts))]
+    queries = encoder.encode_queries(images, texts)
+    pairs = list(zip(images, texts, strict=True))
+    expected = np.stack([published.vlm2vec(image, f"{composed} {text}\n") for image, text in pairs])
+    assert cosine_min(expected, queries) > 0.99999
+    worded = [text for text in texts if text.strip()]
+    expected = np.stack([published.vlm2vec(None, f"{alone} {text}\n") for text in worded])
+    assert cosine_min(expected, encoder.encode_queries([None] * len(worded), worded)) > 0.99999
+    expected = np.stack([published.vlm2vec(image, target) for image in IMAGES])
+    assert cosine_min(expected, encoder.encode_targets(IMAGES)) > 0.99999
+    in_rows = np.stack([published.vlm2vec(image, target, counted=False) for image in IMAGES])
+    assert cosine_min(expected, in_rows) < 0.9999  # the positions matter
 
 
 @pytest.mark.export
@@ -199,6 +273,51 @@ def test_the_language_model_is_in_one_graph(exported) -> None:
 def test_its_graphs_compile(exported, precision, tmp_path) -> None:
     for name, graph in exported.spec.graphs.items():
         check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
+
+
+@needs_rtx
+@pytest.mark.export
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
+def test_a_prompt_that_begins_with_the_image_compiles(worded_otherwise, precision, tmp_path) -> None:
+    _, bundle = worded_otherwise
+    graph = bundle.spec.graphs["language_model"]
+    check_compiles("language_model", bundle.graph_file("language_model"), graph, precision, tmp_path)
+
+
+def test_a_users_wording_is_read_from_a_file(checkpoint, tmp_path) -> None:
+    """A query has words before its image, a gallery has none, and a message may end with the text."""
+    file, published = tmp_path / "mine.json", Published(checkpoint)
+    words = {"query": "Seen:{image} and {text}", "text": "one {text}", "target": "{image}, and {instruction}"}
+    file.write_text(json.dumps(words | {"target_instruction": "no more"}))
+    recipe = build_recipe(request(checkpoint, tmp_path / "out", wording=str(file), query_instruction=""))
+    assert "message '{image}, and no more'" in recipe.pooling()
+    graphs = {graph.name: graph.module for graph in recipe.graphs()}
+    texts = ["in blue", " ", "with stripes " * 60]
+    token_ids = torch.from_numpy(Tokenizer(recipe.backbone.write_tokenizer(tmp_path, recipe.prompt), tmp_path)(texts))
+    images, end = IMAGES[: len(texts)], published.tokenizer("")["input_ids"]
+    pixels = torch.from_numpy(np.stack([preprocess(image, recipe.backbone.preprocess) for image in images]))
+
+    def expected(before: str, image: bytes | None, behind: str, text: str) -> np.ndarray:
+        ids = [*published.ids(behind), *published.ids(text)[: 128 - len(end)], *end]
+        return published.read(published.ids(before), image, ids, counted=True)
+
+    with torch.no_grad():
+        tokens, model = graphs["vision_encoder"](pixels), graphs["language_model"]
+        queries = model(tokens, *graphs["query_prompt"](tokens), token_ids).numpy()
+        targets = model(tokens, *graphs["target_prompt"](tokens)).numpy()
+        alone = model(*graphs["text_query_prompt"](token_ids), token_ids).numpy()
+        originals = recipe.query(pixels, token_ids), recipe.target(pixels), recipe.text_query(token_ids)
+    spaced = [f" {text}" if text.strip() else " " for text in texts]
+    pairs = list(zip(images, spaced, strict=True))
+    published_queries = np.stack([expected("Seen:", image, " and", text) for image, text in pairs])
+    published_targets = np.stack([expected("", image, ", and no more", "") for image in images])
+    published_alone = np.stack([expected("", None, "one", text) for text in spaced])
+    for theirs, original, ours in zip(
+        (published_queries, published_targets, published_alone), originals, (queries, targets, alone), strict=True
+    ):
+        assert cosine_min(theirs, original.numpy()) > 0.99999
+        assert cosine_min(theirs, ours) > 0.99999
 
 
 def test_a_matryoshka_width_is_the_first_values(checkpoint, tmp_path) -> None:

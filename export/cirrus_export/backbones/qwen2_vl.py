@@ -1,4 +1,4 @@
-"""Qwen2-VL as an encoder of images and texts: GME (arXiv 2412.16855) and Ops-MM-embedding, which are worded alike."""
+"""Qwen2-VL as an encoder of images and texts: GME (arXiv 2412.16855), Ops-MM-embedding, VLM2Vec (arXiv 2410.05160)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from transformers import Qwen2VLModel
 
 
 class Qwen2VlBackbone(QwenVlBackbone):
-    """Qwen2-VL in the wording of its embedding models."""
+    """Qwen2-VL, worded like GME and Ops-MM-embedding unless an option says otherwise."""
 
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
     tower_type = Qwen2VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen2-VL"
-    default_instruction = "You are a helpful assistant."
-    answer = f"{QwenVlBackbone.answer}<|endoftext|>"
+    wording = "gme"
 
 
 class Qwen2VlFamily(QwenVlFamily):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from cirrus_export.backbones.qwen_vl import QwenVlBackbone, QwenVlFamily
 from cirrus_export.heads.qwen3_vl import Qwen3VlTower, axes_of
 
@@ -12,19 +10,13 @@ from transformers import Qwen3VLModel
 
 
 class Qwen3VlBackbone(QwenVlBackbone):
-    """Qwen3-VL in the wording of its embedding models."""
+    """Qwen3-VL, worded like Qwen3-VL-Embedding unless an option says otherwise."""
 
     mean = std = (0.5, 0.5, 0.5)
     tower_type = Qwen3VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen3-VL"
-    default_instruction = "Represent the user's input."
-
-    def worded(self, instruction: str) -> str:
-        """See `QwenVlBackbone.worded`. A full stop is put behind one that ends without punctuation."""
-        stripped = instruction.strip()
-        ends = not stripped or unicodedata.category(stripped[-1]).startswith("P")
-        return stripped if ends else f"{stripped}."
+    wording = "qwen3-vl-embedding"
 
 
 class Qwen3VlFamily(QwenVlFamily):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,17 +40,15 @@ Levels = tuple[float, float, float]
 class QwenVlBackbone(Backbone):
     """Transformers' model for images of one size, and its tokenizer.
 
-    default_instruction: what the published code says where a task has no instruction of its own. answer: the template
-    behind a text, up to where the assistant would answer.
+    wording: the name of how the published embedding models of the generation word their inputs.
     """
 
-    offers = "a vision-language model with Qwen's chat template"
+    offers = "a vision-language model of Qwen's"
     reads_padding = False  # causal, and padding comes last
-    default_instruction: ClassVar[str]
+    wording: ClassVar[str]
     tower_type: ClassVar[type[VisionTower]]
     mean: ClassVar[Levels]
     std: ClassVar[Levels]
-    answer: ClassVar[str] = "<|im_end|>\n<|im_start|>assistant\n"
 
     def __init__(self, model: Any, tokenizer: Path, image_size_px: int) -> None:
         """tokenizer: the checkpoint's `tokenizer.json`. image_size_px: a multiple of patch size times merge size."""
@@ -61,7 +58,7 @@ class QwenVlBackbone(Backbone):
         self.axes = self.axes_of(model.language_model.rotary_emb)
         self._image_size_px = image_size_px
         self._tokenizer_file = tokenizer
-        self._tokenizer = read_tokenizer(tokenizer)
+        self.tokenizer = read_tokenizer(tokenizer)
 
     @staticmethod
     @abstractmethod
@@ -105,20 +102,6 @@ class QwenVlBackbone(Backbone):
         visual: nn.Module = self.model.visual
         return visual
 
-    @cached_property
-    def suffix_ids(self) -> tuple[int, ...]:
-        """The token ids behind a text: the template's end, and what the tokenizer itself puts behind a prompt."""
-        return tuple(self._tokenizer.encode(self.answer, add_special_tokens=True).ids)
-
-    def worded(self, instruction: str) -> str:
-        """Return the system's message as the published code words it."""
-        return instruction
-
-    def prompt_ids(self, instruction: str) -> tuple[int, ...]:
-        """Return the token ids of the template before an image or a text."""
-        before = f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n"
-        return tuple(self._tokenizer.encode(before, add_special_tokens=False).ids)
-
     def vision_graph(self) -> Graph:
         """Return the vision tower as a graph, from pixels to `image_tokens` [B, N, W * (1 + K)] of K deepstack layers.
 
@@ -131,21 +114,28 @@ class QwenVlBackbone(Backbone):
             outputs=(vectors("image_tokens", self.num_image_tokens, self.image_token_width),),
         )
 
-    def original(self, prompt: tuple[int, ...], pixels: Tensor | None, token_ids: Tensor) -> Tensor:
+    def original(
+        self,
+        before: tuple[int, ...],
+        pixels: Tensor | None,
+        behind: tuple[int, ...],
+        token_ids: Tensor,
+        *,
+        grid_positions: bool,
+    ) -> Tensor:
         """Return the last token's hidden state, [B, W], of transformers' own forward pass.
 
-        prompt: token ids before the image. pixels: float32 [B, 3, S, S], or None for texts alone. token_ids: texts with
-        the template's end, int64 [B, T], padded with NO_TOKEN.
+        before, behind: token ids around the image. pixels: float32 [B, 3, S, S], or None for texts alone. token_ids:
+        what comes behind, int64 [B, T], padded with NO_TOKEN. grid_positions: False counts image tokens like words.
         """
         config, batch = self.model.config, token_ids.shape[0]
-        before = [*prompt]
-        if pixels is not None:
-            image = [config.image_token_id] * self.num_image_tokens
-            before += [config.vision_start_token_id, *image, config.vision_end_token_id]
-        ids = torch.cat([torch.tensor(before).expand(batch, -1), token_ids], dim=1)
+        image = () if pixels is None else (config.image_token_id,) * self.num_image_tokens
+        prompt = torch.tensor((*before, *image, *behind), dtype=torch.int64)
+        ids = torch.cat([prompt.expand(batch, -1), token_ids], dim=1)
         mask = ids != NO_TOKEN
         ids = ids.clamp(min=0)
         side = self.grid * int(config.vision_config.spatial_merge_size)
+        positions = None if grid_positions else torch.arange(ids.shape[1]).expand(3, batch, -1)
         of_images = {}
         if pixels is not None:
             values = patches(pixels, config.vision_config)
@@ -157,6 +147,7 @@ class QwenVlBackbone(Backbone):
         hidden = self.model(
             input_ids=ids,
             attention_mask=mask.long(),
+            position_ids=positions,
             mm_token_type_ids=(ids == config.image_token_id).int() if pixels is not None else torch.zeros_like(ids),
             use_cache=False,
             **of_images,
@@ -171,7 +162,7 @@ class QwenVlBackbone(Backbone):
             context_length=self.context_length, start_id=None, end_id=None, pad_id=NO_TOKEN, cleaning=TextCleaning.NONE
         )
         shutil.copyfile(self._tokenizer_file, root / spec.file)
-        return spec.model_copy(update={"suffix_ids": self.suffix_ids})
+        return spec
 
 
 class QwenVlFamily(Family):

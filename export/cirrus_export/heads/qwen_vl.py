@@ -80,31 +80,29 @@ class VisionTower(nn.Module, ABC):
 
 
 class LastToken(nn.Module):
-    """The language model over [prompt; image; text], read at the last token of the text, and normalised.
+    """The language model over [prompt; image; prompt; text], read at its last token, and normalised.
 
-    Prompt and text are padded with negative ids. An image whose mask is negative is not there: nothing attends to it,
-    and it takes no positions.
+    Both parts of the prompt and the text are padded with negative ids. An image whose mask is negative is not there.
+    Nothing attends to what is not there but itself, and it takes no positions.
     """
 
     axes: Tensor
-    rows: Tensor
-    columns: Tensor
+    positions: Tensor
 
-    def __init__(self, language: Any, config: Any, axes: Tensor, grid: int, dim: int) -> None:
+    def __init__(self, language: Any, axes: Tensor, positions: Tensor, before: int, dim: int) -> None:
         """Keep the model.
 
-        config: of the whole model. axes: which of time, height and width each frequency of the rotation stands for,
-        int64 [H / 2]. grid: side G of the grid of image tokens. dim: how many values of the hidden state are kept.
+        axes: which of time, height and width each frequency of the rotation stands for, int64 [H / 2]. positions: of
+        the image's tokens, see `grid_positions`, int64 [3, N]. before: how many of a prompt's ids precede the image.
+        dim: how many values of the hidden state are kept.
         """
         super().__init__()
         self.language: Any = language
-        self.start_id, self.end_id = config.vision_start_token_id, config.vision_end_token_id
-        self.grid = grid
+        self.before = before
+        self.extent = int(positions.max()) + 1
         self.dim = dim
         self.register_buffer("axes", axes, persistent=False)
-        places = torch.arange(grid)
-        self.register_buffer("rows", places.repeat_interleave(grid), persistent=False)
-        self.register_buffer("columns", places.repeat(grid), persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, image_tokens: Tensor, prompt_ids: Tensor, image_mask: Tensor, token_ids: Tensor) -> Tensor:
         """Return embeddings [B, dim].
@@ -114,19 +112,20 @@ class LastToken(nn.Module):
         """
         width = self.language.config.hidden_size
         image, *deepstack = image_tokens.split(width, dim=-1)
-        start, end = (self._words(torch.full_like(image_mask, token)) for token in (self.start_id, self.end_id))
-        hidden = torch.cat([self._words(prompt_ids), start, image, end, self._words(token_ids)], dim=1)
-        seen = torch.cat([prompt_ids >= 0, (image_mask > 0).expand(-1, self.grid**2 + 2), token_ids >= 0], dim=1)
-        length = hidden.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
-        mask = seen[:, None, None, :] & causal
-        cos, sin = self._rotation(prompt_ids, image_mask, token_ids)
-        before, behind = prompt_ids.shape[1] + 1, token_ids.shape[1] + 1
+        before, behind = prompt_ids[:, : self.before], prompt_ids[:, self.before :]
+        hidden = torch.cat([self._words(before), image, self._words(behind), self._words(token_ids)], dim=1)
+        of_image = (image_mask > 0).expand(-1, image.shape[1])
+        seen = torch.cat([before >= 0, of_image, behind >= 0, token_ids >= 0], dim=1)
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        causal, itself = places[:, None] >= places, places[:, None] == places
+        mask = seen[:, None, None, :] & causal | itself
+        cos, sin = self._rotation(before, image_mask, behind, token_ids)
         for number, layer in enumerate(self.language.layers):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin))
             if number < len(deepstack):
-                hidden = hidden + F.pad(deepstack[number], (0, 0, before, behind))
-        last = before + self.grid**2 + (token_ids >= 0).sum(dim=1)
+                words = behind.shape[1] + token_ids.shape[1]
+                hidden = hidden + F.pad(deepstack[number], (0, 0, self.before, words))
+        last = (seen * places).amax(dim=1)
         hidden = hidden.gather(1, last[:, None, None].expand(-1, 1, width)).squeeze(1)
         return F.normalize(self.language.norm(hidden)[:, : self.dim], dim=-1)
 
@@ -134,18 +133,17 @@ class LastToken(nn.Module):
         words: Tensor = self.language.embed_tokens(token_ids.clamp(min=0))
         return words
 
-    def _rotation(self, prompt_ids: Tensor, image_mask: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines [B, L, H] of every position in time, height and width (M-RoPE).
-
-        The image's tokens share one time; the next token comes behind the larger side of the grid.
-        """
-        started = (prompt_ids >= 0).sum(dim=1, keepdim=True)
-        prompt = torch.arange(prompt_ids.shape[1], device=prompt_ids.device).expand(prompt_ids.shape[0], -1)
-        text = torch.arange(token_ids.shape[1], device=token_ids.device) + started + (image_mask > 0) * (self.grid + 2)
-        first, ended = started + 1, started + 1 + self.grid
+    def _rotation(self, before: Tensor, image_mask: Tensor, behind: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [B, L, H] of every position in time, height and width (M-RoPE)."""
+        places = [
+            torch.arange(ids.shape[1], device=ids.device).expand(ids.shape) for ids in (before, behind, token_ids)
+        ]
+        first = (before >= 0).sum(dim=1, keepdim=True)
+        second = first + (image_mask > 0) * self.extent
+        third = second + (behind >= 0).sum(dim=1, keepdim=True)
         axes = [
-            torch.cat([prompt, started, first + image, ended, text], dim=1)
-            for image in (torch.zeros_like(self.rows), self.rows, self.columns)
+            torch.cat([places[0], first + image, second + places[1], third + places[2]], dim=1)
+            for image in self.positions
         ]
         rotary = self.language.rotary_emb
         chosen = torch.stack(axes, dim=-1).index_select(-1, self.axes)
@@ -169,6 +167,20 @@ class WithoutImage(nn.Module):
         batch, device = token_ids.shape[0], token_ids.device
         prompt, mask = (torch.tensor(ids, device=device).expand(batch, -1) for ids in (self.prompt, (-1,)))
         return torch.ones(1, *self.shape, device=device).expand(batch, -1, -1), prompt, mask
+
+
+def grid_positions(side: int) -> Tensor:
+    """Return positions in time, height and width of a square of tokens, int64 [3, side^2].
+
+    All have one time. The token behind them comes behind the larger side.
+    """
+    places = torch.arange(side)
+    return torch.stack([torch.zeros(side**2).long(), places.repeat_interleave(side), places.repeat(side)])
+
+
+def line_positions(count: int) -> Tensor:
+    """Return the positions of tokens that are counted like words, int64 [3, count]."""
+    return torch.arange(count).expand(3, -1)
 
 
 def patches(pixels: Tensor, config: Any) -> Tensor:

@@ -1,10 +1,12 @@
 """A vision-language model that embeds image, text, or both in one pass.
 
-Qwen3-VL-Embedding (arXiv 2601.04720), GME-Qwen2-VL (arXiv 2412.16855) and Ops-MM-embedding.
+Qwen3-VL-Embedding (arXiv 2601.04720), GME-Qwen2-VL (arXiv 2412.16855), Ops-MM-embedding, and VLM2Vec (arXiv
+2410.05160, 2507.04590).
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,14 +15,18 @@ from cirrus_client.bundle import DType, TensorSpec
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, TensorName
-from cirrus_export.backbones.backbone import require
+from cirrus_export.backbones.backbone import Prompt, require
+from cirrus_export.backbones.family import Sizes
 from cirrus_export.backbones.qwen_vl import QwenVlBackbone
+from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector, vectors
-from cirrus_export.heads.prompts import Constants, padded
-from cirrus_export.heads.qwen_vl import LastToken, WithoutImage
+from cirrus_export.heads.prompts import Constants
+from cirrus_export.heads.qwen_vl import LastToken, WithoutImage, grid_positions, line_positions
 from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
+from cirrus_export.recipes.worded import Message, prompts, worded
+from cirrus_export.recipes.wording import find_wording
 
 _LANGUAGE, _QUERY, _TEXT_QUERY, _TARGET = "language_model", "query_prompt", "text_query_prompt", "target_prompt"
 
@@ -28,21 +34,25 @@ _LANGUAGE, _QUERY, _TEXT_QUERY, _TARGET = "language_model", "query_prompt", "tex
 class VlmEmbedderOptions(Options):
     """How a task is worded, and how much of an embedding is kept.
 
-    query_instruction, target_instruction: the system's message, as the published code of the backbone's generation
-    words it; an empty one takes that code's own. dim: how many of the hidden state's first values are kept, since a
-    matryoshka model may be cut; 0 keeps all.
+    wording: a name of Cirrus's own, or a user's FILE.json; an empty one is that of the backbone's generation.
+    query_instruction, text_instruction, target_instruction: take the place of the wording's own; without the second, a
+    text alone has the wording's for it, or else the query's. dim: how many of the hidden state's first values are kept,
+    since a matryoshka model may be cut; 0 keeps all.
     """
 
+    wording: str = ""
     query_instruction: str = ""
+    text_instruction: str = ""
     target_instruction: str = ""
     dim: int = Field(default=0, ge=0)
 
 
 @register("vlm-embedder")
 class VlmEmbedder(Recipe):
-    """The hidden state of the last token of Qwen's chat template, which ends where the assistant would answer.
+    """The hidden state of the last token of a message.
 
-    Query and gallery share one language model in one graph. A gallery image is a message without a text.
+    Its wording is an option: Qwen's chat template up to where the assistant would answer, or VLM2Vec's plain words.
+    Query and gallery share one language model in one graph. A gallery image is a message without a user's text.
     """
 
     works_on = (QwenVlBackbone,)
@@ -55,9 +65,17 @@ class VlmEmbedder(Recipe):
         if options.dim > self._backbone.width:
             raise ExportError(f"--option dim={options.dim}: an embedding has {self._backbone.width} values")
         self._dim = options.dim or self._backbone.width
-        self._target_instruction = self._worded(options.target_instruction)
-        self._query_prompt = self._backbone.prompt_ids(self._worded(options.query_instruction))
-        self._target_prompt = self._backbone.prompt_ids(self._target_instruction)
+        self._wording = find_wording(options.wording or self._backbone.wording).instructed(
+            query=options.query_instruction, text=options.text_instruction, target=options.target_instruction
+        )
+        self._worded = worded(self._wording, self._backbone.tokenizer)
+        self._prompts = prompts(self._worded, self.text_lengths[0])
+        ending = (*self.prompt.suffix_ids, *self.prompt.cut_ids)
+        if len(ending) + 2 >= self._backbone.context_length:
+            raise ExportError(
+                f"the wording has {len(ending)} tokens behind {{text}}, and a text with them may have "
+                f"{self._backbone.context_length}: shorten it"
+            )
 
     @property
     def backbone(self) -> QwenVlBackbone:
@@ -69,18 +87,30 @@ class VlmEmbedder(Recipe):
         """Number of values that are kept of the language model's width."""
         return self._dim
 
+    @property
+    def prompt(self) -> Prompt:
+        """What of the wording is tokenized with a text, and what comes behind it."""
+        return self._worded.prompt
+
+    @staticmethod
+    def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
+        """See `Recipe.check`. A wording is read before the weights are."""
+        assert isinstance(options, VlmEmbedderOptions)
+        if options.wording:
+            find_wording(options.wording)
+
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Return transformers' own pass over image and text."""
-        return self._kept(self.backbone.original(self._query_prompt, pixels, token_ids))
+        return self._original(self._worded.query, pixels, token_ids)
 
     def text_query(self, token_ids: Tensor) -> Tensor:
         """Return transformers' own pass over a text."""
-        return self._kept(self.backbone.original(self._query_prompt, None, token_ids))
+        return self._original(Message(self._worded.text, ()), None, token_ids)
 
     def target(self, pixels: Tensor) -> Tensor:
         """Return transformers' own pass over an image."""
-        suffix = pixels.new_tensor(self.backbone.suffix_ids).long().expand(pixels.shape[0], -1)
-        return self._kept(self.backbone.original(self._target_prompt, pixels, suffix))
+        no_text = torch.empty(pixels.shape[0], 0, dtype=torch.int64, device=pixels.device)
+        return self._original(self._worded.target, pixels, no_text)
 
     def graphs(self) -> list[Graph]:
         """Return vision tower, language model, and what each task gives it to read."""
@@ -103,56 +133,55 @@ class VlmEmbedder(Recipe):
         return {"backbone": self.backbone.model}
 
     def pooling(self) -> str:
-        """Return the pooling, with the instruction that a target is read with."""
-        return f"last token, first {self.dim} values, l2-normalised, instruction {self._target_instruction!r}"
+        """Return the pooling, with the instruction that a target is read with, or the message if it isn't the usual."""
+        wording = self._wording
+        usual = wording.target == find_wording(self.backbone.wording).target
+        worded = f"instruction {wording.target_instruction!r}" if usual else f"message {wording.message('target')!r}"
+        return f"last token, first {self.dim} values, l2-normalised, {worded}"
 
-    def _worded(self, instruction: str) -> str:
-        return self.backbone.worded(instruction or self.backbone.default_instruction)
-
-    def _kept(self, hidden: Tensor) -> Tensor:
+    def _original(self, message: Message, pixels: Tensor | None, token_ids: Tensor) -> Tensor:
+        hidden = self.backbone.original(
+            message.before, pixels, message.behind, token_ids, grid_positions=self._wording.grid_positions
+        )
         return F.normalize(hidden[:, : self.dim], dim=-1)
 
     def _language_graph(self) -> Graph:
         backbone = self.backbone
+        grid = self._wording.grid_positions
+        positions = grid_positions(backbone.grid) if grid else line_positions(backbone.num_image_tokens)
         return Graph(
             _LANGUAGE,
-            LastToken(backbone.model.language_model, backbone.model.config, backbone.axes, backbone.grid, self.dim),
+            LastToken(backbone.model.language_model, backbone.axes, positions, self._prompts.before, self.dim),
             inputs=(*self._image_tokens(), *self._prompt(), token_ids(self.text_lengths)),
             outputs=(vector("query_embedding", self.dim),),
             text_lengths=self.text_lengths,
         )
 
     def _prompt_graph(self, task: str) -> Graph:
-        text = padded(self.backbone.suffix_ids, self.text_lengths[0]) if task == _TARGET else None
-        prompt = self._target_prompt if task == _TARGET else self._query_prompt
-        of_text = () if text is None else (_ids(TensorName.TOKEN_IDS, len(text)),)
+        prompt = self._prompts.target if task == _TARGET else self._prompts.query
+        text = (self._prompts.target_text,) if task == _TARGET else ()
         return Graph(
             task,
-            Constants(padded(prompt, self._prompt_length), (1,), *(() if text is None else (text,))),
+            Constants(prompt, (1,), *text),
             inputs=self._image_tokens(),
-            outputs=(*self._prompt(), *of_text),
+            outputs=(*self._prompt(), *(_ids(TensorName.TOKEN_IDS, len(ids)) for ids in text)),
         )
 
     def _text_query_graph(self) -> Graph:
         backbone = self.backbone
-        prompt = padded(self._query_prompt, self._prompt_length)
         return Graph(
             _TEXT_QUERY,
-            WithoutImage(prompt, backbone.num_image_tokens, backbone.image_token_width),
+            WithoutImage(self._prompts.text, backbone.num_image_tokens, backbone.image_token_width),
             inputs=(token_ids(self.text_lengths),),
             outputs=(*self._image_tokens(), *self._prompt()),
             text_lengths=self.text_lengths,
         )
 
-    @property
-    def _prompt_length(self) -> int:
-        return max(len(self._query_prompt), len(self._target_prompt))
-
     def _image_tokens(self) -> tuple[TensorSpec, ...]:
         return (vectors("image_tokens", self.backbone.num_image_tokens, self.backbone.image_token_width),)
 
     def _prompt(self) -> tuple[TensorSpec, TensorSpec]:
-        return _ids("prompt_ids", self._prompt_length), _ids("image_mask", 1)
+        return _ids("prompt_ids", len(self._prompts.query)), _ids("image_mask", 1)
 
 
 def _ids(name: str, length: int) -> TensorSpec:

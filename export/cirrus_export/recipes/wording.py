@@ -1,0 +1,121 @@
+"""How a vision-language embedder words its inputs: a JSON file of templates, Cirrus's own or a user's."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from importlib.resources import files
+from pathlib import Path
+from typing import Self
+
+from pydantic import ValidationInfo, field_validator, model_validator
+
+from cirrus_client.errors import ExportError
+from cirrus_client.records import Record, parse_record
+
+IMAGE, TEXT, INSTRUCTION = "{image}", "{text}", "{instruction}"
+IMAGE_START = "<|vision_start|>"
+_NEEDED = {"query": [IMAGE, TEXT], "text": [TEXT], "target": [IMAGE]}
+_PLACE = re.compile(r"\{\w+\}")
+_IMAGE_TOKEN = re.compile(r"<\|(image|video)_pad\|>")
+_JSON = ".json"
+_WAY_OUT = "docs/export-your-checkpoint.md says what a wording is"
+
+
+class Wording(Record):
+    """What a model reads for each task, special tokens spelled as in its tokenizer.
+
+    query, text, target: templates for an image with a text, a text alone, and a gallery image. `{image}` is where
+    the image's tokens come, `{text}` the user's text, `{instruction}` the task's instruction. query_instruction,
+    text_instruction, target_instruction: the published ones; without the second, a text alone has the query's.
+    full_stop: put a full stop behind an instruction that ends without punctuation.
+    """
+
+    query: str
+    text: str
+    target: str
+    query_instruction: str = ""
+    text_instruction: str = ""
+    target_instruction: str = ""
+    full_stop: bool = False
+
+    @field_validator("query", "text", "target")
+    @classmethod
+    def _has_its_places(cls, template: str, field: ValidationInfo) -> str:
+        needed = _NEEDED[str(field.field_name)]
+        found = _PLACE.findall(template)
+        others = [place for place in found if place != INSTRUCTION]
+        too_late = TEXT in needed and found[-1:] == [INSTRUCTION]
+        if others != needed or len(found) > len(needed) + 1 or too_late:
+            raise ValueError(
+                f"it must have {' and then '.join(needed)}, once each, and may have one {INSTRUCTION}"
+                f"{f' before {TEXT}' if TEXT in needed else ''}"
+            )
+        if _IMAGE_TOKEN.search(template):
+            raise ValueError(f"{IMAGE} stands for the image's tokens: leave <|image_pad|> and <|video_pad|> out")
+        return template
+
+    @model_validator(mode="after")
+    def _one_tokenizer_reads_every_text(self) -> Self:
+        if text_part(self.query) != text_part(self.text):
+            raise ValueError(f"'query' and 'text' must have the same spaces before {TEXT} and the same end behind it")
+        return self
+
+    @model_validator(mode="after")
+    def _shows_every_image_alike(self) -> Self:
+        if self.grid_positions != (IMAGE_START + IMAGE in self.target):
+            raise ValueError(f"'query' and 'target' must both have {IMAGE_START} right before {IMAGE}, or neither")
+        return self
+
+    @property
+    def grid_positions(self) -> bool:
+        """True if an image's tokens have positions in rows and columns, False if they are counted like words.
+
+        transformers 4, with which these models were trained, looks for images behind this token alone.
+        """
+        return IMAGE_START + IMAGE in self.query
+
+    def instructed(self, *, query: str = "", text: str = "", target: str = "") -> Wording:
+        """Return this wording with other instructions; an empty one stays. White space around them is cut.
+
+        Raises ExportError for an instruction for which its template has no place.
+        """
+        query = query or self.query_instruction
+        text = text or self.text_instruction or (query if INSTRUCTION in self.text else "")
+        said = {"query": query, "text": text, "target": target or self.target_instruction}
+        return self.model_copy(update={f"{task}_instruction": self._said(task, words) for task, words in said.items()})
+
+    def message(self, task: str) -> str:
+        """Return the template "query", "text" or "target" with its instruction in place."""
+        template, instruction = getattr(self, task), getattr(self, f"{task}_instruction")
+        return str(template.replace(INSTRUCTION, instruction))
+
+    def _said(self, task: str, instruction: str) -> str:
+        said = instruction.strip()
+        if said and INSTRUCTION not in getattr(self, task):
+            raise ExportError(f"{task}_instruction {said!r}: the wording's '{task}' has no {INSTRUCTION} to put it at")
+        if IMAGE in said or TEXT in said:
+            raise ExportError(f"{task}_instruction {said!r}: {IMAGE} and {TEXT} belong into the wording")
+        ends = not self.full_stop or not said or unicodedata.category(said[-1]).startswith("P")
+        return said if ends else f"{said}."
+
+
+def text_part(template: str) -> tuple[str, str]:
+    """Return the spaces before a template's text, which tokenizers join to it, and what comes behind it."""
+    before, _, behind = template.partition(TEXT)
+    return before[len(before.rstrip(" ")) :], behind
+
+
+def find_wording(name: str) -> Wording:
+    """Return one of Cirrus's own wordings by its name, or a user's from FILE.json. Raises ExportError."""
+    if name.endswith(_JSON):
+        try:
+            content = Path(name).read_bytes()
+        except OSError as error:
+            raise ExportError(f"--option wording={name}: {error.strerror}") from None
+        return parse_record(content, Wording, source=f"wording {name}", raises=ExportError, way_out=_WAY_OUT)
+    folder = files("cirrus_export") / "wordings"
+    known = sorted(entry.name.removesuffix(_JSON) for entry in folder.iterdir())
+    if name not in known:
+        raise ExportError(f"--option wording={name}: there is no such wording; known: {', '.join(known)}, or FILE.json")
+    return Wording.model_validate_json((folder / f"{name}{_JSON}").read_bytes())

@@ -1,0 +1,110 @@
+"""How a vision-language embedder's wording is read, refused, and turned into ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import tokenizers
+
+from cirrus_client.errors import ExportError
+from cirrus_export.recipes.worded import prompts, worded
+from cirrus_export.recipes.wording import Wording, find_wording
+from tests.export.test_vlm_embedder import write_tokenizer
+
+OWN = ("gme", "qwen3-vl-embedding", "vlm2vec")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> tokenizers.Tokenizer:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def refused(tmp_path) -> Callable[..., str]:
+    """Return the message with which VLM2Vec's wording with other fields is refused."""
+
+    def refusal(**fields: object) -> str:
+        file = tmp_path / "mine.json"
+        file.write_text(json.dumps(find_wording("vlm2vec").model_dump() | fields))
+        with pytest.raises(ExportError) as caught:
+            find_wording(str(file))
+        assert str(file) in str(caught.value)
+        return str(caught.value)
+
+    return refusal
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_own_wording_is_found_and_fits_the_tokenizer(name: str, tokenizer) -> None:
+    messages = worded(find_wording(name).instructed(), tokenizer)
+    constants = prompts(messages, 16)
+    assert len(constants.query) == len(constants.text) == len(constants.target)
+    assert find_wording(name).grid_positions == (name != "vlm2vec")
+
+
+def test_an_unknown_name_or_file_is_refused(tmp_path) -> None:
+    with pytest.raises(ExportError, match="wording=e5-v: there is no such wording; known: gme, qwen3-vl-embedding,"):
+        find_wording("e5-v")
+    with pytest.raises(ExportError, match=r"none\.json: No such file"):
+        find_wording(str(tmp_path / "none.json"))
+    (tmp_path / "list.json").write_text("[")
+    with pytest.raises(ExportError, match=r"list\.json: it is not JSON"):
+        find_wording(str(tmp_path / "list.json"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"query": "{instruction} {text}\n"}, "field 'query': Value error, it must have {image} and then {text}"),
+        ({"query": "{image}\n"}, "field 'query'"),
+        ({"query": "{text} {image}\n"}, "field 'query'"),
+        ({"query": "{image}{image} {text}\n"}, "field 'query'"),
+        ({"query": "{image} {text} {instruction}\n"}, "one {instruction} before {text}"),
+        ({"query": "{image} {instruction} {instruction} {text}\n"}, "field 'query'"),
+        ({"query": "{image} {caption} {text}\n"}, "field 'query'"),
+        ({"query": "<|image_pad|>{image} {text}\n"}, "leave <|image_pad|> and <|video_pad|> out"),
+        ({"text": "{image} {text}\n"}, "field 'text': Value error, it must have {text}, once"),
+        ({"target": "an image"}, "field 'target': Value error, it must have {image}, once"),
+        ({"target": None}, "field 'target': Input should be a valid string"),
+        ({"text": "{text}\n"}, "'query' and 'text' must have the same spaces before {text}"),
+        ({"text": "{instruction} {text}"}, "and the same end behind it"),
+        ({"target": "<|vision_start|>{image}\n"}, "must both have <|vision_start|> right before {image}, or neither"),
+        ({"pooling": "mean"}, "field 'pooling'"),
+    ],
+)
+def test_a_file_that_is_no_wording_is_refused_with_file_and_field(refused, fields: dict, reason: str) -> None:
+    assert reason in refused(**fields)
+
+
+def test_a_special_token_must_be_one_of_the_tokenizer(tokenizer) -> None:
+    wording = find_wording("vlm2vec").model_copy(update={"target": "{image}<|vision_stop|>{instruction}"})
+    with pytest.raises(ExportError, match=r"<\|vision_stop\|>, which is no special token"):
+        worded(wording.instructed(), tokenizer)
+
+
+def test_an_instruction_needs_a_place() -> None:
+    wording = Wording(query="{image} {text}", text=" {text}", target="{image}.")
+    with pytest.raises(ExportError, match=r"query_instruction 'Find': the wording's 'query' has no {instruction}"):
+        wording.instructed(query="Find")
+    with pytest.raises(ExportError, match="belong into the wording"):
+        find_wording("gme").instructed(target="Represent {image}")
+
+
+def test_a_text_alone_has_the_querys_instruction_unless_it_has_its_own() -> None:
+    assert find_wording("gme").instructed(query="Find").text_instruction == "Find"
+    assert find_wording("gme").instructed(query="Find", text="Seek").text_instruction == "Seek"
+    own = find_wording("vlm2vec")
+    assert own.instructed(query="Find").text_instruction == own.text_instruction
+    assert find_wording("qwen3-vl-embedding").instructed(query=" Find ").query_instruction == "Find."
+
+
+def test_a_message_is_cut_around_the_image_with_the_least_padding(tokenizer) -> None:
+    messages = worded(find_wording("vlm2vec").instructed(), tokenizer)
+    constants = prompts(messages, 16)
+    assert constants.before == 0
+    assert len(constants.query) == len(messages.query.behind)
+    assert constants.target_text[-1:] == tuple(tokenizer.encode(".\n").ids)
+    chat = prompts(worded(find_wording("gme").instructed(), tokenizer), 16)
+    assert chat.query[chat.before :] == (tokenizer.token_to_id("<|vision_end|>"),)
