@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import tokenizers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from cirrus_client.errors import ExportError
+from cirrus_client.tokenizer import TextCleaning, Tokenizer
 from cirrus_export.recipes.worded import prompts, worded
 from cirrus_export.recipes.wording import Wording, find_wording
 from tests.export.test_vlm_embedder import write_tokenizer
@@ -17,8 +21,13 @@ OWN = ("gme", "qwen3-vl-embedding", "vlm2vec")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> tokenizers.Tokenizer:
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder) -> tokenizers.Tokenizer:
+    return write_tokenizer(folder)
 
 
 @pytest.fixture
@@ -42,6 +51,20 @@ def test_an_own_wording_is_found_and_fits_the_tokenizer(name: str, tokenizer) ->
     constants = prompts(messages, 16)
     assert len(constants.query) == len(constants.text) == len(constants.target)
     assert find_wording(name).grid_positions == (name != "vlm2vec")
+
+
+@given(
+    text=st.text(st.sampled_from(" \n\t\r.:!'saé7\u0301連👗-"), max_size=12),
+    instruction=st.sampled_from(["Find:", "é", "7", "It's"]),
+)
+@settings(deadline=None)
+def test_an_instruction_and_a_text_are_tokenized_as_if_together(tokenizer, folder, text, instruction) -> None:
+    assume(text.strip())
+    messages = worded(find_wording("vlm2vec").instructed(query=instruction), tokenizer)
+    spec = messages.prompt.spec(context_length=128, start_id=None, end_id=None, pad_id=-1, cleaning=TextCleaning.NONE)
+    token_ids = Tokenizer(spec, folder)([text])[0]
+    whole = tokenizer.encode(f"\n{instruction} {text}\n", add_special_tokens=False).ids
+    assert [*messages.query.behind, *token_ids[token_ids >= 0]] == whole
 
 
 def test_an_unknown_name_or_file_is_refused(tmp_path) -> None:
