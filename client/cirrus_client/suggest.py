@@ -7,8 +7,9 @@ it has read are kept in a cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import tokenizers
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision, check_listed, check_model_files
-from cirrus_client.engines import EngineName, open_engine
+from cirrus_client.engines import Engine, EngineName, candidates, open_engine
 from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
-from cirrus_client.records import Name, Record, RelativePath, read_record
+from cirrus_client.records import GrownRecord, Name, RelativePath, read_record
 from cirrus_client.triton.channel import open_channel
 from cirrus_client.triton.requests import FAILURES, check_address, error_text, typed_error
 from cirrus_client.triton.wire import parse_error
@@ -35,7 +36,7 @@ _WAY_OUT = "export it again with `cirrus export-suggester`, or copy it whole"
 _SIDES = ("reference", "target")
 
 
-class SuggestSpec(Record):
+class SuggestSpec(GrownRecord):
     """The contents of `suggest.json`: the graphs of a suggester, and the token that ends a text.
 
     READ_IMAGE turns `pixels`, float32 [B, 3, S, S], into `image_tokens`, float32 [B, Q, D].
@@ -45,8 +46,11 @@ class SuggestSpec(Record):
     of the token that follows, float32 [B, V], and the `added` keys and values, float32 [B, L, 2, H, S, E]. A token id
     of -1 - i stands for token i of `reference_tokens` and `target_tokens`, each float32 [B, Q, D].
 
-    prompt: the token ids of the first call. end_id: the token that ends a text.
+    prompt: the token ids of the first call. end_id: the token that ends a text. precision: of the arithmetic inside the
+    graphs; their inputs and outputs are float32.
     """
+
+    later_fields: ClassVar[frozenset[str]] = frozenset({"precision"})
 
     format: Literal[2]
     name: Name
@@ -57,6 +61,7 @@ class SuggestSpec(Record):
     max_tokens: int = Field(gt=0)
     files: dict[RelativePath, str]
     fidelity: FidelityStatus
+    precision: Precision = Precision.FP32
 
     @model_validator(mode="after")
     def _lists_what_it_names(self) -> Self:
@@ -74,19 +79,27 @@ class Suggester(Protocol):
 class LocalSuggester:
     """Runs a suggester in this process. Threads may share it."""
 
-    def __init__(self, root: Path, *, engine: str = EngineName.ONNXRUNTIME) -> None:
-        """Load a suggester. engine: see `open_engine`.
+    def __init__(self, root: Path, *, engine: str | None = None) -> None:
+        """Load a suggester. engine: see `open_engine`; None takes ONNX Runtime where it runs the suggester's precision.
 
+        Engines are not compared for speed, as those of bundles are: the language model would be in memory twice.
         Raises BundleError if the folder is not a suggester, is damaged, or failed its gate, and what `open_engine`
         raises.
         """
+        self.root = root
         self.spec = read_suggester(root)
+        if engine is None and EngineName.ONNXRUNTIME in candidates(self.spec.precision):
+            engine = EngineName.ONNXRUNTIME
         self._tokenizer = tokenizers.Tokenizer.from_file(str(root / TOKENIZER))
         self._read, self._next = (
-            open_engine(root / self.spec.graphs[graph].file, Precision.FP32, engine=engine)
+            open_engine(root / self.spec.graphs[graph].file, self.spec.precision, engine=engine)
             for graph in (READ_IMAGE, NEXT_TOKENS)
         )
-        self._cache_shape = next(spec.shape for spec in self._next.inputs if spec.name == "cache")
+
+    @property
+    def device(self) -> str:
+        """The engine that runs the graphs, see `Engine`."""
+        return self._next.device
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
         """Return the edit text. Raises InvalidImage that says which of the two images is bad."""
@@ -94,47 +107,67 @@ class LocalSuggester:
 
     def pixels(self, reference: ImageInput, target: ImageInput) -> NDArray[np.float32]:
         """Return both images preprocessed, float32 [2, 3, S, S]. Raises InvalidImage as `suggest` does."""
-        pixels = []
-        for side, image in zip(_SIDES, (reference, target), strict=True):
-            try:
-                pixels.append(preprocess(image_bytes(image), self.spec.preprocess))
-            except InvalidImage as error:
-                raise InvalidImage(f"{side} image: {error.reason}", item=side) from None
-        return np.stack(pixels)
+        return pair_pixels(reference, target, self.spec.preprocess)
 
     def texts(self, pixels: NDArray[np.float32]) -> list[str]:
         """Return the edit texts of a batch of pairs. pixels: see `token_ids`."""
-        generated = self.token_ids(pixels)
-        return [str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
+        return [self.decode(token_ids) for token_ids in self.token_ids(pixels)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
 
     def token_ids(self, pixels: NDArray[np.float32]) -> list[list[int]]:
         """Generate the token ids of each pair, without the end token.
 
         pixels: references and targets, float32 [B, 2, 3, S, S]. A text that has ended is carried along until all have.
         """
-        read = self._read({"pixels": pixels.reshape(-1, *pixels.shape[2:])})["image_tokens"]
-        reference, target = read.reshape(len(pixels), 2, *read.shape[1:]).swapaxes(0, 1)
-        cache = np.zeros((len(pixels), *self._cache_shape), dtype=np.float32)
+        reading = self.reading(self.image_tokens(pixels))
         given = np.tile(np.array(self.spec.prompt), (len(pixels), 1))
         generated = np.full((len(pixels), self.spec.max_tokens + 1), self.spec.end_id)
-        filled = 0
         for place in range(self.spec.max_tokens):
-            answer = self._next(
-                {
-                    "reference_tokens": reference,
-                    "target_tokens": target,
-                    "token_ids": given,
-                    "cached_tokens": np.full((len(pixels), 1), filled),
-                    "cache": cache,
-                }
-            )
-            cache[..., filled : filled + given.shape[1], :] = answer["added"]
-            filled += given.shape[1]
-            generated[:, place] = answer["logits"].argmax(axis=1)
+            generated[:, place] = reading.logits(given).argmax(axis=1)
             given = generated[:, place : place + 1]
             if (generated[:, : place + 1] == self.spec.end_id).any(axis=1).all():
                 break
         return [ids[: ids.index(self.spec.end_id)] for ids in generated.tolist()]
+
+    def image_tokens(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the tokens of both images of each pair, float32 [B, 2, Q, D]. pixels: see `token_ids`."""
+        read = self._read({"pixels": pixels.reshape(-1, *pixels.shape[2:])})["image_tokens"]
+        return read.reshape(len(pixels), 2, *read.shape[1:])
+
+    def reading(self, image_tokens: NDArray[np.float32]) -> Reading:
+        """Begin to read. image_tokens: float32 [B, 2, Q, D]."""
+        return Reading(self._next, image_tokens)
+
+
+class Reading:
+    """What the language model has read so far of a batch of pairs. It belongs to one thread."""
+
+    def __init__(self, engine: Engine, image_tokens: NDArray[np.float32]) -> None:
+        """Read nothing yet. engine: NEXT_TOKENS. image_tokens: float32 [B, 2, Q, D]."""
+        self._engine = engine
+        self._reference, self._target = image_tokens.swapaxes(0, 1)
+        shape = next(spec.shape for spec in engine.inputs if spec.name == "cache")
+        self._cache = np.zeros((len(image_tokens), *shape), dtype=np.float32)
+        self._filled = 0
+
+    def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Read token_ids, int64 [B, S], behind those read before: the logits of the token that follows, [B, V]."""
+        answer = self._engine(
+            {
+                "reference_tokens": self._reference,
+                "target_tokens": self._target,
+                "token_ids": token_ids,
+                "cached_tokens": np.full((len(token_ids), 1), self._filled),
+                "cache": self._cache,
+            }
+        )
+        self._cache[..., self._filled : self._filled + token_ids.shape[1], :] = answer["added"]
+        self._filled += token_ids.shape[1]
+        logits: NDArray[np.float32] = answer["logits"]
+        return logits
 
 
 class TritonSuggester:
@@ -165,6 +198,17 @@ class TritonSuggester:
             raise (invalid[0](invalid[2]) if invalid else typed_error(error, self.url, None)) from None
         finally:
             client.close()
+
+
+def pair_pixels(reference: ImageInput, target: ImageInput, spec: PreprocessSpec) -> NDArray[np.float32]:
+    """Return two images preprocessed, float32 [2, 3, S, S]. Raises InvalidImage that says which of them is bad."""
+    pixels = []
+    for side, image in zip(_SIDES, (reference, target), strict=True):
+        try:
+            pixels.append(preprocess(image_bytes(image), spec))
+        except InvalidImage as error:
+            raise InvalidImage(f"{side} image: {error.reason}", item=side) from None
+    return np.stack(pixels)
 
 
 def read_suggester(root: Path) -> SuggestSpec:

@@ -9,6 +9,8 @@ import typer
 
 from cirrus_client.bundle import Precision
 from cirrus_client.cli.console import echo
+from cirrus_client.errors import BundleError
+from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_export.gate.probe import Probe
 from cirrus_export.repository import Flavour
 
@@ -99,6 +101,12 @@ def compile_command(
     from cirrus_export.compile.ahead_of_time import compile_ahead
     from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
 
+    if (bundle / SUGGESTER).exists():
+        raise BundleError(
+            f"{bundle} is a suggester, whose graphs run on ONNX Runtime or OpenVINO and not on plans; for less memory "
+            "and time export it in a lower precision: cirrus export-suggester --precision",
+            path=bundle,
+        )
     if target:
         _refuse_beside_for(
             {
@@ -160,6 +168,7 @@ def export_suggester_command(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of an InstructBLIP, as transformers saves it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The suggester's folder; an older one is replaced.")],
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of images on which texts are compared.")] = 8,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic inside the graphs.")] = Precision.FP32,
 ) -> None:
     """Export MTST's edit writer: two images in, the edit text out. `cirrus suggest` uses it."""
     from cirrus_export.gate.probe import default_probe
@@ -167,8 +176,8 @@ def export_suggester_command(
 
     probe = default_probe(queries=pairs, gallery=2 * pairs)
     images = [(query.image, probe.gallery[query.target]) for query in probe.queries]
-    export_suggester(checkpoint, out, images, show_progress=True)
-    echo(f"{out}: every text agrees; try it: cirrus suggest a.jpg b.jpg --model {out}")
+    export_suggester(checkpoint, out, images, precision=precision, show_progress=True)
+    echo(f"{out}: fidelity gate passed, see {out / 'report.md'}; try it: cirrus suggest a.jpg b.jpg --model {out}")
 
 
 def recipes_command() -> None:

@@ -17,7 +17,8 @@ from cirrus_client.errors import BundleError
 from cirrus_client.names import Transport
 from cirrus_client.plans import Library, has_plans, plan_file, read_plans
 from cirrus_client.suggest import CONTRACT as SUGGESTER
-from cirrus_client.suggest import read_suggester
+from cirrus_client.suggest import TritonSuggester, read_suggester
+from cirrus_client.suggest_canary import check_texts, read_suggest_canary
 from cirrus_client.triton.repository import RECORD, REPOSITORIES, read_repository
 from cirrus_client.triton.served_names import ServedNames
 
@@ -33,8 +34,12 @@ def verify(
 ) -> None:
     """Check that all files that searching and serving read are as they were written, and the fidelity gate passed.
 
-    With --server, replay the bundle's golden inputs there, and compare every stage with the original's outputs.
+    With --server, replay the bundle's golden inputs there, and compare every stage with the original's outputs; of a
+    suggester, the texts of its golden pairs.
     """
+    if server is not None and (bundle / SUGGESTER).exists():
+        _hold_suggester(server, bundle, name, transport)
+        return
     if server is not None:
         _hold(server, name, transport, Bundle.open(bundle))
         return
@@ -42,8 +47,9 @@ def verify(
         spec = read_repository(bundle)
         echo(f"{bundle}: whole ({len(spec.files)} files match their sha256), {spec.flavour} flavour")
     elif (bundle / SUGGESTER).exists():
-        count = len(read_suggester(bundle).files) + _verified_repositories(bundle)
-        echo(f"{bundle}: whole ({count} files match their sha256), fidelity gate passed")
+        suggester = read_suggester(bundle)
+        count = len(suggester.files) + _verified_repositories(bundle)
+        echo(f"{bundle}: whole ({count} files match their sha256), fidelity gate passed; {suggester.precision}")
     else:
         _verify_bundle(Bundle.open(bundle))
 
@@ -60,6 +66,19 @@ def _hold(server: str, name: str | None, transport: Transport, bundle: Bundle) -
     )
     result.check(f"the server at {server}")
     echo(f"{server}: every stage of {bundle.spec.name} answers as the original does")
+
+
+def _hold_suggester(server: str, root: Path, name: str | None, transport: Transport) -> None:
+    if name is not None or transport is not Transport.GRPC:
+        raise typer.BadParameter(
+            "leave it away: a server has one suggester, called over gRPC", param_hint="--name, --transport"
+        )
+    spec = read_suggester(root)
+    canary = read_suggest_canary(root, spec)
+    if canary is None:
+        raise BundleError(f"suggester {root}: has no canary, as older exports; export it again", path=root)
+    check_texts(canary, TritonSuggester(server), f"the server at {server}")
+    echo(f"{server}: all {len(canary.pairs)} golden pairs get the text that {spec.name} wrote at its export")
 
 
 def _verify_bundle(bundle: Bundle) -> None:

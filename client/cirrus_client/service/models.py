@@ -209,10 +209,13 @@ class Health(Answer):
 
 
 class ReadyPart(Answer):
-    """A version of a collection. cosine: the smallest of its canary's stages; null if its bundle has no canary."""
+    """A version of a collection, or the suggester, which has no space and no cosine.
+
+    cosine: the smallest of its canary's stages; null if its bundle has no canary.
+    """
 
     part: str
-    space: str
+    space: str | None
     cosine: float | None
 
 

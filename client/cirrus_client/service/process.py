@@ -49,11 +49,12 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
         for name, sources in options.collections.items():
             registry.add(name, sources)
         images = ImageReader(max_bytes=options.limits.max_body_bytes, hosts=options.image_hosts)
-        suggester = None if options.suggester is None else Suggestions(LocalSuggester(options.suggester))
+        suggester = None if options.suggester is None else LocalSuggester(options.suggester)
+        suggestions = None if suggester is None else Suggestions(suggester)
 
         @asynccontextmanager
         async def opening() -> AsyncIterator[Service]:
-            canaries = Canaries(registry)
+            canaries = Canaries(registry, suggester)
             await canaries.replay()
             async with asyncio.TaskGroup() as tasks:
                 lasting = [
@@ -65,7 +66,7 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
                         *((lambda: keep_warm(registry),) if options.warm else ()),
                     )
                 ]
-                yield Service(registry, canaries, metrics, options.limits, access, images, suggester)
+                yield Service(registry, canaries, metrics, options.limits, access, images, suggestions)
                 for task in lasting:
                     task.cancel()
             await registry.close()

@@ -12,6 +12,8 @@ from cirrus_client.errors import CirrusError, NotReady
 from cirrus_client.service.collection import Version
 from cirrus_client.service.models import Readiness, ReadyPart
 from cirrus_client.service.registry import Registry
+from cirrus_client.suggest import LocalSuggester
+from cirrus_client.suggest_canary import check_texts, read_suggest_canary
 
 _AGAIN_S = 10
 log = logging.getLogger(__name__)
@@ -26,19 +28,23 @@ class _Verdict:
 
 
 class Canaries:
-    """Replays the canaries of all versions. Tasks of one event loop may share it."""
+    """Replays the canaries of all versions, and the suggester's. Tasks of one event loop may share it."""
 
-    def __init__(self, registry: Registry) -> None:
-        """Keep the registry. Nothing is replayed yet."""
+    def __init__(self, registry: Registry, suggester: LocalSuggester | None = None) -> None:
+        """Keep the registry and the suggester. Nothing is replayed yet."""
         self._registry = registry
+        self._suggester = suggester
+        self._texts: _Verdict | None = None
         self._verdicts: dict[int, tuple[Version, _Verdict]] = {}
 
     async def replay(self) -> None:
-        """Replay the canary of every version that is served now."""
+        """Replay the canary of every version that is served now, and the suggester's."""
         verdicts: dict[int, tuple[Version, _Verdict]] = {}
         for name, version in self._registry.versions():
             verdicts[id(version)] = version, await asyncio.to_thread(_verdict, name, version)
         self._verdicts = verdicts
+        if self._suggester is not None:
+            self._texts = await asyncio.to_thread(_verdict_on_texts, self._suggester)
 
     async def keep_on(self, interval_s: float) -> None:
         """Replay on a schedule, new versions at once and those that failed soon, until cancelled."""
@@ -53,14 +59,15 @@ class Canaries:
         return any(id(version) not in self._verdicts for _, version in self._registry.versions())
 
     def _has_failed(self) -> bool:
-        return any(verdict.error is not None for _, verdict in self._verdicts.values())
+        verdicts = [verdict for _, verdict in self._verdicts.values()]
+        return any(verdict.error is not None for verdict in (*verdicts, self._texts) if verdict is not None)
 
     def forget(self) -> None:
         """Replay all canaries soon: what encodes was started again."""
         self._verdicts = {}
 
     async def readiness(self) -> Readiness:
-        """Return the state of every version. Raises NotReady, with the stage, if one does not answer rightly."""
+        """Return the state of every part. Raises NotReady, with the stage, if one does not answer rightly."""
         parts = []
         for name, version in self._registry.versions():
             if id(version) not in self._verdicts:
@@ -71,6 +78,13 @@ class Canaries:
             await version.encoder.check()
             await asyncio.to_thread(len, version.saved.items)  # a server that has the index must answer
             parts.append(ReadyPart(part=name, space=version.space, cosine=verdict.cosine))
+        if self._suggester is not None:
+            name = self._suggester.spec.name
+            if self._texts is None:
+                raise NotReady(f"suggester {name}: its canary was not replayed yet", part=name)
+            if self._texts.error is not None:
+                raise self._texts.error
+            parts.append(ReadyPart(part=name, space=None, cosine=None))
         return Readiness(parts=parts)
 
     def cosines(self) -> dict[tuple[str, str], float]:
@@ -99,3 +113,20 @@ def _verdict(name: str, version: Version) -> _Verdict:
         log.error("%s: its canary can't be replayed: %s", where, error)
         return _Verdict(math.nan, NotReady(f"{where}: its canary can't be replayed", part=name))
     return _Verdict(result.lowest, None)
+
+
+def _verdict_on_texts(suggester: LocalSuggester) -> _Verdict:
+    where = f"suggester {suggester.spec.name}"
+    try:
+        canary = read_suggest_canary(suggester.root, suggester.spec)
+        if canary is None:
+            log.warning("%s has no canary, so that what it writes is not verified; export it again", where)
+        else:
+            check_texts(canary, suggester, where)
+    except NotReady as error:
+        log.error("%s", error)
+        return _Verdict(None, error)
+    except CirrusError as error:
+        log.error("%s: its canary can't be replayed: %s", where, error)
+        return _Verdict(None, NotReady(f"{where}: its canary can't be replayed", part=suggester.spec.name))
+    return _Verdict(None, None)

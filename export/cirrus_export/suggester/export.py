@@ -1,4 +1,4 @@
-"""Export an InstructBLIP that writes edit texts: checkpoint folder -> ONNX -> gate -> suggester with Triton model.
+"""Export an InstructBLIP that writes edit texts: folder -> ONNX -> precision -> gate -> suggester, Triton model.
 
 MTST has no public code, so what its paper leaves open is in a file `mtst.json` beside the checkpoint, or the defaults
 of `EditWording`. The folder is transformers' own: `save_pretrained` of InstructBlipForConditionalGeneration, the
@@ -9,39 +9,51 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import tokenizers
-import torch
 from google.protobuf import text_format
 from pydantic import ValidationError
 from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cirrus_client.bundle import DYNAMIC, DType, FidelityStatus, TensorSpec
+from cirrus_client.bundle import DYNAMIC, DType, FidelityStatus, GraphSpec, Precision, TensorSpec
 from cirrus_client.errors import CheckpointError, FidelityError
 from cirrus_client.files import link_or_copy, sha256_of_file, write_model
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import Flavour, ModelCode, Writer
 from cirrus_client.outputs import check_replaceable, replaced_directory
 from cirrus_client.records import Record
-from cirrus_client.suggest import CONTRACT, MODEL, NEXT_TOKENS, READ_IMAGE, TOKENIZER, LocalSuggester, SuggestSpec
+from cirrus_client.suggest import (
+    CONTRACT,
+    MODEL,
+    NEXT_TOKENS,
+    READ_IMAGE,
+    TOKENIZER,
+    LocalSuggester,
+    SuggestSpec,
+    pair_pixels,
+)
+from cirrus_client.suggest_canary import CANARY
 from cirrus_client.triton.repository import REPOSITORIES, write_record
 from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.tokenizer_file import read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.compile.onnx_graph import write_onnx
+from cirrus_export.compile.precision import check_precision, lower_precision
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
+from cirrus_export.suggester.canary import make_canary
 from cirrus_export.suggester.edit_writer import EditPrompt, InstructBlipForConditionalGeneration, NextTokens, ReadImage
+from cirrus_export.suggester.gate import measure_pair, report, write_report
+from cirrus_export.suggester.original import MAX_TOKENS, Original, Written, calibration
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-MAX_TOKENS = 32
-_AGREEMENT = 0.99
 log = logging.getLogger(__name__)
 
 
@@ -55,79 +67,83 @@ class EditWording(Record):
 
 
 def export_suggester(
-    checkpoint: Path, out: Path, pairs: Sequence[tuple[bytes, bytes]], *, show_progress: bool = False
+    checkpoint: Path,
+    out: Path,
+    pairs: Sequence[tuple[bytes, bytes]],
+    *,
+    precision: Precision = Precision.FP32,
+    show_progress: bool = False,
 ) -> LocalSuggester:
     """Export a checkpoint folder and compare its texts with the original's greedy decoding on pairs of images.
 
+    precision: of the arithmetic inside both graphs, which is calibrated on the pairs.
+
     Raises CheckpointError for a folder that is no InstructBLIP with a decoder-only language model, ExportError if `out`
-    is something else, and FidelityError if under 99% of the texts agree token by token.
+    is something else, EngineError if no engine here runs the precision, and FidelityError if the suggester misses the
+    gate: its folder is then there, with its report, marked as failed and without a model repository.
     """
     check_replaceable(out, Writer.EXPORT_SUGGESTER)
+    check_precision(precision)
     model = _load(checkpoint)
-    prompt = _prompt(checkpoint, model)
-    read, following = ReadImage(model, prompt.instruction), NextTokens(model)
-    size = PreprocessSpec(size_px=model.config.vision_config.image_size, pad=Pad.STRETCH)
-    end_id = _end_id(model)
+    prompt, end_id = _prompt(checkpoint, model), _end_id(model)
+    original = Original(ReadImage(model, prompt.instruction), NextTokens(model), prompt, end_id)
+    preprocess = PreprocessSpec(size_px=model.config.vision_config.image_size, pad=Pad.STRETCH)
+    progress = partial(tqdm, unit="pair", disable=not show_progress)
     with replaced_directory(out, Writer.EXPORT_SUGGESTER) as root:
         graphs = {
             graph.name: write_onnx(graph, root / "graphs" / f"{graph.name}.onnx")
-            for graph in _graphs(read, following, len(prompt.token_ids))
+            for graph in _graphs(original.read, original.following, len(prompt.token_ids))
         }
+        originals = [
+            original.write(pair_pixels(reference, target, preprocess))
+            for reference, target in progress(pairs, desc="fidelity: original texts")
+        ]
+        if precision is not Precision.FP32:
+            _lower(root, graphs, originals, original, precision)
         shutil.copyfile(checkpoint / TOKENIZER, root / TOKENIZER)
         names = [*(f"graphs/{path.name}" for path in sorted((root / "graphs").iterdir())), TOKENIZER]
         spec = SuggestSpec(
             format=2,
             name=out.name,
-            preprocess=size,
+            preprocess=preprocess,
             graphs=graphs,
             prompt=prompt.token_ids,
             end_id=end_id,
             max_tokens=MAX_TOKENS,
             files={name: sha256_of_file(root / name) for name in names},
             fidelity=FidelityStatus(passed=True),
+            precision=precision,
         )
         _write(root, spec)
-        shown = tqdm(pairs, desc="fidelity: texts", unit="pair", disable=not show_progress)
-        agreement = _agreed_texts(LocalSuggester(root), read, following, shown) / len(pairs)
-        passed = agreement >= _AGREEMENT
-        failures = () if passed else (f"{agreement:.1%} of the texts agree with the original's, {_AGREEMENT:.0%} must",)
-        spec = spec.model_copy(update={"fidelity": FidelityStatus(passed=passed, failures=failures)})
+        suggester = LocalSuggester(root)
+        found = [measure_pair(suggester, written) for written in progress(originals, desc="fidelity: texts")]
+        measured = report(suggester, found)
+        write_report(measured, root)
+        write_model(root / CANARY, make_canary(pairs, originals, found))
+        spec = spec.model_copy(
+            update={
+                "files": {**spec.files, CANARY: sha256_of_file(root / CANARY)},
+                "fidelity": FidelityStatus(passed=measured.passed, failures=measured.failures),
+            }
+        )
         _write(root, spec)
-        if passed:
+        if measured.passed:
             _write_repository(root, spec)
-    if failures:
-        raise FidelityError(f"{out} failed its fidelity gate: {failures[0]}")
-    log.info("%s: %d texts agree with the original's", out, len(pairs))
+    if not measured.passed:
+        raise FidelityError(
+            f"{out} failed its fidelity gate and is marked so: {'; '.join(measured.failures)}; see {out / 'report.md'}"
+        )
+    log.info("%s: %.0f%% of %d texts are the original's", out, 100 * measured.text_agreement, len(pairs))
     return LocalSuggester(out)
 
 
-def greedy(following: NextTokens, tokens: torch.Tensor, prompt: Sequence[int], end_id: int) -> list[int]:
-    """Return the original's greedy decoding with transformers' own `generate`, of both images' tokens [2, Q, D]."""
-    prefix = following.embedded(tokens[:1], tokens[1:], torch.tensor([prompt]))
-    with torch.no_grad():
-        generated = following.language_model.generate(
-            inputs_embeds=prefix,
-            attention_mask=torch.ones(prefix.shape[:2], dtype=torch.int64),
-            max_new_tokens=MAX_TOKENS,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=end_id,
-            pad_token_id=end_id,
-        )[0].tolist()
-    return generated[: generated.index(end_id)] if end_id in generated else generated
-
-
-def _agreed_texts(
-    suggester: LocalSuggester, read: ReadImage, following: NextTokens, pairs: Iterable[tuple[bytes, bytes]]
-) -> int:
-    """Return how many texts are the original's, token by token."""
-    spec, agreed = suggester.spec, 0
-    for pair in pairs:
-        both = suggester.pixels(*pair)
-        with torch.no_grad():
-            tokens = read(torch.from_numpy(both))
-        agreed += suggester.token_ids(both[None]) == [greedy(following, tokens, spec.prompt, spec.end_id)]
-    return agreed
+def _lower(
+    root: Path, graphs: Mapping[str, GraphSpec], originals: Sequence[Written], original: Original, precision: Precision
+) -> None:
+    cache = graphs[NEXT_TOKENS].inputs[-1].shape
+    for name, inputs in calibration(originals, original.prompt.token_ids, original.end_id, cache).items():
+        log.info("fp32 -> %s: %s", precision, name)
+        lower_precision(root / graphs[name].file, precision, inputs)
 
 
 def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
