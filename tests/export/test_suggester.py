@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -9,22 +10,41 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from cirrus_client.bundle import Precision
+from cirrus_client.bundle import DType, GraphSpec, Precision
+from cirrus_client.cli.verify import verify
 from cirrus_client.engines import EngineName
-from cirrus_client.errors import BundleError, CheckpointError, FidelityError, InvalidImage, ServerError
+from cirrus_client.errors import (
+    BundleError,
+    CheckpointError,
+    EngineError,
+    FidelityError,
+    InvalidImage,
+    NotReady,
+    ServerError,
+)
+from cirrus_client.files import sha256_of_file, write_model
 from cirrus_client.names import Flavour
+from cirrus_client.service.readiness import Canaries
 from cirrus_client.suggest import LocalSuggester, SuggestSpec, TritonSuggester, read_suggester
+from cirrus_client.suggest_canary import CANARY, check_texts, read_suggest_canary
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
+from cirrus_export.cli import compile_command
+from cirrus_export.compile import precision as precision_module
+from cirrus_export.gate.thresholds import TEXT_THRESHOLDS
 from cirrus_export.repository import write_shared_repository
 from cirrus_export.suggester import export as module
+from cirrus_export.suggester import original as original_module
 from cirrus_export.suggester.edit_writer import InstructBlipForConditionalGeneration, NextTokens, ReadImage
 from cirrus_export.suggester.export import export_suggester
+from cirrus_export.suggester.gate import PairFidelity, SuggesterReport, report
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
+from tests.service.test_canary import with_noise
 from tests.test_command_line import CIRRUS
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -75,6 +95,46 @@ def suggester(checkpoint, pairs, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("suggesters") / "mtst"
     export_suggester(checkpoint, out, pairs)
     return out
+
+
+@pytest.fixture
+def converted(suggester, monkeypatch) -> None:
+    """An export takes the graphs of `suggester` instead of converting them again."""
+    monkeypatch.setattr(module, "write_onnx", conversions_of(suggester))
+
+
+def conversions_of(suggester: Path):
+    graphs = read_suggester(suggester).graphs
+
+    def write_onnx(graph, path: Path) -> GraphSpec:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(suggester / graphs[graph.name].file, path)
+        return graphs[graph.name]
+
+    return write_onnx
+
+
+@pytest.fixture(scope="module")
+def int8_suggester(checkpoint, suggester, pairs, tmp_path_factory) -> Path:
+    """With a threshold of its own: with random weights, the best two of 30,522 tokens are often as good as equal."""
+    out = tmp_path_factory.mktemp("suggesters") / "mtst-int8"
+    limits = TEXT_THRESHOLDS[Precision.INT8].model_copy(update={"next_token_agreement": 0.7})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_onnx", conversions_of(suggester))
+        patch.setitem(TEXT_THRESHOLDS, Precision.INT8, limits)
+        export_suggester(checkpoint, out, pairs, precision=Precision.INT8)
+    return out
+
+
+def damaged(suggester: Path, root: Path, graph: str) -> Path:
+    """Return a copy of a suggester in which the weights of one graph are other ones, with right checksums."""
+    shutil.copytree(suggester, root)
+    spec = read_suggester(suggester)
+    path = root / spec.graphs[graph].file
+    onnx.save(with_noise(onnx.load(path), 0.5), path)
+    listed = spec.files | {spec.graphs[graph].file: sha256_of_file(path)}
+    write_model(root / "suggest.json", spec.model_copy(update={"files": listed}))
+    return root
 
 
 def test_texts_depend_on_both_images_and_their_order(suggester, pairs) -> None:
@@ -160,6 +220,107 @@ def test_a_suggester_from_before_the_cache_is_refused(suggester, tmp_path) -> No
         LocalSuggester(tmp_path)
 
 
+def test_the_contract_of_a_float32_suggester_is_as_before_there_were_precisions(suggester) -> None:
+    assert "precision" not in json.loads((suggester / "suggest.json").read_text())
+    assert read_suggester(suggester).precision is Precision.FP32
+
+
+def test_a_lower_precision_is_in_its_graphs_its_contract_and_its_report(int8_suggester, suggester, pairs) -> None:
+    assert json.loads((int8_suggester / "suggest.json").read_text())["precision"] == "int8"
+    local = LocalSuggester(int8_suggester)
+    for graph in local.spec.graphs.values():
+        assert any(node.op_type == "QuantizeLinear" for node in onnx.load(int8_suggester / graph.file).graph.node)
+        assert {spec.dtype for spec in (*graph.inputs, *graph.outputs)} <= {DType.FLOAT32, DType.INT64}
+    found = SuggesterReport.model_validate_json((int8_suggester / "report.json").read_bytes())
+    full = SuggesterReport.model_validate_json((suggester / "report.json").read_bytes())
+    assert (found.precision, full.precision) == (Precision.INT8, Precision.FP32)
+    for lower, row in zip(found.graphs, full.graphs, strict=True):
+        assert (lower.graph, lower.items) == (row.graph, row.items)
+        assert 0.99 < lower.cosine_min < 0.9999 < row.cosine_min
+    assert 0.7 <= found.next_token_agreement < full.next_token_agreement == full.text_agreement == 1
+    written = [local.suggest(*pair) for pair in pairs]
+    original = [LocalSuggester(suggester).suggest(*pair) for pair in pairs]
+    agreeing = np.mean([one == other for one, other in zip(written, original, strict=True)])
+    assert found.text_agreement == agreeing
+    page = (int8_suggester / "report.md").read_text()
+    assert "Precision int8" in page
+    assert f"| {found.next_token_agreement:.2%} | 70.0% |" in page
+    assert f"| whole text, token by token | 4 | {agreeing:.2%} | reported only |" in page
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_what_misses_a_threshold_of_its_precision_is_named(precision) -> None:
+    spec = SimpleNamespace(name="mtst", precision=precision)
+
+    def failures(*, same: int, agrees: bool, cosine: float) -> tuple[str, ...]:
+        same_next = np.arange(200) < same
+        pair = PairFidelity("red", agrees, image_cosine=1.0, logits_cosine=cosine, same_next=same_next)
+        return report(SimpleNamespace(spec=spec, device="none"), [pair]).failures
+
+    assert failures(same=200, agrees=True, cosine=1.0) == ()
+    differing = failures(same=199, agrees=False, cosine=0.999995)
+    assert differing == (("0.0% of the texts agree with the original's, 99% must",) if precision == "fp32" else ())
+    (few,) = failures(same=160, agrees=True, cosine=1.0)
+    assert few.startswith("80.0% of the next tokens agree with the original's")
+    for cosine in (0.9, float("nan")):
+        (far,) = failures(same=200, agrees=True, cosine=cosine)
+        assert far.startswith(f"graph next_tokens, output logits: cosine to the original {cosine:.6f} is under")
+
+
+def test_a_precision_that_nothing_here_runs_is_refused_before_weights_are_read(tmp_path, pairs, monkeypatch) -> None:
+    monkeypatch.setattr(precision_module, "candidates", lambda precision: [])
+    with pytest.raises(EngineError, match="--precision bf16: no engine here runs it"):
+        export_suggester(tmp_path / "nothing", tmp_path / "out", pairs, precision=Precision.BF16)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_suggester_is_not_compiled_and_the_message_says_what_to_do(suggester) -> None:
+    with pytest.raises(BundleError, match=r"is a suggester.*cirrus export-suggester --precision"):
+        compile_command(suggester)
+
+
+def test_what_runs_a_suggester_rightly_passes_its_canary(suggester, int8_suggester, pairs) -> None:
+    for root in (suggester, int8_suggester):
+        local = LocalSuggester(root)
+        canary = read_suggest_canary(root, local.spec)
+        assert len(canary.pairs) == 2
+        assert {(pair.reference, pair.target) for pair in canary.pairs} <= set(pairs)
+        check_texts(canary, local, "here")
+    assert all(pair.original for pair in read_suggest_canary(suggester, read_suggester(suggester)).pairs)
+
+
+@pytest.mark.parametrize("graph", ["read_image", "next_tokens"])
+def test_a_damaged_graph_writes_other_texts_than_the_canary_and_a_service_is_not_ready(
+    graph, suggester, tmp_path
+) -> None:
+    other = LocalSuggester(damaged(suggester, tmp_path / "mtst", graph))
+    canary = read_suggest_canary(suggester, read_suggester(suggester))
+    with pytest.raises(NotReady, match=r"^here does not write as its export did: golden pair") as refused:
+        check_texts(canary, other, "here")
+    first = canary.pairs[0]
+    found = other.suggest(first.reference, first.target)
+    assert f"golden pair 1 gets the text {found!r}, expected {first.text!r}" in str(refused.value)
+    canaries = Canaries(SimpleNamespace(versions=list), other)
+    with pytest.raises(NotReady, match="suggester mtst: its canary was not replayed yet"):
+        asyncio.run(canaries.readiness())
+    asyncio.run(canaries.replay())
+    with pytest.raises(NotReady, match="suggester mtst does not write as its export did") as refused:
+        asyncio.run(canaries.readiness())
+    assert refused.value.part == "suggest"
+
+
+def test_a_suggester_of_an_older_export_has_no_canary_and_is_served(suggester, tmp_path) -> None:
+    shutil.copytree(suggester, tmp_path / "old")
+    spec = read_suggester(suggester)
+    older = {name: digest for name, digest in spec.files.items() if name != CANARY}
+    write_model(tmp_path / "old" / "suggest.json", spec.model_copy(update={"files": older}))
+    canaries = Canaries(SimpleNamespace(versions=list), LocalSuggester(tmp_path / "old"))
+    asyncio.run(canaries.replay())
+    assert [part.part for part in asyncio.run(canaries.readiness()).parts] == ["mtst"]
+    with pytest.raises(BundleError, match="has no canary, as older exports; export it again"):
+        verify(tmp_path / "old", server="localhost:1")
+
+
 def test_weights_are_on_disk_once(suggester, tmp_path) -> None:
     write_shared_repository([], Flavour.PYTHON, tmp_path / "shared", suggester=suggester)
     for repository in (suggester / "triton/python", tmp_path / "shared"):
@@ -183,19 +344,42 @@ def test_its_graphs_compile(suggester, precision, tmp_path) -> None:
 
 
 @pytest.mark.triton
-def test_the_server_gives_the_same_text_and_names_the_bad_image(suggester, pairs) -> None:
+def test_the_server_gives_the_same_text_passes_the_canary_and_names_the_bad_image(suggester, pairs, tmp_path) -> None:
     http, grpc, metrics = free_ports(3)
     with TritonServer(suggester / "triton/python", http_port=http, grpc_port=grpc, metrics_port=metrics) as server:
         served = TritonSuggester(server.grpc_url)
         assert served.suggest(*pairs[0]) == LocalSuggester(suggester).suggest(*pairs[0])
         with pytest.raises(InvalidImage, match="target image: the bytes are not an image"):
             served.suggest(pairs[0][0], b"certainly no image")
+        command = [*CIRRUS, "verify", "--server", server.grpc_url]
+        held = subprocess.run([*command, suggester], capture_output=True, text=True, check=True)
+        assert "all 2 golden pairs get the text that mtst wrote at its export" in held.stdout
+        other = with_other_text(suggester, tmp_path / "other")
+        missed = subprocess.run([*command, other], capture_output=True, text=True, check=False)
+        assert missed.returncode == 1
+        assert f"the server at {server.grpc_url} does not write as its export did: golden pair 2" in missed.stderr
+        assert "expected 'other weights'" in missed.stderr
+        assert "golden pair 1" not in missed.stderr
     with pytest.raises(ServerError, match="not available"):
         served.suggest(*pairs[0])
 
 
+def with_other_text(suggester: Path, root: Path) -> Path:
+    """Return a copy of a suggester whose second golden pair has another text."""
+    shutil.copytree(suggester, root)
+    spec = read_suggester(suggester)
+    canary = read_suggest_canary(suggester, spec)
+    first, second = canary.pairs
+    other = second.model_copy(update={"text": "other weights"})
+    write_model(root / CANARY, canary.model_copy(update={"pairs": (first, other)}))
+    listed = spec.files | {CANARY: sha256_of_file(root / CANARY)}
+    write_model(root / "suggest.json", spec.model_copy(update={"files": listed}))
+    return root
+
+
+@pytest.mark.usefixtures("converted")
 def test_a_text_that_is_not_the_originals_fails_the_gate(checkpoint, pairs, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "greedy", lambda *arguments: [1, 2, 3])
+    monkeypatch.setattr(original_module, "greedy", lambda *arguments: [1, 2, 3])
     with pytest.raises(FidelityError, match=r"0\.0% of the texts agree"):
         export_suggester(checkpoint, tmp_path / "mtst", pairs)
     assert not (tmp_path / "mtst" / "triton").exists()
@@ -262,6 +446,7 @@ def test_a_search_service_suggests_what_the_suggester_does(
         bad = client.post("/v1/suggest", json={"reference": images[0], "target": {"image": "AAAA"}}).json()
         assert (bad["type"], bad["item"]) == ("urn:cirrus:InvalidImage", "target")
         assert client.get("/v1/collections").json()["collections"][0]["suggest"]
+        assert {"part": "mtst", "space": None, "cosine": None} in client.get("/readyz").json()["parts"]
         expected = client.post("/v1/suggest", json={"reference": {"id": "000001.jpg"}, "target": {"id": "000002.jpg"}})
         suggested_on_the_page(service.url, pictures / "000001.jpg", expected.json()["text"])
 
