@@ -195,6 +195,7 @@ def recipes_command() -> None:
         for name, recipe in sorted(recipes().items())
     ]
     print_table(("recipe", "head", "options", "what it is"), rows)
+    echo("MTST's edit writer makes texts and not embeddings, so it is no recipe: cirrus export-suggester exports it")
 
 
 def _probe(folder: Path | None, *, queries: int, gallery: int) -> Probe:

@@ -34,7 +34,7 @@ from cirrus_client.suggest_canary import CANARY, check_texts, read_suggest_canar
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
-from cirrus_export.cli import compile_command
+from cirrus_export.cli import compile_command, recipes_command
 from cirrus_export.compile import precision as precision_module
 from cirrus_export.gate.thresholds import TEXT_THRESHOLDS
 from cirrus_export.repository import write_shared_repository
@@ -277,6 +277,11 @@ def test_a_precision_that_nothing_here_runs_is_refused_before_weights_are_read(t
 def test_a_suggester_is_not_compiled_and_the_message_says_what_to_do(suggester) -> None:
     with pytest.raises(BundleError, match=r"is a suggester.*cirrus export-suggester --precision"):
         compile_command(suggester)
+
+
+def test_the_list_of_recipes_says_how_the_edit_writer_is_exported(capsys) -> None:
+    recipes_command()
+    assert "MTST's edit writer" in capsys.readouterr().out
 
 
 def test_what_runs_a_suggester_rightly_passes_its_canary(suggester, int8_suggester, pairs) -> None:
