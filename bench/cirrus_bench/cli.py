@@ -193,6 +193,34 @@ def floor(
     _publish(floors_of([Bundle.open(path) for path in bundle], batch), out)
 
 
+@bench.command()
+def resolution(
+    backbone: Annotated[str, typer.Option(help="qwen3-vl or qwen2-vl.")],
+    pretrained: Annotated[Path, typer.Option(help="The model's folder, with its image processor.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for resolution.json and resolution.md.")],
+    size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Side of a square in pixels; repeatable.", show_default="224, 448 and 672"),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of vlm-embedder as name=value, like wording=vlm2vec; repeatable."),
+    ] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="Your images and queries, in FashionIQ's layout; else Cirrus's own.")
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Number of queries that are taken from the probe.")] = 64,
+    gallery: Annotated[int, typer.Option(min=11, help="Number of gallery images that are taken from the probe.")] = 128,
+) -> None:
+    """Measure what a vision-language embedder loses where images are squares of one size, not as published."""
+    from cirrus_bench.resolution import measure_resolution, original
+    from cirrus_export.arguments import options_of, probe_of
+
+    recipe = original(backbone, pretrained, options_of(option or []))
+    images = probe_of(probe, queries=queries, gallery=gallery)
+    _publish(measure_resolution(recipe, pretrained, images, size or (224, 448, 672), show_progress=True), out)
+
+
 def gpu_check_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
     full_size: Annotated[bool, typer.Option(help="Also check a random ViT-L-14 in fp16 (8 GiB of memory).")] = False,

@@ -11,7 +11,7 @@ from cirrus_client.bundle import Precision
 from cirrus_client.cli.console import echo
 from cirrus_client.errors import BundleError
 from cirrus_client.suggest import CONTRACT as SUGGESTER
-from cirrus_export.gate.probe import Probe
+from cirrus_export.arguments import options_of, probe_of
 from cirrus_export.repository import Flavour
 
 
@@ -66,11 +66,11 @@ def export_command(
         head=head,
         out=out,
         precision=precision,
-        options=_options(option or []),
+        options=options_of(option or []),
         for_triton=for_triton,
         tokenizer=tokenizer,
     )
-    bundle = export(request, _probe(probe, queries=queries, gallery=gallery), show_progress=True)
+    bundle = export(request, probe_of(probe, queries=queries, gallery=gallery), show_progress=True)
     echo(f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}")
 
 
@@ -125,7 +125,7 @@ def compile_command(
         for_triton=for_triton, hardware_compatible=hardware_compatible, version_compatible=version_compatible
     )
     check_machine(options)
-    record = compile_plans(Bundle.open(bundle), _probe(probe, queries=8, gallery=16), options)
+    record = compile_plans(Bundle.open(bundle), probe_of(probe, queries=8, gallery=16), options)
     for name, plan in record.plans.items():
         attention = plan.attention
         echo(
@@ -196,18 +196,3 @@ def recipes_command() -> None:
     ]
     print_table(("recipe", "head", "options", "what it is"), rows)
     echo("MTST's edit writer makes texts and not embeddings, so it is no recipe: cirrus export-suggester exports it")
-
-
-def _probe(folder: Path | None, *, queries: int, gallery: int) -> Probe:
-    from cirrus_export.gate.probe import default_probe, read_probe
-
-    if folder is None:
-        return default_probe(queries=queries, gallery=gallery)
-    return read_probe(folder, queries=queries, gallery=gallery)
-
-
-def _options(pairs: list[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise typer.BadParameter(f"'{pair}' is not name=value", param_hint="--option")
-    return dict(pair.split("=", 1) for pair in pairs)

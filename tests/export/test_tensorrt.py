@@ -493,10 +493,10 @@ def test_plans_that_miss_are_not_kept_and_older_ones_stay(around_tensorrt, probe
 def test_a_serving_machine_compiles_without_torch(bundle) -> None:
     script = BLOCK_TORCH.replace(', "cirrus_export", "cirrus_bench"', "") + (
         "from cirrus_client.bundle import Bundle\n"
-        "from cirrus_export import cli\n"
+        "from cirrus_export.arguments import probe_of\n"
         "from cirrus_export.compile import tensorrt_engine\n"
         "from cirrus_export.gate.plan_fidelity import GraphValues\n"
-        f"values = GraphValues(Bundle.open({str(bundle.root)!r}), cli._probe(None, queries=8, gallery=16))\n"
+        f"values = GraphValues(Bundle.open({str(bundle.root)!r}), probe_of(None, queries=8, gallery=16))\n"
         "print(values.outputs('gallery')['target_embedding'].shape)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

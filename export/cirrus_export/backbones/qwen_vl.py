@@ -78,8 +78,13 @@ class QwenVlBackbone(Backbone):
     @property
     def grid(self) -> int:
         """Side G of the grid of image tokens."""
+        return self._image_size_px // self.token_side_px
+
+    @property
+    def token_side_px(self) -> int:
+        """Side of the square of pixels that becomes one image token."""
         vision = self.model.config.vision_config
-        return self._image_size_px // (int(vision.patch_size) * int(vision.spatial_merge_size))
+        return int(vision.patch_size) * int(vision.spatial_merge_size)
 
     @property
     def num_image_tokens(self) -> int:
@@ -125,24 +130,26 @@ class QwenVlBackbone(Backbone):
     ) -> Tensor:
         """Return the last token's hidden state, [B, W], of transformers' own forward pass.
 
-        before, behind: token ids around the image. pixels: float32 [B, 3, S, S], or None for texts alone. token_ids:
-        what comes behind, int64 [B, T], padded with NO_TOKEN. grid_positions: False counts image tokens like words.
+        before, behind: token ids around the image. pixels: float32 [B, 3, H, W] of any multiples of an image token's
+        side, or None for texts alone. token_ids: what comes behind, int64 [B, T], padded with NO_TOKEN. grid_positions:
+        False counts image tokens like words.
         """
         config, batch = self.model.config, token_ids.shape[0]
-        image = () if pixels is None else (config.image_token_id,) * self.num_image_tokens
+        rows, columns = (0, 0) if pixels is None else (side // self.token_side_px for side in pixels.shape[2:])
+        image = (config.image_token_id,) * (rows * columns)
         prompt = torch.tensor((*before, *image, *behind), dtype=torch.int64)
         ids = torch.cat([prompt.expand(batch, -1), token_ids], dim=1)
         mask = ids != NO_TOKEN
         ids = ids.clamp(min=0)
-        side = self.grid * int(config.vision_config.spatial_merge_size)
         positions = None if grid_positions else torch.arange(ids.shape[1]).expand(3, batch, -1)
         of_images = {}
         if pixels is not None:
+            merge = int(config.vision_config.spatial_merge_size)
             values = patches(pixels, config.vision_config)
             twice = values[:, :, :, None].expand(-1, -1, -1, int(config.vision_config.temporal_patch_size), -1, -1)
             of_images = {
                 "pixel_values": twice.flatten(2).flatten(0, 1),
-                "image_grid_thw": torch.tensor([[1, side, side]]).expand(batch, -1),
+                "image_grid_thw": torch.tensor([[1, rows * merge, columns * merge]]).expand(batch, -1),
             }
         hidden = self.model(
             input_ids=ids,
