@@ -1,4 +1,4 @@
-"""Keep what other libraries log below an error from the terminal."""
+"""Keep from the terminal what other libraries log below an error, and the bars that they draw."""
 
 from __future__ import annotations
 
@@ -19,3 +19,17 @@ def errors_only(*libraries: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Let transformers draw no progress bars until the block ends."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()

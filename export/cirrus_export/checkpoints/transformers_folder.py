@@ -11,7 +11,7 @@ import torch
 from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints.values import check_finite
 from cirrus_export.checkpoints.wrappers import listed
-from cirrus_export.quiet import errors_only
+from cirrus_export.quiet import errors_only, no_bars
 
 _UNUSED = re.compile(r"(^|\.)(lm_head\.\w+|rotary_emb\.inv_freq|position_ids)$")
 """An embedder's words are never predicted; the others are constants."""
@@ -24,7 +24,7 @@ def load_model(model_class: Any, folder: Path, *, what: str) -> Any:
     keys that are missing, wrongly shaped or not part of the model, for NaN and infinity, and for what can't be read.
     """
     try:
-        with errors_only("transformers"):
+        with errors_only("transformers"), no_bars():
             model, loading = model_class.from_pretrained(
                 folder,
                 local_files_only=True,
