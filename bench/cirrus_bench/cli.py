@@ -227,9 +227,16 @@ def gpu_check_command(
     work: Annotated[Path, typer.Option(help="Where the checked bundles are written.")] = Path("build/gpu-check"),
 ) -> None:
     """Check everything that uses a GPU on this machine, and write a report. Exits 1 if a check fails."""
-    from cirrus_bench.gpu_check import check_gpu
+    from cirrus_client.engines.nvidia import this_gpu
+    from cirrus_client.errors import EngineError
 
-    report = check_gpu(work, full_size=full_size)
+    try:
+        gpu = this_gpu()
+    except EngineError as error:
+        raise EngineError(f"gpu-check needs a machine with an NVIDIA GPU: {error}") from None
+    from cirrus_bench.gpu_check import check_gpu  # takes many seconds, so it comes after
+
+    report = check_gpu(gpu, work, full_size=full_size)
     _publish(report, out)
     if not report.passed:
         raise typer.Exit(1)

@@ -23,7 +23,7 @@ from cirrus_bench.report import Report
 from cirrus_bench.subjects import demo_request
 from cirrus_client.bundle import Bundle, Precision, Similarity, SpaceSpec
 from cirrus_client.engines.engine import Engine
-from cirrus_client.engines.nvidia import load_tensorrt, this_gpu
+from cirrus_client.engines.nvidia import Gpu, load_tensorrt, this_gpu
 from cirrus_client.engines.onnx_runtime import TENSORRT_PROVIDERS, OnnxRuntimeEngine
 from cirrus_client.engines.tensorrt import TensorRtEngine
 from cirrus_client.engines.tensorrt_rtx import TensorRtRtxEngine
@@ -167,16 +167,11 @@ class _Checks:
         )
 
 
-def check_gpu(work: Path, *, full_size: bool) -> GpuReport:
+def check_gpu(gpu: Gpu, work: Path, *, full_size: bool) -> GpuReport:
     """Run every check, on demo bundles of every precision that GPUs compute in.
 
-    full_size: also on a random ViT-L-14 in fp16. work: where the bundles are written. Raises EngineError if there is
-    no GPU, or CUDA's runtime is not installed.
+    gpu: this machine's. full_size: also on a random ViT-L-14 in fp16. work: where the bundles are written.
     """
-    try:
-        gpu = this_gpu()
-    except EngineError as error:
-        raise EngineError(f"gpu-check needs a machine with an NVIDIA GPU: {error}") from None
     checks = _Checks()
     probe = rendered_probe(queries=24, gallery=64)
     for request in _requests(work, full_size=full_size):
