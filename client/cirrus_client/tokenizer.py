@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import ftfy
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cirrus_client.errors import InvalidText
-from cirrus_client.records import Record, RelativePath
+from cirrus_client.records import GrownRecord, RelativePath
 
 MAX_TEXT_CHARACTERS = 4096
 _PLACE = "{text}"
@@ -46,7 +46,7 @@ class TextCleaning(StrEnum):
     NONE = "none"
 
 
-class TokenizerSpec(Record):
+class TokenizerSpec(GrownRecord):
     """How a text becomes token ids: [start] content [end] [suffix ...] [pad ...].
 
     file: a Hugging Face `tokenizer.json` inside the bundle. start_id, end_id: None where the model has no such token.
@@ -56,6 +56,8 @@ class TokenizerSpec(Record):
     it is cleaned. cut_lengths: lengths under the context's, ascending, to which a batch may be cut, because the model
     does not read padding; see `cut`.
     """
+
+    later_fields: ClassVar[frozenset[str]] = frozenset({"cut_ids"})
 
     file: RelativePath = "tokenizer.json"
     context_length: int = Field(default=77, gt=2)

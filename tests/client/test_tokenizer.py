@@ -142,6 +142,13 @@ def test_a_long_text_is_cut_before_the_words_that_end_its_prompt(tmp_path) -> No
         TokenizerSpec(start_id=None, end_id=None, suffix_ids=(7,) * 5, cut_ids=(dress,), context_length=8)
 
 
+def test_a_record_without_cut_ids_is_what_it_was_before_there_were_any() -> None:
+    """The names of models that bundles share on a server are made of it."""
+    assert "cut_ids" not in TokenizerSpec(start_id=0, end_id=1).model_dump_json()
+    spec = TokenizerSpec(start_id=0, end_id=1, cut_ids=(5,))
+    assert TokenizerSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
 def test_a_text_over_the_limit_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidText, match="4,097 characters"):
         tokenizer(["x" * (MAX_TEXT_CHARACTERS + 1)])
