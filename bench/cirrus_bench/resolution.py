@@ -28,7 +28,7 @@ from cirrus_client.image.decode import decode
 from cirrus_client.image.preprocess import normalise, preprocess
 from cirrus_client.records import Record
 from cirrus_client.tokenizer import Tokenizer
-from cirrus_export.backbones.qwen_vl import QwenVlBackbone
+from cirrus_export.backbones.qwen_vl import QwenVlBackbone, check_size
 from cirrus_export.checkpoints.adapter import base_folder
 from cirrus_export.gate.probe import Probe
 from cirrus_export.pipeline import ExportRequest, build_recipe
@@ -121,12 +121,12 @@ def measure_resolution(
     """
     backbone = recipe.backbone
     for size_px in sizes:
-        if size_px % backbone.token_side_px:
-            raise ExportError(f"--size {size_px}: must be a multiple of {backbone.token_side_px}")
+        check_size(f"--size {size_px}", size_px, backbone.token_side_px)
     square = backbone.preprocess
     ways: dict[int | None, Pixels] = {None: published_pixels(backbone, folder)}
     ways |= {side: partial(preprocess, spec=square.model_copy(update={"size_px": side})) for side in sizes}
-    seen = {side: _see(recipe, probe, way, _title(side), show_progress) for side, way in ways.items()}
+    texts = _token_ids(recipe, probe)
+    seen = {side: _see(recipe, probe, texts, way, _title(side), show_progress) for side, way in ways.items()}
     published = seen[None]
     return ResolutionReport(
         model=folder.name,
@@ -160,8 +160,14 @@ def published_pixels(backbone: QwenVlBackbone, folder: Path) -> Pixels:
     return see
 
 
+def _token_ids(recipe: VlmEmbedder, probe: Probe) -> Tensor:
+    with tempfile.TemporaryDirectory() as root:
+        tokenizer = Tokenizer(recipe.backbone.write_tokenizer(Path(root), recipe.prompt), Path(root))
+        return torch.from_numpy(tokenizer([query.text for query in probe.queries]))
+
+
 @torch.no_grad()
-def _see(recipe: VlmEmbedder, probe: Probe, way: Pixels, title: str, show_progress: bool) -> _Seen:
+def _see(recipe: VlmEmbedder, probe: Probe, texts: Tensor, way: Pixels, title: str, show_progress: bool) -> _Seen:
     def pixels(image: bytes) -> Tensor:
         return torch.from_numpy(way(image))[None]
 
@@ -171,11 +177,9 @@ def _see(recipe: VlmEmbedder, probe: Probe, way: Pixels, title: str, show_progre
         values = pixels(image)
         tokens.append(values[0, 0].numel() / recipe.backbone.token_side_px**2)
         gallery.append(recipe.target(values)[0].numpy())
-    with tempfile.TemporaryDirectory() as root:
-        tokenizer = Tokenizer(recipe.backbone.write_tokenizer(Path(root), recipe.prompt), Path(root))
     queries = [
-        recipe.query(pixels(query.image), torch.from_numpy(tokenizer([query.text])))[0].numpy()
-        for query in shown(probe.queries, desc=f"queries, {title}")
+        recipe.query(pixels(query.image), text[None])[0].numpy()
+        for query, text in zip(shown(probe.queries, desc=f"queries, {title}"), texts, strict=True)
     ]
     return _Seen(float(np.mean(tokens)), np.stack(gallery), top(np.stack(queries), np.stack(gallery), _TOP))
 

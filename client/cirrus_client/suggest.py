@@ -32,7 +32,7 @@ CONTRACT = "suggest.json"
 TOKENIZER = "tokenizer.json"
 READ_IMAGE, NEXT_TOKENS = "read_image", "next_tokens"
 MODEL = "suggest"
-_WAY_OUT = "export it again with `cirrus export-suggester`, or copy it whole"
+WAY_OUT = "export it again with `cirrus export-suggester`, or copy it whole"
 _SIDES = ("reference", "target")
 
 
@@ -218,7 +218,7 @@ def read_suggester(root: Path) -> SuggestSpec:
         SuggestSpec,
         raises=BundleError,
         missing=f"{root} is not a suggester: it has no {CONTRACT}; make one with `cirrus export-suggester`",
-        way_out=_WAY_OUT,
+        way_out=WAY_OUT,
     )
     check_model_files(root, spec.graphs, spec.files, what="suggester")
     if not spec.fidelity.passed:

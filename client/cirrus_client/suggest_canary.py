@@ -13,10 +13,9 @@ from pydantic import ConfigDict, Field
 
 from cirrus_client.errors import BundleError, NotReady
 from cirrus_client.records import Record, read_record
-from cirrus_client.suggest import MODEL, Suggester, SuggestSpec
+from cirrus_client.suggest import MODEL, WAY_OUT, Suggester, SuggestSpec
 
 CANARY = "canary.json"
-_WAY_OUT = "export it again with `cirrus export-suggester`, or copy it whole"
 
 
 class _WithImages(Record):
@@ -45,7 +44,7 @@ def read_suggest_canary(root: Path, spec: SuggestSpec) -> SuggestCanary | None:
         return None
     path = root / CANARY
     return read_record(
-        path, SuggestCanary, raises=BundleError, missing=f"{path} is missing; {_WAY_OUT}", way_out=_WAY_OUT
+        path, SuggestCanary, raises=BundleError, missing=f"{path} is missing; {WAY_OUT}", way_out=WAY_OUT
     )
 
 

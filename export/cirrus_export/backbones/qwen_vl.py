@@ -83,8 +83,7 @@ class QwenVlBackbone(Backbone):
     @property
     def token_side_px(self) -> int:
         """Side of the square of pixels that becomes one image token."""
-        vision = self.model.config.vision_config
-        return int(vision.patch_size) * int(vision.spatial_merge_size)
+        return _token_side_px(self.model)
 
     @property
     def num_image_tokens(self) -> int:
@@ -208,7 +207,7 @@ class QwenVlFamily(Family):
             model = merge_adapter(model, weights.folder)
         _check_layers(model, folder)
         size_px = weights.options.image_size_px or _IMAGE_SIZE_PX
-        _check_size(size_px, model)
+        check_size(f"--option image_size_px={size_px}", size_px, _token_side_px(model))
         return self.backbone_type(freeze(model), folder / TOKENIZER, size_px)
 
 
@@ -217,8 +216,12 @@ def _check_layers(model: Any, folder: Path) -> None:
         raise CheckpointError(f"checkpoint {folder}: has layers with a sliding window, which can't be exported")
 
 
-def _check_size(size_px: int, model: Any) -> None:
+def _token_side_px(model: Any) -> int:
     vision = model.config.vision_config
-    step = int(vision.patch_size) * int(vision.spatial_merge_size)
-    if size_px % step:
-        raise ExportError(f"--option image_size_px={size_px}: must be a multiple of {step}, the side of an image token")
+    return int(vision.patch_size) * int(vision.spatial_merge_size)
+
+
+def check_size(said: str, size_px: int, token_side_px: int) -> None:
+    """Raise ExportError unless a square can be cut into image tokens. said: the option and its value."""
+    if size_px % token_side_px:
+        raise ExportError(f"{said}: must be a multiple of {token_side_px}, the side of an image token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cirrus_client.files import write_atomically, write_model
@@ -14,19 +15,24 @@ def write_report(report: FidelityReport, root: Path) -> None:
     write_atomically(root / "report.md", markdown(report).encode())
 
 
+def opening(name: str, on: str, failures: Sequence[str], *, kind: str) -> list[str]:
+    """Return the first lines of a report: the verdict, and what missed its threshold.
+
+    on: what was measured, in a sentence. kind: of what is reported on, like "bundle".
+    """
+    verdict = f"**FAILED**: this {kind} is not to be served" if failures else "**passed**"
+    lines = [f"# Fidelity of {name}", "", f"The gate is {verdict}. {on}", ""]
+    if failures:
+        lines += ["## What missed its threshold", "", *(f"- {failure}" for failure in failures), ""]
+    return lines
+
+
 def markdown(report: FidelityReport) -> str:
     """Return the report as Markdown."""
-    verdict = "**passed**" if report.passed else "**FAILED**: this bundle is not to be served"
     limits = report.thresholds
+    on = f"Precision {report.precision}, run on {report.engine}, probe `{report.probe}`."
     lines = [
-        f"# Fidelity of {report.bundle}",
-        "",
-        f"The gate is {verdict}. Precision {report.precision}, run on {report.engine}, probe `{report.probe}`.",
-        "",
-    ]
-    if report.failures:
-        lines += ["## What missed its threshold", "", *(f"- {failure}" for failure in report.failures), ""]
-    lines += [
+        *opening(report.bundle, on, report.failures, kind="bundle"),
         "## The whole pipeline against the torch original",
         "",
         "From image bytes and edit text to a ranking, over the probe's labelled queries.",

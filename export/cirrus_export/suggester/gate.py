@@ -14,6 +14,7 @@ from cirrus_client.bundle import Precision
 from cirrus_client.files import write_atomically, write_model
 from cirrus_client.records import Record
 from cirrus_client.suggest import NEXT_TOKENS, READ_IMAGE, LocalSuggester
+from cirrus_export.gate.report import opening
 from cirrus_export.gate.thresholds import TEXT_THRESHOLDS, TextThresholds
 from cirrus_export.suggester.original import Written
 
@@ -122,19 +123,12 @@ def write_report(found: SuggesterReport, root: Path) -> None:
 
 def markdown(found: SuggesterReport) -> str:
     """Return the report as Markdown."""
-    verdict = "**passed**" if found.passed else "**FAILED**: this suggester is not to be served"
     limits = found.thresholds
     steps = found.graphs[-1].items
     texts = "reported only" if limits.text_agreement is None else f"{limits.text_agreement:.1%}"
+    on = f"Precision {found.precision}, run on {found.engine}, {found.pairs} pairs of images."
     lines = [
-        f"# Fidelity of {found.suggester}",
-        "",
-        f"The gate is {verdict}. Precision {found.precision}, run on {found.engine}, {found.pairs} pairs of images.",
-        "",
-    ]
-    if found.failures:
-        lines += ["## What missed its threshold", "", *(f"- {failure}" for failure in found.failures), ""]
-    lines += [
+        *opening(found.suggester, on, found.failures, kind="suggester"),
         "## Each graph against its torch module",
         "",
         "On the original's own inputs: a step of a text is given the original's image tokens, and its tokens before",
