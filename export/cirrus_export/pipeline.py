@@ -19,6 +19,7 @@ from cirrus_export.backbones.registry import RANDOM, BackboneSource, find_backbo
 from cirrus_export.checkpoints.state import StateDict, one_error_for_all_keys
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.compile.precision import check_precision, lower_precision
+from cirrus_export.compile.stored_weights import store_in_16_bits
 from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
 from cirrus_export.draft import NOT_MEASURED, ContractDraft
 from cirrus_export.gate.canary import make_canary
@@ -61,7 +62,10 @@ def export(request: ExportRequest, probe: Probe, *, show_progress: bool = False)
         specs = {graph.name: _write_graph(graph, root) for graph in graphs}
         written = Bundle(root, draft.contract(specs, NOT_MEASURED))
         tensors = ProbeTensors(probe, written)
-        if request.precision is not Precision.FP32:
+        if request.precision is Precision.FP32:
+            for graph in graphs:
+                store_in_16_bits(root / specs[graph.name].file)
+        else:
             _lower(graphs, tensors, root, request.precision)
         measured = measure(written, recipe, graphs, tensors, show_progress=show_progress)
         report = measured.report

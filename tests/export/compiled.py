@@ -63,7 +63,7 @@ def check_compiles(name: str, path: Path, graph: GraphSpec, precision: Precision
     remarks = [f"Input Tensor {unread} {_UNREAD}" for unread in inputs_of_shapes(file)]
     assert len(warnings) == len(remarks), (name, warnings)
     assert all(remark in warning for remark, warning in zip(remarks, warnings, strict=True)), (name, warnings)
-    quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node)
+    quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(file, load_external_data=False).graph.node)
     if quantised or precision in (Precision.FP16, Precision.BF16):
         attention = attention_in_plan(plan, count_attentions(file), profiles=len(PROFILES))
         assert attention.fusion in (Fusion.FUSED, Fusion.NONE), name

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+from math import prod
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tokenizers
 import torch
@@ -33,6 +35,7 @@ from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import preprocess
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton.server import TritonServer, free_ports
+from cirrus_export.compile import onnx_graph
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from tests.conftest import jpeg
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
@@ -114,7 +117,7 @@ def write_checkpoint(folder: Path) -> Path:
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    model.save_pretrained(folder, max_shard_size="200KB")
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="200KB")
     return folder
 
 
@@ -130,7 +133,11 @@ def request(checkpoint: Path, out: Path, **options: str | int) -> ExportRequest:
 
 @pytest.fixture(scope="module")
 def exported(probe, checkpoint, tmp_path_factory) -> Bundle:
-    return export(request(checkpoint, tmp_path_factory.mktemp("vlm-bundle") / "bundle"), probe)
+    """The Qwen2-VL is written as a large one is, with its weights beside its graphs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if checkpoint.name == "qwen2-vl":
+            patch.setattr(onnx_graph, "_EXTERNAL_DATA_BYTES", 0)
+        return export(request(checkpoint, tmp_path_factory.mktemp("vlm-bundle") / "bundle"), probe)
 
 
 class Published:
@@ -266,11 +273,32 @@ def test_the_language_model_is_in_one_graph(exported) -> None:
     assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
 
 
+@pytest.mark.export
+@pytest.mark.parametrize("checkpoint", ["qwen2-vl"], indirect=True)
+def test_large_weights_of_16_bits_are_stored_so(exported, worded_otherwise) -> None:
+    _, small = worded_otherwise
+    file = exported.graph_file("language_model")
+    stored = [
+        tensor for tensor in onnx.load(file, load_external_data=False).graph.initializer if prod(tensor.dims) >= 1024
+    ]
+    assert {tensor.data_type for tensor in stored} == {onnx.TensorProto.BFLOAT16}
+    assert file.with_name(f"{file.name}.data").stat().st_size < 0.6 * small.graph_file("language_model").stat().st_size
+
+
 @needs_rtx
 @pytest.mark.export
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
-def test_its_graphs_compile(exported, precision, tmp_path) -> None:
+def test_its_graphs_compile(exported, tmp_path) -> None:
+    for name, graph in exported.spec.graphs.items():
+        check_compiles(name, exported.graph_file(name), graph, Precision.FP32, tmp_path)
+
+
+@needs_rtx
+@pytest.mark.export
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["qwen3-vl"], indirect=True)
+@pytest.mark.parametrize("precision", LOWER)
+def test_its_graphs_compile_in_a_lower_precision(exported, precision, tmp_path) -> None:
     for name, graph in exported.spec.graphs.items():
         check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
 
@@ -281,8 +309,8 @@ def test_its_graphs_compile(exported, precision, tmp_path) -> None:
 @pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
 def test_a_prompt_that_begins_with_the_image_compiles(worded_otherwise, precision, tmp_path) -> None:
     _, bundle = worded_otherwise
-    graph = bundle.spec.graphs["language_model"]
-    check_compiles("language_model", bundle.graph_file("language_model"), graph, precision, tmp_path)
+    for name, graph in bundle.spec.graphs.items():
+        check_compiles(name, bundle.graph_file(name), graph, precision, tmp_path)
 
 
 def test_a_users_wording_is_read_from_a_file(checkpoint, tmp_path) -> None:

@@ -44,6 +44,7 @@ from cirrus_export.checkpoints.tokenizer_file import read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.compile.precision import check_precision, lower_precision
+from cirrus_export.compile.stored_weights import store_in_16_bits
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.suggester.canary import make_canary
@@ -98,7 +99,10 @@ def export_suggester(
             original.write(pair_pixels(reference, target, preprocess))
             for reference, target in progress(pairs, desc="fidelity: original texts")
         ]
-        if precision is not Precision.FP32:
+        if precision is Precision.FP32:
+            for graph in graphs.values():
+                store_in_16_bits(root / graph.file)
+        else:
             _lower(root, graphs, originals, original, precision)
         shutil.copyfile(checkpoint / TOKENIZER, root / TOKENIZER)
         names = [*(f"graphs/{path.name}" for path in sorted((root / "graphs").iterdir())), TOKENIZER]
