@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ml_dtypes
@@ -25,14 +27,27 @@ def store_in_16_bits(path: Path) -> None:
     weights = path.with_name(path.name + ".data")
     if not weights.exists():
         return
-    model = ir.load(path)
-    if not _narrow(model.graph):
-        return
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        # Tensors are read from the file that they will be written over.
-        ir.save(model, Path(scratch, path.name), external_data=weights.name)
+        # The file that the tensors are read from can't be written over meanwhile.
+        with _mapped(path) as model:
+            if not _narrow(model.graph):
+                return
+            ir.save(model, Path(scratch, path.name), external_data=weights.name)
         for file in (weights, path):
             os.replace(Path(scratch, file.name), file)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[ir.Model]:
+    """Open a model whose weights stay in their file, and let go of the file, which would keep its place on the disk."""
+    model = ir.load(path)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    try:
+        yield model
+    finally:
+        for tensor in tensors:
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.release()
 
 
 def _narrow(graph: ir.Graph) -> bool:
@@ -69,7 +84,10 @@ def _cast(graph: ir.Graph, weight: ir.Value, dtype: ir.DataType) -> ir.Node:
         shape=weight.shape,
         type=ir.TensorType(dtype),
         const_value=ir.LazyTensor(
-            lambda: ir.Tensor(tensor.numpy().astype(kind)), dtype=dtype, shape=tensor.shape, name=f"{name}.stored"
+            lambda: ir.Tensor(tensor.numpy().astype(kind)),
+            dtype=dtype,
+            shape=ir.Shape(tensor.shape),
+            name=f"{name}.stored",
         ),
     )
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
