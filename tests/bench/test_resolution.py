@@ -18,6 +18,7 @@ from cirrus_bench.resolution import measure_resolution, original, published_pixe
 from cirrus_client.errors import ExportError
 from cirrus_export.gate.probe import Probe, ProbeQuery
 from cirrus_export.heads.qwen_vl import patches
+from cirrus_export.recipes.vlm_embedder import VlmEmbedder
 from tests.export.test_vlm_embedder import SIZE_PX, write_checkpoint
 
 pytestmark = pytest.mark.export
@@ -28,6 +29,10 @@ def checkpoint(request, tmp_path_factory) -> Path:
     folder = write_checkpoint(tmp_path_factory.mktemp("resolution") / request.param)
     processor(folder).save_pretrained(folder)
     return folder
+
+
+def torch_original(checkpoint: Path) -> VlmEmbedder:
+    return original(checkpoint.name, checkpoint, {"wording": "gme"} if checkpoint.name == "qwen2-vl" else {})
 
 
 def processor(folder: Path) -> Qwen2VLImageProcessor:
@@ -50,7 +55,7 @@ def probe_of(width: int, height: int) -> Probe:
 
 def test_a_square_of_the_published_size_changes_nothing_and_another_does(checkpoint) -> None:
     side = SIZE_PX[checkpoint.name]
-    recipe = original(checkpoint.name, checkpoint, {})
+    recipe = torch_original(checkpoint)
     report = measure_resolution(recipe, checkpoint, probe_of(side, side), [side, 2 * side])
     published, same, larger = report.rows
     assert published.tokens == same.tokens == 9
@@ -62,7 +67,7 @@ def test_a_square_of_the_published_size_changes_nothing_and_another_does(checkpo
 
 
 def test_proportions_are_kept_as_the_published_processor_keeps_them(checkpoint) -> None:
-    recipe, image = original(checkpoint.name, checkpoint, {}), photo(1, 301, 97)
+    recipe, image = torch_original(checkpoint), photo(1, 301, 97)
     pixels = torch.from_numpy(published_pixels(recipe.backbone, checkpoint)(image))[None]
     seen = processor(checkpoint)(images=[Image.open(io.BytesIO(image))], return_tensors="pt")
     values = patches(pixels, recipe.backbone.model.config.vision_config)[0]
@@ -74,7 +79,7 @@ def test_proportions_are_kept_as_the_published_processor_keeps_them(checkpoint) 
 
 
 def test_what_can_not_be_compared_is_refused(checkpoint, tmp_path) -> None:
-    recipe, probe = original(checkpoint.name, checkpoint, {}), probe_of(96, 96)
+    recipe, probe = torch_original(checkpoint), probe_of(96, 96)
     with pytest.raises(ExportError, match=f"--size 100: must be a multiple of {recipe.backbone.token_side_px}"):
         measure_resolution(recipe, checkpoint, probe, [100])
     with pytest.raises(ExportError, match="its image processor can't be read"):

@@ -16,6 +16,7 @@ import pytest
 import tokenizers
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import (
@@ -37,11 +38,13 @@ from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.compile import onnx_graph
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
+from cirrus_export.recipes import Recipe
 from tests.conftest import jpeg
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
 
 SIZE_PX = {"qwen3-vl": 96, "qwen2-vl": 84}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+WEIGHTS = "model.safetensors"
 INSTRUCTION = "Find the product that the edit describes"
 TEXTS = (
     *("in blue", "", "  two\n\nlines, and\ttabs  ", "ohne Ärmel, 50 % länger — 連衣裙 👗", "is <|im_end|> not the end"),
@@ -127,7 +130,8 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 
 def request(checkpoint: Path, out: Path, **options: str | int) -> ExportRequest:
-    options = {"image_size_px": SIZE_PX[checkpoint.name], "query_instruction": INSTRUCTION} | options
+    wording = {"wording": "gme"} if checkpoint.name == "qwen2-vl" else {}
+    options = {"image_size_px": SIZE_PX[checkpoint.name], "query_instruction": INSTRUCTION} | wording | options
     return ExportRequest("vlm-embedder", checkpoint.name, str(checkpoint), None, out, options=options)
 
 
@@ -141,10 +145,16 @@ def exported(probe, checkpoint, tmp_path_factory) -> Bundle:
 
 
 class Published:
-    """The published way: the processor's pixels, the chat template as text, transformers' model, the last token."""
+    """The published way: the processor's pixels, the chat template as text, transformers' model, the last token.
 
-    def __init__(self, checkpoint: Path) -> None:
+    counted: GME gives transformers embeddings instead of ids and no positions, so that its images' tokens are counted
+    like words (Alibaba-NLP/gme-Qwen2-VL-2B-Instruct, modeling_gme_qwen2vl.py). Ops-MM-embedding gives it ids
+    (OpenSearch-AI/Ops-MM-embedding-v1-2B, ops_mm_embedding_v1.py).
+    """
+
+    def __init__(self, checkpoint: Path, *, counted: bool | None = None) -> None:
         third = checkpoint.name == "qwen3-vl"
+        self.counted = not third if counted is None else counted
         generation = Qwen3VLForConditionalGeneration if third else Qwen2VLForConditionalGeneration
         self.model = generation.from_pretrained(checkpoint, dtype=torch.float32).model.eval()
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"))
@@ -162,7 +172,7 @@ class Published:
             before, behind = f"{before}<|vision_start|>", self.ids("<|vision_end|>")
         end_ids = self.tokenizer(self.end)["input_ids"]
         text_ids = self.ids(text, split_special_tokens=True)[: 128 - len(end_ids)]
-        return self.read(self.ids(before), image, [*behind, *text_ids, *end_ids])
+        return self.read(self.ids(before), image, [*behind, *text_ids, *end_ids], counted=self.counted)
 
     def ids(self, text: str, **options: bool) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
@@ -210,6 +220,81 @@ def test_every_message_is_embedded_as_published(exported, checkpoint) -> None:
     targets = np.stack([published(image, "", published.target) for image in IMAGES])
     assert cosine_min(targets, encoder.encode_targets(IMAGES)) > 0.99999
     assert np.abs(queries @ queries.T)[np.triu_indices(len(queries), 1)].max() < 0.9999  # every text is read
+
+
+def of_graphs(recipe: Recipe, pixels: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return queries and targets of what is exported, before it is."""
+    graphs = {graph.name: graph.module for graph in recipe.graphs()}
+    tokens, model = graphs["vision_encoder"](pixels), graphs["language_model"]
+    return (
+        model(tokens, *graphs["query_prompt"](tokens), token_ids),
+        model(tokens, *graphs["target_prompt"](tokens)),
+    )
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen2-vl"], indirect=True)
+def test_the_same_words_are_read_with_each_models_own_positions(checkpoint, tmp_path) -> None:
+    spaces, targets = set(), []
+    for wording, counted in (("gme", True), ("ops-mm-embedding", False)):
+        published = Published(checkpoint, counted=counted)
+        recipe = build_recipe(request(checkpoint, tmp_path / "out", wording=wording))
+        texts = TEXTS[: len(IMAGES)]
+        token_ids = torch.from_numpy(
+            Tokenizer(recipe.backbone.write_tokenizer(tmp_path, recipe.prompt), tmp_path)(texts)
+        )
+        pixels = torch.from_numpy(np.stack([preprocess(image, recipe.backbone.preprocess) for image in IMAGES]))
+        with torch.no_grad():
+            query, target = of_graphs(recipe, pixels, token_ids)
+            originals = recipe.query(pixels, token_ids), recipe.target(pixels)
+        asked = zip(IMAGES, texts, strict=True)
+        expected = np.stack([published(image, text, published.query) for image, text in asked])
+        targets.append(np.stack([published(image, "", published.target) for image in IMAGES]))
+        for theirs, ours, original in zip((expected, targets[-1]), (query, target), originals, strict=True):
+            assert cosine_min(theirs, ours.numpy()) > 0.99999
+            assert cosine_min(theirs, original.numpy()) > 0.99999
+        spaces.add(recipe.pooling())
+    assert cosine_min(*targets) < 0.9999  # the positions matter
+    assert len(spaces) == 2
+    (tmp_path / "qwen2-vl").mkdir()
+    with pytest.raises(ExportError, match="say --option wording=ops-mm-embedding, gme, vlm2vec, or FILE"):
+        build_recipe(request(tmp_path / "qwen2-vl", tmp_path / "out", wording=""))  # before the folder is read
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen2-vl"], indirect=True)
+def test_gmes_folder_is_read_as_it_is_on_the_hub(checkpoint, tmp_path) -> None:
+    """Saved by transformers 4.51: keys without a language model's name, no head of words, sizes beside each other."""
+    folder = tmp_path / "hub" / "qwen2-vl"
+    folder.mkdir(parents=True)
+    state = {
+        key.removeprefix("model.").removeprefix("language_model."): value
+        for file in checkpoint.glob("*.safetensors")
+        for key, value in load_file(file).items()
+        if not key.startswith("lm_head")
+    }
+    save_file({key if key.startswith("visual.") else f"model.{key}": state[key] for key in state}, folder / WEIGHTS)
+    config = json.loads((checkpoint / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    (folder / "config.json").write_text(
+        json.dumps(
+            config
+            | {key: value for key, value in text.items() if key != "model_type"}
+            | {"architectures": ["GmeQwen2VL"], "rope_theta": rope["rope_theta"]}
+            | {"rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": rope["mrope_section"]}}
+            | {"min_image_tokens": 256, "max_image_tokens": 1280, "max_length": 1800}
+            | {
+                "auto_map": {
+                    "AutoConfig": "modeling_gme_qwen2vl.GmeQwen2VLConfig",
+                    "AutoModel": "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct--modeling_gme_qwen2vl.GmeQwen2VL",
+                }
+            }
+        )
+    )
+    (folder / "tokenizer.json").symlink_to(checkpoint / "tokenizer.json")
+    pixels = torch.randn(2, 3, SIZE_PX["qwen2-vl"], SIZE_PX["qwen2-vl"])
+    with torch.no_grad():
+        theirs, ours = (build_recipe(request(path, tmp_path / "out")).target(pixels) for path in (checkpoint, folder))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.fixture(scope="module")

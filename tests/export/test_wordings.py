@@ -17,7 +17,7 @@ from cirrus_export.recipes.worded import prompts, worded
 from cirrus_export.recipes.wording import Wording, find_wording
 from tests.export.test_vlm_embedder import write_tokenizer
 
-OWN = ("gme", "qwen3-vl-embedding", "vlm2vec")
+OWN = ("gme", "ops-mm-embedding", "qwen3-vl-embedding", "vlm2vec")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_an_own_wording_is_found_and_fits_the_tokenizer(name: str, tokenizer) ->
     messages = worded(find_wording(name).instructed(), tokenizer)
     constants = prompts(messages, 16)
     assert len(constants.query) == len(constants.text) == len(constants.target)
-    assert find_wording(name).grid_positions == (name != "vlm2vec")
+    assert find_wording(name).grid_positions == (name not in ("gme", "vlm2vec"))
 
 
 @given(
@@ -68,7 +68,9 @@ def test_an_instruction_and_a_text_are_tokenized_as_if_together(tokenizer, folde
 
 
 def test_an_unknown_name_or_file_is_refused(tmp_path) -> None:
-    with pytest.raises(ExportError, match="wording=e5-v: there is no such wording; known: gme, qwen3-vl-embedding,"):
+    with pytest.raises(
+        ExportError, match="wording=e5-v: there is no such wording; known: gme, ops-mm-embedding, qwen3"
+    ):
         find_wording("e5-v")
     with pytest.raises(ExportError, match=r"none\.json: No such file"):
         find_wording(str(tmp_path / "none.json"))

@@ -60,11 +60,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths of a backbone that are known before it is built: of its embeddings, of a word, and of an image token."""
+    """What is known of a backbone before it is built: widths of its embeddings, of a word, and of an image token.
+
+    wordings: names of the published wordings of a vision-language embedder.
+    """
 
     dim: int | None = None
     word_width: int | None = None
     image_width: int | None = None
+    wordings: tuple[str, ...] = ()
 
 
 class Family(ABC):
@@ -106,7 +110,7 @@ class Family(ABC):
         return
 
     def sizes(self, name: str) -> Sizes:
-        """Return the widths that are known before anything is read or fetched."""
+        """Return what is known before anything is read or fetched."""
         return Sizes()
 
     def preprocess(self, name: str, weights: Weights) -> PreprocessSpec | None:

@@ -10,14 +10,14 @@ from transformers import Qwen2VLModel
 
 
 class Qwen2VlBackbone(QwenVlBackbone):
-    """Qwen2-VL, worded like GME and Ops-MM-embedding unless an option says otherwise."""
+    """Qwen2-VL. The wording says whose embedding model it is."""
 
     mean = (0.48145466, 0.4578275, 0.40821073)
     std = (0.26862954, 0.26130258, 0.27577711)
     tower_type = Qwen2VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen2-VL"
-    wording = "gme"
+    wordings = ("ops-mm-embedding", "gme", "vlm2vec")
 
 
 class Qwen2VlFamily(QwenVlFamily):
@@ -27,3 +27,4 @@ class Qwen2VlFamily(QwenVlFamily):
     name = "qwen2-vl"
     model_type = "qwen2_vl"
     model_class = Qwen2VLModel
+    known_code = frozenset({"modeling_gme_qwen2vl"})

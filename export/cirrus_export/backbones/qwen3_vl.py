@@ -16,7 +16,7 @@ class Qwen3VlBackbone(QwenVlBackbone):
     tower_type = Qwen3VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen3-VL"
-    wording = "qwen3-vl-embedding"
+    wordings = ("qwen3-vl-embedding",)
 
 
 class Qwen3VlFamily(QwenVlFamily):

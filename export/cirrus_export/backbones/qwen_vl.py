@@ -20,7 +20,7 @@ from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
-from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
+from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.state import StateDict
@@ -40,12 +40,13 @@ Levels = tuple[float, float, float]
 class QwenVlBackbone(Backbone):
     """Transformers' model for images of one size, and its tokenizer.
 
-    wording: the name of how the published embedding models of the generation word their inputs.
+    wordings: names of how the published embedding models of the generation word their inputs. A space does not name the
+    first one's target message.
     """
 
     offers = "a vision-language model of Qwen's"
     reads_padding = False  # causal, and padding comes last
-    wording: ClassVar[str]
+    wordings: ClassVar[tuple[str, ...]]
     tower_type: ClassVar[type[VisionTower]]
     mean: ClassVar[Levels]
     std: ClassVar[Levels]
@@ -172,13 +173,17 @@ class QwenVlBackbone(Backbone):
 
 
 class QwenVlFamily(Family):
-    """Checkpoint folders of one generation of Qwen-VL. name: of the backbone. model_type: in `config.json`."""
+    """Checkpoint folders of one generation of Qwen-VL. name: of the backbone. model_type: in `config.json`.
+
+    known_code: modules that a configuration may name, because a wording does what they do. They are never run.
+    """
 
     options = frozenset({"image_size_px"})
     backbone_type: ClassVar[type[QwenVlBackbone]]
     name: ClassVar[str]
     model_type: ClassVar[str]
     model_class: ClassVar[Any]
+    known_code: ClassVar[frozenset[str]] = frozenset()
 
     def names(self) -> Sequence[str]:
         """Return the one name; the sizes are in the folder."""
@@ -191,6 +196,10 @@ class QwenVlFamily(Family):
     def kind_of(self, state: StateDict) -> None:
         """Return None: a file of weights alone says too little of a Qwen-VL."""
 
+    def sizes(self, name: str) -> Sizes:
+        """Return the wordings; all widths are in the folder."""
+        return Sizes(wordings=self.backbone_type.wordings)
+
     def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> QwenVlBackbone:
         """See `Family.load`."""
         refuse_tokenizer(name, tokenizer)
@@ -199,7 +208,7 @@ class QwenVlFamily(Family):
             raise CheckpointError(f"--backbone {self.name}: {what}'s checkpoint is a folder: --pretrained FOLDER")
         folder = base_folder(weights.folder)
         config = folder / "config.json"
-        refuse_code(read_config(config, self.model_type, what=what), config)
+        refuse_code(read_config(config, self.model_type, what=what), config, known=self.known_code)
         if not (folder / TOKENIZER).is_file():
             raise CheckpointError(f"checkpoint {folder}: {TOKENIZER} is missing; the model's processor saves it")
         model = load_model(self.model_class, folder, what=what)

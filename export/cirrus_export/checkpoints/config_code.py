@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,26 @@ _CODE = re.compile("auto_map|remote_code|implementation|kernel|quantization")
 _OWN = (None, False, "eager", "sdpa")
 
 
-def code_named_in(config: object) -> str | None:
-    """Return the first key of a configuration, at any depth, for which transformers would import or fetch code."""
+def code_named_in(config: object, known: Collection[str] = ()) -> str | None:
+    """Return the first key of a configuration, at any depth, for which transformers would import or fetch code.
+
+    known: modules that `auto_map` may name.
+    """
     if not isinstance(config, Mapping):
         return None
     for key, value in config.items():
-        if _CODE.search(str(key)) and not (value is None or (isinstance(value, bool | str) and value in _OWN)):
+        own = value is None or (isinstance(value, bool | str) and value in _OWN)
+        if _CODE.search(str(key)) and not own and not (key == "auto_map" and _modules(value) <= set(known)):
             return str(key)
-        if (inner := code_named_in(value)) is not None:
+        if (inner := code_named_in(value, known)) is not None:
             return inner
     return None
+
+
+def _modules(auto_map: object) -> set[str]:
+    """Return the modules of `auto_map`: "module.Class", behind "owner/repository--" if they are another folder's."""
+    named = auto_map.values() if isinstance(auto_map, Mapping) else (auto_map,)
+    return {str(name).rpartition("--")[2].partition(".")[0] for name in named}
 
 
 def read_config(path: Path, model_type: str, *, what: str) -> dict[str, Any]:
@@ -41,8 +51,11 @@ def read_config(path: Path, model_type: str, *, what: str) -> dict[str, Any]:
     return content
 
 
-def refuse_code(content: Mapping[str, Any], path: Path) -> None:
-    """Raise CheckpointError if the configuration that was read from `path` names code."""
-    code = code_named_in(content)
+def refuse_code(content: Mapping[str, Any], path: Path, *, known: Collection[str] = ()) -> None:
+    """Raise CheckpointError if the configuration that was read from `path` names code other than `known` modules."""
+    code = code_named_in(content, known)
     if code is not None:
-        raise CheckpointError(f"checkpoint {path}: '{code}' names code, and a configuration is data: leave it out")
+        raise CheckpointError(
+            f"checkpoint {path}: '{code}' names code, which is not run; it may compute something else than the model "
+            "that is read here. If you know that it does not, leave the key out"
+        )

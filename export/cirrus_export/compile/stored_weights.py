@@ -79,20 +79,18 @@ def _cast(graph: ir.Graph, weight: ir.Value, dtype: ir.DataType) -> ir.Node:
     name, tensor, kind = weight.name, weight.const_value, _SIXTEEN_BITS[dtype]
     assert name is not None
     assert tensor is not None
+    shape = ir.Shape(tensor.numpy().shape)
     stored = ir.Value(
         name=f"{name}.stored",
-        shape=weight.shape,
+        shape=shape,
         type=ir.TensorType(dtype),
         const_value=ir.LazyTensor(
-            lambda: ir.Tensor(tensor.numpy().astype(kind)),
-            dtype=dtype,
-            shape=ir.Shape(tensor.shape),
-            name=f"{name}.stored",
+            lambda: ir.Tensor(tensor.numpy().astype(kind)), dtype=dtype, shape=shape, name=f"{name}.stored"
         ),
     )
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT}, name=f"{name}.cast")
     widened = cast.outputs[0]
-    widened.shape, widened.type = weight.shape, weight.type
+    widened.shape, widened.type = shape, weight.type
     weight.replace_all_uses_with(widened)
     del graph.initializers[name]
     widened.name = name

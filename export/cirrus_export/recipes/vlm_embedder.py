@@ -26,7 +26,7 @@ from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
 from cirrus_export.recipes.worded import Message, prompts, worded
-from cirrus_export.recipes.wording import find_wording
+from cirrus_export.recipes.wording import find_wording, wording_of
 
 _LANGUAGE, _QUERY, _TEXT_QUERY, _TARGET = "language_model", "query_prompt", "text_query_prompt", "target_prompt"
 
@@ -34,7 +34,7 @@ _LANGUAGE, _QUERY, _TEXT_QUERY, _TARGET = "language_model", "query_prompt", "tex
 class VlmEmbedderOptions(Options):
     """How a task is worded, and how much of an embedding is kept.
 
-    wording: a name of Cirrus's own, or a user's FILE.json; an empty one is that of the backbone's generation.
+    wording: a name of Cirrus's own, or a user's FILE.json; may be empty where the backbone has only one published one.
     query_instruction, text_instruction, target_instruction: take the place of the wording's own; without the second, a
     text alone has the wording's for it, or else the query's. dim: how many of the hidden state's first values are kept,
     since a matryoshka model may be cut; 0 keeps all.
@@ -65,7 +65,7 @@ class VlmEmbedder(Recipe):
         if options.dim > self._backbone.width:
             raise ExportError(f"--option dim={options.dim}: an embedding has {self._backbone.width} values")
         self._dim = options.dim or self._backbone.width
-        self._wording = find_wording(options.wording or self._backbone.wording).instructed(
+        self._wording = wording_of(options.wording, self._backbone.wordings).instructed(
             query=options.query_instruction, text=options.text_instruction, target=options.target_instruction
         )
         self._worded = worded(self._wording, self._backbone.tokenizer)
@@ -96,8 +96,7 @@ class VlmEmbedder(Recipe):
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
         """See `Recipe.check`. A wording is read before the weights are."""
         assert isinstance(options, VlmEmbedderOptions)
-        if options.wording:
-            find_wording(options.wording)
+        wording_of(options.wording, sizes.wordings)
 
     def query(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Return transformers' own pass over image and text."""
@@ -135,9 +134,10 @@ class VlmEmbedder(Recipe):
     def pooling(self) -> str:
         """Return the pooling, with the instruction that a target is read with, or the message if it isn't the usual."""
         wording = self._wording
-        usual = wording.target == find_wording(self.backbone.wording).target
+        usual = wording.target == find_wording(self.backbone.wordings[0]).target
         worded = f"instruction {wording.target_instruction!r}" if usual else f"message {wording.message('target')!r}"
-        return f"last token, first {self.dim} values, l2-normalised, {worded}"
+        counted = ", image tokens counted like words" if wording.counted_positions else ""
+        return f"last token, first {self.dim} values, l2-normalised, {worded}{counted}"
 
     def _original(self, message: Message, pixels: Tensor | None, token_ids: Tensor) -> Tensor:
         hidden = self.backbone.original(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Self
@@ -28,7 +29,8 @@ class Wording(Record):
     query, text, target: templates for an image with a text, a text alone, and a gallery image. `{image}` is where
     the image's tokens come, `{text}` the user's text, `{instruction}` the task's instruction. query_instruction,
     text_instruction, target_instruction: the published ones; without the second, a text alone has the query's.
-    full_stop: put a full stop behind an instruction that ends without punctuation.
+    full_stop: put a full stop behind an instruction that ends without punctuation. counted_positions: count an image's
+    tokens like words, also behind <|vision_start|>, as GME's own code does.
     """
 
     query: str
@@ -38,6 +40,7 @@ class Wording(Record):
     text_instruction: str = ""
     target_instruction: str = ""
     full_stop: bool = False
+    counted_positions: bool = False
 
     @field_validator("query", "text", "target")
     @classmethod
@@ -63,7 +66,7 @@ class Wording(Record):
 
     @model_validator(mode="after")
     def _shows_every_image_alike(self) -> Self:
-        if self.grid_positions != (IMAGE_START + IMAGE in self.target):
+        if (IMAGE_START + IMAGE in self.query) != (IMAGE_START + IMAGE in self.target):
             raise ValueError(f"'query' and 'target' must both have {IMAGE_START} right before {IMAGE}, or neither")
         return self
 
@@ -71,9 +74,10 @@ class Wording(Record):
     def grid_positions(self) -> bool:
         """True if an image's tokens have positions in rows and columns, False if they are counted like words.
 
-        transformers 4, with which these models were trained, looks for images behind this token alone.
+        transformers 4, with which these models were trained, looks for images behind this token alone, and not at all
+        where it is given embeddings instead of ids.
         """
-        return IMAGE_START + IMAGE in self.query
+        return not self.counted_positions and IMAGE_START + IMAGE in self.query
 
     def instructed(self, *, query: str = "", text: str = "", target: str = "") -> Wording:
         """Return this wording with other instructions; an empty one stays. White space around them is cut.
@@ -104,6 +108,16 @@ def text_part(template: str) -> tuple[str, str]:
     """Return the spaces before a template's text, which tokenizers join to it, and what comes behind it."""
     before, _, behind = template.partition(TEXT)
     return before[len(before.rstrip(" ")) :], behind
+
+
+def wording_of(name: str, published: Sequence[str]) -> Wording:
+    """Return the wording of that name, or without one the only `published` wording. Raises ExportError."""
+    if not name and len(published) != 1:
+        raise ExportError(
+            "the embedding models on this backbone read images and words in different ways, and their files do not say "
+            f"which it is: say --option wording={', '.join(published)}, or FILE.json; {_WAY_OUT}"
+        )
+    return find_wording(name or published[0])
 
 
 def find_wording(name: str) -> Wording:
