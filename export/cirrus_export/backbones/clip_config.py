@@ -18,7 +18,8 @@ from cirrus_export.checkpoints.state import StateDict
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import CLIPConfig
 
-_OF_TRANSFORMERS, _OF_OPEN_CLIP = "config.json", "open_clip_config.json"
+OF_OPEN_CLIP = "open_clip_config.json"
+_OF_TRANSFORMERS = "config.json"
 _TOWERS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _LAYER_NORM_EPS = 1e-5
@@ -40,17 +41,23 @@ def config_beside(weights: Weights) -> ClipConfig | None:
     Raises CheckpointError if it can't be read, or describes another model than the file, or one that OpenAI's form does
     not have.
     """
-    state = weights.state
-    if state is None or weights.tag is not None or weights.fine_tuned:
+    state, folder = weights.state, folder_of(weights)
+    if state is None or folder is None:
         return None
-    folder = Path(state.source).parent
     if is_hugging_face_clip(state):
         path = folder / _OF_TRANSFORMERS
-        content = _read(path)
+        content = read_settings(path)
         return _of_transformers(path, content, state) if all(key in content for key in _TOWERS[:2]) else None
-    path = folder / _OF_OPEN_CLIP
-    model = _read(path).get("model_cfg")
+    path = folder / OF_OPEN_CLIP
+    model = read_settings(path).get("model_cfg")
     return ClipConfig(path, bool(model.get("quick_gelu", False))) if isinstance(model, dict) else None
+
+
+def folder_of(weights: Weights) -> Path | None:
+    """Return the folder whose other files describe a file that was read, None if others do: a tag, or a head's file."""
+    if weights.state is None or weights.tag is not None or weights.fine_tuned:
+        return None
+    return Path(weights.state.source).parent
 
 
 def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> ClipConfig:
@@ -74,7 +81,7 @@ def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> C
     return ClipConfig(path, _ACTIVATIONS[activations.pop()], heads)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Return a JSON file's content, nothing if there is no file or it is no object. Raises CheckpointError."""
     try:
         content = json.loads(path.read_bytes()) if path.is_file() else {}

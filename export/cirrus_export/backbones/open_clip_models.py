@@ -1,7 +1,8 @@
 """What open_clip knows of a model and of a tag's weights: architecture, activation, preprocessing, files.
 
-Preprocessing and activation of published weights come from open_clip's own table of tags and from nowhere else: the
-same architecture was trained on images of other means, other resizes and with another GELU.
+Preprocessing and activation of published weights come from open_clip's own table of tags, or from the files beside
+them, and from nowhere else: the same architecture was trained on images of other means, other resizes and with another
+GELU.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
 from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.clip_config import ClipConfig
 from cirrus_export.backbones.family import Weights
+from cirrus_export.backbones.settings_beside import SettingsBeside, settings_beside
 from cirrus_export.checkpoints.values import check_finite
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -25,6 +27,9 @@ import open_clip
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 Config = dict[str, Any]
+Side = int | Sequence[int]
+"""A side of a square in pixels, or both."""
+_SIDE_PX = 224
 _QUICK_GELU = "quick_gelu"
 OPENAI: Config = {_QUICK_GELU: True}
 """What is known of a CLIP whose sizes come from its file: OpenAI's form."""
@@ -116,18 +121,38 @@ def _question(name: str | None, weights: Weights) -> str:
 def preprocess_of(name: str, config: Config, weights: Weights) -> PreprocessSpec:
     """Return how the trainers of some weights turned an image into pixels.
 
-    A file without a tag is taken to be prepared as all of the architecture's tags are, or as OpenAI's if they differ.
-    Raises ExportError for a form that Cirrus does not have.
+    The settings beside a file without a tag say it. If there are none, it is taken to be prepared as all of the
+    architecture's tags are, or as OpenAI's if they differ. Raises ExportError for a form that Cirrus does not have, and
+    CheckpointError for settings that can't be read.
     """
     if weights.tag is not None:
         return _preprocess_of_tag(name, config, weights.tag)
+    beside = settings_beside(weights)
+    if beside is not None:
+        return as_settings_say(beside, config["vision_cfg"].get("image_size", _SIDE_PX))
     known = {_preprocess_of_tag(name, config, tag) for tag in tags_of(name)}
     return known.pop() if len(known) == 1 and not weights.fine_tuned else _spec(name, config, {})
 
 
+def as_settings_say(beside: SettingsBeside, image_size_px: Side) -> PreprocessSpec:
+    """Return the preprocessing of settings for a model that reads images of one size.
+
+    Raises ExportError if they are for another size, or in a form that Cirrus does not have.
+    """
+    size_px = beside.of_images.get("size")
+    if size_px is not None and _sides(size_px) != _sides(image_size_px):
+        raise ExportError(
+            f"checkpoint {beside.file}: prepares images of {max(_sides(size_px))} px, and the model reads "
+            f"{max(_sides(image_size_px))}: the file is another model's, or --backbone is"
+        )
+    log.info("images are prepared as %s says", beside.file)
+    said = _spec(str(beside.file), {"vision_cfg": {"image_size": image_size_px}}, dict(beside.of_images))
+    return said.model_copy(update={"crop": beside.crop})
+
+
 def warn_if_a_file_could_be_several(name: str, config: Config, weights: Weights) -> None:
     """Log a warning if a model's tags differ in their preprocessing, which a file does not show."""
-    if weights.state is None or weights.tag is not None:
+    if weights.state is None or weights.tag is not None or settings_beside(weights) is not None:
         return
     if len({_preprocess_of_tag(name, config, tag) for tag in tags_of(name)}) > 1:
         file = weights.state.source
@@ -169,8 +194,8 @@ def _preprocess_of_tag(name: str, config: Config, tag: str) -> PreprocessSpec:
 
 def _spec(where: str, config: Config, overlay: Config) -> PreprocessSpec:
     settings = merge_preprocess_dict(PreprocessCfg(), overlay)
-    size = config["vision_cfg"].get("image_size", 224)
-    sides = set(size) if isinstance(size, list | tuple) else {size}
+    size = config["vision_cfg"].get("image_size", _SIDE_PX)
+    sides = _sides(size)
     mode = settings["resize_mode"]
     if len(sides) != 1 or mode not in _PADS:
         raise ExportError(
@@ -184,6 +209,10 @@ def _spec(where: str, config: Config, overlay: Config) -> PreprocessSpec:
         std=tuple(settings["std"]),
         interpolation=Interpolation(settings["interpolation"]),
     )
+
+
+def _sides(size: Side) -> set[int]:
+    return set(size) if isinstance(size, Sequence) else {size}
 
 
 @contextlib.contextmanager

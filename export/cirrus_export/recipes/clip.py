@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cirrus_client.image.preprocess import PreprocessSpec
+from cirrus_client.image.preprocess import Crop, PreprocessSpec
 from cirrus_export.graph import Graph
 from cirrus_export.heads.zero_shot import WeightedSum
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
@@ -32,8 +32,12 @@ class Clip(TwoTowerRecipe):
 
     @staticmethod
     def preprocess(own: PreprocessSpec) -> PreprocessSpec:
-        """Apply OpenAI's `_transform` and open_clip's `image_transform`: RGB after the crop."""
-        return narrowed(own, convert_rgb="after_crop")
+        """Apply OpenAI's `_transform` and open_clip's `image_transform`, which convert to RGB after the crop.
+
+        Weights with transformers' settings beside them are prepared by its processor, which converts first.
+        """
+        by_transformers = own.crop is Crop.FLOOR
+        return narrowed(own, convert_rgb="before_resize" if by_transformers else "after_crop", crop=own.crop)
 
     def query_graph(self) -> Graph:
         """Return the weighted sum of the normalised embeddings."""

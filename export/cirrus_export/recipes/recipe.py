@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cirrus_client.bundle import CaptionJoin, Similarity
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
-from cirrus_client.image.preprocess import Pad, PreprocessSpec
+from cirrus_client.image.preprocess import Crop, Pad, PreprocessSpec
 from cirrus_client.names import EnsembleName
 from cirrus_client.records import Record, first_problem
 from cirrus_export.backbones.backbone import Backbone, Prompt
@@ -163,7 +163,7 @@ class Recipe(ABC):
 
 
 def narrowed(own: PreprocessSpec, **changes: Any) -> PreprocessSpec:
-    """Return a backbone's preprocessing with some of its fields changed.
+    """Return a backbone's preprocessing with some of its fields changed. The crop is torchvision's if none is given.
 
     Raises ExportError if images are to be padded that the backbone was trained on stretched: the method was published
     for another kind of backbone.
@@ -175,7 +175,7 @@ def narrowed(own: PreprocessSpec, **changes: Any) -> PreprocessSpec:
             "square out of proportion (open_clip's resize_mode squash), so embeddings would be wrong: name another "
             "--backbone or tag"
         )
-    return PreprocessSpec(**own.model_dump() | changes)
+    return PreprocessSpec(**own.model_dump() | {"crop": Crop.ROUND} | changes)
 
 
 def parse_options(recipe: type[Recipe], options: Mapping[str, str | float | bool]) -> Options:

@@ -1,0 +1,96 @@
+"""How images were prepared for a CLIP's weights, as the file of settings beside them says.
+
+It is transformers' `preprocessor_config.json` (or `processor_config.json`), or open_clip's `open_clip_config.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cirrus_client.errors import CheckpointError
+from cirrus_client.image.preprocess import Crop, Interpolation
+from cirrus_export.backbones.clip_config import OF_OPEN_CLIP, folder_of, read_settings
+from cirrus_export.backbones.family import Weights
+from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
+
+Settings = Mapping[str, Any]
+_OF_IMAGES, _OF_PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_SIDE_PX = 224
+_FILTERS = {Image.Resampling.BICUBIC: Interpolation.BICUBIC, Image.Resampling.BILINEAR: Interpolation.BILINEAR}
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
+
+
+@dataclass(frozen=True)
+class SettingsBeside:
+    """A file of settings. of_images: its settings in open_clip's form, `PreprocessCfg`, those that it has.
+
+    crop: how the library that reads the file rounds.
+    """
+
+    file: Path
+    of_images: Settings
+    crop: Crop
+
+
+def settings_beside(weights: Weights) -> SettingsBeside | None:
+    """Return the settings in the folder of a CLIP's file that was read, None if there are none.
+
+    Raises CheckpointError if they can't be read, or prepare images in a way that open_clip does not have.
+    """
+    folder = folder_of(weights)
+    if folder is None or weights.state is None:
+        return None
+    if not is_hugging_face_clip(weights.state):
+        found = read_settings(folder / OF_OPEN_CLIP).get("preprocess_cfg")
+        return SettingsBeside(folder / OF_OPEN_CLIP, found, Crop.ROUND) if isinstance(found, dict) else None
+    for name in (_OF_IMAGES, _OF_PROCESSOR):
+        content = read_settings(folder / name)
+        settings = content.get("image_processor", content) if name == _OF_PROCESSOR else content
+        if isinstance(settings, dict) and settings.keys() & {*_STEPS, "image_mean", "size", "crop_size"}:
+            return SettingsBeside(folder / name, _in_open_clips_form(settings, folder / name), Crop.FLOOR)
+    return None
+
+
+def _in_open_clips_form(settings: Settings, file: Path) -> Settings:
+    """Return transformers' settings of images in open_clip's form; the defaults are those of `CLIPImageProcessor`."""
+    skipped = [step for step in _STEPS if settings.get(step, True) is not True]
+    if skipped:
+        raise CheckpointError(f"checkpoint {file}: {skipped[0]} is {settings[skipped[0]]}, and a CLIP needs this step")
+    resample = settings.get("resample", Image.Resampling.BICUBIC)
+    if resample not in _FILTERS:
+        raise CheckpointError(f"checkpoint {file}: resample {resample!r}; Cirrus resizes bicubic (3) or bilinear (2)")
+    if abs(float(settings.get("rescale_factor") or 1 / 255) * 255 - 1) > 1e-4:
+        raise CheckpointError(f"checkpoint {file}: rescale_factor {settings['rescale_factor']}, expected 1/255")
+    side_px, mode = _side_and_mode(settings, file)
+    return {
+        "size": side_px,
+        "resize_mode": mode,
+        "interpolation": _FILTERS[resample].value,
+        "mean": settings.get("image_mean"),
+        "std": settings.get("image_std"),
+    }
+
+
+def _side_and_mode(settings: Settings, file: Path) -> tuple[int, str]:
+    """Return the square's side, and open_clip's word for how an image becomes that square."""
+    size, crop = settings.get("size", _SIDE_PX), settings.get("crop_size", _SIDE_PX)
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+    resized = {shortest} if shortest is not None else {size.get("height"), size.get("width")}
+    if not settings.get("do_center_crop", True):
+        cropped, mode = resized, "squash"
+        fits = shortest is None
+    else:
+        cropped = {crop.get("height"), crop.get("width")} if isinstance(crop, dict) else {crop}
+        mode = "squash" if shortest is None else "shortest"
+        fits = cropped == resized
+    if not fits or len(cropped) != 1 or not all(isinstance(side, int) for side in cropped):
+        raise CheckpointError(
+            f"checkpoint {file}: size {size} and crop_size {crop if settings.get('do_center_crop', True) else None}; "
+            "Cirrus resizes the shorter side to the square that it crops, or both sides at once"
+        )
+    return cropped.pop(), mode
