@@ -33,6 +33,12 @@ from cirrus_export.backbones.open_clip_models import (
     uses_quick_gelu,
     warn_if_a_file_could_be_several,
 )
+from cirrus_export.checkpoints.hugging_face_siglip import (
+    KEYS,
+    check_config_beside,
+    in_open_clips_names,
+    is_hugging_face_siglip,
+)
 from cirrus_export.checkpoints.state import StateDict, load_strictly
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -135,8 +141,8 @@ class PooledOpenClipFamily(Family):
         return "a pooled model of open_clip"
 
     def kind_of(self, state: StateDict) -> str | None:
-        """Recognise a timm tower, an attention pooling, or a text tower under a name of its own."""
-        found = any(key.startswith(_KIND_KEYS) for key in state)
+        """Recognise a timm tower, an attention pooling, a text tower under a name of its own, and a SigLIP."""
+        found = is_hugging_face_siglip(state) or any(key.startswith(_KIND_KEYS) for key in state)
         return "a pooled model of open_clip" if found else None
 
     def tags(self, name: str) -> Sequence[str]:
@@ -176,7 +182,10 @@ class PooledOpenClipFamily(Family):
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
         warn_if_a_file_could_be_several(name, config, weights)
         model = create(name, quick_gelu=quick_gelu)
-        if weights.state is not None:
+        if weights.state is not None and is_hugging_face_siglip(weights.state):
+            load_strictly(model, in_open_clips_names(weights.state), theirs=KEYS.theirs)
+            check_config_beside(model, weights.state)
+        elif weights.state is not None:
             load_strictly(model, weights.state)
         elif weights.tag is not None:
             fetch(model, name, weights.tag)

@@ -17,6 +17,7 @@ from cirrus_client.image.preprocess import Crop, Interpolation
 from cirrus_export.backbones.clip_config import OF_OPEN_CLIP, folder_of, read_settings
 from cirrus_export.backbones.family import Weights
 from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
+from cirrus_export.checkpoints.hugging_face_siglip import is_hugging_face_siglip
 
 Settings = Mapping[str, Any]
 _OF_IMAGES, _OF_PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -45,7 +46,7 @@ def settings_beside(weights: Weights) -> SettingsBeside | None:
     folder = folder_of(weights)
     if folder is None or weights.state is None:
         return None
-    if not is_hugging_face_clip(weights.state):
+    if not (is_hugging_face_clip(weights.state) or is_hugging_face_siglip(weights.state)):
         found = read_settings(folder / OF_OPEN_CLIP).get("preprocess_cfg")
         return SettingsBeside(folder / OF_OPEN_CLIP, found, Crop.ROUND) if isinstance(found, dict) else None
     for name in (_OF_IMAGES, _OF_PROCESSOR):
@@ -81,7 +82,8 @@ def _side_and_mode(settings: Settings, file: Path) -> tuple[int, str]:
     size, crop = settings.get("size", _SIDE_PX), settings.get("crop_size", _SIDE_PX)
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size
     resized = {shortest} if shortest is not None else {size.get("height"), size.get("width")}
-    if not settings.get("do_center_crop", True):
+    crops = settings.get("do_center_crop", "crop_size" in settings or shortest is not None)
+    if not crops:
         cropped, mode = resized, "squash"
         fits = shortest is None
     else:
@@ -90,7 +92,7 @@ def _side_and_mode(settings: Settings, file: Path) -> tuple[int, str]:
         fits = cropped == resized
     if not fits or len(cropped) != 1 or not all(isinstance(side, int) for side in cropped):
         raise CheckpointError(
-            f"checkpoint {file}: size {size} and crop_size {crop if settings.get('do_center_crop', True) else None}; "
+            f"checkpoint {file}: size {size} and crop_size {crop if crops else None}; "
             "Cirrus resizes the shorter side to the square that it crops, or both sides at once"
         )
     return cropped.pop(), mode

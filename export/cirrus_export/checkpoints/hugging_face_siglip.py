@@ -1,0 +1,103 @@
+"""SigLIP and SigLIP 2 of one image size as transformers saves them (google/siglip-*), in open_clip's key names."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.key_map import KeyMap
+from cirrus_export.checkpoints.state import StateDict, Unused, pass_over, report_problems
+
+_MARKS = ("text_model.embeddings.token_embedding.weight", "vision_model.head.probe")
+_UNUSED = (Unused(r"(text|vision)_model\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),)
+_TEXT, _VISION = "text_model.encoder.layers.{n}.", "vision_model.encoder.layers.{n}."
+_OUR_TEXT, _OUR_VISION, _POOL = "text.transformer.resblocks.{n}.", "visual.trunk.blocks.{n}.", "visual.trunk.attn_pool."
+KEYS = KeyMap(
+    ("text_model.embeddings.token_embedding.", "text.token_embedding."),
+    ("text_model.embeddings.position_embedding.weight", "text.positional_embedding"),
+    ("text_model.final_layer_norm.", "text.ln_final."),
+    ("text_model.head.", "text.text_projection."),
+    ("vision_model.embeddings.patch_embedding.", "visual.trunk.patch_embed.proj."),
+    ("vision_model.embeddings.position_embedding.weight", "visual.trunk.pos_embed"),
+    ("vision_model.post_layernorm.", "visual.trunk.norm."),
+    ("vision_model.head.probe", f"{_POOL}latent"),
+    ("vision_model.head.attention.out_proj.", f"{_POOL}proj."),
+    ("vision_model.head.layernorm.", f"{_POOL}norm."),
+    ("vision_model.head.mlp.", f"{_POOL}mlp."),
+    (f"{_TEXT}self_attn.out_proj.", f"{_OUR_TEXT}attn.out_proj."),
+    (f"{_TEXT}self_attn.q_proj.", f"{_OUR_TEXT}attn.in_proj_"),
+    (f"{_TEXT}layer_norm1.", f"{_OUR_TEXT}ln_1."),
+    (f"{_TEXT}layer_norm2.", f"{_OUR_TEXT}ln_2."),
+    (f"{_TEXT}mlp.fc1.", f"{_OUR_TEXT}mlp.c_fc."),
+    (f"{_TEXT}mlp.fc2.", f"{_OUR_TEXT}mlp.c_proj."),
+    (f"{_VISION}self_attn.out_proj.", f"{_OUR_VISION}attn.proj."),
+    (f"{_VISION}self_attn.q_proj.", f"{_OUR_VISION}attn.qkv."),
+    (f"{_VISION}layer_norm1.", f"{_OUR_VISION}norm1."),
+    (f"{_VISION}layer_norm2.", f"{_OUR_VISION}norm2."),
+    (f"{_VISION}mlp.", f"{_OUR_VISION}mlp."),
+)
+_QKV = re.compile(r"^(?P<attention>.*\.self_attn)\.(?P<which>[qkv])_proj\.(?P<kind>weight|bias)$")
+_POOLING = re.compile(r"^vision_model\.head\.attention\.in_proj_(?P<kind>weight|bias)$")
+_ACTIVATION = "gelu_pytorch_tanh"
+
+
+def is_hugging_face_siglip(state: StateDict) -> bool:
+    """Return whether a file holds both towers of a SigLIP in transformers' key names."""
+    return all(key in state for key in _MARKS)
+
+
+def in_open_clips_names(state: StateDict) -> StateDict:
+    """Return a SigLIP of transformers in open_clip's key names: query, key and value in one, those of the pooling apart.
+
+    Raises CheckpointError if one of the three is missing.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in pass_over(state, _UNUSED).items():
+        qkv, pooling = _QKV.match(key), _POOLING.match(key)
+        if pooling is not None:
+            width = len(value) // 3
+            renamed[f"{_POOL}q.{pooling['kind']}"], renamed[f"{_POOL}kv.{pooling['kind']}"] = (
+                value[:width],
+                value[width:],
+            )
+        elif qkv is None:
+            renamed[KEYS.ours(key)] = _in_open_clips_shape(key, value)
+        elif qkv["which"] == "q":
+            three = [f"{qkv['attention']}.{which}_proj.{qkv['kind']}" for which in "qkv"]
+            missing = [name for name in three if name not in state]
+            report_problems(state.source, [f"key '{state.prefix}{name}' is missing" for name in missing])
+            renamed[KEYS.ours(key)] = torch.cat([state.get(name, torch.zeros_like(value)) for name in three])
+    return state.derived(renamed)
+
+
+def check_config_beside(model: nn.Module, state: StateDict) -> None:
+    """Raise CheckpointError if the `config.json` beside a file describes another SigLIP than open_clip's `model`.
+
+    Attention heads and the activation function are not in the weights.
+    """
+    path = Path(state.source).parent / "config.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        towers = [dict(content.get(f"{tower}_config") or {}) for tower in ("vision", "text")]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: is no configuration of a SigLIP ({error}); copy it again") from None
+    built = model.visual.trunk.blocks[0], model.text.transformer.resblocks[0]  # type: ignore[index,union-attr]
+    for said, block in zip(towers, built, strict=True):
+        found = said.get("num_attention_heads", block.attn.num_heads), said.get("hidden_act", _ACTIVATION)
+        if found != (block.attn.num_heads, _ACTIVATION):
+            raise CheckpointError(
+                f"checkpoint {path}: {found[0]} attention heads with {found[1]}, and the architecture has "
+                f"{block.attn.num_heads} with {_ACTIVATION}: name another --backbone"
+            )
+
+
+def _in_open_clips_shape(key: str, value: Tensor) -> Tensor:
+    if key == "vision_model.embeddings.position_embedding.weight":
+        return value[None]
+    return value.reshape(()) if key in ("logit_scale", "logit_bias") else value
