@@ -20,6 +20,7 @@ from cirrus_client.index.conditions import unknown_column
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.filters import Mask, matching
 from cirrus_client.index.items import Groups, Item, located
+from cirrus_client.kept_columns import is_text, kept_column
 from cirrus_client.parquet import read_parquet
 
 ITEMS = "items.parquet"
@@ -134,14 +135,12 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None, *, vect
     metadata: see `build_index`. vectors: a checksum of the index's vectors, which is kept in the file, so that it is
     not taken for the list of other vectors.
     """
-    if metadata is not None:
-        _check_metadata(metadata)
     columns = _common([_columns_of(shard).schema for shard in gallery.shards()])
     writer: pq.ParquetWriter | None = None
     try:
         for shard in gallery.shards():
             items = _fitted(_columns_of(shard), columns)
-            items = items if metadata is None else _joined(items, metadata)
+            items = _kept(items if metadata is None else _joined(items, metadata))
             writer = writer or pq.ParquetWriter(path, items.schema.with_metadata({_VECTORS: vectors}))
             writer.write_table(items.cast(writer.schema))
     finally:
@@ -157,6 +156,7 @@ def read_metadata(path: Path, *, key: str = PATH) -> pa.Table:
     """
     way_out = "--metadata takes a Parquet file, and --key its column of paths"
     table = read_parquet(path, raises=SearchIndexError, way_out=way_out)
+    _check_names(table, f"{path}")
     if key not in table.column_names:
         found = ", ".join(table.column_names)
         raise SearchIndexError(f"{path} has no column '{key}', only {found}; {way_out}", path=path)
@@ -164,9 +164,27 @@ def read_metadata(path: Path, *, key: str = PATH) -> pa.Table:
         table = table.drop_columns([PATH])
     table = table.rename_columns([PATH if name == key else name for name in table.column_names])
     paths = table[PATH]
-    if not (pa.types.is_string(paths.type) or pa.types.is_large_string(paths.type)):
+    if not is_text(paths.type):
         raise SearchIndexError(f"{path}: its column '{key}' is {paths.type}, and paths are texts; {way_out}", path=path)
     return table.set_column(table.column_names.index(PATH), PATH, paths.cast(pa.string()))
+
+
+def checked_metadata(metadata: pa.Table, gallery: Gallery) -> pa.Table:
+    """Return what metadata has for the images of a gallery: rows that name no image are left out.
+
+    Raises SearchIndexError if two columns have one name, an image is named twice, none of the gallery's images is
+    named, or a column has values that no answer can say.
+    """
+    _check_names(metadata, "metadata")
+    if PATH not in metadata.column_names:
+        found = ", ".join(metadata.column_names)
+        raise SearchIndexError(f"metadata: has no column '{PATH}', only {found}")
+    metadata = _kept(metadata.drop_columns([DIGEST]) if DIGEST in metadata.column_names else metadata)
+    metadata = metadata.filter(pc.is_valid(metadata[PATH]))
+    if metadata.num_rows != len(pc.unique(metadata[PATH])):
+        raise SearchIndexError(f"metadata: its column '{PATH}' names some images twice")
+    _check_any_named(metadata[PATH], gallery)
+    return metadata
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -211,12 +229,32 @@ def _fitted(items: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema)
 
 
-def _check_metadata(metadata: pa.Table) -> None:
-    if PATH not in metadata.column_names:
-        found = ", ".join(metadata.column_names)
-        raise SearchIndexError(f"metadata: has no column '{PATH}', only {found}")
-    if metadata.num_rows != len(pc.unique(metadata[PATH])):
-        raise SearchIndexError(f"metadata: its column '{PATH}' names some images twice")
+def _kept(table: pa.Table) -> pa.Table:
+    """Return a table with its columns in the types that an index keeps. Raises SearchIndexError; see `kept_column`."""
+    for place, name in enumerate(table.column_names):
+        try:
+            table = table.set_column(place, name, kept_column(table[name]))
+        except ValueError as error:
+            raise SearchIndexError(f"column '{name}' is {error}: make it one of texts") from None
+    return table
+
+
+def _check_names(table: pa.Table, what: str) -> None:
+    twice = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if twice:
+        raise SearchIndexError(f"{what} has several columns named {', '.join(sorted(twice))}: rename them")
+
+
+def _check_any_named(paths: pa.ChunkedArray, gallery: Gallery) -> None:
+    own = next((path for shard in gallery.shards() for path in shard.items[PATH].slice(0, 1).to_pylist()), None)
+    known = paths.combine_chunks()
+    if own is None or any(pc.any(pc.is_in(shard.items[PATH], known)).as_py() for shard in gallery.shards()):
+        return
+    example = f"they are like {paths[0].as_py()!r}" if len(paths) else "it is empty"
+    raise SearchIndexError(
+        f"metadata: its paths name none of the gallery's images; {example}, the gallery's like {own!r}: give the "
+        "column of paths with --key, and the paths as the gallery has them"
+    )
 
 
 def _joined(items: pa.Table, metadata: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.backend import IndexBackend, Older
 from cirrus_client.index.items import Items
 from cirrus_client.index.manifest import MANIFEST, IndexManifest, checksums, new_rows, read_manifest, shards_of
-from cirrus_client.index.parquet_items import ITEMS, metadata_columns, read_columns
+from cirrus_client.index.parquet_items import ITEMS, checked_metadata, metadata_columns, read_columns
 from cirrus_client.index.protocol import Agreement, BuildOptions, Index, QuerySample
 from cirrus_client.names import Writer
 from cirrus_client.outputs import of_one_version, replaced_directory
@@ -66,6 +66,7 @@ def build_index(
     builder = _backend(backend)
     out = Path(out)
     _check_place(builder, backend, options, out)
+    metadata = None if metadata is None else checked_metadata(metadata, gallery)
     with replaced_directory(out, Writer.INDEX) as root:
         agreement = builder.write(gallery, root, options, metadata)
         columns = () if metadata is None else metadata_columns(metadata)
@@ -103,6 +104,7 @@ def update_index(
                 field="space",
             )
         check_files(out, old.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
+        metadata = None if metadata is None else checked_metadata(metadata, gallery)
         options = BuildOptions(old.kind, old.storage, queries)
         older, builder = Older(out, new_rows(old, gallery)), _backend(old.backend)
         if metadata is None and old.metadata and not builder.remote:
