@@ -303,6 +303,84 @@ def test_columns_of_shards_that_differ_come_to_the_index_together(pictures, tmp_
     assert rows["a.parquet/00000000"] == {"price": 1.0, "only_a": "a", "only_b": None, "only_c": None}
 
 
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (b'{"meta": {}, "price": 1}', {"meta": None, "price": 1}),
+        (b'{"meta": [{}], "price": 1}', {"meta": "[{}]", "price": 1}),
+        (b'{"title": "half \\ud83d of a pair", "price": 1}', {"title": "half ? of a pair", "price": 1}),
+        (b'\xef\xbb\xbf{"price": 1}', {"price": 1}),
+        (b"[" * 100_000, {"json": "[" * 100_000}),
+        (b'{"deep": ' + b"[" * 200 + b"]" * 200 + b', "price": 1}', {"deep": "[" * 200 + "]" * 200, "price": 1}),
+    ],
+    ids=["empty object", "list of an empty object", "half a pair", "byte order mark", "too deep", "deep"],
+)
+def test_no_json_of_a_sample_ends_the_job(entries, expected, pictures, tmp_path, encoder) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, content in (("a.jpg", (pictures / "000001.jpg").read_bytes()), ("a.json", entries)):
+            add(tar, name, content)
+    embed_gallery(open_source(tmp_path / "x.tar"), tmp_path / "gallery", encoder)
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    assert open_index(tmp_path / "index").items.rows([0])[0].metadata == {"key": "a"} | expected
+
+
+def test_columns_are_kept_whatever_their_names_when_a_neighbour_changes(pictures, tmp_path, encoder) -> None:
+    names = ("reason", "size", "sha256")
+
+    def write(first: str) -> None:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for name, picture in (("a", first), ("b", "000002.jpg")):
+                add(tar, f"{name}.jpg", (pictures / picture).read_bytes())
+                add(tar, f"{name}.json", json.dumps({column: f"{column} of {name}" for column in names}).encode())
+
+    def columns() -> list[dict[str, Any]]:
+        embed_gallery(open_source(tmp_path / "x.tar"), tmp_path / "gallery", encoder)
+        build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+        items = open_index(tmp_path / "index").items.rows([0, 1])
+        return [item.metadata for item in sorted(items, key=lambda item: item.id)]
+
+    write("000001.jpg")
+    before = columns()
+    assert [row["reason"] for row in before] == ["reason of a", "reason of b"]
+    write("000003.jpg")
+    assert columns() == before
+
+
+def test_a_table_with_a_time_that_python_cannot_say_is_embedded(pictures, tmp_path, encoder) -> None:
+    until = pa.array([4_000_000, 1, None], pa.date32())
+    images = [path.read_bytes() for path in sorted(pictures.iterdir())[:3]]
+    write_table(pa.table({"image": images, "id": list("abc"), "until": until}), tmp_path / "x.parquet")
+    embed_gallery(open_source(tmp_path / "x.parquet"), tmp_path / "gallery", encoder)
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    found = [item.metadata["until"] for item in open_index(tmp_path / "index").items.rows(range(3))]
+    assert found == ["12921-08-18", "1970-01-02", None]
+
+
+@pytest.mark.parametrize("type_", [pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_column_of_paths_may_be_stored_in_any_way(type_, pictures, tmp_path, encoder) -> None:
+    paths = pa.array([str(path) for path in sorted(pictures.iterdir())[:3]])
+    write_table(pa.table({"image_path": paths.cast(type_)}), tmp_path / "x.parquet")
+    embed_gallery(open_source(tmp_path / "x.parquet"), tmp_path / "gallery", encoder)
+    assert list(read_gallery(tmp_path / "gallery").paths) == paths.to_pylist()
+
+
+def test_a_list_of_windows_loses_no_image(pictures, tmp_path, encoder) -> None:
+    paths = [str(path) for path in sorted(pictures.iterdir())[:3]]
+    (tmp_path / "photos.txt").write_bytes("\ufeff".encode() + "\r\n".join(paths).encode())
+    embed_gallery(open_source(tmp_path / "photos.txt"), tmp_path / "gallery", encoder)
+    assert list(read_gallery(tmp_path / "gallery").paths) == paths
+
+
+def test_a_tar_that_is_compressed_is_told_as_one(pictures, tmp_path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
+        add(tar, "a.jpg", (pictures / "000001.jpg").read_bytes())
+    source = open_source(tmp_path / "x.tar")
+    with source.open(source.parts().files[0]) as opened:
+        assert [one.reason.partition(";")[0] for one in opened.list().unread] == ["it is compressed with gzip"]
+    with pytest.raises(GalleryError, match="is a file, and no list"):
+        open_source((tmp_path / "x.tar").rename(tmp_path / "x.tar.gz")).list()
+
+
 def test_names_that_are_taken_twice_and_rows_without_bytes_lose_no_image(pictures, tmp_path, encoder) -> None:
     contents = [path.read_bytes() for path in sorted(pictures.iterdir())[:3]]
     table = pa.table({"photo": [*contents, None], "sku": ["a", "a", "b", "c"]})

@@ -12,6 +12,7 @@ from cirrus_client.gallery.source import ImageFile
 from cirrus_client.gallery.stream import Rejected
 
 _RENAMED = "source_"
+_DEEPEST = 20
 
 
 def accepted_table(files: Sequence[ImageFile], digests: Sequence[str]) -> pa.Table:
@@ -37,7 +38,7 @@ def rejected_table(rejected: Sequence[Rejected]) -> pa.Table:
 
 def files_of(table: pa.Table) -> list[ImageFile]:
     """Return the files in a table, in the order of its rows, with their metadata."""
-    others = [name for name in table.column_names if name not in (*ACCEPTED_SCHEMA.names, *REJECTED_SCHEMA.names)]
+    others = [name for name in table.column_names if name not in ACCEPTED_SCHEMA.names]
     metadata: Iterable[dict[str, Any]] = (
         table.select(others).to_pylist() if others else ({} for _ in range(table.num_rows))
     )
@@ -51,7 +52,8 @@ def files_of(table: pa.Table) -> list[ImageFile]:
 def rejected_of(table: pa.Table) -> list[Rejected]:
     """Return the verdicts in a table of rejected files."""
     reasons, digests = table["reason"].to_pylist(), table["sha256"].to_pylist()
-    return [Rejected(*item) for item in zip(files_of(table), reasons, digests, strict=True)]
+    files = files_of(table.select(FILE_SCHEMA.names))
+    return [Rejected(*item) for item in zip(files, reasons, digests, strict=True)]
 
 
 def _file_table(files: Sequence[ImageFile]) -> pa.Table:
@@ -66,7 +68,23 @@ def _renamed(name: str) -> str:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
+    """Return values as a column that Parquet holds: of their common type, else texts. Empty objects alone are null."""
     try:
-        return pa.array(values)
+        column = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+        return _texts(values)
+    if pa.types.is_struct(column.type) and column.type.num_fields == 0:
+        return pa.nulls(len(values))
+    return column if _fits_parquet(column.type, _DEEPEST) else _texts(values)
+
+
+def _texts(values: Sequence[Any]) -> pa.Array:
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _fits_parquet(type_: pa.DataType, depth: int) -> bool:
+    """Return whether a type has no struct without fields, and is no deeper than Arrow can read."""
+    inner = [type_.field(place).type for place in range(type_.num_fields)]
+    if depth == 0 or (pa.types.is_struct(type_) and not inner):
+        return False
+    return all(_fits_parquet(one, depth - 1) for one in inner)

@@ -40,7 +40,12 @@ class FolderSource:
         if self._only is not None:
             return Listing(tuple(self._named(path) for path in sorted(set(self._only))))
         if not self._folder.is_dir():
-            raise GalleryError(f"images {self._folder}: there is no such folder", path=self._folder)
+            found = (
+                "is a file, and no list (.txt), tar or Parquet file"
+                if self._folder.exists()
+                else "there is no such folder"
+            )
+            raise GalleryError(f"images {self._folder}: {found}", path=self._folder)
         files: list[ImageFile] = []
         skipped: list[PassedOver] = []
         unread: list[PassedOver] = []

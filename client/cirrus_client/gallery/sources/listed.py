@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -89,7 +90,7 @@ def open_list(location: str, columns: Columns) -> ListedSource:
 
 def _lines(location: str) -> Iterable[Entry]:
     with fetched(location) as file:
-        for line in file:
-            path = os.fsdecode(line).strip("\r\n")
+        for number, line in enumerate(file):
+            path = os.fsdecode(line if number else line.removeprefix(BOM_UTF8)).strip("\r\n")
             if path:
                 yield path, {}

@@ -20,6 +20,7 @@ from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.container import Container
 from cirrus_client.gallery.sources.listed import Entry, ListedSource
 from cirrus_client.gallery.sources.store import fetched, find, joined, split
+from cirrus_client.kept_columns import is_text, kept_column, kept_type
 from cirrus_client.parquet import parquet_batches, parquet_schema
 
 _BYTES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
@@ -101,7 +102,7 @@ class TableSource:
         row = place = 0
         try:
             for batch in parquet_batches(file, rows=_ROWS_AT_ONCE):
-                for entry in batch.to_pylist():
+                for entry in _entries(batch):
                     content, path = _content(entry.pop(self._image))
                     named = entry.get(id_column) if id_column else None
                     identity = str(path if self._id is None and path else f"{row:08d}" if named is None else named)
@@ -123,10 +124,29 @@ def _paths(location: str, image: str) -> Iterable[Entry]:
             if image not in _schema(file, part.path).names:
                 raise GalleryError(f"images {part.path}: has no column '{image}'")
             for batch in parquet_batches(file, rows=1024):
-                for entry in batch.to_pylist():
+                for entry in _entries(batch):
                     path = entry.pop(image)
                     if path:
                         yield str(path), entry
+
+
+def _entries(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return the rows of a batch. A column with values that Python can't say, like the year 12000, is one of texts."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = kept_column(pa.chunked_array([column])).to_pylist()
+        except ValueError:
+            columns[name] = _texts(column)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    try:
+        texts: list[str | None] = column.cast(pa.string()).to_pylist()
+    except pa.ArrowException:
+        return [column.slice(row, 1).to_string(skip_new_lines=True) for row in range(len(column))]
+    return texts
 
 
 def _schema(file: BinaryIO, name: str) -> pa.Schema:
@@ -139,11 +159,13 @@ def _schema(file: BinaryIO, name: str) -> pa.Schema:
 def _image_column(schema: pa.Schema, wanted: str | None, name: str) -> str:
     found = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if wanted is not None:
-        if wanted not in schema.names or not (_is_bytes(schema.field(wanted).type) or _is_text(schema.field(wanted))):
+        if wanted not in schema.names or not (
+            _is_bytes(schema.field(wanted).type) or is_text(schema.field(wanted).type)
+        ):
             raise GalleryError(f"images {name}: no column '{wanted}' of bytes or paths; its columns: {found}")
         return wanted
     of_bytes = [field.name for field in schema if _is_bytes(field.type)]
-    of_paths = [field.name for field in schema if _is_text(field)]
+    of_paths = [field.name for field in schema if is_text(field.type)]
     named = next((column for column in _BYTES if column in of_bytes), None)
     chosen = named or (of_bytes[0] if len(of_bytes) == 1 else None)
     chosen = chosen or next((column for column in _PATHS if not of_bytes and column in of_paths), None)
@@ -156,11 +178,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         names = [kind.field(place).name for place in range(kind.num_fields)]
         return "bytes" in names and _is_bytes(kind.field("bytes").type)
+    kind = kept_type(kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_text(field: pa.Field) -> bool:
-    return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
 
 
 def _content(cell: bytes | Mapping[str, Any] | None) -> tuple[bytes | None, str | None]:

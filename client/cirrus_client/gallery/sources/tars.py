@@ -22,6 +22,7 @@ from cirrus_client.gallery.sources.suffixes import has_image_suffix, no_image
 from cirrus_client.image.decode import SIGNATURE_BYTES, begins_as_image
 
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
+_GZIP = b"\x1f\x8b"
 _MAX_TEXT_BYTES = 2**20
 _TEXTS = frozenset({"json", "txt", "text", "caption", "cls"})
 
@@ -60,6 +61,9 @@ def _fill(container: Container, file: BinaryIO) -> None:
     images: list[tuple[tarfile.TarInfo, str]] = []
     samples: dict[str, dict[str, Any]] = {}
     count = 0
+    if container.read_at(0, min(len(_GZIP), _size(file))) == _GZIP:
+        container.leave_unread("it is compressed with gzip; decompress it, so that its images can be read one by one")
+        return
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
@@ -113,7 +117,9 @@ def _columns(kind: str, text: str) -> dict[str, Any]:
     if kind != "json":
         return {kind: text}
     try:
-        entries = json.loads(text)
-    except ValueError:
+        entries = json.loads(text.removeprefix("\ufeff"))
+        if "\\ud" in text.lower():  # half of a surrogate pair is no character
+            entries = json.loads(json.dumps(entries, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
         return {kind: text}
     return entries if isinstance(entries, dict) else {kind: text}
