@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.index import open_index
+from cirrus_client.gallery import embed_gallery, open_source, read_gallery
+from cirrus_client.index import build_index, open_index
 from cirrus_client.retriever import open_retriever
 from tests.conftest import BAD_IMAGES
 
@@ -99,6 +101,31 @@ def test_a_link_leads_to_the_image_and_to_a_thumbnail(client, pictures) -> None:
     assert max(Image.open(io.BytesIO(small.content)).size) == 32
     again = client.get(item["image"] + "&size=32", headers={"If-None-Match": small.headers["etag"]})
     assert again.status_code == 304
+
+
+def test_a_link_survives_a_browser_whatever_the_path_of_the_item(serve, encoder, pictures, tmp_path) -> None:
+    """Lists made by `find .` name images like `./a.jpg`, and a browser makes `/v1/items/a.jpg` of that."""
+    for folder in (".hidden", "plain"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+    paths = [
+        "./000001.jpg",
+        ".hidden/000002.jpg",
+        "plain/../000003.jpg",
+        f"{tmp_path}/photos//000004.jpg",
+        "plain/5 %.jpg",
+    ]
+    for picture, path in zip(sorted(pictures.iterdir()), paths, strict=False):
+        (tmp_path / "photos" / path).write_bytes(picture.read_bytes())
+    (tmp_path / "photos" / "list.txt").write_text("\n".join(paths))
+    embed_gallery(open_source(str(tmp_path / "photos" / "list.txt")), tmp_path / "gallery", encoder)
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    client = serve(index=tmp_path / "index")
+    found = search(client, {"id": paths[0]}, k=10, include_reference=True)["results"][0]["items"]
+    assert {item["id"] for item in found} == set(paths)
+    for item in found:
+        as_a_browser_sends_it = urljoin("http://localhost/", item["image"])
+        image = client.get(as_a_browser_sends_it)
+        assert image.content == (tmp_path / "photos" / item["id"]).read_bytes(), as_a_browser_sends_it
 
 
 def test_texts_alone_are_answered_where_the_recipe_does(client) -> None:

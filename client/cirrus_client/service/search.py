@@ -91,8 +91,12 @@ async def answer(
 
 
 def image_link(collection: str, space: str, id: str) -> str:
-    """Return the link to an item's image at this service. The space is in it, so that a swap changes the link."""
-    return f"/v1/items/{quote(id)}/image?collection={quote(f'{collection}@{space[:16]}')}"
+    """Return the link to an item's image at this service. The space is in it, so that a swap changes the link.
+
+    Slashes are escaped where a browser or a proxy would take the path for a shorter one, like `a.tar/./b.jpg`.
+    """
+    plain = {"", ".", ".."}.isdisjoint(id.split("/"))
+    return f"/v1/items/{quote(id, safe='/' if plain else '')}/image?collection={quote(f'{collection}@{space[:16]}')}"
 
 
 async def _references(version: Version, query: Composed) -> set[int]:

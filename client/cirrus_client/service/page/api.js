@@ -40,8 +40,12 @@ export const enter = (key) => ask("/v1/session", json({ key }));
 /** The address of a gallery item's thumbnail. */
 export const thumbnail = (link, sizePx) => `${link}${link.includes("?") ? "&" : "?"}size=${sizePx}`;
 
-export const imageOf = (id, collection) =>
-  `/v1/items/${id.split("/").map(encodeURIComponent).join("/")}/image?collection=${encodeURIComponent(collection)}`;
+/** The address of a gallery item's image. Slashes are escaped where a browser would shorten the path, as in `./a.jpg`. */
+export const imageOf = (id, collection) => {
+  const parts = id.split("/");
+  const slash = parts.some((part) => ["", ".", ".."].includes(part)) ? "%2F" : "/";
+  return `/v1/items/${parts.map(encodeURIComponent).join(slash)}/image?collection=${encodeURIComponent(collection)}`;
+};
 
 const json = (content) => ({
   method: "POST",
