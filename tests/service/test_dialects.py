@@ -137,6 +137,14 @@ def test_wrong_embedding_requests_are_typed_problems(asked, body, kind) -> None:
     assert problem(asked.post("/v1/embeddings", json=body))["type"] == f"urn:cirrus:{kind}"
 
 
+@pytest.mark.parametrize("ids", [[1, 2], [[1, 2], [3]]])
+def test_token_ids_are_refused_with_the_way_out(asked, ids) -> None:
+    """LangChain sends those of OpenAI's tokenizer, unless it is told otherwise."""
+    found = problem(asked.post("/v1/embeddings", json={"input": ids}))
+    assert found["field"] == "input"
+    assert "check_embedding_ctx_length=False" in found["detail"]
+
+
 def test_clip_retrievals_requests_are_answered_in_its_form(asked, encoder, index_root, photo) -> None:
     assert asked.get("/indices-list").json() == ["tiny-clip", "composed"]
     body = {

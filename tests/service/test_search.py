@@ -177,10 +177,30 @@ def test_a_body_that_is_no_request_is_a_problem(client, content: bytes) -> None:
         ({"image": b"x"}, {"k": "many"}),
         ({"image": b"x"}, {"filter": "price < 5"}),
         ({"image": b"x"}, {"nonsense": "1"}),
+        ({"image": b"x"}, {"queries": "[]"}),
     ],
 )
 def test_a_form_with_wrong_fields_is_a_problem(client, files: dict, data: dict) -> None:
     assert problem(client.post("/v1/search", files=files, data=data))["type"] == "urn:cirrus:InvalidRequest"
+
+
+def test_a_form_whose_file_is_empty_is_no_search_by_text_alone(client) -> None:
+    form = {"text": "in blue", "collection": "texts"}
+    found = problem(client.post("/v1/search", files={"image": ("dress.jpg", b"")}, data=form))
+    assert (found["type"], found["reason"]) == ("urn:cirrus:InvalidImage", "the image is empty (0 bytes)")
+    chosen = b'--x\r\nContent-Disposition: form-data; name="image"; filename=""\r\n\r\n\r\n'
+    fields = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{form[name]}\r\n'.encode() for name in form]
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    none_chosen = client.post("/v1/search", content=chosen + b"".join(fields) + b"--x--\r\n", headers=kind)
+    by_text = search(client, {"text": "in blue"}, collection="texts")
+    assert ids(none_chosen.json()["results"][0]) == ids(by_text["results"][0])
+
+
+def test_base64_may_be_broken_into_lines(client, photo, expected) -> None:
+    text = base64.encodebytes(photo).decode()
+    for image in (text, f"data:image/jpeg;base64,{text}"):
+        found = search(client, {"image": image, "text": "in blue"}, k=6, include_reference=True)
+        assert ids(found["results"][0]) == expected
 
 
 def test_terms_are_added_by_their_weights(client, encoder, index_root, pictures) -> None:

@@ -38,14 +38,19 @@ def is_form(request: Request) -> bool:
 
 
 async def read_form(request: Request) -> dict[str, str | bytes]:
-    """Return the fields of a form; files as bytes. Raises InvalidRequest for a broken form or a field given twice."""
+    """Return the fields of a form; files as bytes. A field in which a browser's user chose no file is left out.
+
+    Raises InvalidRequest for a broken form or a field given twice.
+    """
     try:
         async with request.form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=2**20) as form:
             fields: dict[str, str | bytes] = {}
             for name, value in form.multi_items():
                 if name in fields:
                     raise InvalidRequest(f"the form has the field {name!r} twice", field=name)
-                fields[name] = await value.read() if isinstance(value, UploadFile) else value
+                content = await value.read() if isinstance(value, UploadFile) else value
+                if content or not isinstance(value, UploadFile) or value.filename:
+                    fields[name] = content
             return fields
     except HTTPException as error:
         raise InvalidRequest(f"the form is broken: {error.detail}") from None

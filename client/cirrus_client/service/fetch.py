@@ -91,8 +91,9 @@ def from_data_uri(text: str) -> bytes:
 
 
 def _from_base64(text: str) -> bytes:
+    """Return the bytes of base64, which `base64` of a shell and MIME break into lines. Raises InvalidImage."""
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage("it is not base64") from None
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from starlette.responses import Response
 
 from cirrus_client.encoders.protocol import Embeddings
@@ -54,6 +54,15 @@ class JinaInput(_Tolerant):
     image: str | None = None
 
 
+def _without_token_ids(wanted: Any) -> Any:
+    if isinstance(wanted, list) and any(isinstance(one, int | list) for one in wanted):
+        raise ValueError(
+            "these are token ids, which another tokenizer made: send texts, as LangChain's OpenAIEmbeddings does with "
+            "check_embedding_ctx_length=False"
+        )
+    return wanted
+
+
 class EmbeddingsRequest(_Tolerant):
     """Texts, data URIs of images, Jina's objects (`input`), or images with edits (`messages`).
 
@@ -62,7 +71,7 @@ class EmbeddingsRequest(_Tolerant):
     """
 
     model: str | None = None
-    input: str | JinaInput | list[str | JinaInput] | None = None
+    input: Annotated[str | JinaInput | list[str | JinaInput] | None, BeforeValidator(_without_token_ids)] = None
     messages: list[Message] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None

@@ -59,10 +59,12 @@ async def _read(request: Request, images: ImageReader) -> tuple[SearchRequest, l
     query = {name: fields.pop(name) for name in ("id", "text") if name in fields}
     if isinstance(image, str) or any(isinstance(value, bytes) for value in query.values()):
         raise InvalidRequest("of the form's fields, 'image' alone is a file, and it is one", field="image")
+    if "queries" in fields:
+        raise InvalidRequest("a form has one query, in the fields 'image', 'id' and 'text'", field="queries")
     rest = {name: fields[name] if name in _AS_TEXT else form_value(fields, name) for name in fields}
     wanted = parse(_json({**rest, "queries": [query]}), SearchRequest)
     one = wanted.queries[0]
-    return wanted, [(Reference(image or None, one.id, one.text),)]
+    return wanted, [(Reference(image, one.id, one.text),)]
 
 
 def _json(content: object) -> str:
