@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import tarfile
 import threading
 from collections.abc import Callable
@@ -214,6 +215,49 @@ def test_a_store_that_cannot_be_asked_ends_in_a_message(location, store, tmp_pat
             embed_gallery(location, tmp_path / "out", encoder)
     finally:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+class _Broken(SimpleHTTPRequestHandler):
+    """Closes the connection where the path has `broken` in it, once a folder's page was shown."""
+
+    def do_GET(self) -> None:
+        if "broken" in self.path:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Write no log."""
+
+
+def test_a_web_server_that_does_not_answer_is_no_empty_folder(pictures, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cirrus_client.gallery.sources.store._PAUSES_S", (0, 0))
+    with pytest.raises(UnreadableImage, match=r"can't read http://127\.0\.0\.1:1/photos"):
+        open_source("http://127.0.0.1:1/photos/").list()
+    for folder in ("whole", "broken"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        shutil.copy(pictures / "000001.jpg", tmp_path / "photos" / folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Broken, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            listing = open_source(f"http://127.0.0.1:{server.server_port}/photos/").list()
+        finally:
+            server.shutdown()
+    assert [file.path for file in listing.files] == ["whole/000001.jpg"]
+    assert [one.path for one in listing.unread] == ["broken"], "a folder that can't be listed is told"
+
+
+def test_a_file_is_no_pattern_whatever_the_letters_of_its_path(pictures, tmp_path, encoder) -> None:
+    odd = tmp_path / "photos [1] {a,b}*?"
+    write_tars(pictures, odd, tars=1)
+    (odd / "00000.tar").rename(odd / "{x}.tar")
+    shutil.copy(pictures / "000001.jpg", odd)
+    write_list(odd / "photos.txt", ["000001.jpg"])
+    assert len(open_source(odd / "{x}.tar").parts().files) == 1
+    write_tars(pictures, tmp_path, tars=3)
+    assert len(open_source(tmp_path / "0000?.tar").parts().files) == 3, "a wildcard where there is no such file"
+    assert [file.path for file in open_source(odd / "photos.txt").list().files] == ["000001.jpg"]
 
 
 def test_a_tar_that_was_written_anew_costs_only_the_images_that_have_changed(folder, tmp_path, encoder) -> None:

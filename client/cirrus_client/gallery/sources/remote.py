@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from cirrus_client.errors import GalleryError, UnreadableImage
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
 from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.folder import nothing_found
-from cirrus_client.gallery.sources.store import LOOKERS, described, filesystem, patiently, read_remote, unreadable
+from cirrus_client.gallery.sources.store import (
+    LOOKERS,
+    described,
+    filesystem,
+    patiently,
+    read_remote,
+    scheme_of,
+    unreadable,
+)
 from cirrus_client.gallery.sources.suffixes import (
     has_image_suffix,
     names_other_content,
@@ -42,7 +51,7 @@ class RemoteSource:
         store, inner = filesystem(self._url)
         store.invalidate_cache()
         try:
-            found: dict[str, dict[str, Any]] = patiently(lambda: store.find(inner, detail=True))
+            found, unread = self._found(store, inner)
         except FileNotFoundError:
             raise GalleryError(f"images {self._url}: there is nothing") from None
         except OSError as error:
@@ -56,7 +65,7 @@ class RemoteSource:
         }
         with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as threads:
             looked = list(threads.map(self._looked_at, entries, entries.values()))
-        listing = sorted_out(looked)
+        listing = sorted_out([*looked, *unread])
         if not listing.files:
             raise GalleryError(nothing_found(self._url, listing.skipped, listing.unread))
         return listing
@@ -64,6 +73,32 @@ class RemoteSource:
     def read(self, file: ImageFile) -> bytes:
         """See `Source.read`."""
         return read_remote(f"{self._url}/{file.path}", file)
+
+    def _found(self, store: Any, inner: str) -> tuple[dict[str, dict[str, Any]], list[UnreadableImage]]:
+        """Return the files below the URL, and the folders that can't be listed.
+
+        Of the web, fsspec's own walk leaves out folders whose server does not answer, as if they were empty.
+        """
+        if scheme_of(self._url) not in ("http", "https"):
+            return patiently(lambda: store.find(inner, detail=True)), []
+        found: dict[str, dict[str, Any]] = {}
+        unread: list[UnreadableImage] = []
+        folders, known = [inner], {inner}
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = patiently(partial(store.ls, folder, detail=True))
+            except OSError as error:
+                if folder == inner:
+                    raise
+                path = folder.removeprefix(inner).strip("/")
+                unread.append(UnreadableImage(unreadable(folder, error).reason, path=path))
+                continue
+            inside = {info["name"]: info for info in entries if info["name"] not in known}
+            known.update(inside)
+            folders += [name for name, info in inside.items() if info["type"] == "directory"]
+            found |= {name: info for name, info in inside.items() if info["type"] != "directory"}
+        return found or patiently(lambda: store.find(inner, detail=True)), unread
 
     def _looked_at(self, path: str, info: dict[str, Any]) -> ImageFile | PassedOver | UnreadableImage:
         url = f"{self._url}/{path}"

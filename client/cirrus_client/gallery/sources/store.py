@@ -50,7 +50,12 @@ def joined(root: str, path: str) -> str:
 
 
 def split(pattern: str) -> tuple[str, str]:
-    """Return the folder or URL prefix in which all files of a pattern lie, absolute, and the rest of the pattern."""
+    """Return the folder or URL prefix in which all files of a pattern lie, absolute, and the rest of the pattern.
+
+    A path at which there is a file is no pattern, whatever its letters.
+    """
+    if _is_file(pattern):
+        return str(Path(pattern).parent.resolve()), Path(pattern).name
     plain = re.split(r"[{*?\[]", pattern, maxsplit=1)[0]
     folder, slash, _ = plain.rpartition("/")
     rest = pattern[len(folder + slash) :]
@@ -65,7 +70,8 @@ def find(pattern: str) -> tuple[ImageFile, ...]:
     """
     root, rest = split(pattern)
     try:
-        paths = {path for name in expanded(rest) for path in _globbed(root, name)}
+        named = {path for name in expanded(rest) for path in _globbed(root, name)}
+        paths = {rest} if _is_file(pattern) else named
     except OSError as error:
         raise GalleryError(f"images {pattern}: {error.strerror or error}") from None
     if not paths:
@@ -203,6 +209,10 @@ def _copy(url: str, to: BinaryIO) -> None:
     expected = store.info(inner).get("size")
     if expected is not None and to.tell() != expected:
         raise OSError(f"{to.tell():,} of {expected:,} bytes came")
+
+
+def _is_file(pattern: str) -> bool:
+    return not scheme_of(pattern) and Path(pattern).is_file()
 
 
 def _globbed(root: str, name: str) -> list[str]:

@@ -46,5 +46,6 @@ NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
 def suffix_of(path: str) -> str:
-    """Return the suffix of a path or URL in lower case, with its dot."""
-    return PurePosixPath(path.partition("?")[0]).suffix.lower()
+    """Return the suffix of a path or URL in lower case, with its dot. In a path, `?` may be a letter or a wildcard."""
+    named = path.partition("?")[0] if "://" in path else path
+    return PurePosixPath(named).suffix.partition("?")[0].lower()
