@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from cirrus_client.cli.app import app
@@ -30,6 +31,18 @@ CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
 def run(*arguments: object) -> Result:
     """Run a command in this process."""
     return CliRunner(env={"COLUMNS": "250"}).invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", ["embed", "index", "search", "serve", "verify"])
+def test_an_options_environment_variable_has_its_name(name: str) -> None:
+    command = get_command(app).get_command(None, name)
+    odd = {
+        parameter.name
+        for parameter in command.params
+        if (longs := [option[2:].replace("-", "_") for option in parameter.opts if option.startswith("--")])
+        and parameter.name not in longs
+    }
+    assert odd <= {"as_json"}, "CIRRUS_SEARCH_AS_JSON is for --json"
 
 
 def run_alone(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

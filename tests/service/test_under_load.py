@@ -187,6 +187,25 @@ def test_a_damaged_or_foreign_index_is_not_served_and_the_old_one_is(
         assert client.post(f"/v1/collections/{name}/reload").json()["problem"] is None
 
 
+def test_an_index_that_was_away_and_is_back_is_no_problem(bundle, gallery_root, tmp_path) -> None:
+    index, away = tmp_path / "index", tmp_path / "away"
+    numbered(gallery_root, index, 0)
+
+    def told(client, problem: bool) -> bool:
+        deadline = time.monotonic() + 30
+        while (client.get("/v1/collections").json()["collections"][0]["problem"] is not None) is not problem:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    with live(tmp_path, bundle.root, "--index", index, "--in-process") as service, service.client() as client:
+        index.rename(away)
+        assert told(client, problem=True)
+        away.rename(index)
+        assert told(client, problem=False)
+
+
 def test_a_version_of_another_space_runs_beside_until_it_is_switched_to(pictures, tmp_path) -> None:
     folders = {}
     for name, write in (("blue", write_tiny_bundle), ("green", write_tiny_zero_shot_bundle)):

@@ -40,7 +40,7 @@ def search(
         str | None, typer.Option(envvar="CIRRUS_API_KEY", help="The key of --url; give it in the environment.")
     ] = None,
     collection: Annotated[str | None, typer.Option(help="A collection of --url; the first one by default.")] = None,
-    filter_: Annotated[
+    filter: Annotated[
         str | None,
         typer.Option("--filter", help='Only images in it: like {"column": "price", "op": "<", "value": 50}.'),
     ] = None,
@@ -75,7 +75,7 @@ def search(
             raise typer.BadParameter(
                 "the service has its own", param_hint="--bundle, --server, --name, --root, --backend, --sheet"
             )
-        options = {"collection": collection, "filter": _tree(filter_), "unique": unique, "rerank": rerank}
+        options = {"collection": collection, "filter": _tree(filter), "unique": unique, "rerank": rerank}
         matches = _asked(url, api_key, Query(reference, text), k, options)
     else:
         assert index is not None
@@ -83,7 +83,7 @@ def search(
             raise typer.BadParameter("a service has it: give --url", param_hint="--collection, --unique")
         encoder = open_encoder(bundle, server, name, transport, trust_plans=trust_plans)
         retriever = open_retriever(encoder, index, images=root, backend=backend, reranker=encoder)
-        matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter_), rerank=rerank)
+        matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter), rerank=rerank)
     if as_json:
         typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
     else:
@@ -109,9 +109,9 @@ def _print(matches: Sequence[Match]) -> None:
     print_table(names, rows, right=names[:-1])
 
 
-def _tree(filter_: str | None) -> Any:
+def _tree(filter: str | None) -> Any:
     try:
-        return None if filter_ is None else json.loads(filter_)
+        return None if filter is None else json.loads(filter)
     except ValueError as error:
         raise typer.BadParameter(f"it is not JSON: {error}", param_hint="--filter") from None
 

@@ -119,13 +119,19 @@ class Registry:
         return self.info(name)
 
     async def watch(self, interval_s: float) -> None:
-        """Reload collections whose folders are replaced, until cancelled. What can't be opened is tried once."""
+        """Reload collections whose folders are replaced, until cancelled. What can't be opened is tried once.
+
+        A collection whose folders are again those that are served, as after a mount was away, has no problem left.
+        """
         tried: dict[str, object] = {}
         while True:
             await asyncio.sleep(interval_s)
             for name, served in list(self._served.items()):
                 states = await asyncio.to_thread(_states, served)
-                if states not in ([version.state for version in served.versions], tried.get(name)):
+                if states == [version.state for version in served.versions]:
+                    if tried.pop(name, None) is not None:
+                        served.problem = None
+                elif states != tried.get(name):
                     tried[name] = states
                     with contextlib.suppress(CirrusError):  # it is logged, and shown as the collection's problem
                         await self.reload(name)
