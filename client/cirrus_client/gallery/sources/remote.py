@@ -51,7 +51,7 @@ class RemoteSource:
         store, inner = filesystem(self._url)
         store.invalidate_cache()
         try:
-            found, unread = self._found(store, inner)
+            found, unread = _found(self._url, store, inner)
         except FileNotFoundError:
             raise GalleryError(f"images {self._url}: there is nothing") from None
         except OSError as error:
@@ -74,32 +74,6 @@ class RemoteSource:
         """See `Source.read`."""
         return read_remote(f"{self._url}/{file.path}", file)
 
-    def _found(self, store: Any, inner: str) -> tuple[dict[str, dict[str, Any]], list[UnreadableImage]]:
-        """Return the files below the URL, and the folders that can't be listed.
-
-        Of the web, fsspec's own walk leaves out folders whose server does not answer, as if they were empty.
-        """
-        if scheme_of(self._url) not in ("http", "https"):
-            return patiently(lambda: store.find(inner, detail=True)), []
-        found: dict[str, dict[str, Any]] = {}
-        unread: list[UnreadableImage] = []
-        folders, known = [inner], {inner}
-        while folders:
-            folder = folders.pop()
-            try:
-                entries = patiently(partial(store.ls, folder, detail=True))
-            except OSError as error:
-                if folder == inner:
-                    raise
-                path = folder.removeprefix(inner).strip("/")
-                unread.append(UnreadableImage(unreadable(folder, error).reason, path=path))
-                continue
-            inside = {info["name"]: info for info in entries if info["name"] not in known}
-            known.update(inside)
-            folders += [name for name, info in inside.items() if info["type"] == "directory"]
-            found |= {name: info for name, info in inside.items() if info["type"] != "directory"}
-        return found or patiently(lambda: store.find(inner, detail=True)), unread
-
     def _looked_at(self, path: str, info: dict[str, Any]) -> ImageFile | PassedOver | UnreadableImage:
         url = f"{self._url}/{path}"
         if not has_image_suffix(path) and names_other_content(path):
@@ -121,6 +95,33 @@ def open_url(location: str, columns: Columns) -> RemoteSource:
     """Return the images below a URL."""
     columns.refuse(location)
     return RemoteSource(location)
+
+
+def _found(url: str, store: Any, inner: str) -> tuple[dict[str, dict[str, Any]], list[UnreadableImage]]:
+    """Return the files below the URL, and the folders that can't be listed.
+
+    Of the web, fsspec's own walk leaves out folders whose server does not answer, as if they were empty.
+    """
+    if scheme_of(url) not in ("http", "https"):
+        return patiently(lambda: store.find(inner, detail=True)), []
+    found: dict[str, dict[str, Any]] = {}
+    unread: list[UnreadableImage] = []
+    folders, known = [inner], {inner}
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = patiently(partial(store.ls, folder, detail=True))
+        except OSError as error:
+            if folder == inner:
+                raise
+            path = folder.removeprefix(inner).strip("/")
+            unread.append(UnreadableImage(unreadable(folder, error).reason, path=path))
+            continue
+        inside = {info["name"]: info for info in entries if info["name"] not in known}
+        known.update(inside)
+        folders += [name for name, info in inside.items() if info["type"] == "directory"]
+        found |= {name: info for name, info in inside.items() if info["type"] != "directory"}
+    return found or patiently(lambda: store.find(inner, detail=True)), unread
 
 
 def sorted_out(looked: list[ImageFile | PassedOver | UnreadableImage]) -> Listing:
