@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.service.limits import MAX_K, MAX_OFFSET, MAX_QUERIES, MAX_RERANK, MAX_TERMS, MAX_TEXT_CHARS
@@ -21,9 +22,22 @@ class Asked(BaseModel):
 
 
 class Answer(BaseModel):
-    """Base class of what the service answers. Bytes of metadata are base64, and NaN is null."""
+    """Base class of what the service answers. NaN is null."""
 
-    model_config = ConfigDict(ser_json_bytes="base64", ser_json_inf_nan="null")
+    model_config = ConfigDict(ser_json_inf_nan="null")
+
+
+def _with_texts(value: Any) -> Any:
+    """Return a value with base64 in the place of bytes, in the alphabet of images in requests, not that of URLs."""
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    if isinstance(value, dict):
+        return {name: _with_texts(inner) for name, inner in value.items()}
+    return list(map(_with_texts, value)) if isinstance(value, list | tuple) else value
+
+
+Metadata = Annotated[dict[str, Any], PlainSerializer(_with_texts, return_type=dict[str, Any], when_used="json")]
+"""The columns of an item. Bytes are base64."""
 
 
 class Term(Asked):
@@ -80,7 +94,7 @@ class FoundItem(Answer):
     id: str
     rank: int
     score: float
-    metadata: dict[str, Any]
+    metadata: Metadata
     image: str
     duplicates: list[str] = []
     rerank_score: float | None = None
@@ -197,7 +211,7 @@ class ItemAnswer(Answer):
 
     id: str
     collection: str
-    metadata: dict[str, Any]
+    metadata: Metadata
     image: str
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import StringConstraints
+from pydantic_core import to_jsonable_python
 
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.index.conditions import ColumnType, column_type
@@ -147,5 +148,6 @@ def _json(value: Any) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False, default=_as_text)
 
 
-def _as_text(value: Any) -> str:
-    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
+def _as_text(value: Any) -> Any:
+    """Return what JSON has for a value that is none of its own, as the service says it of an index of FAISS."""
+    return b64encode(value).decode() if isinstance(value, bytes) else to_jsonable_python(value)

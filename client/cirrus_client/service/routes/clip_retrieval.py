@@ -19,7 +19,7 @@ from cirrus_client.service.collection import Version
 from cirrus_client.service.embedding import Content, Side, embed
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.limits import MAX_K, MAX_TEXT_CHARS
-from cirrus_client.service.models import Answer
+from cirrus_client.service.models import Answer, Metadata
 from cirrus_client.service.openapi import PROBLEMS, body
 from cirrus_client.service.ranking import Rules
 from cirrus_client.service.routes.parts import service
@@ -61,7 +61,7 @@ class MetadataOf(Answer):
     """The metadata of a row."""
 
     id: int
-    metadata: dict[str, Any]
+    metadata: Metadata
 
 
 @router.post("/knn-service", response_model=list[dict[str, Any]], openapi_extra=body(KnnRequest))
@@ -138,7 +138,7 @@ def _described(version: Version, item: Item | None) -> dict[str, Any]:
 
 
 class _Json(Answer):
-    content: list[dict[str, Any]]
+    content: list[Metadata]
 
 
 def _json(content: list[dict[str, Any]]) -> Response:
