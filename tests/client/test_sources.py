@@ -521,16 +521,19 @@ def test_braces_name_files_one_by_one() -> None:
     [
         ("{root}/none/{{000..002}}.tar", Columns(), "none/000.tar"),
         ("{root}/*.tar", Columns(), "there is no such file"),
-        ("{root}/*.parquet", Columns(image="nothing"), "no column 'nothing' of bytes or paths; its columns: number"),
-        ("{root}/*.parquet", Columns(), "name the column of images with --image-column; its columns: number"),
+        ("{root}/x*.parquet", Columns(image="nothing"), "no column 'nothing' of bytes or paths; its columns: number"),
+        ("{root}/x*.parquet", Columns(), "name the column of images with --image-column; its columns: number"),
         ("{root}", Columns(image="jpg"), "has no columns"),
         ("nosuch://bucket/x", Columns(), "Protocol not known: nosuch"),
+        ("", Columns(), "the location is empty"),
+        ("{root}/images.parquet", Columns(id="jpg"), "column 'jpg' has the images, and can't name them"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_refused_with_the_way_out(
     location, columns, message, tmp_path, encoder
 ) -> None:
     write_table(pa.table({"number": [1]}), tmp_path / "x.parquet")
+    write_table(pa.table({"jpg": [b"x"]}), tmp_path / "images.parquet")
     with pytest.raises(GalleryError, match=message):
         embed_gallery(open_source(location.format(root=tmp_path), columns), tmp_path / "out", encoder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from cirrus_client.errors import GalleryError
 from cirrus_client.gallery.source import AnySource
 from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.store import scheme_of
@@ -33,6 +34,8 @@ def open_source(location: Path | str, columns: Columns | None = None) -> AnySour
     PluginError for a broken plug-in, and MissingPackage if a package for the location is missing.
     """
     location = str(location)
+    if not location:
+        raise GalleryError("images: the location is empty; give '.' for the folder in which this runs")
     known = known_plugins(what=_WHAT, table=SOURCES, group=SOURCE_GROUP)
     scheme, suffix = scheme_of(location), suffix_of(location)
     name = "folder" if scheme is None else "url"

@@ -40,6 +40,8 @@ def open_table(location: str, columns: Columns) -> AnySource:
     with fetched(joined(root, first.path)) as file:
         schema = _schema(file, first.path)
     image = _image_column(schema, columns.image, first.path)
+    if columns.id == image:
+        raise GalleryError(f"images {location}: column '{image}' has the images, and can't name them as well")
     if _is_bytes(schema.field(image).type):
         return TableSource(location, image, columns.id)
     if columns.id is not None:
