@@ -53,7 +53,7 @@ def is_hugging_face_siglip(state: StateDict) -> bool:
 
 
 def in_open_clips_names(state: StateDict) -> StateDict:
-    """Return a SigLIP of transformers in open_clip's key names: query, key and value in one, those of the pooling apart.
+    """Return a SigLIP of transformers in open_clip's key names: query, key and value in one, the pooling's query apart.
 
     Raises CheckpointError if one of the three is missing.
     """
@@ -61,11 +61,8 @@ def in_open_clips_names(state: StateDict) -> StateDict:
     for key, value in pass_over(state, _UNUSED).items():
         qkv, pooling = _QKV.match(key), _POOLING.match(key)
         if pooling is not None:
-            width = len(value) // 3
-            renamed[f"{_POOL}q.{pooling['kind']}"], renamed[f"{_POOL}kv.{pooling['kind']}"] = (
-                value[:width],
-                value[width:],
-            )
+            width, kind = len(value) // 3, pooling["kind"]
+            renamed |= {f"{_POOL}q.{kind}": value[:width], f"{_POOL}kv.{kind}": value[width:]}
         elif qkv is None:
             renamed[KEYS.ours(key)] = _in_open_clips_shape(key, value)
         elif qkv["which"] == "q":
@@ -87,13 +84,13 @@ def check_config_beside(model: nn.Module, state: StateDict) -> None:
         towers = [dict(content.get(f"{tower}_config") or {}) for tower in ("vision", "text")]
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path}: is no configuration of a SigLIP ({error}); copy it again") from None
-    built = model.visual.trunk.blocks[0], model.text.transformer.resblocks[0]  # type: ignore[index,union-attr]
-    for said, block in zip(towers, built, strict=True):
-        found = said.get("num_attention_heads", block.attn.num_heads), said.get("hidden_act", _ACTIVATION)
-        if found != (block.attn.num_heads, _ACTIVATION):
+    for said, tower in zip(towers, ("visual.trunk.blocks.0.attn", "text.transformer.resblocks.0.attn"), strict=True):
+        heads = model.get_submodule(tower).num_heads
+        found = said.get("num_attention_heads", heads), said.get("hidden_act", _ACTIVATION)
+        if found != (heads, _ACTIVATION):
             raise CheckpointError(
-                f"checkpoint {path}: {found[0]} attention heads with {found[1]}, and the architecture has "
-                f"{block.attn.num_heads} with {_ACTIVATION}: name another --backbone"
+                f"checkpoint {path}: {found[0]} attention heads with {found[1]}, and the architecture has {heads} with "
+                f"{_ACTIVATION}: name another --backbone"
             )
 
 
