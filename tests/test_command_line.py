@@ -14,6 +14,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.main import get_command
@@ -89,6 +91,14 @@ def index(tiny_bundle, images, tmp_path_factory) -> Path:
     assert embedded.exit_code == 0, embedded.stderr
     assert run("index", root / "gallery", "--out", root / "index").exit_code == 0
     return root / "index"
+
+
+def test_metadata_of_some_images_is_told_with_their_number(index, tmp_path) -> None:
+    pq.write_table(pa.table({"file": ["plain.jpg", "gone.jpg"], "price": [1, 2]}), tmp_path / "products.parquet")
+    build = ("index", index.parent / "gallery", "--out", tmp_path / "index", "--key", "file")
+    said = run(*build, "--metadata", tmp_path / "products.parquet")
+    assert said.exit_code == 0
+    assert "metadata: 1 of 2 images have a row" in said.output
 
 
 def test_an_index_in_milvus_is_built_searched_and_replaced(tiny_bundle, index, search, tmp_path) -> None:

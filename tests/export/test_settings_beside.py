@@ -87,6 +87,10 @@ def test_without_settings_images_are_prepared_as_openais(folder) -> None:
         ),
         ({"size": {"longest_edge": SIDE}, "crop_size": SQUARE}, "size {'longest_edge': 32}"),
         ({"size": SIDE, "do_center_crop": False}, "size 32 and crop_size None"),
+        ({"size": [SIDE], "crop_size": SIDE}, "its settings of images can't be read"),
+        ({"size": SIDE, "crop_size": SIDE, "rescale_factor": "x"}, "its settings of images can't be read"),
+        ({"size": SIDE, "crop_size": SIDE, "image_mean": ["a", 1, 2]}, "its settings of images can't be read"),
+        ({"size": SIDE, "crop_size": SIDE, "image_std": 1}, "its settings of images can't be read"),
         ({"size": 64, "crop_size": 64}, "prepares images of 64 px, and the model reads 32"),
     ],
 )

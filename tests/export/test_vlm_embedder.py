@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from math import prod
 from pathlib import Path
 
@@ -453,6 +454,9 @@ def test_a_folder_that_is_no_qwen_vl_is_refused_by_its_reason(checkpoint, tmp_pa
     for file in checkpoint.iterdir():
         (copy / file.name).symlink_to(file)
     assert f"image_size_px=100: must be a multiple of {32 if third else 28}" in refusal(image_size_px=100)
+    (copy / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "do_normalize": True}))
+    assert re.search(r"preprocessor_config.json: image_mean is \[0.1, 0.2, 0.3\], and a Qwen\d-VL's is \[0", refusal())
+    (copy / "preprocessor_config.json").unlink()
     (copy / "tokenizer.json").unlink()
     assert "tokenizer.json is missing" in refusal()
     (copy / "tokenizer.json").write_text("{}")

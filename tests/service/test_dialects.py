@@ -61,6 +61,7 @@ def test_the_stock_openai_client_embeds_texts(running, texts, encoding) -> None:
         for one in answer.data
     ]
     assert close(found, texts.encode_queries([None, None], ["in blue", "red"]))
+    assert client.models.retrieve(answer.model).id == answer.model == client.models.list().data[0].id
     assert [one.index for one in answer.data] == [0, 1]
     assert answer.usage.total_tokens == answer.usage.prompt_tokens > 4
 
@@ -68,12 +69,28 @@ def test_the_stock_openai_client_embeds_texts(running, texts, encoding) -> None:
 def test_the_stock_openai_client_gets_typed_errors(running) -> None:
     openai = pytest.importorskip("openai", reason="the openai client is not installed")
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
-    with pytest.raises(openai.NotFoundError, match="there is no collection 'ada'"):
-        client.embeddings.create(model="ada", input="red")
+    for ask in (lambda: client.embeddings.create(model="ada", input="red"), lambda: client.models.retrieve("ada")):
+        with pytest.raises(openai.NotFoundError, match="there is no collection 'ada'"):
+            ask()
     with pytest.raises(openai.UnprocessableEntityError, match="composes text with an image"):
         client.embeddings.create(model="composed", input="red")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong").models.list()
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/v1/collections", "/v1/items/{id}/image", "/v1/none"])
+def test_head_is_answered_as_get_without_the_body(asked, path: str) -> None:
+    found = asked.post("/v1/search", json={"queries": [{"text": "red"}], "k": 1}).json()["results"][0]["items"][0]
+    path = path.replace("{id}", found["id"])
+    head, whole = asked.head(path), asked.get(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert asked.get("/healthz").status_code == 200  # on the same connection
+
+
+def test_head_needs_a_key_where_get_does(running) -> None:
+    with running.client() as client:
+        assert client.head("/v1/collections").status_code == 401
 
 
 def test_the_stock_cohere_client_embeds_texts_images_and_both(running, texts, photo) -> None:

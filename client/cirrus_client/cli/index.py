@@ -32,6 +32,7 @@ from cirrus_client.index import (
     update_index,
 )
 from cirrus_client.index.manifest import read_manifest
+from cirrus_client.index.parquet_items import count_named
 from cirrus_client.names import Transport
 
 
@@ -119,6 +120,8 @@ def index(
     else:
         options = BuildOptions(kind or SearchKind.EXACT, storage or Storage.FLOAT32, sample, uri, collection)
         built = build_index(read, out, options=options, backend=backend or "faiss", metadata=columns, images=root)
+    if columns is not None:
+        echo(f"metadata: {count_named(columns, read):,} of {built.count:,} images have a row")
     echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")
 
 

@@ -183,8 +183,15 @@ def checked_metadata(metadata: pa.Table, gallery: Gallery) -> pa.Table:
     metadata = metadata.filter(pc.is_valid(metadata[PATH]))
     if metadata.num_rows != len(pc.unique(metadata[PATH])):
         raise SearchIndexError(f"metadata: its column '{PATH}' names some images twice")
-    _check_any_named(metadata[PATH], gallery)
+    if not count_named(metadata, gallery) and any(shard.items.num_rows for shard in gallery.shards()):
+        raise SearchIndexError(_none_named(metadata, gallery))
     return metadata
+
+
+def count_named(metadata: pa.Table, gallery: Gallery) -> int:
+    """Return how many of a gallery's images are named by the paths of metadata."""
+    paths = metadata[PATH].combine_chunks()
+    return sum(pc.sum(pc.is_in(shard.items[PATH], paths)).as_py() or 0 for shard in gallery.shards())
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -245,13 +252,10 @@ def _check_names(table: pa.Table, what: str) -> None:
         raise SearchIndexError(f"{what} has several columns named {', '.join(sorted(twice))}: rename them")
 
 
-def _check_any_named(paths: pa.ChunkedArray, gallery: Gallery) -> None:
+def _none_named(metadata: pa.Table, gallery: Gallery) -> str:
     own = next((path for shard in gallery.shards() for path in shard.items[PATH].slice(0, 1).to_pylist()), None)
-    known = paths.combine_chunks()
-    if own is None or any(pc.any(pc.is_in(shard.items[PATH], known)).as_py() for shard in gallery.shards()):
-        return
-    example = f"they are like {paths[0].as_py()!r}" if len(paths) else "it is empty"
-    raise SearchIndexError(
+    example = f"they are like {metadata[PATH][0].as_py()!r}" if len(metadata) else "it is empty"
+    return (
         f"metadata: its paths name none of the gallery's images; {example}, the gallery's like {own!r}: give the "
         "column of paths with --key, and the paths as the gallery has them"
     )

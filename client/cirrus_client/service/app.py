@@ -23,6 +23,7 @@ from cirrus_client.errors import CirrusError, InvalidRequest
 from cirrus_client.service import openapi
 from cirrus_client.service.door.flow import Flow
 from cirrus_client.service.door.gate import Access, Gate
+from cirrus_client.service.door.head import AnswersHead
 from cirrus_client.service.door.headers import SafeHeaders
 from cirrus_client.service.door.journal import Journal
 from cirrus_client.service.door.rate import RateLimit
@@ -100,6 +101,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _defect)
     openapi.complete(app, keys=bool(access.keys))
+    app.add_middleware(AnswersHead)
     app.add_middleware(Flow, limits=limits)
     app.add_middleware(Gate, access=access, rate=None if limits.rate is None else RateLimit(limits.rate))
     if access.origins:

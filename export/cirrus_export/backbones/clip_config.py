@@ -5,7 +5,6 @@ A configuration is read as data: nothing that it names is imported or fetched.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from cirrus_client.errors import CheckpointError
 from cirrus_export.backbones.family import Weights
 from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
+from cirrus_export.checkpoints.image_settings import read_settings
 from cirrus_export.checkpoints.state import StateDict
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -79,12 +79,3 @@ def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> C
     if sizes != widths:
         raise CheckpointError(f"checkpoint {path}: describes towers {sizes} wide, in {state.source} they are {widths}")
     return ClipConfig(path, _ACTIVATIONS[activations.pop()], heads)
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Return a JSON file's content, nothing if there is no file or it is no object. Raises CheckpointError."""
-    try:
-        content = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint {path}: can't be read as JSON ({error}); copy it again") from None
-    return content if isinstance(content, dict) else {}

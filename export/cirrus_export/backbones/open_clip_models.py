@@ -12,10 +12,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
-from cirrus_client.errors import ExportError
+from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
+from cirrus_client.records import first_problem
 from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.clip_config import ClipConfig
 from cirrus_export.backbones.family import Weights
@@ -146,7 +148,11 @@ def as_settings_say(beside: SettingsBeside, image_size_px: Side) -> PreprocessSp
             f"{max(_sides(image_size_px))}: the file is another model's, or --backbone is"
         )
     log.info("images are prepared as %s says", beside.file)
-    said = _spec(str(beside.file), {"vision_cfg": {"image_size": image_size_px}}, dict(beside.of_images))
+    try:
+        said = _spec(str(beside.file), {"vision_cfg": {"image_size": image_size_px}}, dict(beside.of_images))
+    except (TypeError, ValueError) as error:
+        reason = first_problem(error)[1] if isinstance(error, ValidationError) else error
+        raise CheckpointError(f"checkpoint {beside.file}: its settings of images can't be read: {reason}") from None
     return said.model_copy(update={"crop": beside.crop})
 
 

@@ -23,6 +23,7 @@ from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
+from cirrus_export.checkpoints.image_settings import image_settings
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
@@ -209,6 +210,7 @@ class QwenVlFamily(Family):
         folder = base_folder(weights.folder)
         config = folder / "config.json"
         refuse_code(read_config(config, self.model_type, what=what), config, known=self.known_code)
+        _check_levels(folder, self.backbone_type)
         if not (folder / TOKENIZER).is_file():
             raise CheckpointError(f"checkpoint {folder}: {TOKENIZER} is missing; the model's processor saves it")
         model = load_model(self.model_class, folder, what=what)
@@ -218,6 +220,24 @@ class QwenVlFamily(Family):
         size_px = weights.options.image_size_px or _IMAGE_SIZE_PX
         check_size(f"--option image_size_px={size_px}", size_px, _token_side_px(model))
         return self.backbone_type(freeze(model), folder / TOKENIZER, size_px)
+
+
+def _check_levels(folder: Path, backbone: type[QwenVlBackbone]) -> None:
+    """Refuse a model whose processor normalises images in another way than its generation's does."""
+    found = image_settings(folder)
+    if found is None:
+        return
+    file, settings = found
+    for name, own in (("image_mean", backbone.mean), ("image_std", backbone.std)):
+        said = settings.get(name)
+        if said is not None and not _same_levels(said, own):
+            raise CheckpointError(f"checkpoint {file}: {name} is {said}, and a {backbone.label}'s is {list(own)}")
+
+
+def _same_levels(said: object, own: Levels) -> bool:
+    values = said if isinstance(said, list) and len(said) == len(own) else [None] * len(own)
+    pairs = zip(values, own, strict=True)
+    return all(isinstance(value, int | float) and abs(value - level) < 1e-6 for value, level in pairs)
 
 
 def _check_layers(model: Any, folder: Path) -> None:

@@ -5,25 +5,21 @@ It is transformers' `preprocessor_config.json` (or `processor_config.json`), or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from cirrus_client.errors import CheckpointError
 from cirrus_client.image.preprocess import Crop, Interpolation
-from cirrus_export.backbones.clip_config import OF_OPEN_CLIP, folder_of, read_settings
+from cirrus_export.backbones.clip_config import OF_OPEN_CLIP, folder_of
 from cirrus_export.backbones.family import Weights
 from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
 from cirrus_export.checkpoints.hugging_face_siglip import is_hugging_face_siglip
+from cirrus_export.checkpoints.image_settings import STEPS, Settings, image_settings, read_settings
 
-Settings = Mapping[str, Any]
-_OF_IMAGES, _OF_PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _SIDE_PX = 224
 _FILTERS = {Image.Resampling.BICUBIC: Interpolation.BICUBIC, Image.Resampling.BILINEAR: Interpolation.BILINEAR}
-_STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
 @dataclass(frozen=True)
@@ -49,17 +45,19 @@ def settings_beside(weights: Weights) -> SettingsBeside | None:
     if not (is_hugging_face_clip(weights.state) or is_hugging_face_siglip(weights.state)):
         found = read_settings(folder / OF_OPEN_CLIP).get("preprocess_cfg")
         return SettingsBeside(folder / OF_OPEN_CLIP, found, Crop.ROUND) if isinstance(found, dict) else None
-    for name in (_OF_IMAGES, _OF_PROCESSOR):
-        content = read_settings(folder / name)
-        settings = content.get("image_processor", content) if name == _OF_PROCESSOR else content
-        if isinstance(settings, dict) and settings.keys() & {*_STEPS, "image_mean", "size", "crop_size"}:
-            return SettingsBeside(folder / name, _in_open_clips_form(settings, folder / name), Crop.FLOOR)
-    return None
+    named = image_settings(folder)
+    if named is None:
+        return None
+    file, settings = named
+    try:
+        return SettingsBeside(file, _in_open_clips_form(settings, file), Crop.FLOOR)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {file}: its settings of images can't be read: {error}") from None
 
 
 def _in_open_clips_form(settings: Settings, file: Path) -> Settings:
     """Return transformers' settings of images in open_clip's form; the defaults are those of `CLIPImageProcessor`."""
-    skipped = [step for step in _STEPS if settings.get(step, True) is not True]
+    skipped = [step for step in STEPS if settings.get(step, True) is not True]
     if skipped:
         raise CheckpointError(f"checkpoint {file}: {skipped[0]} is {settings[skipped[0]]}, and a CLIP needs this step")
     resample = settings.get("resample", Image.Resampling.BICUBIC)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidImage, InvalidRequest
 from cirrus_client.service.body import read_json
+from cirrus_client.service.collection import Version
 from cirrus_client.service.embedding import Content, as_base64, embed, side_of, tokens_of
 from cirrus_client.service.fetch import ImageReader, from_data_uri
 from cirrus_client.service.models import Answer
@@ -154,21 +155,23 @@ async def embeddings(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """Return the collections as models."""
     registry = service(request).registry
-    found = [registry.find(name) for name in registry.names()]
-    return json_answer(
-        Models(
-            data=[
-                Model(
-                    id=name,
-                    created=int(version.opened.timestamp()),
-                    space=version.space,
-                    dim=version.spec.space.dim,
-                    vectors=version.spec.space.vectors,
-                    accepts=version.accepts(),
-                )
-                for name, version in found
-            ]
-        )
+    return json_answer(Models(data=[_model(*registry.find(name)) for name in registry.names()]))
+
+
+@router.get("/v1/models/{model}", response_model=Model)
+async def model(request: Request, model: str) -> Response:
+    """Return one collection as a model."""
+    return json_answer(_model(*service(request).registry.find(model)))
+
+
+def _model(name: str, version: Version) -> Model:
+    return Model(
+        id=name,
+        created=int(version.opened.timestamp()),
+        space=version.space,
+        dim=version.spec.space.dim,
+        vectors=version.spec.space.vectors,
+        accepts=version.accepts(),
     )
 
 
