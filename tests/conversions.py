@@ -21,6 +21,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from cirrus_client.bundle import GraphSpec
 from cirrus_export import pipeline
+from cirrus_export.compile import onnx_graph
 from cirrus_export.graph import Graph
 
 
@@ -35,7 +36,7 @@ def shared_conversions(once: Callable[[str, Callable[[Path], object]], Path]) ->
             spec = convert(graph, folder / "graphs" / f"{graph.name}.onnx")
             (folder / "spec.json").write_text(spec.model_dump_json())
 
-        made = once(f"onnx-{identity(graph)}", make)
+        made = once(f"onnx-{onnx_graph._EXTERNAL_DATA_BYTES}-{identity(graph)}", make)
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in (made / "graphs").iterdir():
             shutil.copyfile(file, path.parent / file.name)
