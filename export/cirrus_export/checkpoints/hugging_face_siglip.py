@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.image_settings import read_settings
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.state import StateDict, Unused, pass_over, report_problems
 
@@ -45,6 +44,7 @@ KEYS = KeyMap(
 _QKV = re.compile(r"^(?P<attention>.*\.self_attn)\.(?P<which>[qkv])_proj\.(?P<kind>weight|bias)$")
 _POOLING = re.compile(r"^vision_model\.head\.attention\.in_proj_(?P<kind>weight|bias)$")
 _ACTIVATION = "gelu_pytorch_tanh"
+_ATTENTION = {"vision_config": "visual.trunk.blocks.0.attn", "text_config": "text.transformer.resblocks.0.attn"}
 
 
 def is_hugging_face_siglip(state: StateDict) -> bool:
@@ -74,18 +74,16 @@ def in_open_clips_names(state: StateDict) -> StateDict:
 
 
 def check_config_beside(model: nn.Module, state: StateDict) -> None:
-    """Raise CheckpointError if the `config.json` beside a file describes another SigLIP than open_clip's `model`.
+    """Raise CheckpointError if the `config.json` beside a file can't be read, or describes another model than this.
 
     Attention heads and the activation function are not in the weights.
     """
     path = Path(state.source).parent / "config.json"
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-        towers = [dict(content.get(f"{tower}_config") or {}) for tower in ("vision", "text")]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint {path}: is no configuration of a SigLIP ({error}); copy it again") from None
-    for said, tower in zip(towers, ("visual.trunk.blocks.0.attn", "text.transformer.resblocks.0.attn"), strict=True):
-        heads = model.get_submodule(tower).num_heads
+    content = read_settings(path)
+    for tower, attention in _ATTENTION.items():
+        said = content.get(tower)
+        said = said if isinstance(said, dict) else {}
+        heads = model.get_submodule(attention).num_heads
         found = said.get("num_attention_heads", heads), said.get("hidden_act", _ACTIVATION)
         if found != (heads, _ACTIVATION):
             raise CheckpointError(
