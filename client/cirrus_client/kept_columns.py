@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -49,6 +52,11 @@ def kept_type(type_: pa.DataType) -> pa.DataType:
         pa.time64("ns"): pa.time64("us"),
     }
     return others.get(type_, type_)
+
+
+def as_texts(values: Sequence[Any]) -> pa.Array:
+    """Return values without a common type as a column of texts."""
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def is_text(type_: pa.DataType) -> bool:

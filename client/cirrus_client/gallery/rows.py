@@ -10,6 +10,7 @@ import pyarrow as pa
 from cirrus_client.gallery.layout import ACCEPTED_SCHEMA, FILE_SCHEMA, REJECTED_SCHEMA
 from cirrus_client.gallery.source import ImageFile
 from cirrus_client.gallery.stream import Rejected
+from cirrus_client.kept_columns import as_texts
 
 _RENAMED = "source_"
 _DEEPEST = 20
@@ -72,14 +73,10 @@ def _column(values: Sequence[Any]) -> pa.Array:
     try:
         column = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return _texts(values)
+        return as_texts(values)
     if pa.types.is_struct(column.type) and column.type.num_fields == 0:
         return pa.nulls(len(values))
-    return column if _fits_parquet(column.type, _DEEPEST) else _texts(values)
-
-
-def _texts(values: Sequence[Any]) -> pa.Array:
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
+    return column if _fits_parquet(column.type, _DEEPEST) else as_texts(values)
 
 
 def _fits_parquet(type_: pa.DataType, depth: int) -> bool:

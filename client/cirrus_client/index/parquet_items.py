@@ -20,7 +20,7 @@ from cirrus_client.index.conditions import unknown_column
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.filters import Mask, matching
 from cirrus_client.index.items import Groups, Item, located
-from cirrus_client.kept_columns import is_text, kept_column
+from cirrus_client.kept_columns import as_texts, is_text, kept_column
 from cirrus_client.parquet import read_parquet
 
 ITEMS = "items.parquet"
@@ -183,15 +183,14 @@ def checked_metadata(metadata: pa.Table, gallery: Gallery) -> pa.Table:
     metadata = metadata.filter(pc.is_valid(metadata[PATH]))
     if metadata.num_rows != len(pc.unique(metadata[PATH])):
         raise SearchIndexError(f"metadata: its column '{PATH}' names some images twice")
-    if not count_named(metadata, gallery) and any(shard.items.num_rows for shard in gallery.shards()):
+    if not any(_named_by_shard(metadata, gallery)) and any(shard.items.num_rows for shard in gallery.shards()):
         raise SearchIndexError(_none_named(metadata, gallery))
     return metadata
 
 
 def count_named(metadata: pa.Table, gallery: Gallery) -> int:
     """Return how many of a gallery's images are named by the paths of metadata."""
-    paths = metadata[PATH].combine_chunks()
-    return sum(pc.sum(pc.is_in(shard.items[PATH], paths)).as_py() or 0 for shard in gallery.shards())
+    return sum(_named_by_shard(metadata, gallery))
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -230,9 +229,7 @@ def _fitted(items: pa.Table, schema: pa.Schema) -> pa.Table:
         try:
             columns.append(column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            columns.append(
-                pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
-            )
+            columns.append(as_texts(column.to_pylist()))
     return pa.table(columns, schema)
 
 
@@ -250,6 +247,12 @@ def _check_names(table: pa.Table, what: str) -> None:
     twice = {name for name in table.column_names if table.column_names.count(name) > 1}
     if twice:
         raise SearchIndexError(f"{what} has several columns named {', '.join(sorted(twice))}: rename them")
+
+
+def _named_by_shard(metadata: pa.Table, gallery: Gallery) -> Iterator[int]:
+    paths = metadata[PATH].combine_chunks()
+    for shard in gallery.shards():
+        yield pc.sum(pc.is_in(shard.items[PATH], paths)).as_py() or 0
 
 
 def _none_named(metadata: pa.Table, gallery: Gallery) -> str:

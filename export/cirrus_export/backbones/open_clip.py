@@ -18,14 +18,13 @@ from cirrus_export.backbones.open_clip_models import (
     OPENAI,
     Config,
     activation_in_space,
-    as_settings_say,
     fetch,
+    preprocess_beside,
     preprocess_of,
     tags_of,
     uses_quick_gelu,
     warn_if_a_file_could_be_several,
 )
-from cirrus_export.backbones.settings_beside import settings_beside
 from cirrus_export.checkpoints.hugging_face_clip import KEYS, in_openai_names, is_hugging_face_clip
 from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
 
@@ -219,9 +218,7 @@ class OpenClipFamily(Family):
         if name is None:
             assert named is not None
             shaped = _shaped_as(named, quick_gelu, beside)
-            settings = settings_beside(weights)
-            prepared = None if settings is None else as_settings_say(settings, shaped.visual.image_size)
-            clip = OpenClipBackbone(shaped, prepared, activation)
+            clip = OpenClipBackbone(shaped, preprocess_beside(weights, shaped.visual.image_size), activation)
         else:
             if not from_openai:
                 warn_if_a_file_could_be_several(name, config, weights)

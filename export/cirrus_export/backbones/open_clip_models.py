@@ -21,7 +21,7 @@ from cirrus_client.records import first_problem
 from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.clip_config import ClipConfig
 from cirrus_export.backbones.family import Weights
-from cirrus_export.backbones.settings_beside import SettingsBeside, settings_beside
+from cirrus_export.backbones.settings_beside import settings_beside
 from cirrus_export.checkpoints.values import check_finite
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -129,18 +129,22 @@ def preprocess_of(name: str, config: Config, weights: Weights) -> PreprocessSpec
     """
     if weights.tag is not None:
         return _preprocess_of_tag(name, config, weights.tag)
-    beside = settings_beside(weights)
-    if beside is not None:
-        return as_settings_say(beside, config["vision_cfg"].get("image_size", _SIDE_PX))
+    said = preprocess_beside(weights, config["vision_cfg"].get("image_size", _SIDE_PX))
+    if said is not None:
+        return said
     known = {_preprocess_of_tag(name, config, tag) for tag in tags_of(name)}
     return known.pop() if len(known) == 1 and not weights.fine_tuned else _spec(name, config, {})
 
 
-def as_settings_say(beside: SettingsBeside, image_size_px: Side) -> PreprocessSpec:
-    """Return the preprocessing of settings for a model that reads images of one size.
+def preprocess_beside(weights: Weights, image_size_px: Side) -> PreprocessSpec | None:
+    """Return the preprocessing that the settings beside a file say, for a model that reads images of one size.
 
-    Raises ExportError if they are for another size, or in a form that Cirrus does not have.
+    None if there are no settings. Raises ExportError if they are for another size, or in a form that Cirrus does not
+    have, and CheckpointError if they can't be read.
     """
+    beside = settings_beside(weights)
+    if beside is None:
+        return None
     size_px = beside.of_images.get("size")
     if size_px is not None and _sides(size_px) != _sides(image_size_px):
         raise ExportError(

@@ -235,8 +235,9 @@ def _check_levels(folder: Path, backbone: type[QwenVlBackbone]) -> None:
 
 
 def _same_levels(said: object, own: Levels) -> bool:
-    values = said if isinstance(said, list) and len(said) == len(own) else [None] * len(own)
-    pairs = zip(values, own, strict=True)
+    if not isinstance(said, list) or len(said) != len(own):
+        return False
+    pairs = zip(said, own, strict=True)
     return all(isinstance(value, int | float) and abs(value - level) < 1e-6 for value, level in pairs)
 
 

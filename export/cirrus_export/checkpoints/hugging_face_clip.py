@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
-import torch
 from torch import Tensor
 
+from cirrus_export.checkpoints.hugging_face_towers import TEXT_LAYER, VISION_LAYER, renamed_towers
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, Unused, pass_over, report_problems
+from cirrus_export.checkpoints.state import StateDict
 
 _MARKS = ("text_model.embeddings.token_embedding.weight", "vision_model.embeddings.class_embedding")
-_UNUSED = (Unused(r"(text|vision)_model\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),)
-_TEXT, _VISION = "text_model.encoder.layers.{n}.", "vision_model.encoder.layers.{n}."
 _OUR_TEXT, _OUR_VISION = "transformer.resblocks.{n}.", "visual.transformer.resblocks.{n}."
 KEYS = KeyMap(
     ("text_model.embeddings.token_embedding.", "token_embedding."),
@@ -27,7 +23,7 @@ KEYS = KeyMap(
     ("visual_projection.weight", "visual.proj"),
     *(
         (f"{theirs}{their_part}", f"{ours}{our_part}")
-        for theirs, ours in ((_TEXT, _OUR_TEXT), (_VISION, _OUR_VISION))
+        for theirs, ours in ((TEXT_LAYER, _OUR_TEXT), (VISION_LAYER, _OUR_VISION))
         for their_part, our_part in (
             ("self_attn.out_proj.", "attn.out_proj."),
             ("self_attn.q_proj.", "attn.in_proj_"),
@@ -39,7 +35,6 @@ KEYS = KeyMap(
     ),
 )
 _TRANSPOSED = ("text_projection.weight", "visual_projection.weight")
-_QKV = re.compile(r"^(?P<attention>.*\.self_attn)\.(?P<which>[qkv])_proj\.(?P<kind>weight|bias)$")
 
 
 def is_hugging_face_clip(state: StateDict) -> bool:
@@ -52,14 +47,8 @@ def in_openai_names(state: StateDict) -> StateDict:
 
     Raises CheckpointError if one of the three is missing.
     """
-    renamed: dict[str, Tensor] = {}
-    for key, value in pass_over(state, _UNUSED).items():
-        found = _QKV.match(key)
-        if found is None:
-            renamed[KEYS.ours(key)] = value.T if key in _TRANSPOSED else value
-        elif found["which"] == "q":
-            three = [f"{found['attention']}.{which}_proj.{found['kind']}" for which in "qkv"]
-            missing = [name for name in three if name not in state]
-            report_problems(state.source, [f"key '{state.prefix}{name}' is missing" for name in missing])
-            renamed[KEYS.ours(key)] = torch.cat([state.get(name, torch.zeros_like(value)) for name in three])
-    return state.derived(renamed)
+
+    def other(key: str, value: Tensor) -> dict[str, Tensor]:
+        return {KEYS.ours(key): value.T if key in _TRANSPOSED else value}
+
+    return renamed_towers(state, KEYS, other)

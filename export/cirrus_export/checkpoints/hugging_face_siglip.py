@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.hugging_face_towers import TEXT_LAYER, VISION_LAYER, renamed_towers
 from cirrus_export.checkpoints.image_settings import read_settings
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, Unused, pass_over, report_problems
+from cirrus_export.checkpoints.state import StateDict
 
 _MARKS = ("text_model.embeddings.token_embedding.weight", "vision_model.head.probe")
-_UNUSED = (Unused(r"(text|vision)_model\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),)
-_TEXT, _VISION = "text_model.encoder.layers.{n}.", "vision_model.encoder.layers.{n}."
 _OUR_TEXT, _OUR_VISION, _POOL = "text.transformer.resblocks.{n}.", "visual.trunk.blocks.{n}.", "visual.trunk.attn_pool."
 KEYS = KeyMap(
     ("text_model.embeddings.token_embedding.", "text.token_embedding."),
@@ -29,19 +27,18 @@ KEYS = KeyMap(
     ("vision_model.head.attention.out_proj.", f"{_POOL}proj."),
     ("vision_model.head.layernorm.", f"{_POOL}norm."),
     ("vision_model.head.mlp.", f"{_POOL}mlp."),
-    (f"{_TEXT}self_attn.out_proj.", f"{_OUR_TEXT}attn.out_proj."),
-    (f"{_TEXT}self_attn.q_proj.", f"{_OUR_TEXT}attn.in_proj_"),
-    (f"{_TEXT}layer_norm1.", f"{_OUR_TEXT}ln_1."),
-    (f"{_TEXT}layer_norm2.", f"{_OUR_TEXT}ln_2."),
-    (f"{_TEXT}mlp.fc1.", f"{_OUR_TEXT}mlp.c_fc."),
-    (f"{_TEXT}mlp.fc2.", f"{_OUR_TEXT}mlp.c_proj."),
-    (f"{_VISION}self_attn.out_proj.", f"{_OUR_VISION}attn.proj."),
-    (f"{_VISION}self_attn.q_proj.", f"{_OUR_VISION}attn.qkv."),
-    (f"{_VISION}layer_norm1.", f"{_OUR_VISION}norm1."),
-    (f"{_VISION}layer_norm2.", f"{_OUR_VISION}norm2."),
-    (f"{_VISION}mlp.", f"{_OUR_VISION}mlp."),
+    (f"{TEXT_LAYER}self_attn.out_proj.", f"{_OUR_TEXT}attn.out_proj."),
+    (f"{TEXT_LAYER}self_attn.q_proj.", f"{_OUR_TEXT}attn.in_proj_"),
+    (f"{TEXT_LAYER}layer_norm1.", f"{_OUR_TEXT}ln_1."),
+    (f"{TEXT_LAYER}layer_norm2.", f"{_OUR_TEXT}ln_2."),
+    (f"{TEXT_LAYER}mlp.fc1.", f"{_OUR_TEXT}mlp.c_fc."),
+    (f"{TEXT_LAYER}mlp.fc2.", f"{_OUR_TEXT}mlp.c_proj."),
+    (f"{VISION_LAYER}self_attn.out_proj.", f"{_OUR_VISION}attn.proj."),
+    (f"{VISION_LAYER}self_attn.q_proj.", f"{_OUR_VISION}attn.qkv."),
+    (f"{VISION_LAYER}layer_norm1.", f"{_OUR_VISION}norm1."),
+    (f"{VISION_LAYER}layer_norm2.", f"{_OUR_VISION}norm2."),
+    (f"{VISION_LAYER}mlp.", f"{_OUR_VISION}mlp."),
 )
-_QKV = re.compile(r"^(?P<attention>.*\.self_attn)\.(?P<which>[qkv])_proj\.(?P<kind>weight|bias)$")
 _POOLING = re.compile(r"^vision_model\.head\.attention\.in_proj_(?P<kind>weight|bias)$")
 _ACTIVATION = "gelu_pytorch_tanh"
 _ATTENTION = {"vision_config": "visual.trunk.blocks.0.attn", "text_config": "text.transformer.resblocks.0.attn"}
@@ -57,20 +54,15 @@ def in_open_clips_names(state: StateDict) -> StateDict:
 
     Raises CheckpointError if one of the three is missing.
     """
-    renamed: dict[str, Tensor] = {}
-    for key, value in pass_over(state, _UNUSED).items():
-        qkv, pooling = _QKV.match(key), _POOLING.match(key)
-        if pooling is not None:
-            width, kind = len(value) // 3, pooling["kind"]
-            renamed |= {f"{_POOL}q.{kind}": value[:width], f"{_POOL}kv.{kind}": value[width:]}
-        elif qkv is None:
-            renamed[KEYS.ours(key)] = _in_open_clips_shape(key, value)
-        elif qkv["which"] == "q":
-            three = [f"{qkv['attention']}.{which}_proj.{qkv['kind']}" for which in "qkv"]
-            missing = [name for name in three if name not in state]
-            report_problems(state.source, [f"key '{state.prefix}{name}' is missing" for name in missing])
-            renamed[KEYS.ours(key)] = torch.cat([state.get(name, torch.zeros_like(value)) for name in three])
-    return state.derived(renamed)
+
+    def other(key: str, value: Tensor) -> dict[str, Tensor]:
+        pooling = _POOLING.match(key)
+        if pooling is None:
+            return {KEYS.ours(key): _in_open_clips_shape(key, value)}
+        width, kind = len(value) // 3, pooling["kind"]
+        return {f"{_POOL}q.{kind}": value[:width], f"{_POOL}kv.{kind}": value[width:]}
+
+    return renamed_towers(state, KEYS, other)
 
 
 def check_config_beside(model: nn.Module, state: StateDict) -> None:

@@ -70,8 +70,7 @@ def find(pattern: str) -> tuple[ImageFile, ...]:
     """
     root, rest = split(pattern)
     try:
-        named = {path for name in expanded(rest) for path in _globbed(root, name)}
-        paths = {rest} if _is_file(pattern) else named
+        paths = {rest} if _is_file(pattern) else {path for name in expanded(rest) for path in _globbed(root, name)}
     except OSError as error:
         raise GalleryError(f"images {pattern}: {error.strerror or error}") from None
     if not paths:
