@@ -16,14 +16,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
 from tests.tiny import with_repository, write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
 
-# The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
-_user_cache = tempfile.TemporaryDirectory(prefix="cirrus-tests-")
-os.environ["XDG_CACHE_HOME"] = _user_cache.name
+# The engine of a graph is measured once and kept: once a test run, and never in the user's own cache. Workers inherit
+# the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _user_cache = tempfile.TemporaryDirectory(prefix="cirrus-tests-")
+    os.environ["XDG_CACHE_HOME"] = _user_cache.name
 
 # A shell starts a job in the background with Ctrl-C ignored, and nohup with SIGHUP; what the tests start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +41,7 @@ _MARKED_FIXTURES = {
     "export": {
         "weights",
         "demo_bundle",
+        "demo_bundle_in",
         "clip_bundle",
         "author_bundle",
         "reranking_bundle",
@@ -154,14 +157,21 @@ def bundle(demo_bundle: Bundle) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(weights, probe, once) -> Bundle:
+def demo_bundle(demo_bundle_in) -> Bundle:
     """The demo's transagg-union bundle, fp32; its gate was passed."""
-    from cirrus_export.pipeline import ExportRequest, export
+    return demo_bundle_in(Precision.FP32)
 
-    def make(out: Path) -> None:
-        export(ExportRequest("transagg-union", "cirrus-demo", str(weights.clip), str(weights.head), out), probe)
 
-    return Bundle.open(once("demo", make))
+@pytest.fixture(scope="session")
+def demo_bundle_in(weights, probe, once) -> Callable[[Precision], Bundle]:
+    """Return a function that exports the demo's transagg-union at a precision. It raises FidelityError."""
+    from cirrus_bench.subjects import demo_request
+    from cirrus_export.pipeline import export
+
+    def exported(precision: Precision) -> Bundle:
+        return Bundle.open(once(f"demo-{precision}", lambda out: export(demo_request(weights, out, precision), probe)))
+
+    return exported
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,27 +25,26 @@ from cirrus_bench.gallery.report import PAPER_GALLERIES
 from cirrus_bench.measure import time_interleaved
 from cirrus_bench.perf_analyzer import PerfAnalyzer
 from cirrus_bench.subjects import PRECISIONS, Subjects, demo_request
-from cirrus_client.bundle import Precision
+from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines import candidates
 from cirrus_client.image.preprocess import Decoding
 from cirrus_client.index import SearchKind
 from cirrus_demo.weights import DemoWeights
 from cirrus_export.backbones.registry import load_backbone
 from cirrus_export.compile.precision import quantised_layers
-from cirrus_export.gate.probe import Probe
-from cirrus_export.pipeline import build_recipe, export
+from cirrus_export.pipeline import build_recipe
 from cirrus_export.recipes.clip import Clip
 from cirrus_export.recipes.recipe import Parts
 from cirrus_export.recipes.transagg_union import TransAggUnion
 from tests.registry import need_registry
 
 
-def test_a_small_bench_reports_every_row_and_equal_embeddings(weights, probe, tmp_path, monkeypatch) -> None:
+def test_a_small_bench_reports_every_row_and_equal_embeddings(weights, demo_bundle_in, tmp_path, monkeypatch) -> None:
     """What makes figures steadier is small here: products, rows, copies, and what torch.compile compiles.
 
     The demo's trained weights stand for random ones: other tests export them as well.
     """
-    monkeypatch.setattr(measure, "bench_subjects", partial(demo_subjects, weights, probe))
+    monkeypatch.setattr(measure, "bench_subjects", partial(demo_subjects, weights, demo_bundle_in))
     monkeypatch.setattr(ceiling, "_SIDE", 512)
     for module in (end_to_end, measure, gallery_report):
         monkeypatch.setattr(module, "CACHED_IMAGES", 64)
@@ -81,12 +81,13 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(weights, probe, tm
     assert Image.open(picture).width > 800
 
 
-def demo_subjects(weights: DemoWeights, probe: Probe, backbone: str, work: Path) -> Subjects[TransAggUnion]:
-    requests = {precision: demo_request(weights, work / precision, precision) for precision in PRECISIONS}
-    recipe = build_recipe(requests[Precision.FP32])
+def demo_subjects(
+    weights: DemoWeights, exported: Callable[[Precision], Bundle], backbone: str, work: Path
+) -> Subjects[TransAggUnion]:
+    recipe = build_recipe(demo_request(weights, work, Precision.FP32))
     assert isinstance(recipe, TransAggUnion)
-    assert backbone == requests[Precision.FP32].backbone
-    return Subjects(recipe, {one: export(request, probe) for one, request in requests.items() if candidates(one)})
+    assert backbone == "cirrus-demo"
+    return Subjects(recipe, {one: exported(one) for one in PRECISIONS if candidates(one)})
 
 
 def test_operations_are_those_of_the_layers() -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.engines import EngineName, candidates, choose, open_engine
+from cirrus_client.engines import EngineName, candidates, choice, choose, open_engine
 from cirrus_client.engines.onnx_runtime import available_providers
 from cirrus_client.errors import BundleError, EngineError
 
@@ -214,6 +214,23 @@ def test_the_choice_is_measured_says_why_and_is_kept(gallery_graph: Path, tmp_pa
     assert len(list(tmp_path.rglob("*.json"))) == 2
     kept[0].write_text("{}")
     assert choose(gallery_graph, Precision.FP32).engine in candidates(Precision.FP32)
+
+
+@needs_a_choice
+def test_a_graph_that_was_measured_is_not_loaded_again(gallery_graph: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load, loaded = choice._load, []
+
+    def counted(*arguments):
+        loaded.append(arguments[-1])
+        return load(*arguments)
+
+    monkeypatch.setattr(choice, "_load", counted)
+    first = open_engine(gallery_graph, Precision.FP32)
+    assert loaded == candidates(Precision.FP32)
+    loaded.clear()
+    assert open_engine(gallery_graph, Precision.FP32).device == first.device
+    assert len(loaded) == 1
 
 
 @needs_a_choice

@@ -112,21 +112,7 @@ def test_the_embedding_alone_is_the_one_that_comes_with_the_tokens(weights, tmp_
         )
 
 
-@pytest.fixture
-def demo_graphs(demo_bundle, monkeypatch) -> None:
-    """Take the demo's float32 graphs from its bundle, for tests of what an export does after torch -> ONNX."""
-
-    def copy(graph, path):
-        path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(demo_bundle.graph_file(graph.name), path)
-        return demo_bundle.spec.graphs[graph.name]
-
-    monkeypatch.setattr(pipeline, "write_onnx", copy)
-
-
-def test_a_graph_broken_on_purpose_is_caught_named_and_not_served(
-    demo_graphs, weights, probe, tmp_path, monkeypatch
-) -> None:
+def test_a_graph_broken_on_purpose_is_caught_named_and_not_served(weights, probe, tmp_path, monkeypatch) -> None:
     def write_then_break(graph, path):
         spec = pipeline_write_onnx(graph, path)
         if graph.name == "query_head":
@@ -149,8 +135,8 @@ def test_a_graph_broken_on_purpose_is_caught_named_and_not_served(
         Bundle.open(out)
 
 
-def test_half_precision_passes_its_own_gate_and_keeps_the_space(demo_graphs, bundle, weights, probe, tmp_path) -> None:
-    half = export(demo_request(weights, tmp_path / "half", precision=Precision.FP16), probe)
+def test_half_precision_passes_its_own_gate_and_keeps_the_space(bundle, demo_bundle_in) -> None:
+    half = demo_bundle_in(Precision.FP16)
     assert half.spec.space.fingerprint == bundle.spec.space.fingerprint
     elements = {tensor.data_type for tensor in onnx.load(half.graph_file("gallery")).graph.initializer}
     assert onnx.TensorProto.FLOAT16 in elements
@@ -168,8 +154,8 @@ def test_a_precision_that_no_engine_could_verify_is_refused(weights, probe, tmp_
 
 
 @pytest.mark.skipif(not candidates(Precision.BF16), reason="no engine on this machine has bfloat16")
-def test_bfloat16_passes_its_own_gate(demo_graphs, weights, probe, tmp_path) -> None:
-    half = export(demo_request(weights, tmp_path / "bf16", precision=Precision.BF16), probe)
+def test_bfloat16_passes_its_own_gate(demo_bundle_in) -> None:
+    half = demo_bundle_in(Precision.BF16)
     graph = onnx.load(half.graph_file("gallery")).graph
     elements = {tensor.name: tensor.data_type for tensor in graph.initializer}
     read = {kind: {elements.get(name) for node in graph.node if node.op_type in kinds for name in node.input}
@@ -183,9 +169,9 @@ def test_bfloat16_passes_its_own_gate(demo_graphs, weights, probe, tmp_path) -> 
     [(Precision.INT8, onnx.TensorProto.INT8), (Precision.FP8, onnx.TensorProto.FLOAT8E4M3FN)],
 )
 def test_eight_bits_keep_their_layers_and_pass_their_own_gate(
-    demo_graphs, bundle, weights, probe, tmp_path, precision, element
+    bundle, demo_bundle_in, probe, precision, element
 ) -> None:
-    eight = export(demo_request(weights, tmp_path / "eight", precision=precision), probe)
+    eight = demo_bundle_in(precision)
     assert eight.spec.space.fingerprint == bundle.spec.space.fingerprint
     pixels = np.stack([preprocess(query.image, bundle.spec.preprocess) for query in probe.queries])
     layers = quantised_layers(bundle.graph_file("vision_encoder"), precision, {"pixels": pixels})

@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -100,8 +101,8 @@ def _chosen(bundle: Bundle, graph: str, *, threads: int | None, bulk: bool) -> t
     plan = _plan_that_runs(bundle.root, graph, Library.RTX, load)
     if plan is not None:
         return _plan_or_faster(path, precision, plan, threads=threads, bulk=bulk)
-    name = choose(path, precision, threads=threads, bulk=bulk).engine
-    return name, load(name)
+    choice, measured = _choose(path, precision, load, threads=threads, bulk=bulk)
+    return choice.engine, measured or load(choice.engine)
 
 
 def _plan_that_runs(root: Path, graph: str, library: Library, load: Callable[[str], Engine]) -> Engine | None:
@@ -119,12 +120,15 @@ def _plan_or_faster(
     path: Path, precision: Precision, plan: Engine, *, threads: int | None, bulk: bool
 ) -> tuple[str, Engine]:
     """Return a plan no GPU has run if it agrees with what `choose` returns and is faster, else that, and its name."""
+    load = partial(_load, path, precision, threads, bulk)
     try:
-        name = choose(path, precision, threads=threads, bulk=bulk).engine
+        graphs_own, measured = _choose(path, precision, load, threads=threads, bulk=bulk)
     except EngineError as error:
         raise EngineError(f"{path} has a plan that no GPU has run, and nothing to compare it with: {error}") from None
-    other = engine_kind(name).load(path, precision, threads=threads, bulk=bulk)
-    engines = {name: other, EngineName.TENSORRT_RTX.value: plan}
+    engines = {
+        graphs_own.engine: measured or load(graphs_own.engine),
+        EngineName.TENSORRT_RTX.value: plan,
+    }
     choice = _measure(precision, engines)
     log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
     return choice.engine, engines[choice.engine]
@@ -157,8 +161,11 @@ def open_engine(
     throughput instead of the latency of one batch. Raises EngineError if the engine can't run the graph,
     MissingPackage if its package is not installed, PluginError if the name is unknown.
     """
-    name = engine or choose(path, precision, threads=threads, bulk=bulk).engine
-    return engine_kind(name).load(path, precision, threads=threads, bulk=bulk)
+    load = partial(_load, path, precision, threads, bulk)
+    if engine is not None:
+        return load(engine)
+    choice, measured = _choose(path, precision, load, threads=threads, bulk=bulk)
+    return measured or load(choice.engine)
 
 
 def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> Choice:
@@ -168,6 +175,13 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk
     Runtime is chosen. The choice is kept in the user's cache folder until the graph, the versions or the options
     change. Raises EngineError if no installed engine runs this precision.
     """
+    return _choose(path, precision, partial(_load, path, precision, threads, bulk), threads=threads, bulk=bulk)[0]
+
+
+def _choose(
+    path: Path, precision: Precision, load: Callable[[str], Engine], *, threads: int | None, bulk: bool
+) -> tuple[Choice, Engine | None]:
+    """Return the engine that `choose` returns, and the loaded graph if it was measured just now."""
     names = candidates(precision)
     if not names:
         raise EngineError(
@@ -175,13 +189,13 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk
             f"(pip install openvino) on a CPU with {precision} arithmetic; use --precision fp32"
         )
     if len(names) == 1:
-        return Choice(engine=names[0], why=f"the only engine here that runs {precision}")
+        return Choice(engine=names[0], why=f"the only engine here that runs {precision}"), None
     cache = user_cache("engines")
     kept = None if cache is None else cache / _file_of_choice(path, precision, threads, bulk)
     earlier = None if kept is None else _read_choice(kept)
     if earlier is not None and earlier.engine in names:
-        return earlier
-    loaded = {name: engine_kind(name).load(path, precision, threads=threads, bulk=bulk) for name in names}
+        return earlier, None
+    loaded = {name: load(name) for name in names}
     choice = _measure(precision, loaded)
     log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
     if kept is not None:
@@ -189,7 +203,11 @@ def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk
             write_model(kept, choice)
         except OSError as error:
             log.warning("the choice of engine can't be kept and will be measured again: %s", error)
-    return choice
+    return choice, loaded[choice.engine]
+
+
+def _load(path: Path, precision: Precision, threads: int | None, bulk: bool, engine: str) -> Engine:
+    return engine_kind(engine).load(path, precision, threads=threads, bulk=bulk)
 
 
 def _read_choice(kept: Path) -> Choice | None:
