@@ -119,7 +119,7 @@ def measure_resolution(
     folder: the checkpoint's, in which the published processor says how many pixels an image may have. sizes: sides of
     squares in pixels. Raises ExportError if the processor is missing, and for a size that is no multiple of a token's.
     """
-    backbone = recipe.backbone
+    backbone = _qwen_vl(recipe)
     for size_px in sizes:
         check_size(f"--size {size_px}", size_px, backbone.token_side_px)
     square = backbone.preprocess
@@ -160,6 +160,12 @@ def published_pixels(backbone: QwenVlBackbone, folder: Path) -> Pixels:
     return see
 
 
+def _qwen_vl(recipe: VlmEmbedder) -> QwenVlBackbone:
+    if not isinstance(recipe.backbone, QwenVlBackbone):
+        raise ExportError(f"squares are compared with a Qwen-VL's own sizes, and this is a {recipe.backbone.label}")
+    return recipe.backbone
+
+
 def _token_ids(recipe: VlmEmbedder, probe: Probe) -> Tensor:
     with tempfile.TemporaryDirectory() as root:
         tokenizer = Tokenizer(recipe.backbone.write_tokenizer(Path(root), recipe.prompt), Path(root))
@@ -172,10 +178,11 @@ def _see(recipe: VlmEmbedder, probe: Probe, texts: Tensor, way: Pixels, title: s
         return torch.from_numpy(way(image))[None]
 
     shown = partial(tqdm, unit="image", disable=not show_progress)
+    token_px = _qwen_vl(recipe).token_side_px ** 2
     tokens, gallery = [], []
     for image in shown(probe.gallery, desc=f"gallery, {title}"):
         values = pixels(image)
-        tokens.append(values[0, 0].numel() / recipe.backbone.token_side_px**2)
+        tokens.append(values[0, 0].numel() / token_px)
         gallery.append(recipe.target(values)[0].numpy())
     queries = [
         recipe.query(pixels(query.image), text[None])[0].numpy()

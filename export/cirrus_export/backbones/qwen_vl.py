@@ -1,14 +1,9 @@
-"""A Qwen-VL as an encoder of images and texts: what Qwen2-VL and Qwen3-VL have in common.
-
-A checkpoint is the folder that transformers' `save_pretrained` writes, in one file of weights or in several, with the
-`tokenizer.json` of its processor.
-"""
+"""A Qwen-VL as an encoder of images and texts: what Qwen2-VL and Qwen3-VL have in common."""
 
 from __future__ import annotations
 
-import shutil
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,59 +13,37 @@ from torch import Tensor, nn
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import GraphName
-from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
-from cirrus_export.backbones.backbone import Backbone, Prompt
-from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
-from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
-from cirrus_export.checkpoints.config_code import read_config, refuse_code
+from cirrus_export.backbones.family import BackboneOptions
+from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
 from cirrus_export.checkpoints.image_settings import image_settings
-from cirrus_export.checkpoints.state import StateDict
-from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
-from cirrus_export.checkpoints.transformers_folder import load_model
+from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
 from cirrus_export.graph import Graph, pixels, vectors
-from cirrus_export.heads.frozen import freeze
+from cirrus_export.heads.last_token import line_positions
 from cirrus_export.heads.prompts import NO_TOKEN
-from cirrus_export.heads.qwen_vl import VisionTower, patches
+from cirrus_export.heads.qwen_vl import VisionTower, grid_positions, patches
 
-CONTEXT_LENGTH = 128
-"""Text tokens with the end of the prompt; an edit has about ten."""
 _IMAGE_SIZE_PX = 448
 Levels = tuple[float, float, float]
 
 
-class QwenVlBackbone(Backbone):
-    """Transformers' model for images of one size, and its tokenizer.
+class QwenVlBackbone(VlmBackbone):
+    """Transformers' model for images of one size, and its tokenizer."""
 
-    wordings: names of how the published embedding models of the generation word their inputs. A space does not name the
-    first one's target message.
-    """
-
-    offers = "a vision-language model of Qwen's"
-    reads_padding = False  # causal, and padding comes last
-    wordings: ClassVar[tuple[str, ...]]
     tower_type: ClassVar[type[VisionTower]]
     mean: ClassVar[Levels]
     std: ClassVar[Levels]
 
     def __init__(self, model: Any, tokenizer: Path, image_size_px: int) -> None:
         """tokenizer: the checkpoint's `tokenizer.json`. image_size_px: a multiple of patch size times merge size."""
-        super().__init__()
-        self.model = model
+        super().__init__(model, tokenizer)
         self.tower = self.tower_type(model.visual, image_size_px)
         self.axes = self.axes_of(model.language_model.rotary_emb)
         self._image_size_px = image_size_px
-        self._tokenizer_file = tokenizer
-        self.tokenizer = read_tokenizer(tokenizer)
 
     @staticmethod
     @abstractmethod
     def axes_of(rotary: Any) -> Tensor:
         """Return the axis of each frequency of the language model's rotation, see `LastToken`."""
-
-    @property
-    def width(self) -> int:
-        """Width W of the language model, and of an embedding."""
-        return int(self.model.config.text_config.hidden_size)
 
     @property
     def preprocess(self) -> PreprocessSpec:
@@ -89,18 +62,17 @@ class QwenVlBackbone(Backbone):
 
     @property
     def num_image_tokens(self) -> int:
-        """Number N of image tokens that the language model reads."""
+        """See `VlmBackbone.num_image_tokens`."""
         return self.grid**2
+
+    def positions(self, *, grid: bool) -> Tensor:
+        """See `VlmBackbone.positions`."""
+        return grid_positions(self.grid) if grid else line_positions(self.num_image_tokens)
 
     @property
     def image_token_width(self) -> int:
         """Width of an image token: the language model's, once for its input and once for each deepstack layer."""
         return self.width * (1 + len(self.tower.deepstack()))
-
-    @property
-    def context_length(self) -> int:
-        """Number of text tokens T, the prompt's end included."""
-        return CONTEXT_LENGTH
 
     @property
     def vision(self) -> nn.Module:
@@ -129,12 +101,7 @@ class QwenVlBackbone(Backbone):
         *,
         grid_positions: bool,
     ) -> Tensor:
-        """Return the last token's hidden state, [B, W], of transformers' own forward pass.
-
-        before, behind: token ids around the image. pixels: float32 [B, 3, H, W] of any multiples of an image token's
-        side, or None for texts alone. token_ids: what comes behind, int64 [B, T], padded with NO_TOKEN. grid_positions:
-        False counts image tokens like words.
-        """
+        """See `VlmBackbone.original`. pixels: of any multiples of an image token's side."""
         config, batch = self.model.config, token_ids.shape[0]
         rows, columns = (0, 0) if pixels is None else (side // self.token_side_px for side in pixels.shape[2:])
         image = (config.image_token_id,) * (rows * columns)
@@ -164,62 +131,23 @@ class QwenVlBackbone(Backbone):
         found: Tensor = hidden[torch.arange(batch), last]
         return found
 
-    def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
-        """See `Backbone.write_tokenizer`."""
-        spec = prompt.spec(
-            context_length=self.context_length, start_id=None, end_id=None, pad_id=NO_TOKEN, cleaning=TextCleaning.NONE
-        )
-        shutil.copyfile(self._tokenizer_file, root / spec.file)
-        return spec
 
-
-class QwenVlFamily(Family):
-    """Checkpoint folders of one generation of Qwen-VL. name: of the backbone. model_type: in `config.json`.
-
-    known_code: modules that a configuration may name, because a wording does what they do. They are never run.
-    """
+class QwenVlFamily(VlmFamily):
+    """Checkpoint folders of one generation of Qwen-VL."""
 
     options = frozenset({"image_size_px"})
     backbone_type: ClassVar[type[QwenVlBackbone]]
-    name: ClassVar[str]
-    model_type: ClassVar[str]
-    model_class: ClassVar[Any]
-    known_code: ClassVar[frozenset[str]] = frozenset()
 
-    def names(self) -> Sequence[str]:
-        """Return the one name; the sizes are in the folder."""
-        return (self.name,)
-
-    def kind_named(self, name: str) -> str:
-        """Return the one kind that there is."""
-        return f"a {self.backbone_type.label}'s folder"
-
-    def kind_of(self, state: StateDict) -> None:
-        """Return None: a file of weights alone says too little of a Qwen-VL."""
-
-    def sizes(self, name: str) -> Sizes:
-        """Return the wordings; all widths are in the folder."""
-        return Sizes(wordings=self.backbone_type.wordings)
-
-    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> QwenVlBackbone:
-        """See `Family.load`."""
-        refuse_tokenizer(name, tokenizer)
-        what = f"a {self.backbone_type.label}"
-        if weights.folder is None:
-            raise CheckpointError(f"--backbone {self.name}: {what}'s checkpoint is a folder: --pretrained FOLDER")
-        folder = base_folder(weights.folder)
-        config = folder / "config.json"
-        refuse_code(read_config(config, self.model_type, what=what), config, known=self.known_code)
+    def check_folder(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """See `VlmFamily.check_folder`."""
         _check_levels(folder, self.backbone_type)
-        if not (folder / TOKENIZER).is_file():
-            raise CheckpointError(f"checkpoint {folder}: {TOKENIZER} is missing; the model's processor saves it")
-        model = load_model(self.model_class, folder, what=what)
-        if folder != weights.folder:
-            model = merge_adapter(model, weights.folder)
+
+    def build(self, model: Any, folder: Path, options: BackboneOptions) -> QwenVlBackbone:
+        """See `VlmFamily.build`."""
         _check_layers(model, folder)
-        size_px = weights.options.image_size_px or _IMAGE_SIZE_PX
+        size_px = options.image_size_px or _IMAGE_SIZE_PX
         check_size(f"--option image_size_px={size_px}", size_px, _token_side_px(model))
-        return self.backbone_type(freeze(model), folder / TOKENIZER, size_px)
+        return self.backbone_type(model, folder / TOKENIZER, size_px)
 
 
 def _check_levels(folder: Path, backbone: type[QwenVlBackbone]) -> None:

@@ -17,11 +17,11 @@ from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, TensorName
 from cirrus_export.backbones.backbone import Prompt, require
 from cirrus_export.backbones.family import Sizes
-from cirrus_export.backbones.qwen_vl import QwenVlBackbone
+from cirrus_export.backbones.vlm import VlmBackbone
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.graph import Graph, token_ids, vector, vectors
+from cirrus_export.heads.last_token import LastToken, WithoutImage
 from cirrus_export.heads.prompts import Constants
-from cirrus_export.heads.qwen_vl import LastToken, WithoutImage, grid_positions, line_positions
 from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
@@ -55,13 +55,13 @@ class VlmEmbedder(Recipe):
     Query and gallery share one language model in one graph. A gallery image is a message without a user's text.
     """
 
-    works_on = (QwenVlBackbone,)
+    works_on = (VlmBackbone,)
     needs_head = False
     options_type = VlmEmbedderOptions
 
     def __init__(self, parts: Parts, options: VlmEmbedderOptions) -> None:
         super().__init__(parts, options)
-        self._backbone = require(parts.backbone, QwenVlBackbone, self.name)
+        self._backbone = require(parts.backbone, VlmBackbone, self.name)
         if options.dim > self._backbone.width:
             raise ExportError(f"--option dim={options.dim}: an embedding has {self._backbone.width} values")
         self._dim = options.dim or self._backbone.width
@@ -78,7 +78,7 @@ class VlmEmbedder(Recipe):
             )
 
     @property
-    def backbone(self) -> QwenVlBackbone:
+    def backbone(self) -> VlmBackbone:
         """The whole model."""
         return self._backbone
 
@@ -147,8 +147,7 @@ class VlmEmbedder(Recipe):
 
     def _language_graph(self) -> Graph:
         backbone = self.backbone
-        grid = self._wording.grid_positions
-        positions = grid_positions(backbone.grid) if grid else line_positions(backbone.num_image_tokens)
+        positions = backbone.positions(grid=self._wording.grid_positions)
         return Graph(
             _LANGUAGE,
             LastToken(backbone.model.language_model, backbone.axes, positions, self._prompts.before, self.dim),

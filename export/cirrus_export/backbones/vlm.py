@@ -1,0 +1,159 @@
+"""A vision-language model as an encoder of images and texts: what every family of them has in common.
+
+A checkpoint is the folder that transformers' `save_pretrained` writes, in one file of weights or in several, with the
+`tokenizer.json` of its processor.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from cirrus_client.errors import CheckpointError
+from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
+from cirrus_export.backbones.backbone import Backbone, Prompt
+from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights, refuse_tokenizer
+from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
+from cirrus_export.checkpoints.config_code import read_config, refuse_code
+from cirrus_export.checkpoints.state import StateDict
+from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
+from cirrus_export.checkpoints.transformers_folder import load_model
+from cirrus_export.heads.frozen import freeze
+from cirrus_export.heads.prompts import NO_TOKEN
+
+CONTEXT_LENGTH = 128
+"""Text tokens with the end of the prompt; an edit has about ten."""
+
+
+class VlmBackbone(Backbone):
+    """Transformers' model for images of one size, and its tokenizer.
+
+    wordings: names of how the published embedding models of the generation word their inputs. A space does not name the
+    first one's target message. axes: of the frequencies of the language model's rotation, see `LastToken`.
+    """
+
+    offers = "a vision-language model that embeds messages"
+    reads_padding = False  # causal, and padding comes last
+    wordings: ClassVar[tuple[str, ...]]
+    axes: Tensor
+
+    def __init__(self, model: Any, tokenizer: Path) -> None:
+        """tokenizer: the checkpoint's `tokenizer.json`."""
+        super().__init__()
+        self.model = model
+        self._tokenizer_file = tokenizer
+        self.tokenizer = read_tokenizer(tokenizer)
+
+    @property
+    @abstractmethod
+    def num_image_tokens(self) -> int:
+        """Number N of image tokens that the language model reads."""
+
+    @abstractmethod
+    def positions(self, *, grid: bool) -> Tensor:
+        """Return the positions of the image's tokens, int64 [3, N]. grid: False counts them like words."""
+
+    @abstractmethod
+    def original(
+        self,
+        before: tuple[int, ...],
+        pixels: Tensor | None,
+        behind: tuple[int, ...],
+        token_ids: Tensor,
+        *,
+        grid_positions: bool,
+    ) -> Tensor:
+        """Return the last token's hidden state, [B, W], of transformers' own forward pass.
+
+        before, behind: token ids around the image. pixels: float32 [B, 3, H, W], or None for texts alone. token_ids:
+        what comes behind, int64 [B, T], padded with NO_TOKEN. grid_positions: False counts image tokens like words.
+        """
+
+    @property
+    def width(self) -> int:
+        """Width W of the language model, and of an embedding."""
+        return int(self.model.config.text_config.hidden_size)
+
+    @property
+    def image_token_width(self) -> int:
+        """Width of an image token: the language model's, and what its first layers add to it."""
+        return self.width
+
+    @property
+    def context_length(self) -> int:
+        """Number of text tokens T, the prompt's end included."""
+        return CONTEXT_LENGTH
+
+    def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
+        """See `Backbone.write_tokenizer`."""
+        spec = prompt.spec(
+            context_length=self.context_length, start_id=None, end_id=None, pad_id=NO_TOKEN, cleaning=TextCleaning.NONE
+        )
+        shutil.copyfile(self._tokenizer_file, root / spec.file)
+        return spec
+
+
+class VlmFamily(Family):
+    """Checkpoint folders of one generation of models. name: of the backbone. model_type: in `config.json`.
+
+    known_code: modules that a configuration may name, because a wording does what they do. They are never run.
+    """
+
+    backbone_type: ClassVar[type[VlmBackbone]]
+    name: ClassVar[str]
+    model_type: ClassVar[str]
+    model_class: ClassVar[Any]
+    known_code: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def check_folder(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Raise CheckpointError for a model that can't be exported, before its weights are read.
+
+        config: the content of the folder's `config.json`.
+        """
+
+    @abstractmethod
+    def build(self, model: Any, folder: Path, options: BackboneOptions) -> VlmBackbone:
+        """Return the backbone of a frozen model. Raises CheckpointError, and ExportError for an option."""
+
+    def read_model(self, folder: Path, what: str) -> Any:
+        """Return the model without its head for words. Raises CheckpointError as `load_model` does."""
+        return load_model(self.model_class, folder, what=what)
+
+    def names(self) -> Sequence[str]:
+        """Return the one name; the sizes are in the folder."""
+        return (self.name,)
+
+    def kind_named(self, name: str) -> str:
+        """Return the one kind that there is."""
+        return f"a {self.backbone_type.label}'s folder"
+
+    def kind_of(self, state: StateDict) -> None:
+        """Return None: a file of weights alone says too little of such a model."""
+
+    def sizes(self, name: str) -> Sizes:
+        """Return the wordings; all widths are in the folder."""
+        return Sizes(wordings=self.backbone_type.wordings)
+
+    def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> VlmBackbone:
+        """See `Family.load`."""
+        refuse_tokenizer(name, tokenizer)
+        what = f"a {self.backbone_type.label}"
+        if weights.folder is None:
+            raise CheckpointError(f"--backbone {self.name}: {what}'s checkpoint is a folder: --pretrained FOLDER")
+        folder = base_folder(weights.folder)
+        path = folder / "config.json"
+        config = read_config(path, self.model_type, what=what)
+        refuse_code(config, path, known=self.known_code)
+        self.check_folder(folder, config)
+        if not (folder / TOKENIZER).is_file():
+            raise CheckpointError(f"checkpoint {folder}: {TOKENIZER} is missing; the model's processor saves it")
+        model = self.read_model(folder, what)
+        if folder != weights.folder:
+            model = merge_adapter(model, weights.folder)
+        return self.build(freeze(model), folder, weights.options)
