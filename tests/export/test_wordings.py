@@ -47,7 +47,7 @@ def refused(tmp_path) -> Callable[..., str]:
 
 @pytest.mark.parametrize("name", OWN)
 def test_an_own_wording_is_found_and_fits_the_tokenizer(name: str, tokenizer) -> None:
-    messages = worded(find_wording(name).instructed(), tokenizer)
+    messages = worded(find_wording(name).instructed(), tokenizer, "<|image_pad|>")
     constants = prompts(messages, 16)
     assert len(constants.query) == len(constants.text) == len(constants.target)
     assert find_wording(name).grid_positions == (name not in ("gme", "vlm2vec"))
@@ -60,7 +60,7 @@ def test_an_own_wording_is_found_and_fits_the_tokenizer(name: str, tokenizer) ->
 @settings(deadline=None)
 def test_an_instruction_and_a_text_are_tokenized_as_if_together(tokenizer, folder, text, instruction) -> None:
     assume(text.strip())
-    messages = worded(find_wording("vlm2vec").instructed(query=instruction), tokenizer)
+    messages = worded(find_wording("vlm2vec").instructed(query=instruction), tokenizer, "<|image_pad|>")
     spec = messages.prompt.spec(context_length=128, start_id=None, end_id=None, pad_id=-1, cleaning=TextCleaning.NONE)
     token_ids = Tokenizer(spec, folder)([text])[0]
     whole = tokenizer.encode(f"\n{instruction} {text}\n", add_special_tokens=False).ids
@@ -69,9 +69,9 @@ def test_an_instruction_and_a_text_are_tokenized_as_if_together(tokenizer, folde
 
 def test_an_unknown_name_or_file_is_refused(tmp_path) -> None:
     with pytest.raises(
-        ExportError, match="wording=e5-v: there is no such wording; known: gme, ops-mm-embedding, qwen3"
+        ExportError, match="wording=unime: there is no such wording; known: e5-v, gme, ops-mm-embedding, q"
     ):
-        find_wording("e5-v")
+        find_wording("unime")
     with pytest.raises(ExportError, match=r"none\.json: No such file"):
         find_wording(str(tmp_path / "none.json"))
     (tmp_path / "list.json").write_text("[")
@@ -106,7 +106,48 @@ def test_a_file_that_is_no_wording_is_refused_with_file_and_field(refused, field
 def test_a_special_token_must_be_one_of_the_tokenizer(tokenizer) -> None:
     wording = find_wording("vlm2vec").model_copy(update={"target": "{image}<|vision_stop|>{instruction}"})
     with pytest.raises(ExportError, match=r"<\|vision_stop\|>, which is no special token"):
-        worded(wording.instructed(), tokenizer)
+        worded(wording.instructed(), tokenizer, "<|image_pad|>")
+
+
+def test_an_images_own_token_is_no_part_of_a_wording(tokenizer) -> None:
+    with pytest.raises(ExportError, match="leave <image> out of the wording"):
+        worded(Wording(query="<image>{image} {text}", target="{image}"), tokenizer, "<image>")
+
+
+def test_the_first_tokens_of_llamas_are_special_tokens_too(tokenizer) -> None:
+    with pytest.raises(ExportError, match="<s>, which is no special token"):
+        worded(Wording(query="<s>{image} {text}", target="{image}"), tokenizer, "<|image_pad|>")
+
+
+def test_a_text_that_would_be_read_otherwise_behind_its_words_is_refused(tokenizer) -> None:
+    """A tokenizer that begins every text with a space."""
+    own = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    own.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    with pytest.raises(ExportError, match=r"would join \{text\} to the words before it"):
+        worded(Wording(query="{image}Find:{text}", target="{image}"), own, "<|image_pad|>")
+
+
+@pytest.mark.parametrize("text", ["red", "'s", "(red)", "7", "", " red"])
+def test_a_text_in_quotes_is_tokenized_with_them(tokenizer, folder, text) -> None:
+    messages = worded(Wording(query='{image}Find "{text}", now', target="{image}"), tokenizer, "<|image_pad|>")
+    spec = messages.prompt.spec(context_length=64, start_id=None, end_id=None, pad_id=-1, cleaning=TextCleaning.NONE)
+    token_ids = Tokenizer(spec, folder)([text])[0]
+    whole = tokenizer.encode(f'Find "{text}", now', add_special_tokens=False).ids
+    assert [*messages.query.behind, *token_ids[token_ids >= 0]] == whole
+    assert messages.text is None
+
+
+def test_tokens_around_every_message_stay_at_its_ends(tokenizer) -> None:
+    own = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    first, last = (own.token_to_id(special) for special in ("<|im_start|>", "<|endoftext|>"))
+    own.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|im_start|> $A <|endoftext|>", special_tokens=[("<|im_start|>", first), ("<|endoftext|>", last)]
+    )
+    messages = worded(find_wording("vlm2vec").instructed(), own, "<|image_pad|>")
+    assert messages.query.before == messages.target.before == (first,)
+    assert messages.text is not None
+    assert messages.text[0] == first
+    assert messages.prompt.suffix_ids == messages.target.behind[-1:] == (last,)
 
 
 def test_an_instruction_needs_a_place() -> None:
@@ -126,10 +167,10 @@ def test_a_text_alone_has_the_querys_instruction_unless_it_has_its_own() -> None
 
 
 def test_a_message_is_cut_around_the_image_with_the_least_padding(tokenizer) -> None:
-    messages = worded(find_wording("vlm2vec").instructed(), tokenizer)
+    messages = worded(find_wording("vlm2vec").instructed(), tokenizer, "<|image_pad|>")
     constants = prompts(messages, 16)
     assert constants.before == 0
     assert len(constants.query) == len(messages.query.behind)
     assert constants.target_text[-1:] == tuple(tokenizer.encode(".\n").ids)
-    chat = prompts(worded(find_wording("gme").instructed(), tokenizer), 16)
+    chat = prompts(worded(find_wording("gme").instructed(), tokenizer, "<|image_pad|>"), 16)
     assert chat.query[chat.before :] == (tokenizer.token_to_id("<|vision_end|>"),)

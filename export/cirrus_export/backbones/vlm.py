@@ -85,9 +85,24 @@ class VlmBackbone(Backbone):
         return self.width
 
     @property
+    def image_word(self) -> str:
+        """The token in whose places image tokens are put, as the tokenizer spells it."""
+        return str(self.tokenizer.id_to_token(self.model.config.image_token_id))
+
+    @property
     def context_length(self) -> int:
         """Number of text tokens T, the prompt's end included."""
         return CONTEXT_LENGTH
+
+    @property
+    def seeing(self) -> str:
+        """What of how an image becomes tokens neither weights nor pixels show, in words. Part of a space."""
+        return ""
+
+    @property
+    def longest_message(self) -> int | None:
+        """Number of tokens up to which every layer reads a whole message, None if there is no such limit."""
+        return None
 
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""

@@ -1,7 +1,7 @@
 """A vision-language model that embeds image, text, or both in one pass.
 
-Qwen3-VL-Embedding (arXiv 2601.04720), GME-Qwen2-VL (arXiv 2412.16855), Ops-MM-embedding, and VLM2Vec (arXiv
-2410.05160, 2507.04590).
+Qwen3-VL-Embedding (arXiv 2601.04720), GME-Qwen2-VL (arXiv 2412.16855), Ops-MM-embedding, VLM2Vec (arXiv 2410.05160,
+2507.04590), and E5-V (arXiv 2407.12580).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class VlmEmbedderOptions(Options):
 class VlmEmbedder(Recipe):
     """The hidden state of the last token of a message.
 
-    Its wording is an option: Qwen's chat template up to where the assistant would answer, or VLM2Vec's plain words.
+    Its wording is an option: a chat template up to where the assistant would answer, or VLM2Vec's plain words.
     Query and gallery share one language model in one graph. A gallery image is a message without a user's text.
     """
 
@@ -68,7 +68,7 @@ class VlmEmbedder(Recipe):
         self._wording = wording_of(options.wording, self._backbone.wordings).instructed(
             query=options.query_instruction, text=options.text_instruction, target=options.target_instruction
         )
-        self._worded = worded(self._wording, self._backbone.tokenizer)
+        self._worded = worded(self._wording, self._backbone.tokenizer, self._backbone.image_word)
         self._prompts = prompts(self._worded, self.text_lengths[0])
         ending = (*self.prompt.suffix_ids, *self.prompt.cut_ids)
         if len(ending) + 2 >= self._backbone.context_length:
@@ -76,6 +76,7 @@ class VlmEmbedder(Recipe):
                 f"the wording has {len(ending)} tokens behind {{text}}, and a text with them may have "
                 f"{self._backbone.context_length}: shorten it"
             )
+        self._check_length()
 
     @property
     def backbone(self) -> VlmBackbone:
@@ -104,6 +105,8 @@ class VlmEmbedder(Recipe):
 
     def text_query(self, token_ids: Tensor) -> Tensor:
         """Return transformers' own pass over a text."""
+        if self._worded.text is None:
+            return super().text_query(token_ids)
         return self._original(Message(self._worded.text, ()), None, token_ids)
 
     def target(self, pixels: Tensor) -> Tensor:
@@ -115,17 +118,20 @@ class VlmEmbedder(Recipe):
         """Return vision tower, language model, and what each task gives it to read."""
         return [
             *(self.backbone.vision_graph(), self._prompt_graph(_QUERY), self._prompt_graph(_TARGET)),
-            *(self._text_query_graph(), self._language_graph()),
+            *((self._text_query_graph(),) if self._wording.text else ()),
+            self._language_graph(),
         ]
 
     def ensembles(self) -> dict[EnsembleName, EnsembleSpec]:
-        """Wire queries of an image, with or without a text, of a text alone, and targets."""
+        """Wire queries of an image, with or without a text, of a text alone if it has a wording, and targets."""
         vision, language = self.backbone.vision_graph(), self._language_graph()
-        return {
+        wired = {
             EnsembleName.ENCODE_QUERY: ensemble(vision, self._prompt_graph(_QUERY), language),
-            EnsembleName.ENCODE_TEXT_QUERY: ensemble(self._text_query_graph(), language),
             EnsembleName.ENCODE_TARGET: ensemble(vision, self._prompt_graph(_TARGET), language),
         }
+        if self._wording.text:
+            wired[EnsembleName.ENCODE_TEXT_QUERY] = ensemble(self._text_query_graph(), language)
+        return wired
 
     def target_modules(self) -> dict[str, nn.Module]:
         """Return the whole model."""
@@ -134,10 +140,20 @@ class VlmEmbedder(Recipe):
     def pooling(self) -> str:
         """Return the pooling, with the instruction that a target is read with, or the message if it isn't the usual."""
         wording = self._wording
-        usual = wording.target == find_wording(self.backbone.wordings[0]).target
+        published = self.backbone.wordings
+        usual = bool(published) and wording.target == find_wording(published[0]).target
         worded = f"instruction {wording.target_instruction!r}" if usual else f"message {wording.message('target')!r}"
         counted = ", image tokens counted like words" if wording.counted_positions else ""
-        return f"last token, first {self.dim} values, l2-normalised, {worded}{counted}"
+        return f"last token, first {self.dim} values, l2-normalised, {worded}{counted}{self.backbone.seeing}"
+
+    def _check_length(self) -> None:
+        backbone, prompt = self._backbone, len(self._prompts.query)
+        longest, limit = prompt + backbone.num_image_tokens + backbone.context_length, backbone.longest_message
+        if limit is not None and longest > limit:
+            raise ExportError(
+                f"a message may have {longest} tokens, and each layer of this model attends to the last {limit} alone "
+                "(sliding_window of text_config in its config.json), which can't be exported: take a smaller image"
+            )
 
     def _original(self, message: Message, pixels: Tensor | None, token_ids: Tensor) -> Tensor:
         hidden = self.backbone.original(

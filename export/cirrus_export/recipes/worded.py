@@ -12,7 +12,9 @@ from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.heads.prompts import padded
 from cirrus_export.recipes.wording import IMAGE, TEXT, Wording, text_part
 
-_SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
+_SPECIAL = re.compile(r"<\|[^|<>\s]+\|>|</?s>")
+_STARTS = ("a", "7", "(a", " a")
+"""What texts begin with, for which tokenizers cut before them in different ways."""
 
 
 @dataclass(frozen=True)
@@ -25,52 +27,92 @@ class Message:
 
 @dataclass(frozen=True)
 class Worded:
-    """Every task's message, and how a text is tokenized behind it. text: the ids before a text alone."""
+    """Every task's message, and how a text is tokenized behind it.
+
+    text: the ids before a text alone, None if the wording has no message for it.
+    """
 
     query: Message
-    text: tuple[int, ...]
+    text: tuple[int, ...] | None
     target: Message
     prompt: Prompt
 
 
-def worded(wording: Wording, tokenizer: tokenizers.Tokenizer) -> Worded:
-    """Return a wording as ids of a tokenizer.
+def worded(wording: Wording, tokenizer: tokenizers.Tokenizer, image_word: str) -> Worded:
+    """Return a wording as ids of a tokenizer, with the tokens that it puts around every message, like Llama's `<s>`.
 
-    An instruction and a text are tokenized apart, where Qwen's tokenizer always cuts: before a space. What is behind a
-    text up to the next special token is tokenized with it. Raises ExportError for a special token that the tokenizer
-    has not.
+    image_word: the special token in an image's place. A message is tokenized as a whole up to the last space before its
+    text. The text is tokenized with what is between that space and it, and with what is behind it up to the next
+    special token. Raises ExportError for a special token that the tokenizer has not, and if it would not cut there.
     """
+    tasks = [task for task in ("query", "text", "target") if getattr(wording, task)]
+    messages = {task: wording.message(task) for task in tasks}
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    for special in _SPECIAL.findall(wording.query + wording.text + wording.target):
+    _check_specials("".join(messages.values()), known, image_word)
+    first, last = _around_every_message(tokenizer)
+
+    def ids(words: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(words.replace(IMAGE, image_word), add_special_tokens=False).ids)
+
+    def around_image(words: str) -> Message:
+        whole, image_id = ids(words), tokenizer.token_to_id(image_word)
+        if image_id not in whole:
+            raise ExportError(f"the checkpoint's tokenizer.json does not find {image_word} between the wording's words")
+        place = whole.index(image_id)
+        return Message((*first, *whole[:place]), whole[place + 1 :])
+
+    opening, ending = text_part(wording.query)
+    joined = ending[: min((ending.index(special) for special in known if special in ending), default=len(ending))]
+    before = {task: words.partition(TEXT)[0].removesuffix(opening) for task, words in messages.items()}
+    own = next(
+        (
+            own
+            for own in (opening, opening.removeprefix(" "))  # Llama's first tokenizer begins every text with a space
+            if all(
+                ids(before[task] + opening + start) == ids(before[task]) + ids(own + start)
+                for task in tasks
+                if task != "target"
+                for start in _STARTS
+            )
+        ),
+        None,
+    )
+    if own is None:
+        raise ExportError(
+            f"the checkpoint's tokenizer would join {TEXT} to the words before it: put a space or a special token "
+            "between them in the wording"
+        )
+    target = around_image(messages["target"])
+    return Worded(
+        query=around_image(before["query"]),
+        text=(*first, *ids(before["text"])) if "text" in tasks else None,
+        target=Message(target.before, (*target.behind, *last)),
+        prompt=Prompt(
+            template=f"{own}{TEXT}{joined}",
+            null_text=f"{own}{joined}",
+            suffix_ids=(*ids(ending.removeprefix(joined)), *last),
+            cut_ids=ids(joined),
+        ),
+    )
+
+
+def _check_specials(words: str, known: set[str], image_word: str) -> None:
+    if image_word in words:
+        raise ExportError(f"{IMAGE} stands for the image's tokens: leave {image_word} out of the wording")
+    for special in _SPECIAL.findall(words):
         if special not in known:
             raise ExportError(
                 f"the wording has {special}, which is no special token of the checkpoint's tokenizer.json: the model "
                 "was trained with another one, name it with --option wording=NAME or FILE.json"
             )
 
-    def ids(words: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(words, add_special_tokens=False).ids)
 
-    def before_text(words: str) -> tuple[int, ...]:
-        return ids(words.partition(TEXT)[0].removesuffix(spaces))
-
-    def to_the_end(words: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(words, add_special_tokens=True).ids)
-
-    spaces, ending = text_part(wording.query)
-    joined = ending[: min((ending.index(special) for special in known if special in ending), default=len(ending))]
-    query, target = (wording.message(task).partition(IMAGE) for task in ("query", "target"))
-    return Worded(
-        query=Message(ids(query[0]), before_text(query[2])),
-        text=before_text(wording.message("text")),
-        target=Message(ids(target[0]), to_the_end(target[2])),
-        prompt=Prompt(
-            template=f"{spaces}{TEXT}{joined}",
-            null_text=f"{spaces}{joined}",
-            suffix_ids=to_the_end(ending.removeprefix(joined)),
-            cut_ids=ids(joined),
-        ),
-    )
+def _around_every_message(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the special tokens that a tokenizer puts before and behind whatever it reads."""
+    encoding = tokenizer.encode("a", add_special_tokens=True)
+    added = encoding.special_tokens_mask
+    start, end = added.index(0), len(added) - added[::-1].index(0)
+    return tuple(encoding.ids[:start]), tuple(encoding.ids[end:])
 
 
 @dataclass(frozen=True)
@@ -94,7 +136,7 @@ def prompts(messages: Worded, text_length: int) -> Prompts:
     text.
     """
     before = max(len(messages.query.before), len(messages.target.before))
-    whole, text = messages.target.behind, messages.text
+    whole, text = messages.target.behind, messages.text or ()
     target = whole[: max(0, len(whole) - text_length)]
     behind = max(1, len(messages.query.behind), len(target), len(text) - before)  # no tensor may be empty
 

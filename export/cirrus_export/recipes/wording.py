@@ -17,6 +17,7 @@ from cirrus_client.records import Record, parse_record
 IMAGE, TEXT, INSTRUCTION = "{image}", "{text}", "{instruction}"
 IMAGE_START = "<|vision_start|>"
 _NEEDED = {"query": [IMAGE, TEXT], "text": [TEXT], "target": [IMAGE]}
+_OPENING = re.compile(r"( +[^\s<>{}]*)?$")
 _PLACE = re.compile(r"\{\w+\}")
 _IMAGE_TOKEN = re.compile(r"<\|(image|video)_pad\|>")
 _JSON = ".json"
@@ -26,15 +27,16 @@ _WAY_OUT = "docs/export-your-checkpoint.md says what a wording is"
 class Wording(Record):
     """What a model reads for each task, special tokens spelled as in its tokenizer.
 
-    query, text, target: templates for an image with a text, a text alone, and a gallery image. `{image}` is where
-    the image's tokens come, `{text}` the user's text, `{instruction}` the task's instruction. query_instruction,
+    query, text, target: templates for an image with a text, a text alone, and a gallery image. Without the second, a
+    text alone is no query. `{image}` is where the image's tokens come, `{text}` the user's text, `{instruction}` the
+    task's instruction. query_instruction,
     text_instruction, target_instruction: the published ones; without the second, a text alone has the query's.
     full_stop: put a full stop behind an instruction that ends without punctuation. counted_positions: count an image's
     tokens like words, also behind <|vision_start|>, as GME's own code does.
     """
 
     query: str
-    text: str
+    text: str = ""
     target: str
     query_instruction: str = ""
     text_instruction: str = ""
@@ -60,7 +62,7 @@ class Wording(Record):
 
     @model_validator(mode="after")
     def _one_tokenizer_reads_every_text(self) -> Self:
-        if text_part(self.query) != text_part(self.text):
+        if self.text and text_part(self.query) != text_part(self.text):
             raise ValueError(f"'query' and 'text' must have the same spaces before {TEXT} and the same end behind it")
         return self
 
@@ -105,9 +107,14 @@ class Wording(Record):
 
 
 def text_part(template: str) -> tuple[str, str]:
-    """Return the spaces before a template's text, which tokenizers join to it, and what comes behind it."""
+    """Return what is before a template's text from the last space on, and what comes behind the text.
+
+    Tokenizers may join both to it. Before a space they cut.
+    """
     before, _, behind = template.partition(TEXT)
-    return before[len(before.rstrip(" ")) :], behind
+    opening = _OPENING.search(before)
+    assert opening is not None
+    return opening[0], behind
 
 
 def wording_of(name: str, published: Sequence[str]) -> Wording:
