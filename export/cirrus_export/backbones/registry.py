@@ -20,6 +20,8 @@ from cirrus_export.checkpoints.state import StateDict, read_state_dict
 FAMILIES = {
     "blip": "cirrus_export.backbones.blip:BlipFamily",
     "blip2": "cirrus_export.backbones.blip2:Blip2Family",
+    "llava": "cirrus_export.backbones.llava:LlavaFamily",
+    "llava_next": "cirrus_export.backbones.llava:LlavaNextFamily",
     "lvlm": "cirrus_export.backbones.lvlm:LvlmFamily",
     "open_clip": "cirrus_export.backbones.open_clip:OpenClipFamily",
     "open_clip_pooled": "cirrus_export.backbones.open_clip_pooled:PooledOpenClipFamily",

@@ -49,14 +49,21 @@ def settings_beside(weights: Weights) -> SettingsBeside | None:
     if named is None:
         return None
     file, settings = named
+    return SettingsBeside(file, in_open_clips_form(settings, file), Crop.FLOOR)
+
+
+def in_open_clips_form(settings: Settings, file: Path) -> Settings:
+    """Return transformers' settings of images in open_clip's form; the defaults are those of `CLIPImageProcessor`.
+
+    Raises CheckpointError if they can't be read, or prepare images in a way that Cirrus does not have.
+    """
     try:
-        return SettingsBeside(file, _in_open_clips_form(settings, file), Crop.FLOOR)
+        return _converted(settings, file)
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {file}: its settings of images can't be read: {error}") from None
 
 
-def _in_open_clips_form(settings: Settings, file: Path) -> Settings:
-    """Return transformers' settings of images in open_clip's form; the defaults are those of `CLIPImageProcessor`."""
+def _converted(settings: Settings, file: Path) -> Settings:
     skipped = [step for step in STEPS if settings.get(step, True) is not True]
     if skipped:
         raise CheckpointError(f"checkpoint {file}: {skipped[0]} is {settings[skipped[0]]}, and a CLIP needs this step")

@@ -114,14 +114,15 @@ def _layers(factors: Iterable[str], model: nn.Module, path: Path) -> dict[str, s
     """Return this model's name of every layer that has factors, by the name in the model that was trained.
 
     That may have been the whole of which this model is a part, or a whole of an earlier release of transformers, where
-    the language model's layers were the model's.
+    the language model's layers were the model's, and a LLaVA's two towers had their layers one level below.
     """
     known = {name for name, _ in model.named_modules()}
     layers, lost = {}, []
     for name in factors:
         trained = _trained(name)
         inner = trained.removeprefix("model.")
-        found = [own for own in (trained, inner, f"language_model.{inner}") if own in known]
+        level_up = inner.replace("language_model.model.", "language_model.").replace(".vision_model.", ".")
+        found = [own for own in (trained, inner, f"language_model.{inner}", level_up) if own in known]
         if _FACTOR not in name or not found:
             lost.append(f"'{name}'")
         else:
