@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,10 @@ from cirrus_client.errors import BundleError
 from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_export.arguments import options_of, probe_of
 from cirrus_export.repository import Flavour
+
+if TYPE_CHECKING:
+    from cirrus_export.backbones.backbone import Backbone
+    from cirrus_export.backbones.family import Family
 
 
 def export_command(
@@ -183,12 +188,14 @@ def export_suggester_command(
 def recipes_command() -> None:
     """List the recipes: what each implements, what it needs, and its options."""
     from cirrus_client.cli.console import print_table
+    from cirrus_export.backbones.registry import families
     from cirrus_export.recipes import recipes
 
+    known = families()
     rows = [
         (
             name,
-            "needed" if recipe.needs_head else "none",
+            "needed" if recipe.needs_head else _needed_on(recipe.needs_head_on, known),
             ", ".join(recipe.options_type.model_fields) or "-",
             (recipe.__doc__ or "").split("\n")[0],
         )
@@ -196,3 +203,8 @@ def recipes_command() -> None:
     ]
     print_table(("recipe", "head", "options", "what it is"), rows)
     echo("MTST's edit writer makes texts and not embeddings, so it is no recipe: cirrus export-suggester exports it")
+
+
+def _needed_on(kinds: tuple[type[Backbone], ...], known: Sequence[Family]) -> str:
+    names = [name for family in known if issubclass(family.backbone_type, kinds) for name in family.names()]
+    return f"needed on {', '.join(names)}" if names else "none"

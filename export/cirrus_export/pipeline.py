@@ -103,6 +103,8 @@ def build_recipe(request: ExportRequest) -> Recipe:
             tokenizer=request.tokenizer,
             options=backbone_options,
         )
+        check_kind(source.family.backbone_type, recipe_type.works_on, recipe_type.name)
+        _check_head(request, recipe_type, source)
         _check_source(recipe_type, source, head, options)
         with one_error_for_all_keys():
             backbone = source.load()
@@ -120,8 +122,7 @@ def build_recipe(request: ExportRequest) -> Recipe:
 
 
 def _check_source(recipe: type[Recipe], source: BackboneSource, head: StateDict | None, options: Options) -> None:
-    """Refuse a backbone that the recipe can't use before its weights are read or fetched."""
-    check_kind(source.family.backbone_type, recipe.works_on, recipe.name)
+    """Refuse a backbone or its options that the recipe can't use before weights are read or fetched."""
     source.check()
     own = source.preprocess()
     if own is not None:
@@ -131,13 +132,24 @@ def _check_source(recipe: type[Recipe], source: BackboneSource, head: StateDict 
 
 
 def _read_head(request: ExportRequest, recipe: type[Recipe]) -> StateDict | None:
-    if not recipe.needs_head:
-        if request.head is not None:
-            raise ExportError(f"recipe {recipe.name} has no head: leave --head away")
-        return None
-    if request.head is None:
+    if recipe.needs_head and request.head is None:
         raise ExportError(f"recipe {recipe.name} needs --head: a checkpoint file, or 'random'")
-    return None if request.head == RANDOM else read_head_of(recipe, Path(request.head))
+    if request.head is not None and not (recipe.needs_head or recipe.needs_head_on):
+        raise ExportError(f"recipe {recipe.name} has no head: leave --head away")
+    return None if request.head in (None, RANDOM) else read_head_of(recipe, Path(str(request.head)))
+
+
+def _check_head(request: ExportRequest, recipe: type[Recipe], source: BackboneSource) -> None:
+    """Refuse a head that is missing on this kind of backbone, or has no place there."""
+    if not recipe.needs_head_on:
+        return
+    needed = issubclass(source.family.backbone_type, recipe.needs_head_on)
+    if needed and request.head is None:
+        raise ExportError(
+            f"recipe {recipe.name} on --backbone {request.backbone} needs --head: a checkpoint file, or 'random'"
+        )
+    if not needed and request.head is not None:
+        raise ExportError(f"recipe {recipe.name} on --backbone {request.backbone} has no head: leave --head away")
 
 
 def _write_graph(graph: Graph, root: Path) -> GraphSpec:

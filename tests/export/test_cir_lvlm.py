@@ -19,7 +19,7 @@ from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, load_lvlm
-from cirrus_export.heads.lvlm import Pooling, pooled
+from cirrus_export.heads.lvlm import Pooling, PromptedLanguage, pooled, read
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import write_shared_repository
 from tests.export.compiled import LOWER, check_compiles, needs_rtx
@@ -157,9 +157,8 @@ def test_a_texts_padding_changes_nothing(checkpoint) -> None:
     token_ids = torch.zeros(1, 24, dtype=torch.int64)
     token_ids[0, :4] = torch.tensor([101, 3000, 4000, 102])
     for pooling in Pooling:
-        padded, cut = (
-            backbone.embed(tokens, SMALL.query_prompt, ids, pooling) for ids in (token_ids, token_ids[:, :4])
-        )
+        model = PromptedLanguage(backbone.language, backbone.prompts, SMALL.pad_id, pooling)
+        padded, cut = (read(model, tokens, SMALL.query_prompt, ids) for ids in (token_ids, token_ids[:, :4]))
         torch.testing.assert_close(cut, padded, atol=1e-5, rtol=0)
 
 
@@ -178,7 +177,9 @@ def test_prompts_in_words_are_tokenized_without_special_tokens(checkpoint) -> No
     assert "target prompt (1037, 6302, 1997, 2023)" in recipe.pooling()
     pixels, ids = torch.randn(1, 3, 64, 64), torch.tensor([[101, 3000, 102]])
     find_it_changed = (2424, 2009, 1010, 2904)
-    expected = recipe.backbone.embed(recipe.backbone(pixels), find_it_changed, ids, Pooling.POSITION_WEIGHTED)
+    backbone = recipe.backbone
+    model = PromptedLanguage(backbone.language, backbone.prompts, SMALL.pad_id, Pooling.POSITION_WEIGHTED)
+    expected = read(model, backbone(pixels), find_it_changed, ids)
     torch.testing.assert_close(recipe.query(pixels, ids), torch.nn.functional.normalize(expected, dim=-1))
 
 

@@ -282,7 +282,7 @@ def require(backbone: Backbone, kind: type[B], recipe: str) -> B:
 def check_kind(found: type[Backbone], needed: tuple[type[Backbone], ...], recipe: str) -> None:
     """Raise ExportError if a recipe can't work on a kind of backbone. Nothing has to be built or fetched for it."""
     if not issubclass(found, needed):
-        wanted = " or ".join(kind.offers for kind in needed)
+        wanted = " or ".join(dict.fromkeys(kind.offers for kind in needed))
         raise ExportError(
             f"recipe {recipe} needs {wanted}, and a {found.label} backbone gives {found.offers}: name another "
             "--backbone, or another --recipe"

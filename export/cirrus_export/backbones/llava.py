@@ -99,10 +99,10 @@ class LlavaBackbone(VlmBackbone):
         An image's tokens are put between the words here and not by the model, since E5-V's image token has no word
         embedding.
         """
-        batch, language = token_ids.shape[0], self.model.language_model
+        batch, language = token_ids.shape[0], self.language
         words = [torch.tensor(ids, dtype=torch.int64).expand(batch, -1) for ids in (before, behind)]
         first, *rest = (language.embed_tokens(ids.clamp(min=0)) for ids in (*words, token_ids))
-        image = first[:, :0] if pixels is None else torch.stack(list(self._image_features(pixels)))
+        image = first[:, :0] if pixels is None else self(pixels)
         sequence = torch.cat([first, image, *rest], dim=1)
         mask = torch.cat([torch.ones(batch, sequence.shape[1] - token_ids.shape[1]), token_ids != NO_TOKEN], dim=1)
         read = language(inputs_embeds=sequence, attention_mask=mask.long(), use_cache=False).last_hidden_state
@@ -121,9 +121,9 @@ class LlavaBackbone(VlmBackbone):
             (root / spec.file).write_text(json.dumps(content, ensure_ascii=False))
         return spec
 
-    def _image_features(self, pixels: Tensor) -> Any:
-        """Return the tokens [N, W] of each image, by transformers' own pass over its views."""
-        return self.model.get_image_features(pixel_values=pixels).pooler_output
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See `VlmBackbone.forward`."""
+        return torch.stack(list(self.model.get_image_features(pixel_values=pixels).pooler_output))
 
     def _tower(self) -> LlavaTower:
         return LlavaTower(self.model, Whole())
@@ -145,9 +145,10 @@ class LlavaNextBackbone(LlavaBackbone):
         tiling = self._tiling()
         return f"{super().seeing}, whole and in tiles of {tiling.tile_px} px of {tiling.resolution}"
 
-    def _image_features(self, pixels: Tensor) -> Any:
-        sizes = torch.tensor([[self._spec.size_px] * 2] * len(pixels))
-        return self.model.get_image_features(pixel_values=self.tower.views(pixels), image_sizes=sizes).pooler_output
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See `VlmBackbone.forward`."""
+        views, sizes = self.tower.views(pixels), torch.tensor([[self._spec.size_px] * 2] * len(pixels))
+        return torch.stack(self.model.get_image_features(pixel_values=views, image_sizes=sizes).pooler_output)
 
     def _tower(self) -> LlavaTower:
         views = WholeAndTiles(self._spec, self._tiling())

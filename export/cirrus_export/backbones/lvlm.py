@@ -35,7 +35,7 @@ from cirrus_export.checkpoints.state import StateDict, key_problems, load_strict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.wrappers import listed
 from cirrus_export.graph import Call, Graph, pixels, vectors
-from cirrus_export.heads.lvlm import Connector, Pooling, PromptPool, instance, pooled
+from cirrus_export.heads.lvlm import Connector, PromptPool
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig
@@ -171,24 +171,6 @@ class LvlmBackbone(Backbone):
         if not isinstance(prompt, str):
             return prompt
         return tuple(read_tokenizer(self._tokenizer_file()).encode(prompt, add_special_tokens=False).ids)
-
-    def embed(self, image_tokens: Tensor, prompt: tuple[int, ...], token_ids: Tensor | None, how: Pooling) -> Tensor:
-        """Return unnormalised embeddings [B, W] of visual tokens [B, Q, W] and int64 token ids [B, T] or None.
-
-        One pass over [visual tokens; task prompt; chosen soft prompts; text]. A text's padding comes last, where a
-        causal model's other tokens can't see it, and is left out of the pooling.
-        """
-        batch, width = image_tokens.shape[0], image_tokens.shape[2]
-        words = self.language.get_input_embeddings()
-        task = words(torch.tensor(prompt, device=image_tokens.device)).expand(batch, -1, -1)
-        text, is_text = image_tokens.new_empty(batch, 0, width), image_tokens.new_empty(batch, 0, dtype=torch.bool)
-        if token_ids is not None:
-            text, is_text = words(token_ids), token_ids != self.config.pad_id
-        soft = self.prompts(instance(image_tokens, text, is_text))
-        sequence = torch.cat([image_tokens, task, soft, text], dim=1)
-        hidden = self.language(inputs_embeds=sequence, use_cache=False).last_hidden_state
-        before = is_text.new_ones(batch, sequence.shape[1] - text.shape[1])
-        return pooled(hidden, torch.cat([before, is_text], dim=1), how)
 
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""

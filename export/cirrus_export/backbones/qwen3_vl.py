@@ -16,6 +16,7 @@ class Qwen3VlBackbone(QwenVlBackbone):
     tower_type = Qwen3VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen3-VL"
+    offers = "a vision-language model with deepstack"
     wordings = ("qwen3-vl-embedding",)
 
 

@@ -92,6 +92,10 @@ class QwenVlBackbone(VlmBackbone):
             outputs=(vectors("image_tokens", self.num_image_tokens, self.image_token_width),),
         )
 
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See `VlmBackbone.forward`. What deepstack adds to them is not among them."""
+        return torch.stack(list(self.model.get_image_features(**self._of_images(pixels)).pooler_output))
+
     def original(
         self,
         before: tuple[int, ...],
@@ -110,15 +114,7 @@ class QwenVlBackbone(VlmBackbone):
         mask = ids != NO_TOKEN
         ids = ids.clamp(min=0)
         positions = None if grid_positions else torch.arange(ids.shape[1]).expand(3, batch, -1)
-        of_images = {}
-        if pixels is not None:
-            merge = int(config.vision_config.spatial_merge_size)
-            values = patches(pixels, config.vision_config)
-            twice = values[:, :, :, None].expand(-1, -1, -1, int(config.vision_config.temporal_patch_size), -1, -1)
-            of_images = {
-                "pixel_values": twice.flatten(2).flatten(0, 1),
-                "image_grid_thw": torch.tensor([[1, rows * merge, columns * merge]]).expand(batch, -1),
-            }
+        of_images = {} if pixels is None else self._of_images(pixels)
         hidden = self.model(
             input_ids=ids,
             attention_mask=mask.long(),
@@ -130,6 +126,16 @@ class QwenVlBackbone(VlmBackbone):
         last = mask.long().cumsum(dim=1).argmax(dim=1)
         found: Tensor = hidden[torch.arange(batch), last]
         return found
+
+    def _of_images(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return transformers' arguments of images; an image is its own second frame."""
+        vision = self.model.config.vision_config
+        values, (height, width) = patches(pixels, vision), (side // int(vision.patch_size) for side in pixels.shape[2:])
+        twice = values[:, :, :, None].expand(-1, -1, -1, int(vision.temporal_patch_size), -1, -1)
+        return {
+            "pixel_values": twice.flatten(2).flatten(0, 1),
+            "image_grid_thw": torch.tensor([[1, height, width]]).expand(len(pixels), -1),
+        }
 
 
 class QwenVlFamily(VlmFamily):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from cirrus_client.errors import CheckpointError
+from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights, refuse_tokenizer
@@ -37,7 +37,7 @@ class VlmBackbone(Backbone):
     first one's target message. axes: of the frequencies of the language model's rotation, see `LastToken`.
     """
 
-    offers = "a vision-language model that embeds messages"
+    offers = "a vision-language model"
     reads_padding = False  # causal, and padding comes last
     wordings: ClassVar[tuple[str, ...]]
     axes: Tensor
@@ -74,6 +74,24 @@ class VlmBackbone(Backbone):
         what comes behind, int64 [B, T], padded with NO_TOKEN. grid_positions: False counts image tokens like words.
         """
 
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return image tokens [B, N, W] of pixels float32 [B, 3, H, W], by transformers' own pass."""
+
+    @property
+    def language(self) -> Any:
+        """The language model's bare stack."""
+        return self.model.language_model
+
+    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
+        """Return the token ids of a prompt in words, without special tokens around it.
+
+        Raises ExportError if the image's token is among them.
+        """
+        if self.image_word in prompt:
+            raise ExportError(f"prompt {prompt!r}: {self.image_word} stands for the image's tokens: leave it out")
+        return tuple(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+
     @property
     def width(self) -> int:
         """Width W of the language model, and of an embedding."""
@@ -103,6 +121,15 @@ class VlmBackbone(Backbone):
     def longest_message(self) -> int | None:
         """Number of tokens up to which every layer reads a whole message, None if there is no such limit."""
         return None
+
+    def check_length(self, prompt: int) -> None:
+        """Raise ExportError if a message with a prompt of so many tokens may be longer than the layers read."""
+        longest, limit = prompt + self.num_image_tokens + self.context_length, self.longest_message
+        if limit is not None and longest > limit:
+            raise ExportError(
+                f"a message may have {longest} tokens, and each layer of this model attends to the last {limit} alone "
+                "(sliding_window of text_config in its config.json), which can't be exported: take a smaller image"
+            )
 
     def write_tokenizer(self, root: Path, prompt: Prompt) -> TokenizerSpec:
         """See `Backbone.write_tokenizer`."""

@@ -88,9 +88,9 @@ class PromptedLanguage(nn.Module):
     """
 
     def __init__(self, language: Any, prompts: PromptPool, pad_id: int, pooling: Pooling) -> None:
-        """pad_id: of texts."""
+        """pad_id: of texts, may be negative."""
         super().__init__()
-        self.language = language
+        self.language: Any = language
         self.prompts = prompts
         self.pad_id = pad_id
         self.pooling = pooling
@@ -101,7 +101,7 @@ class PromptedLanguage(nn.Module):
         image_tokens: [B, Q, W]. prompt_ids, token_ids: int64 [B, P], padded with negative ids, and [B, T].
         """
         words = self.language.get_input_embeddings()
-        text, is_text = words(token_ids), token_ids != self.pad_id
+        text, is_text = words(token_ids.clamp(min=0)), token_ids != self.pad_id
         soft = self.prompts(instance(image_tokens, text, is_text))
         sequence = torch.cat([image_tokens, words(prompt_ids.clamp(min=0)), soft, text], dim=1)
         prompted = (prompt_ids >= 0).sum(dim=1, keepdim=True)
@@ -113,3 +113,22 @@ class PromptedLanguage(nn.Module):
         before = image_tokens.shape[1] + prompted + soft.shape[1]
         seen = places < before + is_text.sum(dim=1, keepdim=True)
         return nn.functional.normalize(pooled(hidden, seen, self.pooling), dim=-1)
+
+
+def read(model: PromptedLanguage, image_tokens: Tensor, prompt: tuple[int, ...], token_ids: Tensor | None) -> Tensor:
+    """Return unnormalised embeddings [B, W] of what `PromptedLanguage` reads, one task's prompt at a time.
+
+    image_tokens: [B, Q, W]. token_ids: int64 [B, T], or None. A text's padding comes last, where a causal model's other
+    tokens can't see it, and is left out of the pooling.
+    """
+    batch, width = image_tokens.shape[0], image_tokens.shape[2]
+    words = model.language.get_input_embeddings()
+    task = words(torch.tensor(prompt, device=image_tokens.device)).expand(batch, -1, -1)
+    text, is_text = image_tokens.new_empty(batch, 0, width), image_tokens.new_empty(batch, 0, dtype=torch.bool)
+    if token_ids is not None:
+        text, is_text = words(token_ids.clamp(min=0)), token_ids != model.pad_id
+    soft = model.prompts(instance(image_tokens, text, is_text))
+    sequence = torch.cat([image_tokens, task, soft, text], dim=1)
+    hidden = model.language(inputs_embeds=sequence, use_cache=False).last_hidden_state
+    before = is_text.new_ones(batch, sequence.shape[1] - text.shape[1])
+    return pooled(hidden, torch.cat([before, is_text], dim=1), model.pooling)

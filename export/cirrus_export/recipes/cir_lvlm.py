@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from cirrus_client.bundle import DType, TensorSpec
 from cirrus_client.ensemble import EnsembleSpec
+from cirrus_client.errors import ExportError
 from cirrus_client.names import EnsembleName, TensorName
-from cirrus_export.backbones.backbone import require
+from cirrus_export.backbones.backbone import check_kind
+from cirrus_export.backbones.llava import LlavaBackbone
 from cirrus_export.backbones.lvlm import LvlmBackbone
+from cirrus_export.backbones.qwen2_vl import Qwen2VlBackbone
+from cirrus_export.backbones.vlm import VlmBackbone
+from cirrus_export.checkpoints.prompt_pool import load_pool
 from cirrus_export.graph import Graph, token_ids, vector, vectors
-from cirrus_export.heads.lvlm import Pooling, PromptedLanguage
-from cirrus_export.heads.prompts import Constants, padded
+from cirrus_export.heads.frozen import freeze
+from cirrus_export.heads.lvlm import Pooling, PromptedLanguage, PromptPool, read
+from cirrus_export.heads.prompts import NO_TOKEN, Constants, padded
 from cirrus_export.recipes.recipe import Options, Parts, Recipe
 from cirrus_export.recipes.registry import register
 from cirrus_export.recipes.wiring import ensemble
 
 _LANGUAGE, _QUERY, _TARGET = "language_model", "query_prompt", "target_prompt"
+_CHOSEN = 4
 
 
 class CirLvlmOptions(Options):
     """What the paper leaves open, and what is trained with it.
 
     query_prompt, target_prompt: the tasks' prompts in words; empty ones are those of the checkpoint's `config.json`.
+    prompts_chosen: how many soft prompts an instance takes where `config.json` does not say it; 0 is 4.
     """
 
     query_prompt: str = ""
     target_prompt: str = ""
     pooling: Pooling = Pooling.POSITION_WEIGHTED
+    prompts_chosen: int = Field(default=0, ge=0)
 
 
 @register("cir-lvlm")
@@ -39,22 +49,52 @@ class CirLvlm(Recipe):
     of its mean. Here: prompts of the checkpoint or of an option, the cosine between the keys and the mean of an
     instance's visual tokens plus that of its words, and weights that grow with the place unless an option says
     otherwise. Queries and targets share one language model in one graph. A target is a task without a text.
+
+    A published vision-language model has no soft prompts of its own: they are the head. Its visual tokens are counted
+    like words, as transformers counts what it is given as embeddings.
     """
 
-    works_on = (LvlmBackbone,)
+    works_on = (LvlmBackbone, LlavaBackbone, Qwen2VlBackbone)
     needs_head = False
+    needs_head_on = (LlavaBackbone, Qwen2VlBackbone)
+    head_keys = ("prompts.keys", "prompts.values")
     options_type = CirLvlmOptions
 
     def __init__(self, parts: Parts, options: CirLvlmOptions) -> None:
         super().__init__(parts, options)
-        self._backbone = require(parts.backbone, LvlmBackbone, self.name)
-        config = self._backbone.config
-        self._pooling = options.pooling
-        self._query_prompt = self._backbone.prompt_ids(options.query_prompt or config.query_prompt)
-        self._target_prompt = self._backbone.prompt_ids(options.target_prompt or config.target_prompt)
+        check_kind(type(parts.backbone), self.works_on, self.name)
+        assert isinstance(parts.backbone, LvlmBackbone | VlmBackbone)
+        self._backbone = parts.backbone
+        self._query_prompt, self._target_prompt = self._prompts_of(self._backbone, options)
+        pool, pad_id = self._pool_of(self._backbone, parts, options)
+        self._model = PromptedLanguage(self._backbone.language, pool, pad_id, options.pooling)
+        if isinstance(self._backbone, VlmBackbone):
+            self._backbone.check_length(self._prompt_length + pool.chosen * pool.values.shape[1])
+
+    @staticmethod
+    def _prompts_of(backbone: LvlmBackbone | VlmBackbone, options: CirLvlmOptions) -> list[tuple[int, ...]]:
+        if isinstance(backbone, LvlmBackbone):
+            config = backbone.config
+            said = (options.query_prompt or config.query_prompt, options.target_prompt or config.target_prompt)
+            return [backbone.prompt_ids(prompt) for prompt in said]
+        if not options.query_prompt or not options.target_prompt:
+            raise ExportError(
+                f"a {backbone.label} has no task prompts of its own: say --option query_prompt=WORDS and --option "
+                "target_prompt=WORDS"
+            )
+        return [backbone.prompt_ids(prompt) for prompt in (options.query_prompt, options.target_prompt)]
+
+    @staticmethod
+    def _pool_of(backbone: LvlmBackbone | VlmBackbone, parts: Parts, options: CirLvlmOptions) -> tuple[PromptPool, int]:
+        """Return the soft prompts, and what pads texts."""
+        if isinstance(backbone, LvlmBackbone):
+            if options.prompts_chosen:
+                raise ExportError("--option prompts_chosen: the checkpoint's config.json says it")
+            return backbone.prompts, backbone.config.pad_id
+        return freeze(load_pool(parts.head, backbone.width, options.prompts_chosen or _CHOSEN)), NO_TOKEN
 
     @property
-    def backbone(self) -> LvlmBackbone:
+    def backbone(self) -> LvlmBackbone | VlmBackbone:
         """The whole model, fine-tuned parts merged."""
         return self._backbone
 
@@ -87,21 +127,26 @@ class CirLvlm(Recipe):
         }
 
     def target_modules(self) -> dict[str, nn.Module]:
-        """Return the whole model."""
+        """Return the whole model, and the soft prompts that are not part of it."""
+        if isinstance(self.backbone, VlmBackbone):
+            return {"backbone": self.backbone.model, "prompts": self._model.prompts}
         return {"backbone": self.backbone}
 
     def pooling(self) -> str:
         """Return the pooling, with the prompt that a target is read with."""
-        return f"{self._pooling}, l2-normalised, target prompt {self._target_prompt}"
+        backbone, pooling = self.backbone, self._model.pooling
+        said = f"{pooling}, l2-normalised, target prompt {self._target_prompt}"
+        if isinstance(backbone, VlmBackbone):
+            return f"{said}, {self._model.prompts.chosen} soft prompts{backbone.seeing}"
+        return said
 
     def _embedded(self, pixels: Tensor, prompt: tuple[int, ...], token_ids: Tensor | None) -> Tensor:
-        return F.normalize(self.backbone.embed(self.backbone(pixels), prompt, token_ids, self._pooling), dim=-1)
+        return F.normalize(read(self._model, self.backbone(pixels), prompt, token_ids), dim=-1)
 
     def _language_graph(self) -> Graph:
-        backbone = self.backbone
         return Graph(
             _LANGUAGE,
-            PromptedLanguage(backbone.language, backbone.prompts, backbone.config.pad_id, self._pooling),
+            self._model,
             inputs=(*self._image_tokens(), self._prompt(), token_ids(self.text_lengths)),
             outputs=(vector("query_embedding", self.dim),),
             text_lengths=self.text_lengths,
@@ -109,7 +154,7 @@ class CirLvlm(Recipe):
 
     def _prompt_graph(self, task: str) -> Graph:
         prompt = self._target_prompt if task == _TARGET else self._query_prompt
-        no_text = ((self.backbone.config.pad_id,) * self.text_lengths[0],) if task == _TARGET else ()
+        no_text = ((self._model.pad_id,) * self.text_lengths[0],) if task == _TARGET else ()
         return Graph(
             task,
             Constants(padded(prompt, self._prompt_length), *no_text),

@@ -45,7 +45,8 @@ class Recipe(ABC):
     evaluation semantics; `graphs` and `ensembles` are the same functions as they are exported. The fidelity gate
     compares the two.
 
-    name: set by `register`. works_on: the kinds of backbone that the method can be built on. caption_join,
+    name: set by `register`. works_on: the kinds of backbone that the method can be built on. needs_head_on: those on
+    which a method that needs no head elsewhere needs one. caption_join,
     circo_without_reference: how the published evaluation words queries, and whether it takes the reference image out of
     CIRCO's answers. head_keys: prefixes of keys, each of which begins some key of every head of the method; a file that
     another recipe uses more of is refused.
@@ -55,6 +56,7 @@ class Recipe(ABC):
     works_on: ClassVar[tuple[type[Backbone], ...]]
     similarity: ClassVar[Similarity] = Similarity.COSINE
     needs_head: ClassVar[bool] = True
+    needs_head_on: ClassVar[tuple[type[Backbone], ...]] = ()
     options_type: ClassVar[type[Options]] = Options
     caption_join: ClassVar[CaptionJoin] = CaptionJoin.CAPITALISED
     circo_without_reference: ClassVar[bool] = False

@@ -76,7 +76,7 @@ class VlmEmbedder(Recipe):
                 f"the wording has {len(ending)} tokens behind {{text}}, and a text with them may have "
                 f"{self._backbone.context_length}: shorten it"
             )
-        self._check_length()
+        self._backbone.check_length(len(self._prompts.query))
 
     @property
     def backbone(self) -> VlmBackbone:
@@ -145,15 +145,6 @@ class VlmEmbedder(Recipe):
         worded = f"instruction {wording.target_instruction!r}" if usual else f"message {wording.message('target')!r}"
         counted = ", image tokens counted like words" if wording.counted_positions else ""
         return f"last token, first {self.dim} values, l2-normalised, {worded}{counted}{self.backbone.seeing}"
-
-    def _check_length(self) -> None:
-        backbone, prompt = self._backbone, len(self._prompts.query)
-        longest, limit = prompt + backbone.num_image_tokens + backbone.context_length, backbone.longest_message
-        if limit is not None and longest > limit:
-            raise ExportError(
-                f"a message may have {longest} tokens, and each layer of this model attends to the last {limit} alone "
-                "(sliding_window of text_config in its config.json), which can't be exported: take a smaller image"
-            )
 
     def _original(self, message: Message, pixels: Tensor | None, token_ids: Tensor) -> Tensor:
         hidden = self.backbone.original(
