@@ -15,6 +15,7 @@ from cirrus_client.errors import ExportError
 from cirrus_client.tokenizer import TextCleaning, Tokenizer
 from cirrus_export.recipes.worded import prompts, worded
 from cirrus_export.recipes.wording import Wording, find_wording
+from tests.export.test_llava import llama2_tokenizer
 from tests.export.test_vlm_embedder import write_tokenizer
 
 OWN = ("gme", "ops-mm-embedding", "qwen3-vl-embedding", "vlm2vec")
@@ -148,6 +149,14 @@ def test_tokens_around_every_message_stay_at_its_ends(tokenizer) -> None:
     assert messages.text is not None
     assert messages.text[0] == first
     assert messages.prompt.suffix_ids == messages.target.behind[-1:] == (last,)
+
+
+def test_a_text_that_is_cut_ends_as_it_would_behind_a_word() -> None:
+    """A tokenizer that begins every text with a space, which no word behind a text has."""
+    own = llama2_tokenizer()
+    own.add_special_tokens(["<image>"])
+    messages = worded(Wording(query="{image}\nFind {text}\n", target="{image}"), own, "<image>")
+    assert [own.id_to_token(token_id) for token_id in messages.prompt.cut_ids] == ["\n"]
 
 
 def test_an_instruction_needs_a_place() -> None:

@@ -91,7 +91,7 @@ def worded(wording: Wording, tokenizer: tokenizers.Tokenizer, image_word: str) -
             template=f"{own}{TEXT}{joined}",
             null_text=f"{own}{joined}",
             suffix_ids=(*ids(ending.removeprefix(joined)), *last),
-            cut_ids=ids(joined),
+            cut_ids=ids(f"{own}a{joined}")[len(ids(f"{own}a")) :],
         ),
     )
 
