@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def llama2_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def write_checkpoint(folder: Path, tokenizer: tokenizers.Tokenizer, *, text: str = "llama", **fields: object) -> Path:
+def write_checkpoint(folder: Path, tokenizer: tokenizers.Tokenizer, *, text: str = "llama", **fields: Any) -> Path:
     """Write a model of the kind that the folder is named after. A Llama's image token is no special one, as E5-V's."""
     folder.mkdir()
     tokenizer.add_tokens([tokenizers.AddedToken("<image>", special=text != "llama", normalized=False)])
@@ -125,6 +126,7 @@ def write_checkpoint(folder: Path, tokenizer: tokenizers.Tokenizer, *, text: str
     language = {
         **{"model_type": text, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3},
         **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
+        **fields.pop("text_config", {}),
     }
     own: dict[str, object] = {"image_token_index": tokenizer.token_to_id("<image>")}
     if folder.name == "llava-next":
@@ -296,8 +298,9 @@ def test_vlm2vecs_squares_are_seen_as_published(side_px, tiles, vlm2vec, tmp_pat
         {},
         {"vision_feature_select_strategy": "full", "vision_feature_layer": -1, "projector_hidden_act": "relu"},
         {"vision_feature_layer": [1, -2, 0], "multimodal_projector_bias": False},
+        {"text_config": {"rope_parameters": {"rope_type": "yarn", "factor": 8.0, "rope_theta": 1e4}}},
     ],
-    ids=["plain", "with CLS", "layers"],
+    ids=["plain", "with CLS", "layers", "a scaled rotation"],
 )
 def test_a_llava_sees_an_image_as_published(fields, tmp_path) -> None:
     """Its processor crops, so that images of any proportions are the published ones."""
@@ -473,5 +476,7 @@ def test_a_wording_must_be_named_and_another_generation_has_another_space(e5v, t
         build_recipe(request(e5v, tmp_path / "out"))
     folder = copied(e5v, tmp_path)
     edited(vision_feature_layer=1)(folder)
+    with pytest.raises(ExportError, match="image_size_px=5000: must be at most 4096"):
+        build_recipe(request(e5v, tmp_path / "out", wording="e5-v", image_size_px=5000))
     spaces = {build_recipe(request(path, tmp_path / "out", wording="e5-v")).pooling() for path in (e5v, folder)}
     assert len(spaces) == 2

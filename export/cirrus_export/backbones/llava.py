@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cirrus_client.errors import CheckpointError
+from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TokenizerSpec
@@ -30,6 +30,8 @@ from cirrus_export.heads.prompts import NO_TOKEN
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+_LARGEST_PX = 4096
 
 
 class LlavaBackbone(VlmBackbone):
@@ -118,7 +120,7 @@ class LlavaBackbone(VlmBackbone):
         ]
         for token in ordinary:  # `tokenizer.add_tokens("<image>")`, as E5-V's was added
             token["special"] = True
-            (root / spec.file).write_text(json.dumps(content, ensure_ascii=False))
+            (root / spec.file).write_text(json.dumps(content))
         return spec
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -214,4 +216,6 @@ class LlavaNextFamily(LlavaFamily):
         spec = spec_of_view(folder, config)
         resolutions = check_resolutions(folder, config)
         side_px = options.image_size_px or best_side_px(resolutions)
+        if side_px > _LARGEST_PX:
+            raise ExportError(f"--option image_size_px={side_px}: must be at most {_LARGEST_PX}")
         return spec.model_copy(update={"size_px": side_px, "pad": Pad.STRETCH})
