@@ -195,7 +195,7 @@ def floor(
 
 @bench.command()
 def resolution(
-    backbone: Annotated[str, typer.Option(help="qwen3-vl or qwen2-vl.")],
+    backbone: Annotated[str, typer.Option(help="qwen3-vl, qwen2-vl or llava-next.")],
     pretrained: Annotated[Path, typer.Option(help="The model's folder, with its image processor.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for resolution.json and resolution.md.")],
     size: Annotated[

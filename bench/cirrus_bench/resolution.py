@@ -1,7 +1,8 @@
-"""What it costs a Qwen-VL to see every image as a square: the published sizes compared with squares.
+"""What it costs a Qwen-VL or a LLaVA-NeXT to see every image as a square: the published sizes compared with squares.
 
-The published processor keeps an image's proportions, and gives a larger image more tokens (transformers,
-`image_processing_qwen2_vl.py`). A bundle's graphs have one size.
+The published processors keep an image's proportions: a Qwen-VL's gives a larger image more tokens, a LLaVA-NeXT's sees
+tiles of the resolution that fits best (transformers, `image_processing_qwen2_vl.py`, `image_processing_llava_next.py`).
+A bundle's graphs have one size.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cirrus_client.image.decode import decode
 from cirrus_client.image.preprocess import normalise, preprocess
 from cirrus_client.records import Record
 from cirrus_client.tokenizer import Tokenizer
+from cirrus_export.backbones.llava import LlavaNextBackbone
 from cirrus_export.backbones.qwen_vl import QwenVlBackbone, check_size
 from cirrus_export.checkpoints.adapter import base_folder
 from cirrus_export.gate.probe import Probe
@@ -119,9 +121,10 @@ def measure_resolution(
     folder: the checkpoint's, in which the published processor says how many pixels an image may have. sizes: sides of
     squares in pixels. Raises ExportError if the processor is missing, and for a size that is no multiple of a token's.
     """
-    backbone = _qwen_vl(recipe)
-    for size_px in sizes:
-        check_size(f"--size {size_px}", size_px, backbone.token_side_px)
+    backbone = _compared(recipe)
+    if isinstance(backbone, QwenVlBackbone):
+        for size_px in sizes:
+            check_size(f"--size {size_px}", size_px, backbone.token_side_px)
     square = backbone.preprocess
     ways: dict[int | None, Pixels] = {None: published_pixels(backbone, folder)}
     ways |= {side: partial(preprocess, spec=square.model_copy(update={"size_px": side})) for side in sizes}
@@ -138,8 +141,13 @@ def measure_resolution(
     )
 
 
-def published_pixels(backbone: QwenVlBackbone, folder: Path) -> Pixels:
-    """Return how the published processor shows an image. Raises ExportError if the folder has none."""
+def published_pixels(backbone: QwenVlBackbone | LlavaNextBackbone, folder: Path) -> Pixels:
+    """Return how the published processor shows an image. Raises ExportError if a Qwen-VL's folder has none.
+
+    A LLaVA-NeXT's own resolutions are in its configuration, and the torch original picks one.
+    """
+    if isinstance(backbone, LlavaNextBackbone):
+        return lambda image: normalise(decode(image).convert("RGB"), backbone.preprocess)
     folder = base_folder(folder)
     try:
         size = dict(Qwen2VLImageProcessor.from_pretrained(folder).size)
@@ -160,9 +168,9 @@ def published_pixels(backbone: QwenVlBackbone, folder: Path) -> Pixels:
     return see
 
 
-def _qwen_vl(recipe: VlmEmbedder) -> QwenVlBackbone:
-    if not isinstance(recipe.backbone, QwenVlBackbone):
-        raise ExportError(f"squares are compared with a Qwen-VL's own sizes, and this is a {recipe.backbone.label}")
+def _compared(recipe: VlmEmbedder) -> QwenVlBackbone | LlavaNextBackbone:
+    if not isinstance(recipe.backbone, QwenVlBackbone | LlavaNextBackbone):
+        raise ExportError(f"a {recipe.backbone.label} sees every image in its published size: there is none to compare")
     return recipe.backbone
 
 
@@ -178,11 +186,11 @@ def _see(recipe: VlmEmbedder, probe: Probe, texts: Tensor, way: Pixels, title: s
         return torch.from_numpy(way(image))[None]
 
     shown = partial(tqdm, unit="image", disable=not show_progress)
-    token_px = _qwen_vl(recipe).token_side_px ** 2
+    backbone = _compared(recipe)
     tokens, gallery = [], []
     for image in shown(probe.gallery, desc=f"gallery, {title}"):
         values = pixels(image)
-        tokens.append(values[0, 0].numel() / token_px)
+        tokens.append(backbone.count_tokens((values.shape[2], values.shape[3])))
         gallery.append(recipe.target(values)[0].numpy())
     queries = [
         recipe.query(pixels(query.image), text[None])[0].numpy()

@@ -19,6 +19,7 @@ from cirrus_client.errors import ExportError
 from cirrus_export.gate.probe import Probe, ProbeQuery
 from cirrus_export.heads.qwen_vl import patches
 from cirrus_export.recipes.vlm_embedder import VlmEmbedder
+from tests.export import test_llava
 from tests.export.test_vlm_embedder import SIZE_PX, write_checkpoint
 
 pytestmark = pytest.mark.export
@@ -84,3 +85,18 @@ def test_what_can_not_be_compared_is_refused(checkpoint, tmp_path) -> None:
         measure_resolution(recipe, checkpoint, probe, [100])
     with pytest.raises(ExportError, match="its image processor can't be read"):
         measure_resolution(recipe, tmp_path, replace(probe, name="other"), [recipe.backbone.token_side_px])
+
+
+def test_a_llava_next_sees_published_sizes_in_tiles_and_a_llava_has_no_other(tmp_path) -> None:
+    folder = test_llava.write_checkpoint(tmp_path / "llava-next", test_llava.llama3_tokenizer())
+    recipe = original("llava-next", folder, {"wording": "e5-v"})
+    square, tall = (measure_resolution(recipe, folder, probe_of(*size), [56, 84]) for size in ((56, 56), (40, 130)))
+    assert [row.tokens for row in square.rows] == [24, 24, 24]
+    assert square.rows[1].cosine_min > 0.99999
+    assert tall.rows[0].tokens == 4 + 6 * 3  # 28 x 84 pixels, 2 x 6 tokens with a new line behind each row
+    assert tall.rows[1].cosine_min < 0.9999
+    wording = tmp_path / "mine.json"
+    wording.write_text('{"query": "{image} {text}", "target": "{image}"}')
+    plain = test_llava.write_checkpoint(tmp_path / "llava", test_llava.llama3_tokenizer())
+    with pytest.raises(ExportError, match="a LLaVA sees every image in its published size"):
+        measure_resolution(original("llava", plain, {"wording": str(wording)}), plain, probe_of(56, 56), [56])

@@ -34,7 +34,7 @@ from cirrus_client import LocalEncoder
 from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
-from cirrus_client.image.preprocess import preprocess
+from cirrus_client.image.preprocess import normalise, preprocess
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes import Recipe
@@ -290,6 +290,22 @@ def test_vlm2vecs_squares_are_seen_as_published(side_px, tiles, vlm2vec, tmp_pat
     for name, values in expected.items():
         assert cosine_min(np.stack(values), found[name]) > 0.99999, name
         assert cosine_min(np.stack(values), found[f"original {name}"]) > 0.99999, name
+
+
+def test_proportions_are_kept_by_the_original_as_published(vlm2vec, tmp_path) -> None:
+    """Which `cirrus bench resolution` compares with squares."""
+    recipe, published = (
+        build_recipe(request(vlm2vec, tmp_path / "out", wording="vlm2vec")),
+        Published(vlm2vec, llama2_tokenizer()),
+    )
+    behind = published.ids("\nRepresent the given image.\n", special=False)
+    for width, height in [(301, 97), (40, 333), (1, 1), (90, 61), (61, 90), (27, 29), (500, 3)]:
+        image = photo(5, width, height)
+        picture = Image.open(io.BytesIO(image))
+        pixels = torch.from_numpy(normalise(picture, recipe.backbone.preprocess))[None]
+        with torch.no_grad():
+            found = recipe.target(pixels).numpy()
+        assert cosine_min(published.read([], image, behind)[None], found) > 0.99999, (width, height)
 
 
 @pytest.mark.parametrize(

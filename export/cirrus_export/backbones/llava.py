@@ -25,7 +25,7 @@ from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
 from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.graph import Graph, pixels, vectors
 from cirrus_export.heads.last_token import line_positions
-from cirrus_export.heads.llava import LlavaTower, Tiling, Whole, WholeAndTiles, best_side_px, packing, tiling_of
+from cirrus_export.heads.llava import LlavaTower, Size, Tiling, Whole, WholeAndTiles, best_side_px, packing, tiling_of
 from cirrus_export.heads.prompts import NO_TOKEN
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -144,21 +144,34 @@ class LlavaNextBackbone(LlavaBackbone):
     @property
     def seeing(self) -> str:
         """See `VlmBackbone.seeing`."""
-        tiling = self._tiling()
+        tiling = self._tiling(self._square)
         return f"{super().seeing}, whole and in tiles of {tiling.tile_px} px of {tiling.resolution}"
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """See `VlmBackbone.forward`."""
-        views, sizes = self.tower.views(pixels), torch.tensor([[self._spec.size_px] * 2] * len(pixels))
-        return torch.stack(self.model.get_image_features(pixel_values=views, image_sizes=sizes).pooler_output)
+        """See `VlmBackbone.forward`. pixels: of any size, as published."""
+        given = (int(pixels.shape[2]), int(pixels.shape[3]))
+        views = self.tower.views if given == self._square else self._views(given)
+        sizes = torch.tensor([given] * len(pixels))
+        return torch.stack(self.model.get_image_features(pixel_values=views(pixels), image_sizes=sizes).pooler_output)
+
+    def count_tokens(self, given: Size) -> int:
+        """Return the number of tokens of an image of a height and a width."""
+        return len(packing(self.model, given, self._views(given).count))
+
+    @property
+    def _square(self) -> Size:
+        return self._spec.size_px, self._spec.size_px
 
     def _tower(self) -> LlavaTower:
-        views = WholeAndTiles(self._spec, self._tiling())
-        return LlavaTower(self.model, views, packing(self.model, self._spec.size_px, views.count))
+        views = self._views(self._square)
+        return LlavaTower(self.model, views, packing(self.model, self._square, views.count))
 
-    def _tiling(self) -> Tiling:
+    def _views(self, given: Size) -> WholeAndTiles:
+        return WholeAndTiles(self._spec, self._tiling(given))
+
+    def _tiling(self, given: Size) -> Tiling:
         config = self.model.config
-        return tiling_of(self._spec.size_px, config.image_grid_pinpoints, int(config.vision_config.image_size))
+        return tiling_of(given, config.image_grid_pinpoints, int(config.vision_config.image_size))
 
     def _count(self) -> int:
         assert self.tower.order is not None

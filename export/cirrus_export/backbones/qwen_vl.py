@@ -60,6 +60,11 @@ class QwenVlBackbone(VlmBackbone):
         """Side of the square of pixels that becomes one image token."""
         return _token_side_px(self.model)
 
+    def count_tokens(self, given: tuple[int, int]) -> int:
+        """Return the number of tokens of an image of a height and a width, multiples of an image token's side."""
+        height, width = given
+        return height * width // self.token_side_px**2
+
     @property
     def num_image_tokens(self) -> int:
         """See `VlmBackbone.num_image_tokens`."""

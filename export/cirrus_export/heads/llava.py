@@ -31,19 +31,20 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a square image is seen in tiles. fitted: its size before it is padded to `resolution`. tile_px: of a tile."""
+    """How an image is seen in tiles. fitted: its size before it is padded to `resolution`. tile_px: of a tile."""
 
+    given: Size
     fitted: Size
     resolution: Size
     tile_px: int
 
 
-def tiling_of(side_px: int, resolutions: Sequence[Sequence[int]], tile_px: int) -> Tiling:
-    """Return how transformers' LlavaNextImageProcessor sees a square image. resolutions: heights and widths."""
-    resolution = select_best_resolution((side_px, side_px), [tuple(size) for size in resolutions])
-    square = np.broadcast_to(np.uint8(0), (3, side_px, side_px))
-    height, width = get_patch_output_size(square, resolution, ChannelDimension.FIRST)
-    return Tiling((int(height), int(width)), (int(resolution[0]), int(resolution[1])), tile_px)
+def tiling_of(given: Size, resolutions: Sequence[Sequence[int]], tile_px: int) -> Tiling:
+    """Return how transformers' LlavaNextImageProcessor sees an image. resolutions: heights and widths."""
+    resolution = select_best_resolution(given, [tuple(size) for size in resolutions])
+    image = np.broadcast_to(np.uint8(0), (3, *given))
+    height, width = get_patch_output_size(image, resolution, ChannelDimension.FIRST)
+    return Tiling(given, (int(height), int(width)), (int(resolution[0]), int(resolution[1])), tile_px)
 
 
 def best_side_px(resolutions: Sequence[Sequence[int]]) -> int:
@@ -65,33 +66,31 @@ class Whole(nn.Module):
 class WholeAndTiles(nn.Module):
     """The image in a tile's size, then its tiles in rows.
 
-    Both are resized from the square image to 256 levels, as Pillow does: first each row, then each column.
+    Both are resized from the image to 256 levels, as Pillow does: first each row, then each column.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, spec: PreprocessSpec, tiling: Tiling) -> None:
-        """spec: of the square image that is given."""
+        """spec: how the image that is given was normalised."""
         super().__init__()
-        side_px, tile_px, fitted = spec.size_px, tiling.tile_px, tiling.fitted
+        given, tile_px, fitted = tiling.given, tiling.tile_px, tiling.fitted
         self.tile_px = tile_px
         rows, columns = (length // tile_px for length in tiling.resolution)
         self.count = 1 + rows * columns
-        self.whole = _Resize(side_px, (tile_px, tile_px), spec.interpolation)
-        self.fitted = (
-            None if tiling.fitted == (side_px, side_px) else _Resize(side_px, tiling.fitted, spec.interpolation)
-        )
+        self.whole = _Resize(given, (tile_px, tile_px), spec.interpolation)
+        self.fitted = None if fitted == given else _Resize(given, fitted, spec.interpolation)
         self.margins = [
             half
-            for wanted, given in zip(reversed(tiling.resolution), reversed(fitted), strict=True)
-            for half in (math.floor((wanted - given) / 2), math.ceil((wanted - given) / 2))
+            for wanted, length in zip(reversed(tiling.resolution), reversed(fitted), strict=True)
+            for half in (math.floor((wanted - length) / 2), math.ceil((wanted - length) / 2))
         ]
         self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(spec.std)[:, None, None], persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return views [B, 1 + R * C, 3, P, P] of pixels float32 [B, 3, S, S]."""
+        """Return views [B, 1 + R * C, 3, P, P] of pixels float32 [B, 3, H, W]."""
         levels = ((pixels * self.std + self.mean) * _WHITE).round()
         whole = self._normalised(self.whole(levels))
         tiled = pixels
@@ -106,15 +105,16 @@ class WholeAndTiles(nn.Module):
 
 
 class _Resize(nn.Module):
-    """Pillow's resize of levels [B, 3, S, S] to another size."""
+    """Pillow's resize of levels [B, 3, H, W] to another size."""
 
     across: Tensor
     down: Tensor
 
-    def __init__(self, side_px: int, size: Size, interpolation: Interpolation) -> None:
+    def __init__(self, given: Size, wanted: Size, interpolation: Interpolation) -> None:
         super().__init__()
-        self.register_buffer("across", _weights(side_px, size[1], interpolation).T.contiguous(), persistent=False)
-        self.register_buffer("down", _weights(side_px, size[0], interpolation), persistent=False)
+        down, across = (_weights(*lengths, interpolation) for lengths in zip(given, wanted, strict=True))
+        self.register_buffer("across", across.T.contiguous(), persistent=False)
+        self.register_buffer("down", down, persistent=False)
 
     def forward(self, levels: Tensor) -> Tensor:
         return _to_levels(self.down @ _to_levels(levels @ self.across))
@@ -164,14 +164,14 @@ class LlavaTower(nn.Module):
         return torch.cat([tokens, new_line], dim=1).index_select(1, self.order)
 
 
-def packing(model: Any, side_px: int, views: int) -> Tensor:
-    """Return the order of a LlavaNextModel's tokens of a square image, see `LlavaTower`: its own, made of numbers."""
+def packing(model: Any, given: Size, views: int) -> Tensor:
+    """Return the order of a LlavaNextModel's tokens of an image, see `LlavaTower`: its own, made of numbers."""
     vision = model.config.vision_config
     per_view = (int(vision.image_size) // int(vision.patch_size)) ** 2
     numbers = torch.arange(views * per_view).view(views, per_view, 1)
     (order,), _ = model.pack_image_features(
         [numbers],
-        [[side_px, side_px]],
+        [list(given)],
         vision_feature_select_strategy="default",
         image_newline=torch.tensor([views * per_view]),
     )
