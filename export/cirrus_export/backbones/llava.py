@@ -156,7 +156,7 @@ class LlavaNextBackbone(LlavaBackbone):
 
     def count_tokens(self, given: Size) -> int:
         """Return the number of tokens of an image of a height and a width."""
-        return len(packing(self.model, given, self._views(given).count))
+        return len(packing(self.model, given, self._tiling(given).views))
 
     @property
     def _square(self) -> Size:

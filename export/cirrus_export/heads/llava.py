@@ -38,6 +38,12 @@ class Tiling:
     resolution: Size
     tile_px: int
 
+    @property
+    def views(self) -> int:
+        """Number of views: the whole image and its tiles."""
+        rows, columns = (length // self.tile_px for length in self.resolution)
+        return 1 + rows * columns
+
 
 def tiling_of(given: Size, resolutions: Sequence[Sequence[int]], tile_px: int) -> Tiling:
     """Return how transformers' LlavaNextImageProcessor sees an image. resolutions: heights and widths."""
@@ -77,8 +83,7 @@ class WholeAndTiles(nn.Module):
         super().__init__()
         given, tile_px, fitted = tiling.given, tiling.tile_px, tiling.fitted
         self.tile_px = tile_px
-        rows, columns = (length // tile_px for length in tiling.resolution)
-        self.count = 1 + rows * columns
+        self.count = tiling.views
         self.whole = _Resize(given, (tile_px, tile_px), spec.interpolation)
         self.fitted = None if fitted == given else _Resize(given, fitted, spec.interpolation)
         self.margins = [
