@@ -1,10 +1,12 @@
 """Convert each graph from torch to ONNX once per test run. Many tests export the same backbone with other heads.
 
-torch.onnx parses its table of operators anew for each graph, a quarter of what a small one takes: here it is kept.
+torch.onnx parses its table of operators anew for each graph, a quarter of what a small one takes: here it is kept. A
+tenth is Python's search for garbage, which is left out.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -33,7 +35,11 @@ def shared_conversions(once: Callable[[str, Callable[[Path], object]], Path]) ->
     def shared(graph: Graph, path: Path) -> GraphSpec:
         def make(folder: Path) -> None:
             folder.mkdir()
-            spec = convert(graph, folder / "graphs" / f"{graph.name}.onnx")
+            gc.disable()
+            try:
+                spec = convert(graph, folder / "graphs" / f"{graph.name}.onnx")
+            finally:
+                gc.enable()
             (folder / "spec.json").write_text(spec.model_dump_json())
 
         made = once(f"onnx-{onnx_graph._EXTERNAL_DATA_BYTES}-{identity(graph)}", make)

@@ -28,9 +28,13 @@ pytestmark = pytest.mark.export
 RECIPES = ("transagg-union", "sprc", "ptha", "searle")
 IN_FLOAT32_ALONE = (
     *("ptha ", "clip ", "searle vision_encoder", "searle target_head", "searle gallery"),
-    *("transagg-union gallery", "demo target_head"),
+    *("searle text_query_encoder", "transagg-union gallery", "sprc gallery", "demo target_head", "demo gallery"),
+    "reranker query_head",
 )
-"""Graphs with the operators of others: ptha's are sprc's (and blip2-qformer's), clip's and searle's the demo's."""
+"""Graphs with the operators of others.
+
+ptha's are sprc's (and blip2-qformer's), clip's and searle's the demo's, a gallery's those of its encoder and head.
+"""
 Graphs = dict[str, tuple[Path, GraphSpec]]
 
 
