@@ -46,10 +46,9 @@ class Recipe(ABC):
     compares the two.
 
     name: set by `register`. works_on: the kinds of backbone that the method can be built on. needs_head_on: those on
-    which a method that needs no head elsewhere needs one. caption_join,
-    circo_without_reference: how the published evaluation words queries, and whether it takes the reference image out of
-    CIRCO's answers. head_keys: prefixes of keys, each of which begins some key of every head of the method; a file that
-    another recipe uses more of is refused.
+    which a method that needs no head elsewhere needs one. caption_join, circo_without_reference: how the published
+    evaluation words queries, and whether it takes the reference image out of CIRCO's answers. head_keys: prefixes of
+    keys, each of which begins some key of every head of the method; a file that another recipe uses more of is refused.
     """
 
     name: ClassVar[str]

@@ -29,10 +29,9 @@ class Wording(Record):
 
     query, text, target: templates for an image with a text, a text alone, and a gallery image. Without the second, a
     text alone is no query. `{image}` is where the image's tokens come, `{text}` the user's text, `{instruction}` the
-    task's instruction. query_instruction,
-    text_instruction, target_instruction: the published ones; without the second, a text alone has the query's.
-    full_stop: put a full stop behind an instruction that ends without punctuation. counted_positions: count an image's
-    tokens like words, also behind <|vision_start|>, as GME's own code does.
+    task's instruction. query_instruction, text_instruction, target_instruction: the published ones; without the second,
+    a text alone has the query's. full_stop: put a full stop behind an instruction that ends without punctuation.
+    counted_positions: count an image's tokens like words, also behind <|vision_start|>, as GME's own code does.
     """
 
     query: str
