@@ -132,6 +132,7 @@ def test_an_object_store_gives_an_image_the_same_bytes(folder, from_folder, stor
     assert embedded(url, tmp_path / "out", encoder) == from_folder
     assert embed_gallery(url, tmp_path / "out", encoder).new == 0
     assert pickle.loads(pickle.dumps(open_source(url))).root == url
+    assert embedded(url.replace("s3://", "S3://"), tmp_path / "capitals", encoder) == from_folder
 
 
 @pytest.mark.parametrize("kind", ["tars", "parquet of structs", "list"])
@@ -425,6 +426,17 @@ def test_a_tar_that_is_compressed_is_told_as_one(pictures, tmp_path) -> None:
         open_source((tmp_path / "x.tar").rename(tmp_path / "x.tar.gz")).list()
 
 
+def test_a_later_file_with_two_columns_of_one_name_is_told_and_the_others_are_embedded(
+    pictures, tmp_path, encoder
+) -> None:
+    contents = [path.read_bytes() for path in sorted(pictures.iterdir())[:2]]
+    write_table(pa.table({"jpg": contents}), tmp_path / "0.parquet")
+    write_table(pa.table([contents, ["a", "b"], ["c", "d"]], names=["jpg", "sku", "sku"]), tmp_path / "1.parquet")
+    summary = embed_gallery(f"{tmp_path}/*.parquet", tmp_path / "out", encoder)
+    assert (summary.embedded, summary.is_whole) == (2, False)
+    assert [(part.path, part.reason) for part in summary.unread] == [("1.parquet", "two of its columns have one name")]
+
+
 def test_names_that_are_taken_twice_and_rows_without_bytes_lose_no_image(pictures, tmp_path, encoder) -> None:
     contents = [path.read_bytes() for path in sorted(pictures.iterdir())[:3]]
     table = pa.table({"photo": [*contents, None], "sku": ["a", "a", "b", "c"]})
@@ -527,6 +539,9 @@ def test_braces_name_files_one_by_one() -> None:
         ("nosuch://bucket/x", Columns(), "Protocol not known: nosuch"),
         ("", Columns(), "the location is empty"),
         ("{root}/images.parquet", Columns(id="jpg"), "column 'jpg' has the images, and can't name them"),
+        ("{root}/twice.parquet", Columns(), "two columns are called 'sku'; rename one"),
+        ("{root}/nothing.tar", Columns(), "there is no image; 1 skipped, like nothing.tar/notes.md"),
+        ("{root}/nothing.parquet", Columns(), "there is no image"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_refused_with_the_way_out(
@@ -534,6 +549,10 @@ def test_a_source_that_cannot_be_used_is_refused_with_the_way_out(
 ) -> None:
     write_table(pa.table({"number": [1]}), tmp_path / "x.parquet")
     write_table(pa.table({"jpg": [b"x"]}), tmp_path / "images.parquet")
+    write_table(pa.table([[b"x"], ["a"], ["b"]], names=["jpg", "sku", "sku"]), tmp_path / "twice.parquet")
+    write_table(pa.table({"jpg": pa.array([], pa.binary())}), tmp_path / "nothing.parquet")
+    with tarfile.open(tmp_path / "nothing.tar", "w") as tar:
+        add(tar, "notes.md", b"# no image")
     with pytest.raises(GalleryError, match=message):
         embed_gallery(open_source(location.format(root=tmp_path), columns), tmp_path / "out", encoder)
 

@@ -24,6 +24,7 @@ from cirrus_client.encoders.protocol import Embeddings, Encoder
 from cirrus_client.errors import GalleryError, InvalidImage, UnreadableImage
 from cirrus_client.gallery.plan import KnownShard, Plan
 from cirrus_client.gallery.source import AnySource, ImageFile, PartedSource, PassedOver, Source
+from cirrus_client.gallery.sources.folder import nothing_found
 from cirrus_client.gallery.sources.kinds import open_source
 from cirrus_client.gallery.store import read_gallery
 from cirrus_client.gallery.stream import Recollection, Rejected, Undone
@@ -103,7 +104,7 @@ def embed_gallery(
         here = _here(Tools(encoder, recollection, twins.embedding, workers))
         with tqdm(total=total, desc="embedding", unit="image", disable=not show_progress) as progress:
             _commit_all((workforce or here)(source, units, options, progress.update), units, writer, twins, tally)
-        return GallerySummary(
+        summary = GallerySummary(
             embedded=len(read_gallery(out, allow_empty=True)),
             rejected=writer.rejected(),
             undone=tuple(tally.undone),
@@ -113,6 +114,9 @@ def embed_gallery(
             new=tally.new,
             copies=tally.copies,
         )
+    if summary.is_whole and not summary.embedded and not summary.rejected:
+        raise GalleryError(nothing_found(source.root, summary.skipped, summary.unread))
+    return summary
 
 
 @dataclass

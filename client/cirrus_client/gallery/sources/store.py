@@ -158,11 +158,13 @@ def fetched(location: str) -> Iterator[BinaryIO]:
 def filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, and the path there. Its credentials and options are fsspec's settings.
 
+    A scheme may be in capitals, which fsspec does not know.
     Raises GalleryError for a scheme that fsspec does not know, MissingPackage if the scheme's package is missing.
     """
     fsspec = need("fsspec", f"reading {url}")
+    scheme = scheme_of(url) or ""
     try:
-        store, inner = fsspec.core.url_to_fs(url)
+        store, inner = fsspec.core.url_to_fs(scheme + url[len(scheme) :])
     except ImportError as error:
         raise MissingPackage(
             f"reading {url} needs a package of fsspec ({error}); 'cirrus-cir[sources]' has what s3 needs",

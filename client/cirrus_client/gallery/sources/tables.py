@@ -32,13 +32,13 @@ _ROWS_AT_ONCE = 16
 def open_table(location: str, columns: Columns) -> AnySource:
     """Return the images of Parquet files that a pattern names, like `data/train-*.parquet`.
 
-    The first file says whether a column of bytes or of paths has the images. Raises GalleryError if no column does, and
-    UnreadableImage if that file can't be read.
+    The first file says whether a column of bytes or of paths has the images. Raises GalleryError if no column does or
+    two have one name, and UnreadableImage if that file can't be read.
     """
     root = split(location)[0]
     first = find(location)[0]
     with fetched(joined(root, first.path)) as file:
-        schema = _schema(file, first.path)
+        schema = _told_apart(_schema(file, first.path), first.path)
     image = _image_column(schema, columns.image, first.path)
     if columns.id == image:
         raise GalleryError(f"images {location}: column '{image}' has the images, and can't name them as well")
@@ -94,6 +94,9 @@ class TableSource:
 
     def _fill(self, container: Container, file: BinaryIO, images: BinaryIO, name: str) -> None:
         schema = _schema(file, name)
+        if len(set(schema.names)) < len(schema.names):
+            container.leave_unread("two of its columns have one name")
+            return
         if self._image not in schema.names or not _is_bytes(schema.field(self._image).type):
             container.leave_unread(f"it has no column '{self._image}' of bytes")
             return
@@ -123,7 +126,7 @@ def _paths(location: str, image: str) -> Iterable[Entry]:
     root = split(location)[0]
     for part in find(location):
         with fetched(joined(root, part.path)) as file:
-            if image not in _schema(file, part.path).names:
+            if image not in _told_apart(_schema(file, part.path), part.path).names:
                 raise GalleryError(f"images {part.path}: has no column '{image}'")
             for batch in parquet_batches(file, rows=1024):
                 for entry in _entries(batch):
@@ -156,6 +159,14 @@ def _schema(file: BinaryIO, name: str) -> pa.Schema:
         return parquet_schema(file)
     except (pa.ArrowException, OSError) as error:
         raise UnreadableImage(f"can't read {name} as Parquet: {error}", path=name) from None
+
+
+def _told_apart(schema: pa.Schema, name: str) -> pa.Schema:
+    """Return the columns. Raises GalleryError if two have one name."""
+    twice = [column for column in schema.names if schema.names.count(column) > 1]
+    if twice:
+        raise GalleryError(f"images {name}: two columns are called '{twice[0]}'; rename one of them")
+    return schema
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, name: str) -> str:
