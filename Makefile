@@ -129,10 +129,10 @@ bench-retrieval: $(DEMO)/weights/clip.safetensors  ## the demo's recipes side by
 
 # -- Develop it
 test: $(READY)  ## run every test that this machine can run; the others are skipped with the reason
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not install" -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not install" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## run the tests that export nothing, start no server, install nothing and are quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "not (export or triton or gpu or network or install or slow)"
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder -m "not (export or triton or gpu or network or install or slow)"
 
 test-nightly: $(READY)  ## the property tests of text and images with new and many more examples
 	$(BIN)/python -m pytest --hypothesis-profile=nightly tests/client/test_tokenizer.py tests/client/test_preprocess.py

@@ -21,9 +21,12 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
 from tests.tiny import with_repository, write_pictures, write_tiny_bundle, write_tiny_zero_shot_bundle
 
-# The engine of a graph is measured once and kept: once a test run, and never in the user's own cache. Workers inherit
-# the folder.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes beside each other have a thread each: where torch has one for every core in all of them, its products
+    # take three times as long, since threads wait for others that have no core. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:
+    # The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
     _user_cache = tempfile.TemporaryDirectory(prefix="cirrus-tests-")
     os.environ["XDG_CACHE_HOME"] = _user_cache.name
 
