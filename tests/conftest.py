@@ -23,7 +23,7 @@ from tests.tiny import with_repository, write_pictures, write_tiny_bundle, write
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes beside each other have a thread each: where torch has one for every core in all of them, its products
-    # take three times as long, since threads wait for others that have no core. OpenMP reads this when torch is imported.
+    # take three times as long, since threads wait for others that have no core. OpenMP reads it as torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 else:
     # The engine of a graph is measured once and kept: once a test run, and never in the user's own cache.
