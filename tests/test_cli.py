@@ -12,13 +12,12 @@ import time
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from cirrus_client.bundle import Bundle
-from cirrus_client.cli.app import app
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.gallery import read_gallery
 from cirrus_client.triton.server import free_ports
+from tests.test_command_line import run
 
 CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
 
@@ -72,7 +71,7 @@ def swapped(bundle, photos, new_head, tmp_path_factory):
     embed = ("embed", photos, "--bundle", bundle.root, "--cache", root / "features", "--out")
     cirrus(*embed, root / "old")
     # In this process, where conversions of the same graphs are shared.
-    done = CliRunner().invoke(app, [*map(str, embed), str(root / "new"), "--head", str(new_head)])
+    done = run(*embed, root / "new", "--head", new_head)
     assert done.exit_code == 0, done.output
     assert "search it with --bundle" in done.output
     return root

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +38,11 @@ def read_parquet(
                 path=path,
             )
     return table
+
+
+def names_taken_twice(columns: Sequence[str]) -> list[str]:
+    """Return the names that several columns have, sorted. Parquet allows that, and rows as dictionaries do not."""
+    return sorted({name for name in columns if columns.count(name) > 1})
 
 
 def parquet_schema(file: BinaryIO) -> pa.Schema:

@@ -84,9 +84,10 @@ def test_a_small_bench_reports_every_row_and_equal_embeddings(weights, demo_bund
 def demo_subjects(
     weights: DemoWeights, exported: Callable[[Precision], Bundle], backbone: str, work: Path
 ) -> Subjects[TransAggUnion]:
-    recipe = build_recipe(demo_request(weights, work, Precision.FP32))
+    request = demo_request(weights, work, Precision.FP32)
+    recipe = build_recipe(request)
     assert isinstance(recipe, TransAggUnion)
-    assert backbone == "cirrus-demo"
+    assert backbone == request.backbone
     return Subjects(recipe, {one: exported(one) for one in PRECISIONS if candidates(one)})
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from cirrus_client.bundle import DType, GraphSpec, Precision
+from cirrus_client.bundle import Bundle, DType, GraphSpec, Precision
 from cirrus_client.plans import BatchProfile, Fusion
 from cirrus_export.compile.ahead_of_time import build_ahead
 from cirrus_export.compile.engine_inspector import attention_in_plan, count_attentions
@@ -51,6 +51,12 @@ def inputs_of_shapes(path: Path) -> list[str]:
     graph = onnx.load(path, load_external_data=False).graph
     read = {name for node in graph.node if node.op_type != "Shape" for name in node.input}
     return [spec.name for spec in graph.input if spec.name not in read]
+
+
+def check_all_compile(bundle: Bundle, precision: Precision, folder: Path) -> None:
+    """See `check_compiles`, of every graph of a bundle."""
+    for name, graph in bundle.spec.graphs.items():
+        check_compiles(name, bundle.graph_file(name), graph, precision, folder)
 
 
 def check_compiles(name: str, path: Path, graph: GraphSpec, precision: Precision, folder: Path) -> None:

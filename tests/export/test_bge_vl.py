@@ -16,7 +16,7 @@ from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, export
-from tests.export.compiled import check_compiles, needs_rtx
+from tests.export.compiled import check_all_compile, needs_rtx
 from tests.export.test_hugging_face_clip import clip_model
 
 from open_clip.tokenizer import SimpleTokenizer  # isort: skip  (behind cirrus_export, which lets torchvision load)
@@ -122,5 +122,4 @@ def test_the_longer_embedding_counts_more(bge_vl, released) -> None:
 @needs_rtx
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 def test_every_graph_compiles(precision: Precision, bge_vl: Bundle, tmp_path: Path) -> None:
-    for name, graph in bge_vl.spec.graphs.items():
-        check_compiles(name, bge_vl.graph_file(name), graph, precision, tmp_path)
+    check_all_compile(bge_vl, precision, tmp_path)

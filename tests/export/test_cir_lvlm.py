@@ -22,7 +22,7 @@ from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, lo
 from cirrus_export.heads.lvlm import Pooling, PromptedLanguage, pooled, read
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import write_shared_repository
-from tests.export.compiled import LOWER, check_compiles, needs_rtx
+from tests.export.compiled import LOWER, check_all_compile, needs_rtx
 
 SMALL = LvlmConfig(
     vision={
@@ -141,8 +141,7 @@ def test_another_pooling_is_another_space_and_passes_its_gate(pooling, exported,
 @pytest.mark.export
 @pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
 def test_its_graphs_compile(exported, precision, tmp_path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
+    check_all_compile(exported, precision, tmp_path)
 
 
 @pytest.mark.export

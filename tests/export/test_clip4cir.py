@@ -18,7 +18,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
-from tests.export.compiled import check_compiles, needs_rtx
+from tests.export.compiled import check_all_compile, needs_rtx
 from tests.export.test_bge_vl import TEXTS, image_file
 
 import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
@@ -133,5 +133,4 @@ def test_a_missing_and_a_surplus_key_are_both_named(files, tmp_path) -> None:
 @needs_rtx
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 def test_every_graph_compiles(precision: Precision, exported: Bundle, tmp_path: Path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
+    check_all_compile(exported, precision, tmp_path)

@@ -39,7 +39,7 @@ from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes import Recipe
 from tests.conftest import jpeg
-from tests.export.compiled import LOWER, check_compiles, needs_rtx
+from tests.export.compiled import LOWER, check_all_compile, needs_rtx
 from tests.export.test_vlm_embedder import TEXTS
 
 TILE_PX = 28
@@ -238,8 +238,7 @@ def test_e5vs_messages_are_embedded_as_published(exported, e5v) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
 def test_its_graphs_compile(exported, precision, tmp_path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
+    check_all_compile(exported, precision, tmp_path)
 
 
 def of_graphs(recipe: Recipe, images: Sequence[bytes], texts: Sequence[str], root: Path) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError, UnsupportedQuery
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
-from tests.export.compiled import check_compiles, needs_rtx
+from tests.export.compiled import check_all_compile, needs_rtx
 from tests.export.test_bge_vl import TEXTS, image_file
 
 import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
@@ -247,5 +247,4 @@ def test_a_release_that_is_cut_or_something_else_is_refused(content, tmp_path) -
 
 @needs_rtx
 def test_every_graph_compiles(exported: Bundle, tmp_path: Path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, Precision.FP32, tmp_path)
+    check_all_compile(exported, Precision.FP32, tmp_path)

@@ -28,7 +28,7 @@ from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes import recipe_named
 from cirrus_export.recipes.recognition import read_head_of
 from tests.export import test_llava, test_vlm_embedder
-from tests.export.compiled import LOWER, check_compiles, needs_rtx
+from tests.export.compiled import LOWER, check_all_compile, needs_rtx
 from tests.export.test_llava import IMAGES, ODD, processor_of
 
 POOL, LENGTH, CHOSEN, WIDTH = 7, 3, 2, 64
@@ -144,8 +144,7 @@ def test_the_export_answers_from_file_and_text(exported, head) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
 def test_its_graphs_compile(exported, precision, tmp_path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
+    check_all_compile(exported, precision, tmp_path)
 
 
 @pytest.mark.parametrize("checkpoint", ["llava"], indirect=True)

@@ -41,7 +41,7 @@ from cirrus_export.compile import onnx_graph
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes import Recipe
 from tests.conftest import jpeg
-from tests.export.compiled import LOWER, check_compiles, needs_rtx
+from tests.export.compiled import LOWER, check_all_compile, needs_rtx
 
 SIZE_PX = {"qwen3-vl": 96, "qwen2-vl": 84}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
@@ -375,8 +375,7 @@ def test_large_weights_of_16_bits_are_stored_so(exported, worded_otherwise) -> N
 @pytest.mark.export
 @pytest.mark.slow
 def test_its_graphs_compile(exported, tmp_path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, Precision.FP32, tmp_path)
+    check_all_compile(exported, Precision.FP32, tmp_path)
 
 
 @needs_rtx
@@ -385,8 +384,7 @@ def test_its_graphs_compile(exported, tmp_path) -> None:
 @pytest.mark.parametrize("checkpoint", ["qwen3-vl"], indirect=True)
 @pytest.mark.parametrize("precision", LOWER)
 def test_its_graphs_compile_in_a_lower_precision(exported, precision, tmp_path) -> None:
-    for name, graph in exported.spec.graphs.items():
-        check_compiles(name, exported.graph_file(name), graph, precision, tmp_path)
+    check_all_compile(exported, precision, tmp_path)
 
 
 @needs_rtx
@@ -395,8 +393,7 @@ def test_its_graphs_compile_in_a_lower_precision(exported, precision, tmp_path) 
 @pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
 def test_a_prompt_that_begins_with_the_image_compiles(worded_otherwise, precision, tmp_path) -> None:
     _, bundle = worded_otherwise
-    for name, graph in bundle.spec.graphs.items():
-        check_compiles(name, bundle.graph_file(name), graph, precision, tmp_path)
+    check_all_compile(bundle, precision, tmp_path)
 
 
 def test_a_users_wording_is_read_from_a_file(checkpoint, tmp_path) -> None:

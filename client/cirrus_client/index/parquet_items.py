@@ -21,7 +21,7 @@ from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.filters import Mask, matching
 from cirrus_client.index.items import Groups, Item, located
 from cirrus_client.kept_columns import as_texts, is_text, kept_column
-from cirrus_client.parquet import read_parquet
+from cirrus_client.parquet import names_taken_twice, read_parquet
 
 ITEMS = "items.parquet"
 PATH = "image_path"
@@ -244,9 +244,9 @@ def _kept(table: pa.Table) -> pa.Table:
 
 
 def _check_names(table: pa.Table, what: str) -> None:
-    twice = {name for name in table.column_names if table.column_names.count(name) > 1}
+    twice = names_taken_twice(table.column_names)
     if twice:
-        raise SearchIndexError(f"{what} has several columns named {', '.join(sorted(twice))}: rename them")
+        raise SearchIndexError(f"{what} has several columns named {', '.join(twice)}: rename them")
 
 
 def _named_by_shard(metadata: pa.Table, gallery: Gallery) -> Iterator[int]:

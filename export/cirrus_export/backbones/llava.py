@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
-from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.family import BackboneOptions
@@ -23,7 +22,6 @@ from cirrus_export.backbones.llava_config import check_config, check_resolutions
 from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
 from cirrus_export.checkpoints.transformers_folder import load_model
-from cirrus_export.graph import Graph, pixels, vectors
 from cirrus_export.heads.last_token import line_positions
 from cirrus_export.heads.llava import LlavaTower, Size, Tiling, Whole, WholeAndTiles, best_side_px, packing, tiling_of
 from cirrus_export.heads.prompts import NO_TOKEN
@@ -37,6 +35,7 @@ _LARGEST_PX = 4096
 class LlavaBackbone(VlmBackbone):
     """LLaVA-1.5, which sees an image once. Its image tokens are counted like words."""
 
+    tower: LlavaTower
     label = "LLaVA"
     wordings: ClassVar[tuple[str, ...]] = ()
 
@@ -78,15 +77,6 @@ class LlavaBackbone(VlmBackbone):
         """Return the positions of the image's tokens, int64 [3, N]: those of words, whatever a wording says."""
         return line_positions(self.num_image_tokens)
 
-    def vision_graph(self) -> Graph:
-        """Return vision tower and projector as a graph, from pixels to `image_tokens` [B, N, W]."""
-        return Graph(
-            GraphName.VISION_ENCODER,
-            self.tower,
-            inputs=(pixels(self.image_size_px),),
-            outputs=(vectors("image_tokens", self.num_image_tokens, self.width),),
-        )
-
     def original(
         self,
         before: tuple[int, ...],
@@ -115,12 +105,10 @@ class LlavaBackbone(VlmBackbone):
         """See `Backbone.write_tokenizer`. The image's token is special, so that its spelling in a text is text."""
         spec = super().write_tokenizer(root, prompt)
         content = json.loads((root / spec.file).read_bytes())
-        ordinary = [
-            token for token in content["added_tokens"] if token["content"] == self.image_word and not token["special"]
-        ]
-        for token in ordinary:  # `tokenizer.add_tokens("<image>")`, as E5-V's was added
-            token["special"] = True
-            (root / spec.file).write_text(json.dumps(content))
+        for token in content["added_tokens"]:
+            if token["content"] == self.image_word and not token["special"]:
+                token["special"] = True  # `tokenizer.add_tokens("<image>")`, as E5-V's was added
+                (root / spec.file).write_text(json.dumps(content))
         return spec
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
-from cirrus_client.names import GraphName
 from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
 from cirrus_export.checkpoints.image_settings import image_settings
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
-from cirrus_export.graph import Graph, pixels, vectors
 from cirrus_export.heads.last_token import line_positions
 from cirrus_export.heads.prompts import NO_TOKEN
 from cirrus_export.heads.qwen_vl import VisionTower, grid_positions, patches
@@ -29,6 +27,7 @@ Levels = tuple[float, float, float]
 class QwenVlBackbone(VlmBackbone):
     """Transformers' model for images of one size, and its tokenizer."""
 
+    tower: VisionTower
     tower_type: ClassVar[type[VisionTower]]
     mean: ClassVar[Levels]
     std: ClassVar[Levels]
@@ -84,18 +83,6 @@ class QwenVlBackbone(VlmBackbone):
         """The vision tower."""
         visual: nn.Module = self.model.visual
         return visual
-
-    def vision_graph(self) -> Graph:
-        """Return the vision tower as a graph, from pixels to `image_tokens` [B, N, W * (1 + K)] of K deepstack layers.
-
-        The first W values are what the language model reads as words, the others what it adds behind its first layers.
-        """
-        return Graph(
-            GraphName.VISION_ENCODER,
-            self.tower,
-            inputs=(pixels(self.image_size_px),),
-            outputs=(vectors("image_tokens", self.num_image_tokens, self.image_token_width),),
-        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See `VlmBackbone.forward`. What deepstack adds to them is not among them."""

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError, ExportError
+from cirrus_client.names import GraphName
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights, refuse_tokenizer
@@ -23,6 +24,7 @@ from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
+from cirrus_export.graph import Graph, pixels, vectors
 from cirrus_export.heads.frozen import freeze
 from cirrus_export.heads.prompts import NO_TOKEN
 
@@ -34,12 +36,14 @@ class VlmBackbone(Backbone):
     """Transformers' model for images of one size, and its tokenizer.
 
     wordings: names of how the published embedding models of the generation word their inputs. A space does not name the
-    first one's target message. axes: of the frequencies of the language model's rotation, see `LastToken`.
+    first one's target message. tower: makes image tokens of pixels, as it is exported. axes: of the frequencies of the
+    language model's rotation, see `LastToken`.
     """
 
     offers = "a vision-language model"
     reads_padding = False  # causal, and padding comes last
     wordings: ClassVar[tuple[str, ...]]
+    tower: nn.Module
     axes: Tensor
 
     def __init__(self, model: Any, tokenizer: Path) -> None:
@@ -101,6 +105,18 @@ class VlmBackbone(Backbone):
     def image_token_width(self) -> int:
         """Width of an image token: the language model's, and what its first layers add to it."""
         return self.width
+
+    def vision_graph(self) -> Graph:
+        """Return the tower as a graph, from pixels to `image_tokens` [B, N, W'] of `image_token_width` values.
+
+        The first W values are what the language model reads as words, the others what it adds behind its first layers.
+        """
+        return Graph(
+            GraphName.VISION_ENCODER,
+            self.tower,
+            inputs=(pixels(self.image_size_px),),
+            outputs=(vectors("image_tokens", self.num_image_tokens, self.image_token_width),),
+        )
 
     @property
     def image_word(self) -> str:

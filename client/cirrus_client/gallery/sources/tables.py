@@ -21,7 +21,7 @@ from cirrus_client.gallery.sources.container import Container
 from cirrus_client.gallery.sources.listed import Entry, ListedSource
 from cirrus_client.gallery.sources.store import fetched, find, joined, split
 from cirrus_client.kept_columns import is_text, kept_column, kept_type
-from cirrus_client.parquet import parquet_batches, parquet_schema
+from cirrus_client.parquet import names_taken_twice, parquet_batches, parquet_schema
 
 _BYTES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 _PATHS = ("image_path", "path", "file_name", "filepath", "image", "image_url", "url")
@@ -94,7 +94,7 @@ class TableSource:
 
     def _fill(self, container: Container, file: BinaryIO, images: BinaryIO, name: str) -> None:
         schema = _schema(file, name)
-        if len(set(schema.names)) < len(schema.names):
+        if names_taken_twice(schema.names):
             container.leave_unread("two of its columns have one name")
             return
         if self._image not in schema.names or not _is_bytes(schema.field(self._image).type):
@@ -163,7 +163,7 @@ def _schema(file: BinaryIO, name: str) -> pa.Schema:
 
 def _told_apart(schema: pa.Schema, name: str) -> pa.Schema:
     """Return the columns. Raises GalleryError if two have one name."""
-    twice = [column for column in schema.names if schema.names.count(column) > 1]
+    twice = names_taken_twice(schema.names)
     if twice:
         raise GalleryError(f"images {name}: two columns are called '{twice[0]}'; rename one of them")
     return schema
