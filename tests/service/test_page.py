@@ -53,6 +53,7 @@ def address(bundle, index_root, text_source, port, tmp_path_factory) -> Iterator
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=20_000)
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield running
@@ -232,10 +233,10 @@ def test_a_service_that_goes_away_and_comes_back_is_searched_again(
     page.keyboard.press("Enter")
     expect(page.locator("#problem")).to_contain_text("can't be reached")
     assert page.locator(".card a").all_inner_texts() == before
-    with service(tmp_path, bundle, index_root, port), page.expect_response("**/v1/search"):
-        pass
+    with service(tmp_path, bundle, index_root, port):
+        after = found(page)  # the page asks again by itself, maybe before this process knows that the service answers
     expect(page.locator("#problem")).to_be_empty()
-    assert found(page) != before
+    assert after != before
 
 
 def test_a_service_with_keys_asks_for_one_and_keeps_it(
