@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import numpy as np
 import pytest
@@ -113,6 +113,7 @@ def test_a_link_survives_a_browser_whatever_the_path_of_the_item(serve, encoder,
         "plain/../000003.jpg",
         f"{tmp_path}/photos//000004.jpg",
         "plain/5 %.jpg",
+        "plain/image",
     ]
     for picture, path in zip(sorted(pictures.iterdir()), paths, strict=False):
         (tmp_path / "photos" / path).write_bytes(picture.read_bytes())
@@ -126,6 +127,7 @@ def test_a_link_survives_a_browser_whatever_the_path_of_the_item(serve, encoder,
         as_a_browser_sends_it = urljoin("http://localhost/", item["image"])
         image = client.get(as_a_browser_sends_it)
         assert image.content == (tmp_path / "photos" / item["id"]).read_bytes(), as_a_browser_sends_it
+        assert client.get(f"/v1/items/{quote(item['id'], safe='')}").json()["id"] == item["id"]
 
 
 def test_texts_alone_are_answered_where_the_recipe_does(client) -> None:

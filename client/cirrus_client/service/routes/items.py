@@ -30,7 +30,12 @@ Size = Annotated[
 
 @router.get("/v1/items/{id:path}/image", response_class=Response, responses=_IMAGE)
 async def item_image(request: Request, id: str, collection: Collection = None, size: Size = None) -> Response:
-    """Return an item's image, or a thumbnail of it. It is read from below the gallery's folder only."""
+    """Return an item's image, or a thumbnail of it. It is read from below the gallery's folder only.
+
+    An id that ends in `/image` is told from this path by its escaped slash: `/v1/items/shoes%2Fimage` is an item.
+    """
+    if not request.scope["raw_path"].endswith(b"/image"):
+        return await item(request, f"{id}/image", collection)
     _, version = service(request).registry.find(collection)
     threads = service(request).pictures
     file = await asyncio.get_running_loop().run_in_executor(threads, version.images.file, id, size)
