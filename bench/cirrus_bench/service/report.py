@@ -75,7 +75,7 @@ class ServiceReport(Report):
             "## One query at a time",
             "",
             "An uploaded 512 px photo and an edit of 5 to 9 tokens; median ms. Bare is the engine and FAISS in one "
-            "process, asked in turn with the service.",
+            "process, asked in turn with the service, ten queries in a row each.",
             "",
             "| precision | bare, uncut texts | bare, cut texts | times fp32 uncut | served | added | added, % |",
             "|---|--:|--:|--:|--:|--:|--:|",
