@@ -18,9 +18,9 @@ from pydantic import (
 
 from cirrus_client.errors import CirrusError, StoredDataError
 from cirrus_client.files import write_atomically
+from cirrus_client.invalid_fields import first_problem
 
 R = TypeVar("R", bound="Record")
-_LONGEST_VALUE = 60
 _SEAL = "checksum"
 
 
@@ -89,7 +89,7 @@ def read_record(
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        field, found = first_problem(error)
+        field, found = first_problem(error, content)
         raise raises(f"{path}: {found}; {way_out}", path=path, field=field) from None
 
 
@@ -104,20 +104,7 @@ def parse_record(content: str | bytes, kind: type[R], *, source: str, raises: ty
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise raises(f"{source}: {first_problem(error)[1]}; {way_out}") from None
-
-
-def first_problem(error: ValidationError) -> tuple[str | None, str]:
-    """Return the name of the first wrong field (None: the text is not JSON), and a description of the problem."""
-    first = error.errors(include_url=False)[0]
-    others = error.error_count() - 1
-    more = f" ({others} more {'problem' if others == 1 else 'problems'})" if others else ""
-    if first["type"] == "json_invalid":
-        return None, f"it is not JSON: {first['ctx']['error']}{more}"
-    field = ".".join(str(part) for part in first["loc"]) or None
-    where = "its content" if field is None else f"field '{field}'"
-    found = "" if first["type"] == "missing" else f", found {_shortened(first['input'])}"
-    return field, f"{where}: {first['msg']}{found}{more}"
+        raise raises(f"{source}: {first_problem(error, content)[1]}; {way_out}") from None
 
 
 def _unsealed(content: bytes) -> tuple[bytes, str | None]:
@@ -141,8 +128,3 @@ def _unsealed(content: bytes) -> tuple[bytes, str | None]:
 
 def _checksum(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

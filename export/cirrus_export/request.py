@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cirrus_client.bundle import Precision
 from cirrus_client.errors import ExportError
 from cirrus_client.files import sha256_of_file
-from cirrus_client.records import first_problem
+from cirrus_client.invalid_fields import first_problem
 from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.backbones.registry import RANDOM, split_pretrained
 
@@ -43,7 +43,7 @@ class ExportRequest:
         try:
             return BackboneOptions.model_validate(own)
         except ValidationError as error:
-            field, problem = first_problem(error)
+            field, problem = first_problem(error, own)
             raise ExportError(f"--option {field}: {problem}") from None
 
     def recipe_options(self) -> dict[str, str | float | bool]:

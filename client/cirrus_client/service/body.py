@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cirrus_client.errors import InvalidRequest
-from cirrus_client.records import first_problem
+from cirrus_client.invalid_fields import first_problem
 
 M = TypeVar("M", bound=BaseModel)
 FORM = "multipart/form-data"
@@ -28,7 +28,7 @@ def parse(content: bytes | str, kind: type[M]) -> M:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        field, found = first_problem(error)
+        field, found = first_problem(error, content)
         raise InvalidRequest(f"the request: {found}; see /openapi.json", field=field) from None
 
 

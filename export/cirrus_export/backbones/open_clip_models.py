@@ -17,7 +17,7 @@ from torch import nn
 
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad, PreprocessSpec
-from cirrus_client.records import first_problem
+from cirrus_client.invalid_fields import first_problem
 from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.clip_config import ClipConfig
 from cirrus_export.backbones.family import Weights

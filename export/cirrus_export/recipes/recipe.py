@@ -15,8 +15,9 @@ from cirrus_client.bundle import CaptionJoin, Similarity
 from cirrus_client.ensemble import EnsembleSpec
 from cirrus_client.errors import ExportError, UnsupportedQuery
 from cirrus_client.image.preprocess import Crop, Pad, PreprocessSpec
+from cirrus_client.invalid_fields import first_problem
 from cirrus_client.names import EnsembleName
-from cirrus_client.records import Record, first_problem
+from cirrus_client.records import Record
 from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import BackboneOptions, Sizes
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
@@ -187,6 +188,6 @@ def parse_options(recipe: type[Recipe], options: Mapping[str, str | float | bool
     try:
         return recipe.options_type.model_validate(options)
     except ValidationError as error:
-        field, problem = first_problem(error)
+        field, problem = first_problem(error, options)
         known = ", ".join([*recipe.options_type.model_fields, *BackboneOptions.model_fields])
         raise ExportError(f"recipe {recipe.name}: option '{field}': {problem}; known options: {known}") from None
