@@ -60,6 +60,22 @@ def test_the_document_describes_every_body_and_problem(client) -> None:
             assert method == "get" or "requestBody" in operation or path.endswith("/reload"), path
 
 
+def test_the_document_is_one_that_generators_of_clients_read(client) -> None:
+    """The others that are not in CI: OpenAPI Generator's for Python, openapi-typescript and hey-api."""
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert schemas["SearchRequest"]["properties"]["filter"]["anyOf"][0] == {"$ref": "#/components/schemas/Filter"}
+    for name, schema in schemas.items():
+        for field, of_field in schema.get("properties", {}).items():
+            assert of_field.get("default", "") is not None, f"{name}.{field} would always be there in TypeScript"
+            kinds = [kind for kind in of_field.get("anyOf", ()) if kind != {"type": "null"}]
+            class_of_field = of_field.get("title", "").replace(" ", "")
+            assert len(kinds) < 2 or class_of_field not in schemas, f"{name}.{field} has the name of another schema"
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert any(parameter["name"] == "X-Request-ID" for parameter in operation["parameters"])
+
+
 def test_the_document_says_what_needs_a_key(serve) -> None:
     locked = serve(access=Access(Keys({"page": KEY}), only_loopback=False))
     paths = locked.get("/openapi.json").json()["paths"]

@@ -9,6 +9,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -16,17 +17,21 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from typing_extensions import TypeAliasType
 
 from cirrus_client.errors import InvalidFilter
-from cirrus_client.records import first_problem
+from cirrus_client.invalid_fields import first_problem
 
 _COLUMN = Field(max_length=200)
-Value = (
+_NAMES_OF_OPERATORS: list[JsonValue] = ["EQUAL", "NOT_EQUAL", "LESS", "AT_MOST", "GREATER", "AT_LEAST"]
+Value = TypeAliasType(
+    "Value",
     StrictBool
     | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
     | Annotated[StrictFloat, Field(allow_inf_nan=False)]
-    | Annotated[str, Field(max_length=1_000)]
+    | Annotated[str, Field(max_length=1_000)],
 )
+"""What a column is compared with. It has a name, by which generated clients call it."""
 
 
 class _Node(BaseModel):
@@ -37,7 +42,7 @@ class Compare(_Node):
     """`{"column": "price", "op": "<", "value": 50}`. A date or a time is text in the form of ISO 8601."""
 
     column: str = _COLUMN
-    op: Literal["==", "!=", "<", "<=", ">", ">="]
+    op: Literal["==", "!=", "<", "<=", ">", ">="] = Field(json_schema_extra={"x-enum-varnames": _NAMES_OF_OPERATORS})
     value: Value
 
 
@@ -87,15 +92,22 @@ def _kind(node: Any) -> str | None:
     return "in" if op == "in" else "null" if op in ("null", "not_null") else "compare"
 
 
-Filter = Annotated[
-    Annotated[And, Tag("and")]
-    | Annotated[Or, Tag("or")]
-    | Annotated[Not, Tag("not")]
-    | Annotated[Compare, Tag("compare")]
-    | Annotated[IsIn, Tag("in")]
-    | Annotated[IsNull, Tag("null")],
-    Discriminator(_kind),
-]
+Filter = TypeAliasType(
+    "Filter",
+    Annotated[
+        Annotated[And, Tag("and")]
+        | Annotated[Or, Tag("or")]
+        | Annotated[Not, Tag("not")]
+        | Annotated[Compare, Tag("compare")]
+        | Annotated[IsIn, Tag("in")]
+        | Annotated[IsNull, Tag("null")],
+        Discriminator(
+            _kind,
+            custom_error_type="no_filter",
+            custom_error_message='it must be an object, like {"column": "price", "op": "<", "value": 50}',
+        ),
+    ],
+)
 """A filter. A comparison with an empty place is false, whatever the operator."""
 
 for _model in (And, Or, Not):
@@ -109,6 +121,6 @@ def read_filter(tree: Any) -> Filter:
     try:
         return _FILTER.validate_python(tree)
     except ValidationError as error:
-        field, problem = first_problem(error)
+        field, problem = first_problem(error, tree)
         place = "filter" if field is None else f"filter.{field}"
         raise InvalidFilter(f"it is no filter: {problem}", place=place) from None

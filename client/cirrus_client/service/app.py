@@ -85,7 +85,7 @@ def create_app(
             yield
 
     app = FastAPI(
-        title="Cirrus",
+        title="Cirrus search",
         version=__version__,
         summary="Composed image search: an image, but as the text says.",
         lifespan=lifespan,

@@ -14,6 +14,12 @@ from cirrus_client.service.models import Problem
 
 _REFERENCE = "#/components/schemas/{model}"
 _BODIES: list[type[BaseModel]] = []
+_REQUEST_ID = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "description": "By which the request is found in the log: up to 64 letters, digits, dots, dashes and underscores.",
+    "schema": {"type": "string"},
+}
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "default": {
@@ -56,13 +62,23 @@ def complete(app: FastAPI, *, keys: bool) -> None:
         kinds = [(kind, "validation" if kind is not Problem else "serialization") for kind in (*_BODIES, Problem)]
         _, added = models_json_schema(kinds, ref_template=_REFERENCE)  # type: ignore[arg-type]
         schemas |= added["$defs"]
+        for schema in schemas.values():
+            _without_null_defaults(schema)
         if keys:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation.get("responses", {}).pop("422", None)
+                operation.setdefault("parameters", []).append(_REQUEST_ID)
                 if keys and is_closed(path):
                     operation["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _without_null_defaults(schema: dict[str, Any]) -> None:
+    """Leave out defaults that are null: for generated clients of TypeScript, what has a default is always there."""
+    for field in schema.get("properties", {}).values():
+        if field.get("default", "") is None:
+            del field["default"]

@@ -17,7 +17,8 @@ from cirrus_client.service.search import image_link
 router = APIRouter(tags=["items"], responses=PROBLEMS)
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _IMAGE: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The image.", "content": {"image/*": _BYTES}},
+    # Never sent as the second: clients whose generator knows no type of images take it as bytes all the same.
+    200: {"description": "The image.", "content": {"image/*": _BYTES, "application/octet-stream": _BYTES}},
     304: {"description": "The image that the caller has."},
 }
 _CACHED = "private, max-age=3600"

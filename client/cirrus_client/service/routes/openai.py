@@ -27,7 +27,7 @@ class _Tolerant(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class ImageUrl(_Tolerant):
+class LinkedImage(_Tolerant):
     """A data URI, or a web address of an allowed host."""
 
     url: str
@@ -38,7 +38,7 @@ class Part(_Tolerant):
 
     type: Literal["text", "image_url"]
     text: str | None = None
-    image_url: ImageUrl | str | None = None
+    image_url: LinkedImage | str | None = None
 
 
 class Message(_Tolerant):
