@@ -106,6 +106,18 @@ def test_the_stock_cohere_client_embeds_texts_images_and_both(running, texts, ph
     assert close(both.embeddings.float_, texts.encode_queries([photo], ["red"]))
 
 
+def test_the_first_cohere_client_which_langchain_has_embeds_texts_and_images(running, texts, photo) -> None:
+    cohere = pytest.importorskip("cohere", reason="the cohere client is not installed")
+    client = cohere.Client(KEY, base_url=running.url)
+    query = client.embed(texts=["red", "blue"], input_type="search_query")
+    assert (query.response_type, query.texts) == ("embeddings_floats", ["red", "blue"])
+    assert close(query.embeddings, texts.encode_queries([None, None], ["red", "blue"]))
+    by_type = client.embed(texts=["red"], input_type="search_query", embedding_types=["float"], truncate="NONE")
+    assert close(by_type.embeddings.float_, texts.encode_queries([None], ["red"]))
+    image = client.embed(images=[uri(photo)], input_type="image")
+    assert close(image.embeddings, texts.encode_targets([photo]))
+
+
 def test_images_and_edits_in_every_form(asked, encoder, photo) -> None:
     coded = base64.b64encode(photo).decode()
     parts = [{"type": "image_url", "image_url": {"url": uri(photo)}}, {"type": "text", "text": "red"}]

@@ -1,4 +1,4 @@
-"""`POST /v2/embed`, as Cohere words it."""
+"""`POST /v2/embed` and `POST /v1/embed`, as Cohere's clients word them: `ClientV2`, and `Client` and LangChain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidRequest, UnsupportedQuery
 from cirrus_client.service.body import read_json
 from cirrus_client.service.embedding import Content, as_base64, embed, side_of, tokens_of
@@ -18,6 +19,7 @@ from cirrus_client.service.openapi import PROBLEMS, body
 from cirrus_client.service.routes.openai import Part, content_of
 from cirrus_client.service.routes.parts import json_answer, service
 
+Kind = Literal["float", "base64"]
 router = APIRouter(tags=["embeddings"], responses=PROBLEMS)
 
 
@@ -29,9 +31,7 @@ class EmbedInput(BaseModel):
     content: list[Part]
 
 
-class EmbedRequest(BaseModel):
-    """Texts, images as data URIs, or `inputs` of both. model: the name of a collection."""
-
+class _Wanted(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str | None = None
@@ -39,8 +39,19 @@ class EmbedRequest(BaseModel):
     texts: list[str] | None = None
     images: list[str] | None = None
     inputs: list[EmbedInput] | None = None
-    embedding_types: list[Literal["float", "base64"]] = ["float"]
     output_dimension: int | None = None
+
+
+class EmbedRequest(_Wanted):
+    """Texts, images as data URIs, or `inputs` of both. model: the name of a collection."""
+
+    embedding_types: list[Kind] = ["float"]
+
+
+class EmbedRequestV1(_Wanted):
+    """As in the second version, but without embedding_types the answer has lists of numbers and no types."""
+
+    embedding_types: list[Kind] | None = None
 
 
 class EmbedAnswer(Answer):
@@ -53,33 +64,53 @@ class EmbedAnswer(Answer):
     meta: dict[str, Any]
 
 
+class EmbedFloatsAnswer(Answer):
+    """Embeddings in the order of the inputs."""
+
+    id: str
+    response_type: Literal["embeddings_floats"] = "embeddings_floats"
+    embeddings: list[list[float]]
+    texts: list[str] = Field(default=[])
+    meta: dict[str, Any]
+
+
 @router.post("/v2/embed", response_model=EmbedAnswer, openapi_extra=body(EmbedRequest))
 async def embed_v2(request: Request) -> Response:
     """Return embeddings of texts, images, and images with edits, as Cohere's API does."""
     wanted = await read_json(request, EmbedRequest)
-    name, version = service(request).registry.find(wanted.model)
-    space = version.spec.space
+    found, said = await _embedded(request, wanted, version="2")
+    return json_answer(EmbedAnswer(embeddings=_by_type(found, wanted.embedding_types), **said))
+
+
+@router.post("/v1/embed", response_model=EmbedAnswer | EmbedFloatsAnswer, openapi_extra=body(EmbedRequestV1))
+async def embed_v1(request: Request) -> Response:
+    """Return embeddings of texts, or of images, as the first version of Cohere's API does."""
+    wanted = await read_json(request, EmbedRequestV1)
+    found, said = await _embedded(request, wanted, version="1")
+    if wanted.embedding_types is None:
+        return json_answer(EmbedFloatsAnswer(embeddings=[one.tolist() for one in found], **said))
+    return json_answer(EmbedAnswer(embeddings=_by_type(found, wanted.embedding_types), **said))
+
+
+async def _embedded(request: Request, wanted: _Wanted, *, version: str) -> tuple[list[Embeddings], dict[str, Any]]:
+    """Return the embeddings, float32 [D] each, and what an answer says besides."""
+    name, served = service(request).registry.find(wanted.model)
+    space = served.spec.space
     if wanted.output_dimension not in (None, space.dim):
         raise InvalidRequest(f"the space of {name} has {space.dim} dimensions, and no fewer", field="output_dimension")
     contents = await _contents(wanted, service(request).images)
-    found = await embed(version, contents, side_of(wanted.input_type))
+    found = await embed(served, contents, side_of(wanted.input_type))
     if any(one.ndim == 2 for one in found):
         raise UnsupportedQuery("a gallery image of this collection has several vectors, which this API can't say")
-    tokens = tokens_of(version, contents)
-    by_type: dict[str, Any] = {
-        kind: [as_base64(one) if kind == "base64" else one.tolist() for one in found] for kind in wanted.embedding_types
-    }
-    return json_answer(
-        EmbedAnswer(
-            id=secrets.token_hex(16),
-            embeddings=by_type,
-            texts=wanted.texts or [],
-            meta={"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}},
-        )
-    )
+    said = {"api_version": {"version": version}, "billed_units": {"input_tokens": tokens_of(served, contents)}}
+    return found, {"id": secrets.token_hex(16), "texts": wanted.texts or [], "meta": said}
 
 
-async def _contents(wanted: EmbedRequest, images: ImageReader) -> list[Content]:
+def _by_type(found: list[Embeddings], kinds: list[Kind]) -> dict[str, Any]:
+    return {kind: [as_base64(one) if kind == "base64" else one.tolist() for one in found] for kind in kinds}
+
+
+async def _contents(wanted: _Wanted, images: ImageReader) -> list[Content]:
     given = [one for one in (wanted.texts, wanted.images, wanted.inputs) if one is not None]
     if len(given) != 1:
         raise InvalidRequest("give one of 'texts', 'images' and 'inputs'", field="inputs")
