@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -220,6 +221,13 @@ def test_a_file_that_is_no_image_is_told_in_words(page: Page, address: str, tmp_
     expect(page.locator("#problem")).to_contain_text("not an image in a known format")
     assert len(choose(page, pictures / "000001.jpg")) == 24
     expect(page.locator("#problem")).to_be_empty()
+
+
+@pytest.mark.parametrize("id", ["./a.jpg", "a/../b.jpg", "/photos//a.jpg", "a b/5 %.jpg", "plain/image", "ä?#&.jpg"])
+def test_an_items_image_has_an_address_that_the_browser_leaves_as_it_is(page: Page, address: str, id: str) -> None:
+    page.goto(address)
+    seen = "async id => new URL((await import('/api.js')).imageOf(id, 'a collection'), location.href).pathname"
+    assert unquote(page.evaluate(seen, id)) == f"/v1/items/{id}/image"
 
 
 def test_a_service_that_goes_away_and_comes_back_is_searched_again(
