@@ -11,12 +11,14 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cirrus_client.bundle import SpaceSpec
 from cirrus_client.encoders.protocol import AsyncEncoder, Embeddings, Encoder, is_async
 from cirrus_client.encoders.reranker import AsyncReranker, Reranker, Scores
 from cirrus_client.errors import InvalidInput, ItemError, SearchIndexError, SpaceMismatch, UnsupportedQuery
 from cirrus_client.image.inputs import ImageInput
+from cirrus_client.index.distinct import search_distinct
 from cirrus_client.index.filter_models import Filter, read_filter
 from cirrus_client.index.items import Items
 from cirrus_client.index.parquet_items import ParquetItems
@@ -81,16 +83,18 @@ class Retriever:
         text: str | None = None,
         k: int = 10,
         filter: FilterTree | None = None,
+        unique: str | None = None,
         rerank: int | None = None,
     ) -> list[Match]:
         """Return the k best gallery images for a reference image and an edit text, best first.
 
-        filter: only images in it are answered. rerank: how many of the best the reranker looks at and orders anew; None
-        leaves them as the index found them. Raises InvalidImage, InvalidText or UnsupportedQuery for a query that can't
-        be encoded, SearchIndexError for a k under 1, InvalidFilter for a filter that does not fit the metadata; with
-        rerank also what `Reranker.scores` raises.
+        filter: only images in it are answered. unique: a column; of the images with the same value in it, the best is
+        answered, and images without a value are. rerank: how many of the best the reranker looks at and orders anew;
+        None leaves them as the index found them. Raises InvalidImage, InvalidText or UnsupportedQuery for a query that
+        can't be encoded, SearchIndexError for a k under 1, InvalidFilter for a filter or a column that does not fit the
+        metadata; with rerank also what `Reranker.scores` raises.
         """
-        return self.search_many([image], [text], k=k, filter=filter, rerank=rerank)[0]
+        return self.search_many([image], [text], k=k, filter=filter, unique=unique, rerank=rerank)[0]
 
     def search_many(
         self,
@@ -99,17 +103,18 @@ class Retriever:
         *,
         k: int = 10,
         filter: FilterTree | None = None,
+        unique: str | None = None,
         rerank: int | None = None,
     ) -> list[list[Match]]:
         """Return the k best gallery images for each (image, text) pair. Errors have the position of the pair.
 
-        filter, rerank: see `search`.
+        filter, unique, rerank: see `search`.
         """
         if rerank is None:
-            return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k, filter)
+            return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k, filter, unique)
         reranker = _checked(self._reranker, rerank)
         embeddings = self._encoder.encode_queries(images, texts)
-        nearest = _matches(self._index, self._items, embeddings, max(k, rerank), filter)
+        nearest = _matches(self._index, self._items, embeddings, max(k, rerank), filter, unique)
         answers = []
         for position, (image, text, found) in enumerate(zip(images, texts, nearest, strict=True)):
             try:
@@ -119,17 +124,19 @@ class Retriever:
             answers.append(_reranked(found, scores)[:k])
         return answers
 
-    def search_terms(self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None) -> list[Match]:
+    def search_terms(
+        self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None, unique: str | None = None
+    ) -> list[Match]:
         """Return the k best gallery images for several references or texts together, best first.
 
-        The query is the sum of the terms' embeddings, each times its weight; equal weights are the mean. Raises
-        UnsupportedQuery if the terms cancel each other out, or if images have several vectors, so that a sum is no
-        query; else what `search` raises, with the position of the term.
+        The query is the sum of the terms' embeddings, each times its weight; equal weights are the mean. filter,
+        unique: see `search`. Raises UnsupportedQuery if the terms cancel each other out, or if images have several
+        vectors, so that a sum is no query; else what `search` raises, with the position of the term.
         """
         _check_terms(terms, self._encoder.space)
         embeddings = self._encoder.encode_queries([term.image for term in terms], [term.text for term in terms])
         query = weighted_sum(embeddings, [term.weight for term in terms])
-        return _matches(self._index, self._items, query[None], k, filter)[0]
+        return _matches(self._index, self._items, query[None], k, filter, unique)[0]
 
     def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -174,10 +181,11 @@ class AsyncRetriever:
         text: str | None = None,
         k: int = 10,
         filter: FilterTree | None = None,
+        unique: str | None = None,
         rerank: int | None = None,
     ) -> list[Match]:
         """See `Retriever.search`. Also raises what the constructor of `Retriever` raises."""
-        return (await self.search_many([image], [text], k=k, filter=filter, rerank=rerank))[0]
+        return (await self.search_many([image], [text], k=k, filter=filter, unique=unique, rerank=rerank))[0]
 
     async def search_many(
         self,
@@ -186,6 +194,7 @@ class AsyncRetriever:
         *,
         k: int = 10,
         filter: FilterTree | None = None,
+        unique: str | None = None,
         rerank: int | None = None,
     ) -> list[list[Match]]:
         """See `Retriever.search_many`."""
@@ -193,7 +202,7 @@ class AsyncRetriever:
             _checked(self._reranker, rerank)
         embeddings = await self._embeddings(images, texts)
         wanted = max(k, rerank or 0)
-        answers = await asyncio.to_thread(_matches, self._index, self._items, embeddings, wanted, filter)
+        answers = await asyncio.to_thread(_matches, self._index, self._items, embeddings, wanted, filter, unique)
         if rerank is None:
             return answers
         scored = await asyncio.gather(
@@ -205,13 +214,13 @@ class AsyncRetriever:
         return [_reranked(found, scores)[:k] for found, scores in zip(answers, scored, strict=True)]
 
     async def search_terms(
-        self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None
+        self, terms: Sequence[Term], *, k: int = 10, filter: FilterTree | None = None, unique: str | None = None
     ) -> list[Match]:
         """See `Retriever.search_terms`."""
         _check_terms(terms, self._index.space)
         embeddings = await self._embeddings([term.image for term in terms], [term.text for term in terms])
         query = weighted_sum(embeddings, [term.weight for term in terms])
-        return (await asyncio.to_thread(_matches, self._index, self._items, query[None], k, filter))[0]
+        return (await asyncio.to_thread(_matches, self._index, self._items, query[None], k, filter, unique))[0]
 
     async def close(self) -> None:
         """Close the encoder's connections, if it has any."""
@@ -349,17 +358,24 @@ def _reranked(found: Sequence[Match], scores: Scores) -> list[Match]:
     return [replace(match, rank=rank) for rank, match in enumerate([*scored, *found[len(scores) :]], start=1)]
 
 
-def _matches(index: Index, items: Items, queries: Embeddings, k: int, filter: FilterTree | None) -> list[list[Match]]:
-    if filter is None:
-        hits = index.search(queries, k)
+def _matches(
+    index: Index, items: Items, queries: Embeddings, k: int, filter: FilterTree | None, unique: str | None
+) -> list[list[Match]]:
+    among = None if filter is None else items.select(read_filter(filter))
+    if unique is not None:
+        groups = items.groups(unique)
+        hits = [search_distinct(filtered(index), query[None], k, groups, among) for query in queries]
+    elif among is not None:
+        hits = [filtered(index).search_among(queries, k, among)]
     else:
-        hits = filtered(index).search_among(queries, k, items.select(read_filter(filter)))
-    answers = []
-    for rows, scores in zip(hits.rows, hits.scores, strict=True):
-        found = rows >= 0
-        pairs = zip(items.rows(rows[found].tolist()), scores[found].tolist(), strict=True)
-        best = [(item, score) for item, score in pairs if item is not None]  # None: removed since it was found
-        answers.append(
-            [Match(rank, item.id, score, item.image, item.metadata) for rank, (item, score) in enumerate(best, start=1)]
-        )
-    return answers
+        hits = [index.search(queries, k)]
+    return [
+        _matched(items, rows, scores) for found in hits for rows, scores in zip(found.rows, found.scores, strict=True)
+    ]
+
+
+def _matched(items: Items, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[Match]:
+    found = rows >= 0
+    pairs = zip(items.rows(rows[found].tolist()), scores[found].tolist(), strict=True)
+    best = [(item, score) for item, score in pairs if item is not None]  # None: removed since it was found
+    return [Match(rank, item.id, score, item.image, item.metadata) for rank, (item, score) in enumerate(best, start=1)]

@@ -297,6 +297,30 @@ def test_items_of_several_vectors_are_changed_as_wholes(tmp_path: Path) -> None:
     check()
 
 
+@pytest.mark.parametrize("backend", ["faiss", "milvus"])
+def test_a_retriever_answers_the_best_image_of_each_value(backend: str, bundle, photos: Path, tmp_path: Path) -> None:
+    encoder = LocalEncoder(bundle)
+    embed_gallery(photos, tmp_path / "gallery", encoder)
+    products = [None if number % 7 == 0 else f"product {number // 20}" for number in range(60)]
+    metadata = pa.table({"image_path": named(60), "product": products})
+    settings = options(tmp_path) if backend == "milvus" else {}
+    gallery = read_gallery(tmp_path / "gallery")
+    build_index(gallery, tmp_path / "index", backend=backend, options=settings, metadata=metadata)
+    retriever = open_retriever(encoder, tmp_path / "index")
+    query = {"image": photos / "000007.jpg", "text": "in blue"}
+    of = {match.id: match.metadata.get("product") for match in retriever.search(**query, k=60)}
+    for among, wanted in ((None, set(of)), ({"column": "product", "op": "not_null"}, {id for id in of if of[id]})):
+        best = [id for id in of if id in wanted]
+        kept = [id for place, id in enumerate(best) if of[id] is None or of[id] not in map(of.get, best[:place])]
+        for k in (1, 2, 60):
+            found = retriever.search(**query, k=k, filter=among, unique="product")
+            assert [match.id for match in found] == kept[:k]
+            assert [match.rank for match in found] == list(range(1, len(found) + 1))
+    with pytest.raises(InvalidFilter) as unknown:
+        retriever.search(**query, unique="colour")
+    assert unknown.value.place == "unique"
+
+
 def test_a_retriever_answers_from_milvus_under_a_filter(bundle, photos: Path, tmp_path: Path) -> None:
     encoder = LocalEncoder(bundle)
     embed_gallery(photos, tmp_path / "gallery", encoder)

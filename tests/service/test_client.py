@@ -99,15 +99,17 @@ def test_what_is_no_service_is_a_server_error(tmp_path) -> None:
         SearchClient("http://127.0.0.1:1").collections()
 
 
-def test_the_command_line_asks_a_service(running, pictures, expected) -> None:
+def test_the_command_line_asks_a_service(running, bundle, index_root, pictures, expected) -> None:
     asked = ("search", pictures / "000007.jpg", "red", "--url", running.url, "-k", 4, "--json", "--api-key", KEY)
     found = json.loads(cirrus(*asked))
     assert [match["id"] for match in found] == expected
     assert found[0]["image"].startswith(running.url)
-    narrowed = (*asked, "--filter", '{"column": "sold", "op": "==", "value": true}', "--unique", "brand")
-    brands = [match["metadata"]["brand"] for match in json.loads(cirrus(*narrowed)) if match["metadata"]["sold"]]
-    assert len(brands) == len([*filter(None, brands)]) + brands.count(None) == 4
-    assert len({*filter(None, brands)}) == len([*filter(None, brands)])
+    here = (*asked[:3], "--bundle", bundle.root, "--index", index_root, *asked[5:8])
+    for search in (asked, here):
+        narrowed = (*search, "--filter", '{"column": "sold", "op": "==", "value": true}', "--unique", "brand")
+        brands = [match["metadata"]["brand"] for match in json.loads(cirrus(*narrowed)) if match["metadata"]["sold"]]
+        assert len(brands) == len([*filter(None, brands)]) + brands.count(None) == 4
+        assert len({*filter(None, brands)}) == len([*filter(None, brands)])
     assert "is not JSON" in cirrus(*asked, "--filter", "price < 5", fails=True)
     assert "AccessDenied" in cirrus("search", pictures / "000007.jpg", "--url", running.url, fails=True)
 

@@ -44,7 +44,7 @@ def search(
         str | None,
         typer.Option("--filter", help='Only images in it: like {"column": "price", "op": "<", "value": 50}.'),
     ] = None,
-    unique: Annotated[str | None, typer.Option(help="With --url: the best item for each value of this column.")] = None,
+    unique: Annotated[str | None, typer.Option(help="Only the best image for each value of this column.")] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,
     name: NameOption = None,
@@ -79,11 +79,11 @@ def search(
         matches = _asked(url, api_key, Query(reference, text), k, options)
     else:
         assert index is not None
-        if collection is not None or unique is not None:
-            raise typer.BadParameter("a service has it: give --url", param_hint="--collection, --unique")
+        if collection is not None:
+            raise typer.BadParameter("a service has it: give --url", param_hint="--collection")
         encoder = open_encoder(bundle, server, name, transport, trust_plans=trust_plans)
         retriever = open_retriever(encoder, index, images=root, backend=backend, reranker=encoder)
-        matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter), rerank=rerank)
+        matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter), unique=unique, rerank=rerank)
     if as_json:
         typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
     else:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.index.distinct import first_of_groups
 from cirrus_client.index.items import Groups
 
 Rows = NDArray[np.int64]
@@ -58,20 +59,12 @@ def select(rows: Rows, scores: Scores, rules: Rules, vectors: Callable[[Rows], E
         found &= ~np.isin(rows, list(rules.left_out))
     rows, scores = rows[found], scores[found]
     if rules.groups is not None:
-        first = _first_of_groups(rules.groups.numbers(rows))
+        first = first_of_groups(rules.groups.numbers(rows))
         rows, scores = rows[first], scores[first]
     if rules.fold is None:
         best = zip(rows[: rules.count].tolist(), scores[: rules.count].tolist(), strict=True)
         return [Ranked(row, score) for row, score in best]
     return _folded(rows, scores, rules, vectors(rows))
-
-
-def _first_of_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the places of the first row of every group, and of all rows without one, in order."""
-    alone = groups < 0
-    _, first = np.unique(groups, return_index=True)
-    places: NDArray[np.int64] = np.union1d(first, np.flatnonzero(alone))
-    return places
 
 
 def _folded(rows: Rows, scores: Scores, rules: Rules, vectors: Embeddings) -> list[Ranked]:
