@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import pickle
 import random
 import socket
@@ -33,6 +35,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidFilter, SearchIndexError, ServerUnavailable, SpaceMismatch
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import BuildOptions, SavedIndex, SearchKind, Storage, build_index, open_index
+from cirrus_client.index import saved as saving
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.milvus import MilvusIndex
 from cirrus_client.index.milvus import collection as collections
@@ -686,3 +689,32 @@ def test_a_collection_filled_in_many_messages_is_whole(tmp_path: Path, monkeypat
     queries = unit_rows(1, 20, 16)
     same_answers(faiss.index.search(queries, 10), milvus.index.search(queries, 10))
     np.testing.assert_array_equal(milvus.index.vectors(np.arange(300)), faiss.index.vectors(np.arange(300)))
+
+
+def test_builds_that_fail_take_nothing_from_the_index_that_is_served(small: SavedIndex, tmp_path: Path) -> None:
+    """They may fail as late as when the folder is replaced, again and again; the next that succeeds removes theirs."""
+    gallery, queries = read_gallery(tmp_path / "gallery"), unit_rows(1, 5, 8)
+    before = small.index.search(queries, 5)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(saving, "shards_of", fails)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                build_index(gallery, tmp_path / "milvus", backend="milvus", options=options(tmp_path))
+    same_answers(before, open_index(tmp_path / "milvus").index.search(queries, 5))
+    build_index(gallery, tmp_path / "milvus", backend="milvus", options=options(tmp_path))
+    same_answers(before, small.index.search(queries, 5))
+    same_answers(before, open_index(tmp_path / "milvus").index.search(queries, 5))
+    assert len(connected(str(tmp_path / "milvus.db"), named=True).list_collections()) == 2
+
+
+def fails(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_number_that_a_server_does_not_take_is_refused_with_its_column(small, server: str, tmp_path: Path) -> None:
+    metadata = pa.table({"image_path": named(40), "price": [float("nan"), *range(39)]})
+    there = BuildOptions(uri=server, collection="finite")
+    with pytest.raises(SearchIndexError, match="column 'price' has numbers that are infinite or NaN"):
+        build_index(
+            read_gallery(tmp_path / "gallery"), tmp_path / "there", backend="milvus", options=there, metadata=metadata
+        )

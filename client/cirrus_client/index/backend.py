@@ -36,7 +36,7 @@ class IndexBackend(ABC):
     """Base class of index backends, which build indexes from galleries and open them. `BACKENDS` lists them by name.
 
     `build` and `open` are about vectors; the images are in `items.parquet` beside them. A backend that keeps the images
-    itself, as a database does, has its own `write`, `rewrite` and `read`.
+    itself, as a database does, has its own `write`, `settle`, `rewrite` and `read`.
 
     remote: whether it takes `BuildOptions.uri` and `collection`, because it keeps indexes elsewhere.
     """
@@ -67,6 +67,9 @@ class IndexBackend(ABC):
         agreement = self.build(gallery, root, options)
         write_items(gallery, root / ITEMS, metadata, vectors=checksum_of_vectors(checksums(root)))
         return agreement
+
+    def settle(self, root: Path, options: BuildOptions) -> None:  # noqa: B027 - most backends have nothing to do
+        """Do what may only be done once a built index is at its place, `root`, like removing older ones elsewhere."""
 
     def rewrite(
         self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None, older: Older

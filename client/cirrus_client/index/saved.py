@@ -70,7 +70,9 @@ def build_index(
     with replaced_directory(out, Writer.INDEX) as root:
         agreement = builder.write(gallery, root, options, metadata)
         columns = () if metadata is None else metadata_columns(metadata)
-        return _finish(root, gallery, backend, options, agreement, columns, images or gallery.images)
+        manifest = _finish(root, gallery, backend, options, agreement, columns, images or gallery.images)
+    builder.settle(out, options)
+    return manifest
 
 
 def update_index(

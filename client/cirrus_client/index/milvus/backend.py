@@ -25,7 +25,7 @@ from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.backend import IndexBackend, Older
 from cirrus_client.index.columns import ColumnSummary, described
 from cirrus_client.index.items import Items
-from cirrus_client.index.manifest import IndexManifest
+from cirrus_client.index.manifest import IndexManifest, read_manifest
 from cirrus_client.index.milvus.collection import Collection, space_of
 from cirrus_client.index.milvus.connection import ADDRESS, READ_S, WRITE_S, check_address, connected, is_file, reported
 from cirrus_client.index.milvus.fields import Field, fields_of
@@ -89,13 +89,18 @@ class MilvusBackend(IndexBackend):
                 kept = os.path.relpath(Path(uri).resolve(), root.resolve()) if is_file(uri) else uri
                 place = MilvusPlace(uri=kept, collection=fresh, fields=fields, summary=tuple(summary))
                 write_sealed(root / _PLACE, place)
-                last = _switch(client, uri, name, fresh)
             except BaseException:
                 with suppress(CirrusError), reported(uri):
                     client.drop_collection(fresh, timeout=WRITE_S)
                 raise
-        _drop_older(client, uri, name, keep=(fresh, last))
         return None
+
+    def settle(self, root: Path, options: BuildOptions) -> None:
+        """See `IndexBackend.settle`. An alias that leads to a build says that an index had it, which may be open."""
+        uri, name = _checked(options)
+        client, fresh = connected(uri, named=True), _place(root).collection
+        last = _switch(client, uri, name, fresh)
+        _drop_older(client, uri, name, keep=(fresh, last))
 
     def rewrite(
         self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None, older: Older
@@ -103,19 +108,23 @@ class MilvusBackend(IndexBackend):
         """See `IndexBackend.rewrite`. The collection itself is changed while it serves: what is gone is removed last.
 
         Images that were embedded again keep their metadata where none is given. Items that were upserted and are not in
-        the gallery are removed.
+        the gallery are removed, and those of the gallery that were deleted are there again.
         """
         collection = _opened(older.root, gallery.space)[0]
-        index, new = MilvusIndex(collection), np.ones(len(gallery), dtype=np.bool_)
-        if metadata is None:
-            new[older.rows[older.rows >= 0]] = False
+        index, there = MilvusIndex(collection), set(collection.ids())
         with temporary_directory(root / "items") as temporary:
             file = temporary / "items.parquet"
             write_items(gallery, file, metadata, vectors="")
-            for items, embeddings in _blocks(gallery, file, new):
-                index.upsert(items if metadata is not None else _with_known(items, collection), embeddings)
-            paths = set(pq.read_table(file, columns=[PATH])[PATH].to_pylist())
-        index.delete([id for id in collection.ids() if id not in paths])
+            paths = pq.read_table(file, columns=[PATH])[PATH].to_pylist()
+            wanted = np.ones(len(gallery), dtype=np.bool_)
+            if metadata is None:
+                same = older.rows[older.rows >= 0]
+                wanted[same] = [paths[row] not in there for row in same]
+            joined = read_manifest(older.root).metadata if metadata is None else ()
+            write = index.refresh if metadata is None else index.upsert
+            for items, embeddings in _blocks(gallery, file, wanted):
+                write(items.drop_columns([name for name in joined if name in items.column_names]), embeddings)
+        index.delete(sorted(there.difference(paths)))
         shutil.copyfile(older.root / _PLACE, root / _PLACE)
         return None
 
@@ -184,18 +193,6 @@ def _blocks(gallery: Gallery, file: Path, wanted: NDArray[np.bool_]) -> Iterator
         first += len(embeddings)
 
 
-def _with_known(items: pa.Table, collection: Collection) -> pa.Table:
-    """Add the columns that items lack, with what the collection has of them."""
-    rows = collection.numbers_of(items[PATH].to_pylist())
-    known = MilvusItems(collection, images="", summary=()).rows(list(rows.values()))
-    metadata = {item.id: item.metadata for item in known if item is not None}
-    for field in collection.columns:
-        if field.name not in items.column_names:
-            values = [metadata.get(path, {}).get(field.name) for path in items[PATH].to_pylist()]
-            items = items.append_column(field.name, pa.array(values, field.type))
-    return items
-
-
 def _target(client: Any, uri: str, alias: str) -> str | None:
     """Return the collection that an alias leads to, or None if there is no such alias."""
     with reported(uri):
@@ -206,14 +203,7 @@ def _target(client: Any, uri: str, alias: str) -> str | None:
 
 def _opened(root: Path, space: SpaceSpec) -> tuple[Collection, MilvusPlace]:
     """Open the collection of an index."""
-    place = read_record(
-        root / _PLACE,
-        MilvusPlace,
-        raises=SearchIndexError,
-        missing=f"{root} has no {_PLACE}; {_WAY_OUT}",
-        way_out=_WAY_OUT,
-        sealed=True,
-    )
+    place = _place(root)
     named = os.environ.get(ADDRESS) or None
     uri = named or (str(root / place.uri) if is_file(place.uri) else place.uri)
     check_address(uri)
@@ -223,6 +213,17 @@ def _opened(root: Path, space: SpaceSpec) -> tuple[Collection, MilvusPlace]:
         )
     client = connected(uri, named=named is not None)
     return Collection.opened(client, uri, place.collection, space, place.fields), place
+
+
+def _place(root: Path) -> MilvusPlace:
+    return read_record(
+        root / _PLACE,
+        MilvusPlace,
+        raises=SearchIndexError,
+        missing=f"{root} has no {_PLACE}; {_WAY_OUT}",
+        way_out=_WAY_OUT,
+        sealed=True,
+    )
 
 
 def _switch(client: Any, uri: str, name: str, fresh: str) -> str | None:

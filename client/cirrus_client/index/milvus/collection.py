@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from cirrus_client.errors import SearchIndexError, SpaceMismatch
 from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
 from cirrus_client.index.conditions import ColumnType
-from cirrus_client.index.milvus.connection import FLUSH_S, READ_S, WRITE_S, reported
+from cirrus_client.index.milvus.connection import FLUSH_S, READ_S, WRITE_S, is_file, reported
 from cirrus_client.index.milvus.expression import text_literal
 from cirrus_client.index.milvus.fields import (
     ID,
@@ -27,6 +27,7 @@ from cirrus_client.index.milvus.fields import (
     SHA256,
     VECTOR,
     Field,
+    check_finite,
     check_texts,
     schema_of,
     stored,
@@ -169,14 +170,22 @@ class Collection:
         )
         return [[(int(hit[PK]), float(hit["distance"])) for hit in hits] for hits in found]
 
-    def put(self, items: NDArray[np.int64], table: pa.Table, embeddings: Embeddings, *, replace: bool) -> None:
+    def put(
+        self,
+        items: NDArray[np.int64],
+        table: pa.Table,
+        embeddings: Embeddings,
+        *,
+        replace: bool,
+        kept: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Write items. replace: whether some of them may be there.
 
-        items: their rows, int64 [n]. table: `image_path`, the digests and columns of the metadata; a column that is
-        missing is empty. embeddings: float32 [n, V, D].
+        items: their rows, int64 [n]. table: `image_path`, the digests and columns of the metadata. embeddings: float32
+        [n, V, D]. kept: what items have in the fields of columns that are missing, by their rows; else those are empty.
         """
         self.made_here.check(SearchIndexError)
-        columns = self._columns(table)
+        columns = self._columns(table, [(kept or {}).get(item, {}) for item in items.tolist()])
         size = self.space.vectors * (4 * self.space.dim + table.nbytes // max(1, table.num_rows))
         per_batch = max(1, _BATCH_BYTES // size)
         write = self.client.upsert if replace else self.client.insert
@@ -212,15 +221,17 @@ class Collection:
                 self.client.load_collection(self.name, timeout=WRITE_S)
                 return call(self.name, **options)
 
-    def _columns(self, table: pa.Table) -> dict[str, list[Any]]:
-        """Return the values of all fields but the numbers and the vector."""
+    def _columns(self, table: pa.Table, kept: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Return the values of all fields but the numbers and the vector. kept: of columns that are missing."""
         paths = table[PATH].to_pylist()
         check_texts(PATH, paths)
         digests = table[DIGEST].to_pylist() if DIGEST in table.column_names else [None] * len(paths)
         columns = {ID: paths, SHA256: [None if digest is None else digest.hex() for digest in digests]}
         for field in self.fields:
-            known = field.name in table.column_names
-            columns[field.field] = stored(table[field.name], field) if known else [None] * len(paths)
+            given = field.name in table.column_names
+            columns[field.field] = stored(table[field.name], field) if given else [row.get(field.field) for row in kept]
+            if field.type is ColumnType.NUMBER and not is_file(self.uri):
+                check_finite(field.name, columns[field.field])
         return columns
 
     def _rows(self, item: int, vectors: Embeddings, columns: dict[str, list[Any]], place: int) -> list[dict[str, Any]]:

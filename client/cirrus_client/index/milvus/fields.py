@@ -12,6 +12,7 @@ A row of the collection is one vector of an item. Its fields:
 from __future__ import annotations
 
 import json
+import math
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -94,7 +95,8 @@ def stored(column: pa.ChunkedArray, field: Field) -> list[Any]:
     kind = column_type(column.type)
     if kind is not field.type and (kind, field.type) != (ColumnType.INTEGER, ColumnType.NUMBER):
         raise SearchIndexError(
-            f"metadata: column '{field.name}' is {column.type}, and the collection holds values of type {field.type}"
+            f"metadata: column '{field.name}' is {column.type}, and the collection holds values of type {field.type}: "
+            "convert it, or build the index anew"
         )
     if field.type is ColumnType.OTHER:
         values: list[Any] = [_json(value) for value in column.to_pylist()]
@@ -129,6 +131,15 @@ def check_texts(name: str, values: Iterable[str | None]) -> None:
                 f"metadata: column '{name}' has a value of {len(value.encode()):,} bytes, and Milvus takes "
                 f"{MAX_TEXT_BYTES:,}: shorten it, or leave the column out"
             )
+
+
+def check_finite(name: str, values: Iterable[float | None]) -> None:
+    """Raise SearchIndexError if a number of a column is none that a server of Milvus takes."""
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise SearchIndexError(
+            f"metadata: column '{name}' has numbers that are infinite or NaN, which a server of Milvus does not take: "
+            "make them empty"
+        )
 
 
 def _plain(column: pa.ChunkedArray, field: Field) -> pa.ChunkedArray:

@@ -88,6 +88,20 @@ class MilvusIndex:
         `cirrus:sha256`, binary of 32 bytes, of the images' files. embeddings: float32 [n, *item_shape], in this index's
         space. Raises SearchIndexError if they do not fit the collection or each other, or a path is there twice.
         """
+        self._write(items, embeddings, keep=False)
+
+    def refresh(self, items: pa.Table, embeddings: Embeddings) -> None:
+        """Do what `upsert` does, but items that are there keep what they have in the columns that are missing."""
+        self._write(items, embeddings, keep=True)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove items by their paths, and return how many were there."""
+        with _writing:
+            known = self._collection.numbers_of(ids)
+            self._collection.remove(sorted(known.values()))
+        return len(known)
+
+    def _write(self, items: pa.Table, embeddings: Embeddings, *, keep: bool) -> None:
         check_vectors("items", embeddings, self.space.item_shape)
         self._check_items(items, len(embeddings))
         vectors = embeddings.reshape(len(embeddings), self.space.vectors, self.space.dim)
@@ -96,16 +110,11 @@ class MilvusIndex:
             known = self._collection.numbers_of(paths)
             fresh = iter(_fresh_rows.take(len(paths) - len(known)))
             rows = [known[path] if path in known else next(fresh) for path in paths]
-            self._collection.put(np.array(rows, dtype=np.int64), items, vectors, replace=True)
+            others = [field.field for field in self._collection.fields if field.name not in items.column_names]
+            kept = self._collection.first_rows(sorted(known.values()), others) if keep else {}
+            self._collection.put(np.array(rows, dtype=np.int64), items, vectors, replace=True, kept=kept)
             if is_file(self._collection.uri):
                 self._collection.flush()
-
-    def delete(self, ids: Sequence[str]) -> int:
-        """Remove items by their paths, and return how many were there."""
-        with _writing:
-            known = self._collection.numbers_of(ids)
-            self._collection.remove(sorted(known.values()))
-        return len(known)
 
     def _check_items(self, items: pa.Table, count: int) -> None:
         if PATH not in items.column_names:
@@ -117,7 +126,10 @@ class MilvusIndex:
         strangers = sorted(set(items.column_names) - {PATH, DIGEST} - set(self._collection.columns.names))
         if strangers:
             known = ", ".join(sorted(self._collection.columns.names)) or "none"
-            raise SearchIndexError(f"items: the collection has no column '{strangers[0]}'; there are: {known}")
+            raise SearchIndexError(
+                f"items: the collection has no column '{strangers[0]}'; there are: {known}: leave it out, or build the "
+                "index anew"
+            )
 
     def _nearest(self, queries: Embeddings, k: int, among: str) -> list[dict[int, float]]:
         """Return the rows and scores of the k best items per query, best first.
