@@ -185,7 +185,10 @@ class EngineError(CirrusError):
 
 
 class ClusterError(CirrusError):
-    """A Ray cluster that can't be reached, or has no room for a worker. address: as it was given."""
+    """A Ray cluster that can't be reached, has no room for a worker, or lost what can't be started anew.
+
+    address: as it was given, or Ray's own.
+    """
 
     def __init__(self, message: str, *, address: str) -> None:
         super().__init__(message)

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,26 @@ class Cluster:
         )
         self.address: str = self._cluster.address
 
-    def workers(self) -> list[int]:
-        """Return the process ids of the workers that embed."""
+    def workers(self, kind: str = "_Worker") -> list[int]:
+        """Return the process ids of the workers that embed, or of another kind of actor."""
         import psutil
 
         raylet = self._cluster.head_node.all_processes["raylet"][0].process.pid
         found = psutil.Process(raylet).children(recursive=True)
-        return [process.pid for process in found if process.name().startswith("ray::_Worker")]
+        return [process.pid for process in found if process.name().startswith(f"ray::{kind}")]
+
+    @contextmanager
+    def machine(self) -> Iterator[Callable[[], None]]:
+        """Add a machine with a core, and yield what takes it away."""
+        added = [self._cluster.add_node(num_cpus=1, object_store_memory=2**27)]
+        self._cluster.wait_for_nodes()
+
+        def take_away() -> None:
+            self._cluster.remove_node(added.pop())
+
+        yield take_away
+        if added:
+            take_away()
 
     def stop(self) -> None:
         self._cluster.shutdown()
@@ -94,6 +108,14 @@ class SlowFolder(FolderSource):
         return super().read(file)
 
 
+class LargeFolder(SlowFolder):
+    """One that is sent to workers in a message as large as a list of thousands of images."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.entries = os.urandom(2**20)
+
+
 @pytest.mark.parametrize("kind", ["folder", "tars"])
 def test_a_cluster_writes_the_gallery_of_one_process(kind, cluster, folder, bundle, tmp_path) -> None:
     source = open_source(folder if kind == "folder" else write_tars(folder, tmp_path / "tars", tars=5))
@@ -121,7 +143,7 @@ def test_workers_that_are_killed_cost_nothing_but_their_shards(cluster, folder, 
     try:
         with connected(cluster.address, cores=1) as found:
             workforce = found.workforce(BundleTools(bundle.root, ENGINE))
-            source = SlowFolder(folder)
+            source = LargeFolder(folder)
             summary = embed_gallery(source, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
     finally:
         over.set()
@@ -129,6 +151,55 @@ def test_workers_that_are_killed_cost_nothing_but_their_shards(cluster, folder, 
     assert len(killed) >= 2
     assert (summary.embedded, summary.new, summary.is_whole) == (61, 62, True)
     assert content(tmp_path / "out") == embed_alone(folder, tmp_path / "alone", bundle)
+
+
+def test_a_machine_that_goes_for_good_costs_nothing_but_its_shards(cluster, folder, bundle, tmp_path) -> None:
+    """What it was embedding goes to workers that run, and not to its own, for which Ray waits for another machine."""
+    with cluster.machine() as take_away, connected(cluster.address, cores=1) as found:
+        assert found.workers == WORKERS + 1
+        workforce = found.workforce(BundleTools(bundle.root, ENGINE))
+
+        def until_some_are_done() -> None:
+            deadline = time.monotonic() + 60
+            while not list((tmp_path / "out").glob("shards/*.json")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            take_away()
+
+        taking = threading.Thread(target=until_some_are_done)
+        taking.start()
+        source = SlowFolder(folder)
+        summary = embed_gallery(source, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+        taking.join()
+    assert (summary.embedded, summary.is_whole) == (61, True)
+    assert content(tmp_path / "out") == embed_alone(folder, tmp_path / "alone", bundle)
+
+
+def test_what_can_not_be_started_anew_is_told(cluster, folder, bundle, tmp_path) -> None:
+    class Unreadable(FolderSource):
+        def __setstate__(self, state: object) -> None:
+            raise ZeroDivisionError("no such thing here")
+
+    with connected(cluster.address, cores=1) as found:
+        workforce = found.workforce(BundleTools(bundle.root, ENGINE))
+        with pytest.raises(ClusterError, match=r"no worker can be started .*no such thing here"):
+            embed_gallery(Unreadable(folder), tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+
+        def kill() -> None:
+            while not list((tmp_path / "out").glob("shards/*.json")):
+                time.sleep(0.01)
+            os.kill(cluster.workers("_CacheProcess")[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ClusterError, match=r"feature cache .* has died; run the same command again"):
+            embed_with_cache(found, SlowFolder(folder), tmp_path, bundle)
+        killer.join()
+
+
+def embed_with_cache(found: Any, source: Any, tmp_path: Path, bundle: Bundle) -> None:
+    with shared_cache(tmp_path / "cache", bundle.root) as cache:
+        workforce = found.workforce(BundleTools(bundle.root, ENGINE, cache=cache))
+        embed_gallery(source, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
 
 
 def test_a_driver_that_is_killed_resumes_when_it_is_started_again(cluster, folder, bundle, tmp_path) -> None:
@@ -154,9 +225,7 @@ def test_a_driver_that_is_killed_resumes_when_it_is_started_again(cluster, folde
 
 def test_the_feature_cache_is_shared_with_the_cluster(cluster, folder, bundle, tmp_path) -> None:
     with connected(cluster.address, cores=1) as found:
-        with shared_cache(tmp_path / "cache", bundle.root) as cache:
-            workforce = found.workforce(BundleTools(bundle.root, ENGINE, cache=cache))
-            embed_gallery(folder, tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+        embed_with_cache(found, folder, tmp_path, bundle)
         with pytest.raises(SpaceMismatch), shared_cache(tmp_path / "cache", other_backbone(bundle, tmp_path)):
             pass
 

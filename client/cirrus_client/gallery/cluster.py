@@ -1,9 +1,10 @@
 """Embed a gallery on a Ray cluster: actors that each own an engine embed units, and the driver commits what comes back.
 
 A unit is a shard, or a part of the source like a tar. A worker that dies costs the shard that it was embedding: the
-unit goes to another worker, without the shards that have come. Nothing is kept on the cluster, so a driver that was
-killed is started again and resumes from the gallery. Only the driver writes the gallery. The bundle and the images must
-be reachable from all machines under the same names.
+unit goes to another worker, without the shards that have come. A worker gets a unit once it has answered, so no unit
+waits for a worker that has no room on the cluster yet, or whose machine is gone. Nothing is kept on the cluster, so a
+driver that was killed is started again and resumes from the gallery. Only the driver writes the gallery. The bundle and
+the images must be reachable from all machines under the same names.
 """
 
 from __future__ import annotations
@@ -82,10 +83,8 @@ class Cluster:
                 max_task_retries=0,
                 max_concurrency=at_once,
             )
-            workers = [
-                actor.remote(source, make_tools, options, self.cores, self.threads)
-                for _ in range(min(self.workers, len(units)))
-            ]
+            job = _Job(ray.put((source, make_tools, options)))  # until the end: a worker that is started anew needs it
+            workers = [actor.remote(job, self.cores, self.threads) for _ in range(min(self.workers, len(units)))]
             try:
                 yield from _spread(ray, workers * at_once, units, options, on_done)
             finally:
@@ -149,17 +148,29 @@ def _answer(question: Callable[[int | None], T], threads: int | None) -> T:
     return question(threads)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What all workers have in common. Ray lets go of a large argument once an actor has started, but not of this."""
+
+    kept: Any
+
+    def read(self) -> tuple[AnySource, MakeTools, WorkOptions]:
+        job: tuple[AnySource, MakeTools, WorkOptions] = need("ray", "--ray").get(self.kept)
+        return job
+
+
 class _Worker:
     """A Ray actor that embeds units with an engine of its own."""
 
-    def __init__(
-        self, source: AnySource, make_tools: MakeTools, options: WorkOptions, cores: int, threads: int | None
-    ) -> None:
+    def __init__(self, job: _Job, cores: int, threads: int | None) -> None:
         keep_freed_memory()
-        self._source, self._options = source, options
-        self._make_tools, self._cores, self._threads = make_tools, cores, threads
+        self._source, self._make_tools, self._options = job.read()
+        self._cores, self._threads = cores, threads
         self._opening = threading.Lock()
         self._tools: Tools | None = None
+
+    def answer(self) -> None:
+        """Show that the worker runs."""
 
     def do(self, unit: Unit) -> Iterator[OpenedPart | DoneShard]:
         yield from work(self._source, unit, self._opened(), self._options)
@@ -189,28 +200,43 @@ class _Task:
 def _spread(
     ray: Any, workers: Sequence[Any], units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
 ) -> Iterator[OpenedPart | DoneShard]:
-    """Give every worker one unit at a time, or as many as it is named, and yield what comes back."""
+    """Give every worker that runs one unit at a time, or as many as it is named, and yield what comes back.
+
+    Raises ClusterError if no worker is left that Ray could start anew.
+    """
     waiting = deque(_Task(unit) for unit in units)
-    idle = deque(workers)
+    asked = {worker.answer.remote(): (worker, 1) for worker in workers}
+    idle: deque[Any] = deque()
     running: dict[Any, tuple[Any, _Task]] = {}
     while waiting or running:
         while waiting and idle:
             worker, task = idle.popleft(), waiting.popleft()
             task.tries += 1
             running[worker.do.options(num_returns="streaming").remote(task.rest())] = worker, task
-        ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
-        stream = ready[0]
-        worker, task = running[stream]
+        (ready,), _ = ray.wait([*asked, *running], num_returns=1, fetch_local=False)
+        if ready in asked:
+            worker, tries = asked.pop(ready)
+            try:
+                ray.get(ready)
+            except _deaths(ray) as error:
+                if tries < _TRIES:
+                    asked[worker.answer.remote()] = worker, tries + 1
+                elif not (asked or idle or running):
+                    raise _none_left(ray, error) from None
+            else:
+                idle.append(worker)
+            continue
+        worker, task = running[ready]
         try:
-            result = ray.get(next(stream))
+            result = ray.get(next(ready))
         except StopIteration:
-            del running[stream]
+            del running[ready]
             idle.append(worker)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.ObjectLostError):
-            del running[stream]
-            idle.append(worker)  # Ray starts it anew
+        except _deaths(ray):
+            del running[ready]
+            asked[worker.answer.remote()] = worker, 1  # Ray starts it anew
             if task.tries < _TRIES:
                 log.warning("a worker died; what it was embedding goes to another one")
                 waiting.append(task)
@@ -218,6 +244,20 @@ def _spread(
                 yield from given_up(task.rest(), f"{_TRIES} workers died of it", options)
         else:
             yield from _new(task, result, options, on_done)
+
+
+def _deaths(ray: Any) -> tuple[type[Exception], ...]:
+    """Return what Ray raises if a worker has died, and what it returned with it."""
+    found = ray.exceptions
+    return found.RayActorError, found.WorkerCrashedError, found.ObjectLostError, found.OutOfMemoryError
+
+
+def _none_left(ray: Any, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"no worker can be started on the cluster any more ({str(error).strip().splitlines()[-1]}); mend that, and run "
+        "the same command again: it resumes",
+        address=ray.get_runtime_context().gcs_address,
+    )
 
 
 def _new(

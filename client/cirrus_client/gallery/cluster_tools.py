@@ -12,6 +12,7 @@ from cirrus_client.bundle import Bundle
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Encoder
 from cirrus_client.engines import chosen_engine
+from cirrus_client.errors import ClusterError
 from cirrus_client.extras import need
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.feature_cache import CacheManifest, FeatureCache, Features, FileKey
@@ -81,7 +82,10 @@ class SharedCache:
 
 @contextmanager
 def shared_cache(root: Path, bundle: Path) -> Iterator[SharedCache]:
-    """Open a feature cache on this machine for the workers of a cluster. Raises what `FeatureCache` raises."""
+    """Open a feature cache on this machine for the workers of a cluster.
+
+    Raises what `FeatureCache` raises, and ClusterError if the process that holds it dies.
+    """
     ray = _ray()
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
@@ -93,6 +97,11 @@ def shared_cache(root: Path, bundle: Path) -> Iterator[SharedCache]:
         ray.get(actor.close.remote())
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.RayActorError:
+        raise ClusterError(
+            f"the process that holds the feature cache {root} has died; run the same command again: it resumes",
+            address=ray.get_runtime_context().gcs_address,
+        ) from None
     finally:
         ray.kill(actor)
 
