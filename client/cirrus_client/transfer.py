@@ -18,8 +18,10 @@ from cirrus_client.bundle import CONTRACT, Bundle
 from cirrus_client.errors import GalleryError, TransferError
 from cirrus_client.files import link_or_copy, sha256_of_file
 from cirrus_client.gallery.sources.store import filesystem, patiently
+from cirrus_client.index.manifest import MANIFEST as INDEX_MANIFEST
+from cirrus_client.index.saved import check_index
 from cirrus_client.names import Writer
-from cirrus_client.outputs import MARK, OutputMark, check_replaceable, replaced_directory
+from cirrus_client.outputs import MARK, OutputMark, check_replaceable, only_writer, replaced_directory
 from cirrus_client.records import Record, RelativePath, parse_record, read_record
 
 MANIFEST = "cirrus-files.json"
@@ -33,6 +35,10 @@ class SentFile(Record):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size: int = Field(ge=0)
+
+
+_BEING_SENT = SentFile(sha256="0" * 64, size=0)
+"""In the place of a file of which a push that was interrupted may have sent a part."""
 
 
 class Manifest(Record):
@@ -50,8 +56,8 @@ def push(folder: Path, url: str, *, show_progress: bool = False) -> Manifest:
     """Copy a bundle, an index, a suggester or a model repository to a store. Files that did not change are not sent.
 
     url: where its files shall be, like `s3://models/union` or `hf://name/repository`. Raises BundleError for a bundle
-    that is not whole, TransferError for a folder that Cirrus did not write or a store that does not take it, and
-    MissingPackage if the scheme's package is missing.
+    and SearchIndexError for an index that is not whole, TransferError for a folder that Cirrus did not write or that
+    lacks a file, or a store that does not take it, and MissingPackage if the scheme's package is missing.
     """
     manifest = _described(folder)
     store, root = _store(url)
@@ -59,10 +65,12 @@ def push(folder: Path, url: str, *, show_progress: bool = False) -> Manifest:
     there = {name: file for one in earlier if one is not None for name, file in one.files.items()}
     sent = {} if earlier[1] is None else dict(earlier[1].files)
     for name, file in _shown(manifest.files, show_progress, "pushing"):
-        if there.get(name) != file:
-            _asked(url, partial(_put, store, folder / name, f"{root}/{name}"))
+        target = f"{root}/{name}"
+        if there.get(name) != file or not _asked(url, partial(_has_size, store, target, file.size)):
+            noted = Manifest(writer=manifest.writer, files=sent | {name: _BEING_SENT})
+            _asked(url, partial(_write, store, f"{root}/{_UNFINISHED}", noted))
+            _asked(url, partial(_put, store, folder / name, target))
             sent[name] = file
-            _asked(url, partial(_write, store, f"{root}/{_UNFINISHED}", Manifest(writer=manifest.writer, files=sent)))
     _asked(url, partial(_write, store, f"{root}/{MANIFEST}", manifest))
     if sent:
         _asked(url, partial(store.rm_file, f"{root}/{_UNFINISHED}"))
@@ -73,8 +81,9 @@ def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:
     """Copy a folder from where `push` put it. Files that `out` has already are not fetched again.
 
     The folder replaces `out` in one step when every file has its sha256. After an interruption, what was fetched is
-    used. Raises TransferError if nothing was pushed there or a file differs, OutputError if `out` is something else,
-    BundleError if a bundle is not whole, and MissingPackage as `push` does.
+    used. Raises TransferError if nothing was pushed there or a file differs, OutputError if `out` is something else or
+    another process pulls into it, BundleError or SearchIndexError if a bundle or an index is not whole, and
+    MissingPackage as `push` does.
     """
     store, root = _store(url)
     manifest = _manifest(store, root, url, MANIFEST)
@@ -82,32 +91,37 @@ def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:
         raise TransferError(f"{url} has no {MANIFEST}: nothing was pushed there; see `cirrus push`", url=url)
     check_replaceable(out, manifest.writer)
     fetched = out.parent / f".{out.name}.pulled"
-    fetched.mkdir(parents=True, exist_ok=True)
-    for name, file in _shown(manifest.files, show_progress, "pulling"):
-        kept = fetched / file.sha256
-        if not _is(kept, file) and not _reused(out / name, kept, file):
-            _asked(url, partial(_get, store, f"{root}/{name}", kept))
-            if not _is(kept, file):
-                kept.unlink()
-                raise TransferError(
-                    f"{url}: {name} is not the file of {MANIFEST}; if it is being pushed now, pull again later, else "
-                    "push it again",
-                    url=url,
-                )
-    with replaced_directory(out, manifest.writer) as folder:
-        for name, file in manifest.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(fetched / file.sha256, folder / name)
-        if CONTRACT in manifest.files:
-            Bundle.open(folder)
-    shutil.rmtree(fetched)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(out.parent / f".{out.name}.pulled.lock", out):
+        fetched.mkdir(exist_ok=True)
+        for name, file in _shown(manifest.files, show_progress, "pulling"):
+            kept = fetched / file.sha256
+            if not _is(kept, file) and not _reused(out / name, kept, file):
+                _fetch(store, f"{root}/{name}", kept, file, url=url, name=name)
+        with replaced_directory(out, manifest.writer) as folder:
+            for name, file in manifest.files.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(fetched / file.sha256, folder / name)
+            _check_whole(folder)
+        shutil.rmtree(fetched)
     return manifest
 
 
+def _fetch(store: Any, source: str, kept: Path, file: SentFile, *, url: str, name: str) -> None:
+    """Copy a file of a store to `kept`. Raises TransferError if it is another one than was pushed."""
+    _asked(url, partial(_get, store, source, kept))
+    if not _is(kept, file):
+        kept.unlink()
+        raise TransferError(
+            f"{url}: {name} is not the file of {MANIFEST}; if it is being pushed now, pull again later, else remove it "
+            "there and push again",
+            url=url,
+        )
+
+
 def _described(folder: Path) -> Manifest:
-    """Return the files of a folder that a command of Cirrus wrote."""
-    if (folder / CONTRACT).exists():
-        Bundle.open(folder)
+    """Return the files of a folder that a command of Cirrus wrote, and that is whole."""
+    _check_whole(folder)
     mark = read_record(
         folder / MARK,
         OutputMark,
@@ -118,10 +132,20 @@ def _described(folder: Path) -> Manifest:
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path != folder / MARK
     )
+    if missing := sorted(set(mark.files).difference(names)):
+        raise TransferError(f"{folder} lacks {missing[0]}, which `cirrus {mark.writer}` wrote: make it again")
     files = {
         name: SentFile(sha256=sha256_of_file(folder / name), size=(folder / name).stat().st_size) for name in names
     }
     return Manifest(writer=mark.writer, files=files)
+
+
+def _check_whole(folder: Path) -> None:
+    """Raise BundleError or SearchIndexError for a bundle or an index whose files are not those of its contract."""
+    if (folder / CONTRACT).exists():
+        Bundle.open(folder)
+    if (folder / INDEX_MANIFEST).exists():
+        check_index(folder)
 
 
 def _shown(files: Mapping[str, SentFile], show_progress: bool, what: str) -> Iterator[tuple[str, SentFile]]:
@@ -171,6 +195,13 @@ def _asked(url: str, job: Callable[[], T]) -> T:
 def _put(store: Any, source: Path, target: str) -> None:
     store.makedirs(target.rpartition("/")[0], exist_ok=True)
     store.put_file(str(source), target)
+
+
+def _has_size(store: Any, target: str, size: int) -> bool:
+    try:
+        return bool(store.info(target)["size"] == size)
+    except FileNotFoundError:
+        return False
 
 
 def _get(store: Any, source: str, target: Path) -> None:

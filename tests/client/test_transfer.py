@@ -11,7 +11,7 @@ import pytest
 from cirrus_client import transfer
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import BundleError, MissingPackage, OutputError, TransferError
+from cirrus_client.errors import BundleError, MissingPackage, OutputError, SearchIndexError, TransferError
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import Writer
@@ -162,3 +162,62 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(
     with pytest.raises(TransferError):
         pull(url, tmp_path / "deep" / "out")
     assert not (tmp_path / "evil.json").exists()
+
+
+def test_what_is_gone_in_the_store_or_was_torn_by_another_push_is_sent_again(
+    store: ObjectStore, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, (_, index) = f"s3://{BUCKET}/torn", folders
+    push(index, url)
+    store.delete("torn/items.parquet")
+    store.put("torn/index.json", b"short")
+    push(index, url)
+    pull(url, tmp_path / "mended")
+
+    def torn(there: Any, source: Path, target: str) -> None:
+        store.put(target.removeprefix(f"{BUCKET}/"), bytes((index / source.name).stat().st_size))
+        raise KeyboardInterrupt
+
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "newer", images="elsewhere")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(transfer, "_put", torn)
+        with pytest.raises(KeyboardInterrupt):
+            push(tmp_path / "newer", url)
+    push(index, url)
+    pull(url, tmp_path / "older")
+    for name in ("mended", "older"):
+        assert content_of(tmp_path / name).items() >= content_of(index).items()
+
+
+@pytest.mark.parametrize("damage", ["corrupted", "missing", "not listed"])
+def test_an_index_that_is_not_whole_is_not_pushed(
+    store: ObjectStore, folders: tuple[Path, Path], damage: str, tmp_path: Path
+) -> None:
+    _, index = folders
+    if damage == "corrupted":
+        (index / "items.parquet").write_bytes(b"another")
+    else:
+        (index / ("items.parquet" if damage == "missing" else "index.json")).unlink()
+    with pytest.raises((SearchIndexError, TransferError), match=r"items\.parquet|lacks index\.json"):
+        push(index, f"s3://{BUCKET}/not-whole")
+    with pytest.raises(TransferError, match="nothing was pushed there"):
+        pull(f"s3://{BUCKET}/not-whole", tmp_path / "out")
+
+
+def test_one_process_pulls_into_a_folder_at_a_time(
+    store: ObjectStore, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, get, refused = f"s3://{BUCKET}/twice", transfer._get, []
+
+    def meanwhile(there: Any, source: str, target: Path) -> None:
+        monkeypatch.setattr(transfer, "_get", get)
+        with pytest.raises(OutputError, match="is writing it; wait for it") as error:
+            pull(url, tmp_path / "out")
+        refused.append(error.value)
+        get(there, source, target)
+
+    push(folders[1], url)
+    monkeypatch.setattr(transfer, "_get", meanwhile)
+    pull(url, tmp_path / "out")
+    assert refused
+    assert sorted(path.name for path in tmp_path.glob(".out*")) == []

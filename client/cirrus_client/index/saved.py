@@ -105,7 +105,7 @@ def update_index(
                 path=out,
                 field="space",
             )
-        check_files(out, old.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
+        check_index(out)
         metadata = None if metadata is None else checked_metadata(metadata, gallery)
         options = BuildOptions(old.kind, old.storage, queries)
         older, builder = Older(out, new_rows(old, gallery)), _backend(old.backend)
@@ -128,10 +128,16 @@ def open_index(root: Path | str, *, images: str | None = None, backend: str | No
     return of_one_version(root, lambda: _read_whole(root, images, backend))
 
 
-def _read_whole(root: Path, images: str | None, backend: str | None) -> SavedIndex:
+def check_index(root: Path) -> IndexManifest:
+    """Return the manifest of an index. Raises SearchIndexError if a file is not the one that was written."""
     manifest = read_manifest(root)
-    _check_named(root, manifest, backend)
     check_files(root, manifest.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
+    return manifest
+
+
+def _read_whole(root: Path, images: str | None, backend: str | None) -> SavedIndex:
+    _check_named(root, read_manifest(root), backend)
+    manifest = check_index(root)
     index, items = _backend(manifest.backend).read(root, manifest, images or manifest.images)
     return SavedIndex(manifest, index, items)
 
