@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,21 @@ def test_metadata_of_some_images_is_told_with_their_number(index, tmp_path) -> N
     said = run(*build, "--metadata", tmp_path / "products.parquet")
     assert said.exit_code == 0
     assert "metadata: 1 of 2 images have a row" in said.output
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--memory", "8GiB"], "--plan"),
+        (["--key", "file"], "--metadata"),
+        (["--update", "--backend", "milvus"], "was built by faiss, and an update keeps it"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(index, given: list[str], message: str, tmp_path) -> None:
+    shutil.copytree(index, tmp_path / "index")
+    refused = run("index", index.parent / "gallery", "--out", tmp_path / "index", *given)
+    assert refused.exit_code in (1, 2)
+    assert message in refused.stderr
 
 
 def test_an_index_in_milvus_is_built_searched_and_replaced(tiny_bundle, index, search, tmp_path) -> None:

@@ -299,10 +299,13 @@ def open_async_retriever(
 def weighted_sum(embeddings: Embeddings, weights: Sequence[float]) -> Embeddings:
     """Return the normalised sum, float32 [D], of a query's embeddings [N, D], each times its weight.
 
-    A single embedding keeps its bits. Raises UnsupportedQuery if the terms cancel each other out.
+    A single embedding keeps its bits. Raises UnsupportedQuery if a weight is not finite, or the terms cancel each other
+    out.
     """
     factors = np.array(weights, dtype=np.float32)
-    if len(factors) == 1:
+    if not np.isfinite(factors).all():
+        raise UnsupportedQuery("its weights are not all finite numbers", item="query")
+    if len(factors) == 1 and factors[0] != 0:
         alone: Embeddings = embeddings[0] * np.sign(factors[0])
         return alone
     total = factors @ embeddings

@@ -87,6 +87,10 @@ def test_terms_that_cancel_out_and_no_terms_are_refused(retriever, photos) -> No
     image = sorted(photos.iterdir())[3]
     with pytest.raises(UnsupportedQuery, match="cancel each other out"):
         retriever.search_terms([Term(image=image), Term(image=image, weight=-1)])
+    with pytest.raises(UnsupportedQuery, match="cancel each other out"):
+        retriever.search_terms([Term(image=image, weight=0)])
+    with pytest.raises(UnsupportedQuery, match="not all finite"):
+        retriever.search_terms([Term(image=image), Term(image=image, weight=float("nan"))])
     with pytest.raises(UnsupportedQuery, match="it has no terms"):
         retriever.search_terms([])
     with pytest.raises(InvalidImage, match="query 1"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cirrus_client import AsyncSearchClient, SearchClient
@@ -15,12 +17,15 @@ from cirrus_client.errors import (
     AccessDenied,
     InvalidFilter,
     InvalidImage,
+    InvalidInput,
+    InvalidRequest,
     ServerError,
     ServerUnavailable,
     UnknownCollection,
     UnknownItem,
     UnreadableImage,
 )
+from cirrus_client.index.filter_models import Compare, Not
 from cirrus_client.retriever import open_retriever
 from cirrus_client.service.client import Query
 from tests.service.live import Live, live
@@ -92,9 +97,54 @@ def test_the_services_errors_come_back_as_they_are(running, tmp_path) -> None:
         anonymous.collections()
 
 
+def test_options_are_what_python_has_for_them(running) -> None:
+    wanted = Not(**{"not": Compare(column="stock", op="<", value=0)})
+    tree = {"not": {"column": "stock", "op": "<", "value": np.int64(0)}}
+    with SearchClient(running.url, key=KEY) as client:
+        one, other = (
+            client.search(id="000001.jpg", k=np.int64(5), filter=filter).results[0].items for filter in (wanted, tree)
+        )
+        assert [item.id for item in one] == [item.id for item in other]
+        assert len(one) == 5
+        for wrong in ({"min_score": float("nan")}, {"text": "\ud800"}, {"filter": object()}):
+            with pytest.raises(InvalidRequest, match="can't be said in JSON"):
+                client.search(id="000001.jpg", **wrong)
+        with pytest.raises(InvalidRequest, match="not valid Unicode"):
+            client.item("\ud800")
+
+
+def test_a_key_is_sent_to_the_service_alone_and_is_in_no_message(running) -> None:
+    with SearchClient(running.url, key=KEY) as client, pytest.raises(InvalidInput, match="no link of the service"):
+        client.image("http://127.0.0.1:1/elsewhere")
+    with pytest.raises(InvalidInput) as refused:
+        SearchClient(running.url, key="secret\n")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_client_that_was_closed_or_used_before_a_fork_is_refused(running) -> None:
+    client = SearchClient(running.url, key=KEY)
+    client.collections()
+    child = os.fork()
+    if child == 0:
+        try:
+            client.collections()
+        except ServerError as error:
+            os._exit(0 if "forked" in str(error) else 1)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    client.collections()
+    for _ in range(2):
+        client.close()
+    with pytest.raises(ServerError, match="was closed"):
+        client.collections()
+
+
 def test_what_is_no_service_is_a_server_error(tmp_path) -> None:
-    with pytest.raises(ServerError, match="expected a URL"):
-        SearchClient("localhost:8080")
+    for url in ("localhost:8080", "http://", "http://127.0.0.1:x", "http://127.0.0.1:99999"):
+        with pytest.raises(ServerError, match="expected a URL"):
+            SearchClient(url)
+    with pytest.raises(InvalidInput, match="more than 0"):
+        SearchClient("http://127.0.0.1:1", timeout_s=0)
     with pytest.raises(ServerUnavailable, match="does not answer"):
         SearchClient("http://127.0.0.1:1").collections()
 

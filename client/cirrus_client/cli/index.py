@@ -32,7 +32,7 @@ from cirrus_client.index import (
     update_index,
 )
 from cirrus_client.index.manifest import read_manifest
-from cirrus_client.index.parquet_items import count_named
+from cirrus_client.index.parquet_items import PATH, count_named
 from cirrus_client.names import Transport
 
 
@@ -77,7 +77,7 @@ def index(
         Path | None,
         typer.Option(help="Parquet whose columns come with the results, and can be filtered by."),
     ] = None,
-    key: Annotated[str, typer.Option(help="The column of --metadata with the images' paths.")] = "image_path",
+    key: Annotated[str, typer.Option(help="The column of --metadata with the images' paths.")] = PATH,
     root: Annotated[
         str | None, typer.Option(help="Where the images are now: a folder, or the prefix of their URLs.")
     ] = None,
@@ -98,6 +98,10 @@ def index(
     trust_plans: TrustPlansOption = False,
 ) -> None:
     """Build an index over an embedded gallery, or bring one up to date."""
+    if memory is not None and not plan:
+        raise typer.BadParameter("it needs --plan, and limits no build", param_hint="--memory")
+    if key != PATH and metadata is None:
+        raise typer.BadParameter("it needs --metadata", param_hint="--key")
     if plan:
         print_plan(read_gallery(gallery), memory)
         return

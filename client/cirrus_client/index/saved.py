@@ -97,6 +97,12 @@ def update_index(
     with replaced_directory(out, Writer.INDEX) as root:
         old = read_manifest(out)
         _check_named(out, old, backend)
+        if backend not in (None, old.backend):
+            raise SearchIndexError(
+                f"index {out}: was built by {old.backend}, and an update keeps it: leave out --backend, or build anew",
+                path=out,
+                field="backend",
+            )
         if gallery.space.fingerprint != old.space.fingerprint:
             differing = ", ".join(gallery.space.differences(old.space)) or "width or similarity"
             raise SearchIndexError(

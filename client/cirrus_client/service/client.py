@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+import numpy as np
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from cirrus_client import errors
-from cirrus_client.errors import CirrusError, InvalidInput, ServerError, ServerTimeout, ServerUnavailable
+from cirrus_client.errors import (
+    CirrusError,
+    InvalidInput,
+    InvalidRequest,
+    ServerError,
+    ServerTimeout,
+    ServerUnavailable,
+)
 from cirrus_client.extras import need
+from cirrus_client.forks import MadeHere
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.service.models import CollectionInfo, Collections, ItemAnswer, SearchAnswer
 
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
     import httpx2
 
 _URN = "urn:cirrus:"
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -42,15 +54,26 @@ class _Client:
 
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 60.0) -> None:
         """See `SearchClient`."""
-        if not url.startswith(("http://", "https://")):
-            raise ServerError(f"search service {url}: expected a URL, like http://127.0.0.1:8080", url=url)
+        _check_url(url)
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise InvalidInput("the API key has characters that no header can have: give it as the service lists it")
+        if not timeout_s > 0:
+            raise InvalidInput(f"timeout_s is {timeout_s}, and a request takes some time: give more than 0")
         need("httpx2", "SearchClient")
         self.url = url.rstrip("/")
+        self._made_here: MadeHere | None = None
         self._options: dict[str, Any] = {
             "base_url": self.url,
             "timeout": timeout_s,
             "headers": {} if key is None else {"Authorization": f"Bearer {key}"},
         }
+
+    def _check_usable(self, closed: bool) -> None:
+        """Raise ServerError if the client was closed, or used before a fork, after which both share its sockets."""
+        if closed:
+            raise ServerError(f"the client of {self.url} was closed: open another one", url=self.url)
+        self._made_here = self._made_here or MadeHere(f"a connection to {self.url}")
+        self._made_here.check(ServerError)
 
     def _checked(self, answer: httpx2.Response) -> bytes:
         """Return an answer's body. Raises the typed error of a problem document."""
@@ -86,7 +109,7 @@ class SearchClient(_Client):
         """Name the service; nothing is contacted yet.
 
         url: like http://127.0.0.1:8080. key: an API key. timeout_s: time limit of one request. Raises ServerError if
-        the url is none, MissingPackage without the extra `service`.
+        the url is none, InvalidInput for a key or time limit that is none, MissingPackage without the extra `service`.
         """
         super().__init__(url, key=key, timeout_s=timeout_s)
         import httpx2
@@ -104,7 +127,8 @@ class SearchClient(_Client):
     ) -> SearchAnswer:
         """Search with one query. options: further fields of `SearchRequest`, like filter and collection.
 
-        Raises the service's typed errors, ServerUnavailable, ServerTimeout or ServerError.
+        Raises the service's typed errors, ServerUnavailable, ServerTimeout or ServerError; the last also for a client
+        that was closed, or used before this process was forked.
         """
         return self.search_many([Query(image, text, id)], k=k, **options)
 
@@ -126,8 +150,11 @@ class SearchClient(_Client):
         return answer
 
     def image(self, link: str) -> bytes:
-        """Return the image file behind the `image` of a found item."""
-        return self._call("GET", link)
+        """Return the image file behind the `image` of a found item.
+
+        Raises InvalidInput for a link that is none of the service's own, to which a key would be sent.
+        """
+        return self._call("GET", _own(link))
 
     def close(self) -> None:
         """Close the connections."""
@@ -144,8 +171,10 @@ class SearchClient(_Client):
     def _call(self, method: str, path: str, body: object = None, collection: str | None = None) -> bytes:
         import httpx2
 
+        self._check_usable(self._http.is_closed)
+        content = None if body is None else _json(body)
         try:
-            answer = self._http.request(method, path, json=body, params=_parameters(collection))
+            answer = self._http.request(method, path, content=content, headers=_JSON, params=_parameters(collection))
         except httpx2.TransportError as error:
             raise self._unreachable(error) from None
         return self._checked(answer)
@@ -192,7 +221,7 @@ class AsyncSearchClient(_Client):
 
     async def image(self, link: str) -> bytes:
         """See `SearchClient.image`."""
-        return await self._call("GET", link)
+        return await self._call("GET", _own(link))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -209,11 +238,46 @@ class AsyncSearchClient(_Client):
     async def _call(self, method: str, path: str, body: object = None, collection: str | None = None) -> bytes:
         import httpx2
 
+        self._check_usable(self._http.is_closed)
+        content = None if body is None else _json(body)
         try:
-            answer = await self._http.request(method, path, json=body, params=_parameters(collection))
+            answer = await self._http.request(
+                method, path, content=content, headers=_JSON, params=_parameters(collection)
+            )
         except httpx2.TransportError as error:
             raise self._unreachable(error) from None
         return self._checked(answer)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
+            return
+    except ValueError:  # of a port that is no number
+        pass
+    raise ServerError(f"search service {url}: expected a URL, like http://127.0.0.1:8080", url=url)
+
+
+def _json(body: object) -> bytes:
+    """Return a body as JSON. Filters may be models, dates and numbers those of Python and NumPy."""
+    try:
+        plain = to_jsonable_python(body, by_alias=True, fallback=_number, inf_nan_mode="constants")
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(f"the request can't be said in JSON: {error}") from None
+
+
+def _number(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _own(link: str) -> str:
+    if not link.startswith("/"):
+        raise InvalidInput(f"{link} is no link of the service: give the `image` of a found item")
+    return link
 
 
 def _search(queries: Sequence[Query], k: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +295,10 @@ def _parameters(collection: str | None) -> dict[str, str] | None:
 
 
 def _quoted(id: str) -> str:
-    return quote(id, safe="")
+    try:
+        return quote(id, safe="")
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"the id {id!r} is not valid Unicode") from None
 
 
 def _typed(kind: type[CirrusError], problem: Mapping[str, Any]) -> CirrusError:
