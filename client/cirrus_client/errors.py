@@ -44,11 +44,21 @@ for a program: which item, which file, which parts differ.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 class CirrusError(Exception):
-    """Base of all errors of Cirrus."""
+    """Base of all errors of Cirrus. They pickle, so that they come back from other processes as they are."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make the error again, without its constructor, whose arguments it does not keep."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[CirrusError], args: tuple[Any, ...], attributes: dict[str, Any]) -> CirrusError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ItemError(CirrusError):

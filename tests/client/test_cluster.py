@@ -27,6 +27,7 @@ from cirrus_client.gallery.cluster_tools import BundleTools, shared_cache
 from cirrus_client.gallery.feature_cache import FeatureCache
 from tests.client.test_sources import write_tars
 from tests.conftest import BAD_IMAGES
+from tests.tiny import write_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -174,15 +175,27 @@ def test_a_machine_that_goes_for_good_costs_nothing_but_its_shards(cluster, fold
     assert content(tmp_path / "out") == embed_alone(folder, tmp_path / "alone", bundle)
 
 
-def test_what_can_not_be_started_anew_is_told(cluster, folder, bundle, tmp_path) -> None:
+def test_what_can_not_be_started_anew_is_told(cluster, folder, bundle, tmp_path, monkeypatch) -> None:
     class Unreadable(FolderSource):
         def __setstate__(self, state: object) -> None:
             raise ZeroDivisionError("no such thing here")
 
+    class Deadly(FolderSource):
+        def __setstate__(self, state: object) -> None:
+            os._exit(1)
+
+    one = write_pictures(tmp_path / "one", 1)
+    monkeypatch.setattr("cirrus_client.gallery.cluster._TRIES", 2)
     with connected(cluster.address, cores=1) as found:
         workforce = found.workforce(BundleTools(bundle.root, ENGINE))
-        with pytest.raises(ClusterError, match=r"no worker can be started .*no such thing here"):
-            embed_gallery(Unreadable(folder), tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+        with pytest.raises(ClusterError, match=r"the source can't be used on .*no such thing here"):
+            embed_gallery(Unreadable(one), tmp_path / "out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+        with pytest.raises(ClusterError, match="no worker can be started"):
+            embed_gallery(Deadly(one), tmp_path / "one.out", LocalEncoder(bundle), workforce=workforce, **SIZES)
+
+
+def test_a_feature_cache_whose_process_dies_is_told(cluster, folder, bundle, tmp_path) -> None:
+    with connected(cluster.address, cores=1) as found:
 
         def kill() -> None:
             while not list((tmp_path / "out").glob("shards/*.json")):

@@ -83,10 +83,10 @@ class Cluster:
                 max_task_retries=0,
                 max_concurrency=at_once,
             )
-            job = _Job(ray.put((source, make_tools, options)))  # until the end: a worker that is started anew needs it
-            workers = [actor.remote(job, self.cores, self.threads) for _ in range(min(self.workers, len(units)))]
+            job = _Job(ray.put((source, make_tools, options)))
+            workers = [actor.remote(self.cores, self.threads) for _ in range(min(self.workers, len(units)))]
             try:
-                yield from _spread(ray, workers * at_once, units, options, on_done)
+                yield from _spread(ray, job, workers * at_once, units, options, on_done)
             finally:
                 for worker in workers:
                     ray.kill(worker)
@@ -150,38 +150,50 @@ def _answer(question: Callable[[int | None], T], threads: int | None) -> T:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all workers have in common. Ray lets go of a large argument once an actor has started, but not of this."""
+    """What all workers have in common, kept by Ray as long as the driver has this.
+
+    It is no argument with which workers are made. Of these, Ray lets go of large ones, and starts no worker anew then.
+    """
 
     kept: Any
 
     def read(self) -> tuple[AnySource, MakeTools, WorkOptions]:
-        job: tuple[AnySource, MakeTools, WorkOptions] = need("ray", "--ray").get(self.kept)
+        """Return the job. Raises ClusterError if the source, or what makes the tools, can't be read on this machine."""
+        ray = need("ray", "--ray")
+        try:
+            job: tuple[AnySource, MakeTools, WorkOptions] = ray.get(self.kept)
+        except ray.exceptions.RaySystemError as error:
+            raise ClusterError(
+                f"the source can't be used on {socket.gethostname()}: {_last_line(error)}", address=_address(ray)
+            ) from None
         return job
 
 
 class _Worker:
     """A Ray actor that embeds units with an engine of its own."""
 
-    def __init__(self, job: _Job, cores: int, threads: int | None) -> None:
+    def __init__(self, cores: int, threads: int | None) -> None:
         keep_freed_memory()
-        self._source, self._make_tools, self._options = job.read()
         self._cores, self._threads = cores, threads
         self._opening = threading.Lock()
-        self._tools: Tools | None = None
+        self._opened: tuple[AnySource, WorkOptions, Tools] | None = None
 
-    def answer(self) -> None:
-        """Show that the worker runs."""
+    def answer(self, job: _Job) -> None:
+        """Show that the worker runs, and can do the job."""
+        self._open(job)
 
-    def do(self, unit: Unit) -> Iterator[OpenedPart | DoneShard]:
-        yield from work(self._source, unit, self._opened(), self._options)
+    def do(self, job: _Job, unit: Unit) -> Iterator[OpenedPart | DoneShard]:
+        source, options, tools = self._open(job)
+        yield from work(source, unit, tools, options)
 
-    def _opened(self) -> Tools:
-        """Return the tools. The first call makes them, so that the driver gets their errors."""
+    def _open(self, job: _Job) -> tuple[AnySource, WorkOptions, Tools]:
+        """Return what is needed to do the job. The first call makes it, so that the driver gets the errors."""
         with self._opening:
-            if self._tools is None:
-                encoder, recollection = self._make_tools(self._threads)
-                self._tools = Tools(encoder, recollection, workers=self._cores, turn=threading.Lock())
-            return self._tools
+            if self._opened is None:
+                source, make_tools, options = job.read()
+                encoder, recollection = make_tools(self._threads)
+                self._opened = source, options, Tools(encoder, recollection, workers=self._cores, turn=threading.Lock())
+            return self._opened
 
 
 @dataclass
@@ -198,29 +210,36 @@ class _Task:
 
 
 def _spread(
-    ray: Any, workers: Sequence[Any], units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
+    ray: Any,
+    job: _Job,
+    workers: Sequence[Any],
+    units: Sequence[Unit],
+    options: WorkOptions,
+    on_done: Callable[[int], object],
 ) -> Iterator[OpenedPart | DoneShard]:
     """Give every worker that runs one unit at a time, or as many as it is named, and yield what comes back.
 
-    Raises ClusterError if no worker is left that Ray could start anew.
+    Raises what a worker raises, and ClusterError if no worker is left that Ray could start anew.
     """
     waiting = deque(_Task(unit) for unit in units)
-    asked = {worker.answer.remote(): (worker, 1) for worker in workers}
+    asked = {worker.answer.remote(job): (worker, 1) for worker in workers}
     idle: deque[Any] = deque()
     running: dict[Any, tuple[Any, _Task]] = {}
     while waiting or running:
         while waiting and idle:
             worker, task = idle.popleft(), waiting.popleft()
             task.tries += 1
-            running[worker.do.options(num_returns="streaming").remote(task.rest())] = worker, task
+            running[worker.do.options(num_returns="streaming").remote(job, task.rest())] = worker, task
         (ready,), _ = ray.wait([*asked, *running], num_returns=1, fetch_local=False)
         if ready in asked:
             worker, tries = asked.pop(ready)
             try:
                 ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
             except _deaths(ray) as error:
                 if tries < _TRIES:
-                    asked[worker.answer.remote()] = worker, tries + 1
+                    asked[worker.answer.remote(job)] = worker, tries + 1
                 elif not (asked or idle or running):
                     raise _none_left(ray, error) from None
             else:
@@ -236,7 +255,7 @@ def _spread(
             raise error.cause from None
         except _deaths(ray):
             del running[ready]
-            asked[worker.answer.remote()] = worker, 1  # Ray starts it anew
+            asked[worker.answer.remote(job)] = worker, 1  # Ray starts it anew
             if task.tries < _TRIES:
                 log.warning("a worker died; what it was embedding goes to another one")
                 waiting.append(task)
@@ -254,10 +273,18 @@ def _deaths(ray: Any) -> tuple[type[Exception], ...]:
 
 def _none_left(ray: Any, error: Exception) -> ClusterError:
     return ClusterError(
-        f"no worker can be started on the cluster any more ({str(error).strip().splitlines()[-1]}); mend that, and run "
-        "the same command again: it resumes",
-        address=ray.get_runtime_context().gcs_address,
+        f"no worker can be started on the cluster any more ({_last_line(error)}); mend that, and run the same command "
+        "again: it resumes",
+        address=_address(ray),
     )
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _address(ray: Any) -> str:
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _new(
