@@ -447,3 +447,26 @@ def test_a_text_may_hold_line_breaks_of_other_scripts(tmp_path: Path, zero_shot)
 @pytest.fixture
 def zero_shot(tiny_zero_shot_bundle) -> LocalEncoder:
     return LocalEncoder(tiny_zero_shot_bundle, engine="onnxruntime")
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("kinds", [4, 150], ids=["many of a kind", "pairs"])
+def test_images_of_equal_bytes_come_in_the_order_of_their_rows_however_many_are_asked_for(
+    tmp_path: Path, vectors: int, kinds: int
+) -> None:
+    """So that pages of answers have every image once."""
+    chance = np.random.default_rng(3)
+    of_kind = unit_rows(1, kinds * vectors, 16).reshape(kinds, *space(16, vectors).item_shape)
+    embeddings = of_kind[chance.integers(0, kinds, 300)]
+    write_gallery(tmp_path / "gallery", space(16, vectors), embeddings, shard_size=300)
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    index, queries = open_index(tmp_path / "index").index, unit_rows(2, 30, 16)
+    among = chance.random(300) < 0.5
+    whole, some = index.search(queries, 300), index.search_among(queries, 300, among)
+    for hits in (whole, some):
+        order = np.lexsort((hits.rows, -hits.scores))
+        np.testing.assert_array_equal(order, np.broadcast_to(np.arange(order.shape[1]), order.shape))
+    for k in (1, 2, 5, 40, 133):
+        np.testing.assert_array_equal(index.search(queries, k).rows, whole.rows[:, :k])
+        np.testing.assert_array_equal(index.search(queries[:1], k).rows, whole.rows[:1, :k])
+        np.testing.assert_array_equal(index.search_among(queries, k, among).rows, some.rows[:, :k])

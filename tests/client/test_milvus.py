@@ -691,6 +691,17 @@ def test_a_collection_filled_in_many_messages_is_whole(tmp_path: Path, monkeypat
     np.testing.assert_array_equal(milvus.index.vectors(np.arange(300)), faiss.index.vectors(np.arange(300)))
 
 
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_images_of_equal_bytes_are_in_one_place_however_many_are_asked_for(tmp_path: Path, vectors: int) -> None:
+    of_kind = unit_rows(1, 5 * vectors, 16).reshape(5, *space(16, vectors).item_shape)
+    faiss, milvus = built(tmp_path, of_kind[np.random.default_rng(3).integers(0, 5, 60)])
+    queries = unit_rows(2, 10, 16)
+    whole = milvus.index.search(queries, 60)
+    np.testing.assert_allclose(whole.scores, faiss.index.search(queries, 60).scores, atol=1e-5)
+    for k in (1, 7, 30):
+        np.testing.assert_array_equal(milvus.index.search(queries, k).rows, whole.rows[:, :k])
+
+
 def test_builds_that_fail_take_nothing_from_the_index_that_is_served(small: SavedIndex, tmp_path: Path) -> None:
     """They may fail as late as when the folder is replaced, again and again; the next that succeeds removes theirs."""
     gallery, queries = read_gallery(tmp_path / "gallery"), unit_rows(1, 5, 8)

@@ -18,6 +18,7 @@ from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
 from cirrus_client.index.faiss_kinds import kind_of
 from cirrus_client.index.protocol import Hits
+from cirrus_client.index.ties import in_order
 from cirrus_client.index.vectors import check_k, check_vectors
 
 if TYPE_CHECKING:
@@ -117,10 +118,14 @@ class FaissIndex:
         contiguous = np.ascontiguousarray(queries)
         if not count:
             return Hits(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
-        if self.space.vectors == 1:
-            scores, rows = nearest(contiguous, count)
+
+        def find(queries: Embeddings, k: int) -> Hits:
+            if self.space.vectors > 1:
+                return self._search_items(queries, k, nearest)
+            scores, rows = nearest(queries, k)
             return Hits(rows=rows, scores=scores)
-        return self._search_items(contiguous, count, nearest)
+
+        return in_order(find, contiguous, count, images)
 
     def _nearest(self, queries: Embeddings, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return scores and vector numbers, best first, [B, k] each. k is at most the number of vectors.

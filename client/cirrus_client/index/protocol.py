@@ -79,7 +79,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Hits:
-    """The results of B queries, best first.
+    """The results of B queries, best first, and those of equal score in the order of their rows.
 
     rows: gallery rows, int64 [B, k]. scores: inner products, float32 [B, k]; for an image of several vectors, that of
     its best one. A backend that finds fewer than k images fills the rest with row -1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from cirrus_client.index.milvus.connection import is_file
 from cirrus_client.index.milvus.fields import ITEM
 from cirrus_client.index.parquet_items import DIGEST, PATH
 from cirrus_client.index.protocol import Hits
+from cirrus_client.index.ties import in_order
 from cirrus_client.index.vectors import check_k, check_vectors
 
 _MOST_HITS = 1_000_000
@@ -68,14 +70,7 @@ class MilvusIndex:
         """See `FilteredIndex.search_among`."""
         check_vectors("queries", queries, (self.space.dim,))
         count = check_k(k)
-        found = self._nearest(np.ascontiguousarray(queries), count, among)
-        width = max(map(len, found), default=0)
-        rows = np.full((len(queries), width), -1, dtype=np.int64)
-        scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
-        for query, best in enumerate(found):
-            rows[query, : len(best)] = list(best)
-            scores[query, : len(best)] = list(best.values())
-        return Hits(rows, scores)
+        return in_order(lambda some, k: self._hits(some, k, among), np.ascontiguousarray(queries), count, sys.maxsize)
 
     def vectors(self, rows: NDArray[np.int64]) -> Embeddings:
         """See `FilteredIndex.vectors`."""
@@ -130,6 +125,16 @@ class MilvusIndex:
                 f"items: the collection has no column '{strangers[0]}'; there are: {known}: leave it out, or build the "
                 "index anew"
             )
+
+    def _hits(self, queries: Embeddings, k: int, among: str) -> Hits:
+        found = self._nearest(queries, k, among)
+        width = max(map(len, found), default=0)
+        rows = np.full((len(queries), width), -1, dtype=np.int64)
+        scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
+        for query, best in enumerate(found):
+            rows[query, : len(best)] = list(best)
+            scores[query, : len(best)] = list(best.values())
+        return Hits(rows, scores)
 
     def _nearest(self, queries: Embeddings, k: int, among: str) -> list[dict[int, float]]:
         """Return the rows and scores of the k best items per query, best first.
