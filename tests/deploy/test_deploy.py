@@ -24,7 +24,7 @@ SETTINGS = {
     ],
     "in process, everything on": [
         *("data.claim=models", "triton=", "ingress.enabled=true", "ingress.tlsSecret=tls", "autoscaling.enabled=true"),
-        *("monitoring.enabled=true", "images=s3://photos", "options.CIRRUS_SERVE_RATE=20"),
+        *("monitoring.enabled=true", "images=s3://photos", "options.CIRRUS_SERVE_RATE=20", "optionsSecret=milvus"),
     ],
 }
 
@@ -85,6 +85,14 @@ def test_every_option_that_the_chart_sets_is_one_of_the_service(helm: str) -> No
         (search,) = deployment["spec"]["template"]["spec"]["containers"]
         names = {variable["name"] for variable in search["env"]}
         assert names <= taken, names - taken
+
+
+@pytest.mark.network
+def test_a_token_of_milvus_comes_from_a_secret(helm: str) -> None:
+    settings = SETTINGS["in process, everything on"]
+    (deployment,) = (document for document in rendered(helm, settings) if document["kind"] == "Deployment")
+    (search,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert search["envFrom"] == [{"secretRef": {"name": "milvus"}}]
 
 
 @pytest.mark.network
