@@ -17,6 +17,7 @@ from cirrus_export.backbones.registry import find_backbone, load_backbone
 
 from transformers import CLIPConfig, CLIPModel  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
 import open_clip
+from open_clip.tokenizer import SimpleTokenizer
 
 pytestmark = pytest.mark.export
 
@@ -24,7 +25,7 @@ NAME = "small-hf-clip"
 HIDDEN, HEADS = 64, 4
 
 
-def clip_model(activation: str) -> CLIPModel:
+def clip_model(activation: str, **vision: int) -> CLIPModel:
     tower = {
         "hidden_size": HIDDEN,
         "intermediate_size": 128,
@@ -33,7 +34,7 @@ def clip_model(activation: str) -> CLIPModel:
         "hidden_act": activation,
     }
     text = tower | {"vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406}
-    vision = tower | {"image_size": 32, "patch_size": 8}
+    vision = tower | {"image_size": 32, "patch_size": 8} | vision
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).eval()
     with torch.no_grad():
@@ -196,7 +197,7 @@ def test_attention_heads_of_a_file_are_as_wide_as_the_architectures_of_its_width
     assert config["vision_cfg"]["head_width"] == 80
     small = {
         "vision_cfg": config["vision_cfg"] | {"layers": 1},
-        "text_cfg": config["text_cfg"] | {"layers": 1, "vocab_size": 100},
+        "text_cfg": config["text_cfg"] | {"layers": 1, "width": 64, "heads": 1},
     }
     clip = open_clip.CLIP(**config | small)
     torch.save(clip.state_dict(), tmp_path / "h.pt")
@@ -206,3 +207,98 @@ def test_attention_heads_of_a_file_are_as_wide_as_the_architectures_of_its_width
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(again.encode_image(pixels), clip.eval().encode_image(pixels))
+
+
+def test_patches_need_not_fill_an_image(tmp_path: Path) -> None:
+    """The configuration says how large an image is; the weights only how many patches it has."""
+    clip_model("gelu", image_size=30).save_pretrained(tmp_path)
+    assert load_backbone("from-checkpoint", str(tmp_path)).image_size_px == 30
+    architecture = open_clip.get_model_config(NAME)
+    architecture["vision_cfg"] |= {"image_size": 24}
+    config = tmp_path / "small-24.json"
+    config.write_text(json.dumps(architecture))
+    open_clip.add_model_config(config)
+    with pytest.raises(CheckpointError, match="images of 30 px, and the architecture's have 24"):
+        load_backbone("small-24", str(tmp_path))
+
+
+def with_vocabulary(folder: Path, out: Path, words: dict[str, int], **added: bool) -> Path:
+    """Copy a folder, with a `tokenizer.json` as transformers saves it. added: tokens, and whether they are special."""
+    out = copied(folder, out)
+    tokens = [{"content": token, "special": special} for token, special in added.items()]
+    (out / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": tokens}))
+    return out
+
+
+def test_a_vocabulary_that_is_not_openais_is_refused(saved, tmp_path: Path) -> None:
+    _, folder = saved
+    words = {word: number for word, number in SimpleTokenizer().encoder.items() if not word.startswith("<start_of")}
+    load_backbone(NAME, str(with_vocabulary(folder, tmp_path / "own", words, unk=True)))
+    exchanged = words | {"red</w>": words["dress</w>"], "dress</w>": words["red</w>"]}
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: 'dress</w>' has the id 736, and in .* 2595: Cirrus"):
+        load_backbone(NAME, str(with_vocabulary(folder, tmp_path / "exchanged", exchanged)))
+    with pytest.raises(CheckpointError, match="'garment' was added to CLIP's vocabulary: Cirrus tokenizes"):
+        load_backbone(NAME, str(with_vocabulary(folder, tmp_path / "added", words, garment=False)))
+    older = copied(folder, tmp_path / "older")
+    (older / "vocab.json").write_text(json.dumps(exchanged))
+    with pytest.raises(CheckpointError, match=r"vocab.json: 'dress</w>' has the id 736"):
+        load_backbone("from-checkpoint", str(older))
+    few = load_file(folder / "model.safetensors")
+    few["text_model.embeddings.token_embedding.weight"] = torch.zeros(1000, HIDDEN)
+    save_file(few, older / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has embeddings of 1,000 words, and CLIP's vocabulary has 49,408"):
+        load_backbone("from-checkpoint", str(older))
+
+
+def small_architecture(**fields: dict[str, object]) -> dict[str, object]:
+    """Return a CLIP in open_clip's terms. Its heads are not those of open_clip's models of its width."""
+    vision = {"image_size": 30, "patch_size": 7, "width": HIDDEN, "layers": 2, "head_width": 16}
+    text = {"width": HIDDEN, "heads": 2, "layers": 1, "norm_kwargs": {"eps": 1e-2}}
+    parts = {"vision_cfg": vision, "text_cfg": text}
+    return {"embed_dim": 48, **{part: known | fields.get(part, {}) for part, known in parts.items()}}
+
+
+@torch.no_grad()
+def test_open_clips_configuration_beside_its_file_says_what_weights_do_not_show(tmp_path: Path) -> None:
+    """A CLIP that was trained with SigLIP's loss has a bias of its scores, which no embedding has."""
+    architecture = small_architecture()
+    torch.manual_seed(0)
+    theirs = open_clip.CLIP(**architecture, init_logit_bias=-10.0).eval()
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    config = tmp_path / "open_clip_config.json"
+    config.write_text(json.dumps({"model_cfg": architecture | {"init_logit_bias": -10.0}}))
+    ours = load_backbone("from-checkpoint", str(tmp_path))
+    assert ours.image_size_px == 30
+    pixels, ids = torch.randn(3, 3, 30, 30), torch.randint(1, 49407, (3, 77))
+    torch.testing.assert_close(ours.embed_image(pixels), theirs.encode_image(pixels))
+    torch.testing.assert_close(ours.embed_text(ids), theirs.encode_text(ids))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"text_cfg": {"no_causal_mask": True}}, "no CLIP of OpenAI's form, .* name the model"),
+        ({"text_cfg": {"pool_type": "last"}}, "no CLIP of OpenAI's form"),
+        ({"vision_cfg": {"pool_type": "avg"}}, "no CLIP of OpenAI's form"),
+        ({"vision_cfg": {"head_widht": 16}}, "no CLIP of open_clip: .*'head_widht'"),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(fields, reason: str, tmp_path: Path) -> None:
+    theirs = open_clip.CLIP(**small_architecture())
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    written = {"model_cfg": small_architecture(**fields)}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
+    with pytest.raises(CheckpointError, match=f"open_clip_config.json: its model_cfg is {reason}"):
+        load_backbone("from-checkpoint", str(tmp_path))
+
+
+def test_a_configuration_beside_an_architectures_file_may_not_deny_it(tmp_path: Path) -> None:
+    architecture = open_clip.get_model_config(NAME)
+    save_file(open_clip.CLIP(**architecture).state_dict(), tmp_path / "open_clip_model.safetensors")
+    config = tmp_path / "open_clip_config.json"
+    config.write_text(json.dumps({"model_cfg": architecture}))
+    load_backbone(NAME, str(tmp_path))
+    architecture["text_cfg"]["heads"] = 2
+    config.write_text(json.dumps({"model_cfg": architecture}))
+    with pytest.raises(CheckpointError, match=r"text_cfg.heads is 2, and the architecture's is 4: name another"):
+        load_backbone(NAME, str(tmp_path))

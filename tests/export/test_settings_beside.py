@@ -17,7 +17,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Crop, Interpolation, Pad, preprocess
+from cirrus_client.tokenizer import TextCleaning
 from cirrus_export.backbones.registry import load_backbone
+from cirrus_export.pipeline import ExportRequest, build_recipe
 from cirrus_export.recipes.clip import Clip
 from cirrus_export.recipes.searle import Searle
 
@@ -69,6 +71,14 @@ def test_a_method_with_a_transform_of_its_own_crops_as_published(folder) -> None
     own = load_backbone("from-checkpoint", str(folder)).preprocess
     assert (Clip.preprocess(own).crop, Searle.preprocess(own).crop) == (Crop.FLOOR, Crop.ROUND)
     assert Searle.preprocess(own).mean == (0.5, 0.4, 0.3)
+
+
+def test_texts_are_cleaned_as_by_the_processor_that_prepares_the_images(folder, tmp_path) -> None:
+    """Hugging Face's tokenizer of CLIP repairs no text, OpenAI's does."""
+    request = ExportRequest("clip", "from-checkpoint", str(folder), None, tmp_path / "out")
+    assert build_recipe(request).prompt.cleaning is None
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": SIDE, "crop_size": SIDE}))
+    assert build_recipe(request).prompt.cleaning is TextCleaning.NFC
 
 
 def test_without_settings_images_are_prepared_as_openais(folder) -> None:

@@ -5,6 +5,7 @@ A configuration is read as data: nothing that it names is imported or fetched.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cirrus_export.checkpoints.image_settings import read_settings
 from cirrus_export.checkpoints.state import StateDict
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from transformers import CLIPConfig
 
 OF_OPEN_CLIP = "open_clip_config.json"
@@ -23,16 +25,26 @@ _OF_TRANSFORMERS = "config.json"
 _TOWERS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _LAYER_NORM_EPS = 1e-5
+_UNSEEN = {
+    "vision_cfg": ("head_width", "pool_type", "norm_kwargs", "act_kwargs"),
+    "text_cfg": ("heads", "pool_type", "no_causal_mask", "norm_kwargs", "act_kwargs"),
+}
 _LAST_NORMS = ("vision_model.post_layernorm.weight", "text_model.final_layer_norm.weight")
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """A configuration. heads: of attention in the vision and in the text tower, None if it leaves them to the model."""
+    """A configuration.
+
+    heads: of attention in the vision and in the text tower, None if it leaves them to the model. image_size_px: the
+    side of an image, None if it is not said. architecture: the whole model in open_clip's terms, if it is open_clip's.
+    """
 
     file: Path
     quick_gelu: bool
     heads: tuple[int, int] | None = None
+    image_size_px: int | None = None
+    architecture: Mapping[str, Any] | None = None
 
 
 def config_beside(weights: Weights) -> ClipConfig | None:
@@ -50,7 +62,23 @@ def config_beside(weights: Weights) -> ClipConfig | None:
         return _of_transformers(path, content, state) if all(key in content for key in _TOWERS[:2]) else None
     path = folder / OF_OPEN_CLIP
     model = read_settings(path).get("model_cfg")
-    return ClipConfig(path, bool(model.get("quick_gelu", False))) if isinstance(model, dict) else None
+    return _of_open_clip(path, model) if isinstance(model, dict) else None
+
+
+def check_architecture(beside: ClipConfig | None, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the configuration beside a file says of a model what `config` denies.
+
+    config: an architecture of open_clip. What the weights' shapes show is left to them.
+    """
+    if beside is None or beside.architecture is None:
+        return
+    said, known = (_unseen(beside.file, architecture) for architecture in (beside.architecture, config))
+    wrong = [field for field, value in said.items() if known[field] != value]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint {beside.file}: {wrong[0]} is {said[wrong[0]]}, and the architecture's is {known[wrong[0]]}: "
+            "name another --backbone, or from-checkpoint"
+        )
 
 
 def folder_of(weights: Weights) -> Path | None:
@@ -60,6 +88,23 @@ def folder_of(weights: Weights) -> Path | None:
     return Path(weights.state.source).parent
 
 
+def _of_open_clip(path: Path, model: dict[str, Any]) -> ClipConfig:
+    whole = all(isinstance(model.get(part), dict) for part in _UNSEEN)
+    return ClipConfig(path, bool(model.get("quick_gelu", False)), architecture=model if whole else None)
+
+
+def _unseen(path: Path, architecture: Mapping[str, Any]) -> dict[str, object]:
+    """Return what of an architecture of open_clip its weights do not show."""
+    try:
+        towers = {"vision_cfg": CLIPVisionCfg(**architecture["vision_cfg"])}
+        towers |= {"text_cfg": CLIPTextCfg(**architecture["text_cfg"])}
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint {path}: its model_cfg is no model of open_clip: {error}") from None
+    return {
+        f"{part}.{field}": getattr(towers[part], field) or None for part, fields in _UNSEEN.items() for field in fields
+    }
+
+
 def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> ClipConfig:
     try:
         config = CLIPConfig(**{key: content[key] for key in _TOWERS if key in content})
@@ -67,6 +112,7 @@ def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> C
         found = {tower.hidden_act for tower in (vision, text)}, {tower.layer_norm_eps for tower in (vision, text)}
         sizes = int(vision.hidden_size), int(text.hidden_size)
         heads = int(vision.num_attention_heads), int(text.num_attention_heads)
+        image_size_px = int(vision.image_size)
     except Exception as error:  # transformers raises whatever a value leads to
         raise CheckpointError(f"checkpoint {path}: is no configuration of a CLIP ({error}); copy it again") from None
     activations, epsilons = found
@@ -78,4 +124,4 @@ def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> C
     widths = tuple(state[norm].shape[0] for norm in _LAST_NORMS if norm in state)
     if sizes != widths:
         raise CheckpointError(f"checkpoint {path}: describes towers {sizes} wide, in {state.source} they are {widths}")
-    return ClipConfig(path, _ACTIVATIONS[activations.pop()], heads)
+    return ClipConfig(path, _ACTIVATIONS[activations.pop()], heads, image_size_px)

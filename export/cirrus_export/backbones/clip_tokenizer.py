@@ -19,11 +19,15 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from torch import Tensor
 
+from cirrus_client.errors import CheckpointError
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.checkpoints.image_settings import read_settings
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.tokenizer import SimpleTokenizer
+
+_TOKENIZER, _VOCABULARY = "tokenizer.json", "vocab.json"
 
 
 def clip_null_token_ids(context_length: int) -> Tensor:
@@ -50,3 +54,38 @@ def write_clip_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> 
     )
     tokenizer.save(str(root / spec.file))
     return spec
+
+
+def check_clip_vocabulary(words: int, source: str, folder: Path | None) -> None:
+    """Raise CheckpointError if a CLIP of `words` word embeddings was trained with another vocabulary than OpenAI's.
+
+    source: the weights' file. folder: where transformers' tokenizer of these weights lies, if it was saved.
+    """
+    own = SimpleTokenizer()
+    plain = {word: number for word, number in own.encoder.items() if number < own.sot_token_id}
+    problem = None
+    if words < own.vocab_size:
+        problem = f"{source}: has embeddings of {words:,} words, and CLIP's vocabulary has {own.vocab_size:,}"
+    elif folder is not None:
+        file, found, added = _words_in(folder)
+        found = {word: number for word, number in found.items() if number < own.sot_token_id}
+        if added:
+            problem = f"{file}: {added[0]!r} was added to CLIP's vocabulary"
+        elif found and found != plain:
+            word, _ = min(found.items() ^ plain.items())
+            problem = f"{file}: {word!r} has the id {found.get(word)}, and in CLIP's vocabulary {plain.get(word)}"
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {problem}: Cirrus tokenizes a CLIP's texts with OpenAI's vocabulary alone")
+
+
+def _words_in(folder: Path) -> tuple[Path, dict[str, int], list[str]]:
+    """Return the file of transformers' tokenizer in a folder, the ids of its words, and the words that were added."""
+    file = folder / _TOKENIZER
+    content = read_settings(file)
+    if not content:
+        return folder / _VOCABULARY, read_settings(folder / _VOCABULARY), []
+    try:
+        added = [token["content"] for token in content["added_tokens"] if not token["special"]]
+        return file, dict(content["model"]["vocab"]), added
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"checkpoint {file}: is no tokenizer of a CLIP") from None

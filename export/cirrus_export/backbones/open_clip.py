@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cirrus_client.errors import CheckpointError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, Prompt, TextToken, WordBackbone, at_end_of_text
-from cirrus_export.backbones.clip_config import ClipConfig, config_beside
-from cirrus_export.backbones.clip_tokenizer import clip_null_token_ids, write_clip_tokenizer
+from cirrus_export.backbones.clip_config import check_architecture, config_beside, folder_of
+from cirrus_export.backbones.clip_shape import check_sizes, shaped_as, shows_every_token
+from cirrus_export.backbones.clip_tokenizer import check_clip_vocabulary, clip_null_token_ids, write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.open_clip_models import (
     OPENAI,
@@ -26,15 +26,18 @@ from cirrus_export.backbones.open_clip_models import (
     warn_if_a_file_could_be_several,
 )
 from cirrus_export.checkpoints.hugging_face_clip import KEYS, in_openai_names, is_hugging_face_clip
-from cirrus_export.checkpoints.state import StateDict, Unused, count_layers, load_strictly, pass_over
+from cirrus_export.checkpoints.state import StateDict, Unused, load_strictly, pass_over
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import ResidualAttentionBlock
 
-_HEAD_WIDTH = 64
 _OPENAI_ARCHIVE_KEYS = ("input_resolution", "context_length", "vocab_size")
+_NO_WEIGHTS = (
+    Unused(f"({'|'.join(_OPENAI_ARCHIVE_KEYS)})$", "sizes, which the weights' shapes say"),
+    Unused("logit_bias$", "of SigLIP's loss, which adds it to every score"),
+)
 
 
 class OpenClipBackbone(WordBackbone):
@@ -46,6 +49,7 @@ class OpenClipBackbone(WordBackbone):
     """
 
     label = "CLIP"
+    offers = "a CLIP's vision transformer and text tower"
     text_token = TextToken.END_OF_TEXT
     reads_padding = False  # causal: a text's end comes before its padding
 
@@ -217,34 +221,23 @@ class OpenClipFamily(Family):
         named = None if state is None else _openai_state(state)
         if name is None:
             assert named is not None
-            shaped = _shaped_as(named, quick_gelu, beside)
+            shaped = shaped_as(named, quick_gelu, beside)
             clip = OpenClipBackbone(shaped, preprocess_beside(weights, shaped.visual.image_size), activation)
         else:
             if not from_openai:
                 warn_if_a_file_could_be_several(name, config, weights)
             preprocess = self.preprocess(name, weights)
             clip = OpenClipBackbone(open_clip.CLIP(**config | {"quick_gelu": quick_gelu}), preprocess, activation)
-            _check_heads(clip.clip, beside)
+            check_architecture(beside, config)
+            check_sizes(clip.clip, beside)
         if state is not None and named is not None:
+            folder = folder_of(weights) if is_hugging_face_clip(state) else None
+            check_clip_vocabulary(named["token_embedding.weight"].shape[0], state.source, folder)
             load_strictly(clip.clip, named, theirs=KEYS.theirs if is_hugging_face_clip(state) else str)
         elif weights.tag is not None:
             assert name is not None
             fetch(clip.clip, name, weights.tag)
         return clip
-
-
-def shows_every_token(config: Config) -> bool:
-    """Return whether a model of open_clip has the form of OpenAI's CLIP with a vision transformer."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    return (
-        not config.get("custom_text")
-        and "timm_model_name" not in vision
-        and isinstance(vision["layers"], int)
-        and vision.get("pool_type", "tok") == "tok"
-        and not vision.get("attentional_pool")
-        and text.get("pool_type", "argmax") == "argmax"
-        and not any(key in text for key in ("hf_model_name", "hf_tokenizer_name"))
-    )
 
 
 def _is_from_openai(weights: Weights) -> bool:
@@ -259,55 +252,4 @@ def _openai_state(state: StateDict) -> StateDict:
     """Return a CLIP's state dict in OpenAI's key names, without what is no weight."""
     if is_hugging_face_clip(state):
         return in_openai_names(state)
-    return pass_over(state, [Unused(f"({'|'.join(_OPENAI_ARCHIVE_KEYS)})$", "sizes, which the weights' shapes say")])
-
-
-def _check_heads(clip: open_clip.CLIP, beside: ClipConfig | None) -> None:
-    built = tuple(tower.resblocks[0].attn.num_heads for tower in (clip.visual.transformer, clip.transformer))
-    if beside is not None and beside.heads not in (None, built):
-        raise CheckpointError(
-            f"checkpoint {beside.file}: {beside.heads} attention heads in the vision and the text tower, and the "
-            f"architecture has {built}: name another --backbone, or from-checkpoint"
-        )
-
-
-def _shaped_as(state: StateDict, quick_gelu: bool, beside: ClipConfig | None) -> open_clip.CLIP:
-    """Build OpenAI's CLIP in the sizes of its own state dict, as `clip.model.build_model` infers them.
-
-    Attention heads are those of the configuration beside the file, or of open_clip's models of these widths.
-    """
-    heads = None if beside is None else beside.heads
-    patches, words = state["visual.conv1.weight"], state["token_embedding.weight"]
-    width, text_width = patches.shape[0], words.shape[1]
-    side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-    vision = open_clip.CLIPVisionCfg(
-        layers=count_layers(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
-        width=width,
-        head_width=width // heads[0] if heads else min(_vision_head_widths().get(width, _HEAD_WIDTH), width),
-        mlp_ratio=_mlp_ratio(state, "visual.transformer."),
-        patch_size=patches.shape[-1],
-        image_size=side * patches.shape[-1],
-    )
-    text = open_clip.CLIPTextCfg(
-        context_length=state["positional_embedding"].shape[0],
-        vocab_size=words.shape[0],
-        width=text_width,
-        heads=heads[1] if heads else max(1, text_width // _HEAD_WIDTH),
-        mlp_ratio=_mlp_ratio(state, "transformer."),
-        layers=count_layers(state, r"^transformer\.resblocks\.(\d+)\."),
-    )
-    dim = state["text_projection"].shape[1]
-    return open_clip.CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu)
-
-
-def _mlp_ratio(state: StateDict, tower: str) -> float:
-    """Return the ratio of which open_clip's rounding down makes the hidden width that the file has."""
-    hidden, width = state[f"{tower}resblocks.0.mlp.c_fc.weight"].shape
-    return (hidden + 0.5) / width
-
-
-def _vision_head_widths() -> dict[int, int]:
-    """Return how wide attention heads are in open_clip's vision transformers, by the tower's width: one for each."""
-    configs = filter(shows_every_token, map(open_clip.get_model_config, open_clip.list_models()))
-    towers = (config["vision_cfg"] for config in configs)
-    return {tower["width"]: tower.get("head_width", _HEAD_WIDTH) for tower in towers}
+    return pass_over(state, _NO_WEIGHTS)

@@ -19,10 +19,10 @@ from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
 from cirrus_export.backbones.clip_config import config_beside
+from cirrus_export.backbones.clip_shape import shows_every_token
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
-from cirrus_export.backbones.open_clip import shows_every_token
 from cirrus_export.backbones.open_clip_models import (
     Config,
     activation_in_space,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from cirrus_client.image.preprocess import Crop, PreprocessSpec
+from cirrus_client.tokenizer import TextCleaning
+from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.graph import Graph
 from cirrus_export.heads.zero_shot import WeightedSum
 from cirrus_export.recipes.recipe import Options, Parts, narrowed
@@ -38,6 +41,13 @@ class Clip(TwoTowerRecipe):
         """
         by_transformers = own.crop is Crop.FLOOR
         return narrowed(own, convert_rgb="before_resize" if by_transformers else "after_crop", crop=own.crop)
+
+    @property
+    def prompt(self) -> Prompt:
+        """Clean a text as Hugging Face's CLIP tokenizer does, if its processor prepares the images."""
+        backbone = self.backbone
+        by_transformers = isinstance(backbone, OpenClipBackbone) and backbone.preprocess.crop is Crop.FLOOR
+        return Prompt(cleaning=TextCleaning.NFC if by_transformers else None)
 
     def query_graph(self) -> Graph:
         """Return the weighted sum of the normalised embeddings."""
