@@ -33,14 +33,17 @@ class TextCleaning(StrEnum):
     CLIP, WHITESPACE and CANONICALIZE are open_clip's "lower", "whitespace" and "canonicalize". All three repair broken
     Unicode (ftfy), unescape HTML twice and collapse white space. CLIP also lowers the case. CANONICALIZE lowers the
     case and removes ASCII punctuation (SigLIP). BLIP_CAPTION is LAVIS's evaluation processor of that name: it lowers
-    the case, turns punctuation into spaces and keeps 50 words. NFC is the normaliser of Hugging Face's CLIP
-    tokenizer: it composes Unicode, collapses white space and lowers the case. NONE leaves the text to the file's own
+    the case, turns punctuation into spaces and keeps 50 words. NFC, SIGLIP and SIGLIP2 are what Hugging Face's
+    tokenizers do. CLIP's composes Unicode, collapses white space and lowers the case; SigLIP's lowers the case, removes
+    ASCII punctuation and collapses white space; SigLIP 2's lowers the case. NONE leaves the text to the file's own
     rules (BERT).
     """
 
     CLIP = "clip"
     WHITESPACE = "whitespace"
     CANONICALIZE = "canonicalize"
+    SIGLIP = "siglip"
+    SIGLIP2 = "siglip2"
     BLIP_CAPTION = "blip_caption"
     NFC = "nfc"
     NONE = "none"
@@ -203,6 +206,14 @@ def _canonicalize(text: str) -> str:
     return " ".join(text.split())
 
 
+def _siglip(text: str) -> str:
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+def _lowered(text: str) -> str:
+    return "".join(map(str.lower, text))  # one by one: a final sigma is no other letter
+
+
 def _blip_caption(text: str) -> str:
     text = re.sub(r"([.!\"()*#:;~])", " ", text.lower())
     text = re.sub(r"\s{2,}", " ", text).strip()
@@ -210,8 +221,7 @@ def _blip_caption(text: str) -> str:
 
 
 def _nfc(text: str) -> str:
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    return "".join(map(str.lower, text))  # one by one: a final sigma is no other letter
+    return _lowered(" ".join(unicodedata.normalize("NFC", text).split()))
 
 
 def _unchanged(text: str) -> str:
@@ -222,6 +232,8 @@ _CLEANERS = {
     TextCleaning.CLIP: _clip,
     TextCleaning.WHITESPACE: _whitespace,
     TextCleaning.CANONICALIZE: _canonicalize,
+    TextCleaning.SIGLIP: _siglip,
+    TextCleaning.SIGLIP2: _lowered,
     TextCleaning.BLIP_CAPTION: _blip_caption,
     TextCleaning.NFC: _nfc,
     TextCleaning.NONE: _unchanged,

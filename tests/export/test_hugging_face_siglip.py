@@ -19,6 +19,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from cirrus_client.agreement import cosine_min
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import preprocess
+from cirrus_client.tokenizer import TextCleaning
+from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.registry import find_backbone, load_backbone
 from cirrus_export.recipes.clip import Clip
 
@@ -53,8 +55,9 @@ def backbone_of(folder: Path):
 
 
 @torch.no_grad()
-def test_a_siglip_of_transformers_embeds_as_it_does_there(model, folder) -> None:
+def test_a_siglip_of_transformers_embeds_as_it_does_there(model, folder, tmp_path) -> None:
     backbone = backbone_of(folder)
+    assert backbone.write_tokenizer(tmp_path, Prompt()).cleaning is TextCleaning.SIGLIP
     noise = np.random.default_rng(0).integers(0, 255, (97, 301, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "png")

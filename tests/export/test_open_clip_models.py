@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Siglip2Tokenizer
 
 from cirrus_client.bundle import Bundle, GraphSpec
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad
-from cirrus_client.tokenizer import Tokenizer
+from cirrus_client.tokenizer import TextCleaning, Tokenizer, TokenizerSpec
 from cirrus_client.triton import TritonEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
@@ -287,3 +287,24 @@ def test_a_hub_tokenizers_ids_are_open_clips(tokenizer_folder: Path, tmp_path_fa
     tokenizer = Tokenizer(hub.write(root, context_length=CONTEXT, prompt=Prompt()), root)
     expected = HFTokenizer(str(tokenizer_folder), context_length=CONTEXT, clean="canonicalize")([text])
     np.testing.assert_array_equal(tokenizer([text]), expected.numpy())
+
+
+@given(st.text(max_size=60))
+def test_texts_of_a_siglip_2_of_transformers_are_cleaned_as_there(text: str) -> None:
+    """open_clip repairs texts and takes punctuation away."""
+    cleaned = TokenizerSpec(start_id=None, end_id=1, cleaning=TextCleaning.SIGLIP2).prompt(text)
+    normalised = Siglip2Tokenizer().backend_tokenizer.normalizer.normalize_str(text)
+    assert cleaned.replace(" ", "\u2581") == (normalised if text.strip() else "")
+
+
+def test_texts_of_a_siglip_of_transformers_are_cleaned_as_there() -> None:
+    """Its tokenizer needs a package of its own, so its `canonicalize_text` is not run here."""
+    spec = TokenizerSpec(start_id=None, end_id=1, cleaning=TextCleaning.SIGLIP)
+    assert spec.prompt(" Long_Sleeve\n RED, &amp; it\u2019s (\uff21)\t") == "longsleeve red amp it\u2019s \uff41"
+
+
+def test_a_siglip_2_of_transformers_keeps_punctuation(tokenizer_folder: Path) -> None:
+    settings_of_text = {"hf_tokenizer_name": HUB, "vocab_size": 200, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    file = tokenizer_folder / "tokenizer.json"
+    assert find_hub_tokenizer(MODEL, settings_of_text, file, of_transformers=True).cleaning is TextCleaning.SIGLIP2
+    assert find_hub_tokenizer(MODEL, settings_of_text, file).cleaning is TextCleaning.CANONICALIZE

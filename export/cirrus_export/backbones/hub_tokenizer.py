@@ -25,16 +25,20 @@ _CLEANINGS = {
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The tokens around a text, by their spelling in the vocabulary. start: None where a text has none."""
+    """The tokens around a text, by their spelling in the vocabulary. start: None where a text has none.
+
+    of_transformers: how transformers' own tokenizer of these models cleans a text.
+    """
 
     start: str | None
     end: str
     pad: str
+    of_transformers: TextCleaning | None = None
 
 
 SPECIAL_TOKENS = {
-    "timm/*-SigLIP2*": SpecialTokens(start=None, end="<eos>", pad="<pad>"),
-    "timm/*-SigLIP*": SpecialTokens(start=None, end="</s>", pad="</s>"),
+    "timm/*-SigLIP2*": SpecialTokens(start=None, end="<eos>", pad="<pad>", of_transformers=TextCleaning.SIGLIP2),
+    "timm/*-SigLIP*": SpecialTokens(start=None, end="</s>", pad="</s>", of_transformers=TextCleaning.SIGLIP),
     "google/mt5-*": SpecialTokens(start=None, end="</s>", pad="<pad>"),
     "facebook/xlm-v-base": SpecialTokens(start="<s>", end="</s>", pad="<pad>"),
     # CLIPA: open_clip's strip_sep_token replaces the end token, [SEP], by 0, the padding
@@ -69,10 +73,14 @@ class HubTokenizer:
         return spec
 
 
-def find_hub_tokenizer(model: str, text_config: Mapping[str, Any], file: Path | None) -> HubTokenizer:
+def find_hub_tokenizer(
+    model: str, text_config: Mapping[str, Any], file: Path | None, *, of_transformers: bool = False
+) -> HubTokenizer:
     """Return the tokenizer of a model of open_clip, from a file or from the hub.
 
     text_config: the model's `text_cfg`. file: its `tokenizer.json`, or None to look in the hub's cache and on the hub.
+    of_transformers: clean texts as transformers does, where it does so otherwise than open_clip.
+
     Raises ExportError if it can't be fetched, or is another model's.
     """
     name = text_config["hf_tokenizer_name"]
@@ -97,12 +105,13 @@ def find_hub_tokenizer(model: str, text_config: Mapping[str, Any], file: Path | 
             raise ExportError(f"--tokenizer {path}: it has no token {token}: it is not the tokenizer '{name}'")
         return int(token_id)
 
+    said = text_config.get("tokenizer_kwargs", {})
     return HubTokenizer(
         file=path,
         start_id=None if tokens.start is None else id_of(tokens.start),
         end_id=id_of(tokens.end),
         pad_id=id_of(tokens.pad),
-        cleaning=_CLEANINGS[text_config.get("tokenizer_kwargs", {}).get("clean", "whitespace")],
+        cleaning=(of_transformers and tokens.of_transformers) or _CLEANINGS[said.get("clean", "whitespace")],
     )
 
 

@@ -176,13 +176,14 @@ class PooledOpenClipFamily(Family):
             )
         config = open_clip.get_model_config(name)
         weights = weights.from_folder()
-        hub_tokenizer = self._tokenizer(name, config, tokenizer)
+        of_transformers = weights.state is not None and is_hugging_face_siglip(weights.state)
+        hub_tokenizer = self._tokenizer(name, config, tokenizer, of_transformers=of_transformers)
         preprocess = self.preprocess(name, weights)
         beside = config_beside(weights)
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
         warn_if_a_file_could_be_several(name, config, weights)
         model = create(name, quick_gelu=quick_gelu)
-        if weights.state is not None and is_hugging_face_siglip(weights.state):
+        if weights.state is not None and of_transformers:
             load_strictly(model, in_open_clips_names(weights.state), theirs=KEYS.theirs)
             check_config_beside(model, weights.state)
         elif weights.state is not None:
@@ -192,9 +193,9 @@ class PooledOpenClipFamily(Family):
         activation = activation_in_space(quick_gelu, config, weights, from_openai=weights.fine_tuned)
         return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer, activation)
 
-    def _tokenizer(self, name: str, config: Config, file: Path | None) -> HubTokenizer | None:
+    def _tokenizer(self, name: str, config: Config, file: Path | None, *, of_transformers: bool) -> HubTokenizer | None:
         text = config["text_cfg"]
         if "hf_tokenizer_name" not in text:
             refuse_tokenizer(name, file)
             return None
-        return find_hub_tokenizer(name, text, file)
+        return find_hub_tokenizer(name, text, file, of_transformers=of_transformers)
