@@ -10,9 +10,9 @@ from cirrus_client.errors import CheckpointError
 from cirrus_client.image.preprocess import Crop, Interpolation, Pad, PreprocessSpec
 from cirrus_export.backbones.settings_beside import in_open_clips_form
 from cirrus_export.checkpoints.image_settings import image_settings
+from cirrus_export.heads.last_token import ROTATIONS
 
 _VISION, _LANGUAGES = "clip_vision_model", ("llama", "mistral", "qwen2")
-_ROTATIONS = ("default", "linear", "llama3", "yarn")
 _RESOLUTIONS = "image_grid_pinpoints"
 
 
@@ -26,8 +26,8 @@ def check_config(config: Any, path: Path) -> None:
         raise refusal(path, "vision_config.model_type", vision.model_type, f"{_VISION} can be exported")
     if text.model_type not in _LANGUAGES:
         raise refusal(path, "text_config.model_type", text.model_type, f"{', '.join(_LANGUAGES)} can be exported")
-    if rotation not in _ROTATIONS:
-        raise refusal(path, "text_config's rope_type", rotation, f"{', '.join(_ROTATIONS)} can be exported")
+    if rotation not in ROTATIONS:
+        raise refusal(path, "text_config's rope_type", rotation, f"{', '.join(ROTATIONS)} can be exported")
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise refusal(path, "text_config.layer_types", "sliding_attention", "only full_attention can be exported")
     if not chosen or not all(-states <= layer < states for layer in chosen):

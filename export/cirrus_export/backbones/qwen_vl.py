@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from cirrus_client.errors import CheckpointError, ExportError
@@ -16,11 +17,17 @@ from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
 from cirrus_export.checkpoints.image_settings import image_settings
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
-from cirrus_export.heads.last_token import line_positions
+from cirrus_export.heads.last_token import ROTATIONS, line_positions
 from cirrus_export.heads.prompts import NO_TOKEN
 from cirrus_export.heads.qwen_vl import VisionTower, grid_positions, patches
 
 _IMAGE_SIZE_PX = 448
+_STEPS: dict[str, object] = {
+    "resample": Image.Resampling.BICUBIC.value,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
 Levels = tuple[float, float, float]
 
 
@@ -138,7 +145,7 @@ class QwenVlFamily(VlmFamily):
 
     def check_folder(self, folder: Path, config: Mapping[str, Any]) -> None:
         """See `VlmFamily.check_folder`."""
-        _check_levels(folder, self.backbone_type)
+        _check_settings(folder, self.backbone_type)
 
     def build(self, model: Any, folder: Path, options: BackboneOptions) -> QwenVlBackbone:
         """See `VlmFamily.build`."""
@@ -148,28 +155,32 @@ class QwenVlFamily(VlmFamily):
         return self.backbone_type(model, folder / TOKENIZER, size_px)
 
 
-def _check_levels(folder: Path, backbone: type[QwenVlBackbone]) -> None:
-    """Refuse a model whose processor normalises images in another way than its generation's does."""
+def _check_settings(folder: Path, backbone: type[QwenVlBackbone]) -> None:
+    """Refuse a model whose processor makes pixels of an image in another way than its generation's does."""
     found = image_settings(folder)
     if found is None:
         return
     file, settings = found
-    for name, own in (("image_mean", backbone.mean), ("image_std", backbone.std)):
+    for name, own in (_STEPS | {"image_mean": list(backbone.mean), "image_std": list(backbone.std)}).items():
         said = settings.get(name)
-        if said is not None and not _same_levels(said, own):
-            raise CheckpointError(f"checkpoint {file}: {name} is {said}, and a {backbone.label}'s is {list(own)}")
+        if said is not None and not _same(said, own):
+            raise CheckpointError(f"checkpoint {file}: {name} is {said}, and a {backbone.label}'s is {own}")
 
 
-def _same_levels(said: object, own: Levels) -> bool:
-    if not isinstance(said, list) or len(said) != len(own):
-        return False
-    pairs = zip(said, own, strict=True)
-    return all(isinstance(value, int | float) and abs(value - level) < 1e-6 for value, level in pairs)
+def _same(said: object, own: object) -> bool:
+    if isinstance(said, list) and isinstance(own, list):
+        return len(said) == len(own) and all(map(_same, said, own))
+    return isinstance(said, int | float) and isinstance(own, int | float) and abs(said - own) < 1e-6
 
 
 def _check_layers(model: Any, folder: Path) -> None:
     if "sliding_attention" in (getattr(model.config.text_config, "layer_types", None) or ()):
         raise CheckpointError(f"checkpoint {folder}: has layers with a sliding window, which can't be exported")
+    rotation = model.language_model.rotary_emb.rope_type
+    if rotation not in ROTATIONS:
+        raise CheckpointError(
+            f"checkpoint {folder}: text_config's rope_type is {rotation}, and {', '.join(ROTATIONS)} can be exported"
+        )
 
 
 def _token_side_px(model: Any) -> int:
