@@ -27,6 +27,7 @@ from cirrus_client.errors import (
     ServerError,
 )
 from cirrus_client.files import sha256_of_file, write_model
+from cirrus_client.image.preprocess import Interpolation, Pad
 from cirrus_client.names import Flavour
 from cirrus_client.service.readiness import Canaries
 from cirrus_client.suggest import LocalSuggester, SuggestSpec, TritonSuggester, read_suggester
@@ -411,6 +412,22 @@ def test_a_model_is_refused_by_its_configuration_before_its_weights_are_read(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=reason):
         export_suggester(folder, tmp_path / "out", pairs)
+
+
+def test_images_are_prepared_as_the_folder_says(checkpoint, pairs, converted, tmp_path) -> None:
+    folder = tmp_path / "instructblip"
+    shutil.copytree(checkpoint, folder)
+    settings = {"size": {"height": 56, "width": 56}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    export_suggester(folder, tmp_path / "out", pairs[:1])
+    found = read_suggester(tmp_path / "out").preprocess
+    assert (found.size_px, found.pad, found.interpolation) == (56, Pad.STRETCH, Interpolation.BILINEAR)
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"size": {"height": 64, "width": 64}}))
+    with pytest.raises(
+        CheckpointError, match=r"preprocessor_config\.json: size is 64, and the vision tower .* 56 pixels"
+    ):
+        export_suggester(folder, tmp_path / "out", pairs[:1])
 
 
 def test_a_damaged_tokenizer_is_named(checkpoint, pairs, tmp_path) -> None:

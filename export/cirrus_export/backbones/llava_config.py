@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cirrus_client.errors import CheckpointError
-from cirrus_client.image.preprocess import Crop, Interpolation, Pad, PreprocessSpec
-from cirrus_export.backbones.settings_beside import in_open_clips_form
+from cirrus_client.image.preprocess import Crop, PreprocessSpec
+from cirrus_export.backbones.settings_beside import prepared_by_transformers
 from cirrus_export.checkpoints.image_settings import image_settings
 from cirrus_export.heads.last_token import ROTATIONS
 
@@ -58,26 +58,13 @@ def spec_of_view(folder: Path, config: Any) -> PreprocessSpec:
     Raises CheckpointError for a way that Cirrus has not.
     """
     side_px = int(config.vision_config.image_size)
-    found = image_settings(folder)
-    if found is None:
+    spec = prepared_by_transformers(folder, side_px)
+    if spec is None:
         return PreprocessSpec(size_px=side_px, crop=Crop.FLOOR)
-    file, settings = found
-    said = in_open_clips_form(settings, file)
-    if said["size"] != side_px:
-        raise refusal(file, "size", said["size"], f"the vision tower of config.json sees {side_px} pixels")
+    file, settings = image_settings(folder) or (folder, {})
     if config.model_type == "llava" and settings.get("do_pad"):
         raise refusal(file, "do_pad", True, "Cirrus does not pad images with their mean colour: only false is possible")
-    levels = {name: said[name] for name in ("mean", "std") if said[name] is not None}
-    try:
-        return PreprocessSpec(
-            size_px=side_px,
-            pad=Pad.NONE if said["resize_mode"] == "shortest" else Pad.STRETCH,
-            crop=Crop.FLOOR,
-            interpolation=Interpolation(said["interpolation"]),
-            **levels,
-        )
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {file}: its settings of images can't be read: {error}") from None
+    return spec
 
 
 def refusal(path: Path, field: str, found: object, expected: str) -> CheckpointError:

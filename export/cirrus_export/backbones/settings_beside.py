@@ -1,4 +1,4 @@
-"""How images were prepared for a CLIP's weights, as the file of settings beside them says.
+"""How images were prepared for weights, as the file of settings beside them says.
 
 It is transformers' `preprocessor_config.json` (or `processor_config.json`), or open_clip's `open_clip_config.json`.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from cirrus_client.errors import CheckpointError
-from cirrus_client.image.preprocess import Crop, Interpolation
+from cirrus_client.image.preprocess import Crop, Interpolation, Pad, PreprocessSpec
 from cirrus_export.backbones.clip_config import OF_OPEN_CLIP, folder_of
 from cirrus_export.backbones.family import Weights
 from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
@@ -50,6 +50,34 @@ def settings_beside(weights: Weights) -> SettingsBeside | None:
         return None
     file, settings = named
     return SettingsBeside(file, in_open_clips_form(settings, file), Crop.FLOOR)
+
+
+def prepared_by_transformers(folder: Path, side_px: int) -> PreprocessSpec | None:
+    """Return how the processor in a folder that transformers saved prepares images, None if there are no settings.
+
+    side_px: of the images that the vision tower of the folder's `config.json` sees. Raises CheckpointError for a way
+    that Cirrus has not, and for another size.
+    """
+    found = image_settings(folder)
+    if found is None:
+        return None
+    file, settings = found
+    said = in_open_clips_form(settings, file)
+    if said["size"] != side_px:
+        raise CheckpointError(
+            f"checkpoint {file}: size is {said['size']}, and the vision tower of config.json sees {side_px} pixels"
+        )
+    levels = {name: said[name] for name in ("mean", "std") if said[name] is not None}
+    try:
+        return PreprocessSpec(
+            size_px=side_px,
+            pad=Pad.NONE if said["resize_mode"] == "shortest" else Pad.STRETCH,
+            crop=Crop.FLOOR,
+            interpolation=Interpolation(said["interpolation"]),
+            **levels,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {file}: its settings of images can't be read: {error}") from None
 
 
 def in_open_clips_form(settings: Settings, file: Path) -> Settings:

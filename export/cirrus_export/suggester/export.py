@@ -38,6 +38,7 @@ from cirrus_client.suggest import (
 )
 from cirrus_client.suggest_canary import CANARY
 from cirrus_client.triton.repository import REPOSITORIES, write_record
+from cirrus_export.backbones.settings_beside import prepared_by_transformers
 from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
 from cirrus_export.checkpoints.tokenizer_file import read_tokenizer
@@ -88,7 +89,8 @@ def export_suggester(
     model = _load(checkpoint)
     prompt, end_id = _prompt(checkpoint, model), _end_id(model)
     original = Original(ReadImage(model, prompt.instruction), NextTokens(model), prompt, end_id)
-    preprocess = PreprocessSpec(size_px=model.config.vision_config.image_size, pad=Pad.STRETCH)
+    side_px = int(model.config.vision_config.image_size)
+    preprocess = prepared_by_transformers(checkpoint, side_px) or PreprocessSpec(size_px=side_px, pad=Pad.STRETCH)
     progress = partial(tqdm, unit="pair", disable=not show_progress)
     with replaced_directory(out, Writer.EXPORT_SUGGESTER) as root:
         graphs = {
