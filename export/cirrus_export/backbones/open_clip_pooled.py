@@ -35,7 +35,7 @@ from cirrus_export.backbones.open_clip_models import (
 )
 from cirrus_export.checkpoints.hugging_face_siglip import (
     KEYS,
-    check_config_beside,
+    follow_config_beside,
     in_open_clips_names,
     is_hugging_face_siglip,
 )
@@ -185,7 +185,7 @@ class PooledOpenClipFamily(Family):
         model = create(name, quick_gelu=quick_gelu)
         if weights.state is not None and of_transformers:
             load_strictly(model, in_open_clips_names(weights.state), theirs=KEYS.theirs)
-            check_config_beside(model, weights.state)
+            follow_config_beside(model, weights.state)
         elif weights.state is not None:
             load_strictly(model, weights.state)
         elif weights.tag is not None:

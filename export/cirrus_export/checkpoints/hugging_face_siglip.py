@@ -41,7 +41,11 @@ KEYS = KeyMap(
 )
 _POOLING = re.compile(r"^vision_model\.head\.attention\.in_proj_(?P<kind>weight|bias)$")
 _ACTIVATION = "gelu_pytorch_tanh"
-_ATTENTION = {"vision_config": "visual.trunk.blocks.0.attn", "text_config": "text.transformer.resblocks.0.attn"}
+_FIELDS = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+_UNSEEN = {
+    "vision_config": ("visual.trunk.blocks.0.attn", "visual.trunk.norm"),
+    "text_config": ("text.transformer.resblocks.0.attn", "text.ln_final"),
+}
 
 
 def is_hugging_face_siglip(state: StateDict) -> bool:
@@ -65,23 +69,27 @@ def in_open_clips_names(state: StateDict) -> StateDict:
     return renamed_towers(state, KEYS, other)
 
 
-def check_config_beside(model: nn.Module, state: StateDict) -> None:
-    """Raise CheckpointError if the `config.json` beside a file can't be read, or describes another model than this.
+def follow_config_beside(model: nn.Module, state: StateDict) -> None:
+    """Give a model of open_clip the GELU of transformers' SigLIP, which is approximated by tanh in both towers.
 
-    Attention heads and the activation function are not in the weights.
+    Raises CheckpointError if the `config.json` beside a file can't be read, or describes another model than this.
+    Attention heads, the activation function and the epsilon of layer norms are not in the weights.
     """
     path = Path(state.source).parent / "config.json"
     content = read_settings(path)
-    for tower, attention in _ATTENTION.items():
+    for tower, (attention, norm) in _UNSEEN.items():
         said = content.get(tower)
         said = said if isinstance(said, dict) else {}
-        heads = model.get_submodule(attention).num_heads
-        found = said.get("num_attention_heads", heads), said.get("hidden_act", _ACTIVATION)
-        if found != (heads, _ACTIVATION):
+        own = model.get_submodule(attention).num_heads, _ACTIVATION, model.get_submodule(norm).eps
+        found = tuple(said.get(field, value) for field, value in zip(_FIELDS, own, strict=True))
+        if found != own:
             raise CheckpointError(
-                f"checkpoint {path}: {found[0]} attention heads with {found[1]}, and the architecture has {heads} with "
-                f"{_ACTIVATION}: name another --backbone"
+                f"checkpoint {path}: {found[0]} attention heads with {found[1]} and layer_norm_eps {found[2]}, and the "
+                f"architecture has {own[0]} with {own[1]} and {own[2]}: name another --backbone"
             )
+    for module in model.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
 
 
 def _in_open_clips_shape(key: str, value: Tensor) -> Tensor:
