@@ -19,9 +19,10 @@ from cirrus_export.checkpoints.state import StateDict
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from transformers import CLIPConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 OF_OPEN_CLIP = "open_clip_config.json"
-_OF_TRANSFORMERS = "config.json"
+_OF_TRANSFORMERS, _MODEL_TYPE = "config.json", "clip"
 _TOWERS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _LAYER_NORM_EPS = 1e-5
@@ -106,6 +107,9 @@ def _unseen(path: Path, architecture: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> ClipConfig:
+    kind = str(content.get("model_type", _MODEL_TYPE))
+    if kind != _MODEL_TYPE and kind in CONFIG_MAPPING_NAMES:  # a type that transformers does not know says nothing
+        raise CheckpointError(f"checkpoint {path}: describes a model of type {kind!r}, expected {_MODEL_TYPE!r}")
     try:
         config = CLIPConfig(**{key: content[key] for key in _TOWERS if key in content})
         vision, text = config.vision_config, config.text_config
