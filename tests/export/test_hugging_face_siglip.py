@@ -21,7 +21,7 @@ from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import preprocess
 from cirrus_client.tokenizer import TextCleaning
 from cirrus_export.backbones.backbone import Prompt
-from cirrus_export.backbones.registry import find_backbone, load_backbone
+from cirrus_export.backbones.registry import load_backbone
 from cirrus_export.recipes.clip import Clip
 
 pytestmark = [pytest.mark.export, pytest.mark.slow]
@@ -51,7 +51,8 @@ def folder(model, tmp_path_factory) -> Path:
 
 
 def backbone_of(folder: Path):
-    return find_backbone(NAME, str(folder), tokenizer=folder / "tokenizer.json").load()
+    """Load it; its own tokenizer is found beside it."""
+    return load_backbone(NAME, str(folder))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from cirrus_export.backbones.family import Weights
 from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
 from cirrus_export.checkpoints.image_settings import read_settings
 from cirrus_export.checkpoints.state import StateDict
+from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
@@ -87,6 +88,12 @@ def folder_of(weights: Weights) -> Path | None:
     if weights.state is None or weights.tag is not None or weights.fine_tuned:
         return None
     return Path(weights.state.source).parent
+
+
+def tokenizer_beside(weights: Weights) -> Path | None:
+    """Return transformers' tokenizer in the folder of a file that was read, None if there is none."""
+    folder = folder_of(weights)
+    return None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
 
 
 def _of_open_clip(path: Path, model: dict[str, Any]) -> ClipConfig:

@@ -23,11 +23,12 @@ from cirrus_client.errors import CheckpointError
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.checkpoints.image_settings import read_settings
+from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.tokenizer import SimpleTokenizer
 
-_TOKENIZER, _VOCABULARY = "tokenizer.json", "vocab.json"
+_VOCABULARY = "vocab.json"
 
 
 def clip_null_token_ids(context_length: int) -> Tensor:
@@ -80,7 +81,7 @@ def check_clip_vocabulary(words: int, source: str, folder: Path | None) -> None:
 
 def _words_in(folder: Path) -> tuple[Path, dict[str, int], list[str]]:
     """Return the file of transformers' tokenizer in a folder, the ids of its words, and the words that were added."""
-    file = folder / _TOKENIZER
+    file = folder / TOKENIZER
     content = read_settings(file)
     if not content:
         return folder / _VOCABULARY, read_settings(folder / _VOCABULARY), []

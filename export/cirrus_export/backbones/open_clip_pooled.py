@@ -18,7 +18,7 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
-from cirrus_export.backbones.clip_config import config_beside
+from cirrus_export.backbones.clip_config import config_beside, tokenizer_beside
 from cirrus_export.backbones.clip_shape import shows_every_token
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
@@ -177,6 +177,8 @@ class PooledOpenClipFamily(Family):
         config = open_clip.get_model_config(name)
         weights = weights.from_folder()
         of_transformers = weights.state is not None and is_hugging_face_siglip(weights.state)
+        if of_transformers and tokenizer is None:
+            tokenizer = tokenizer_beside(weights)
         hub_tokenizer = self._tokenizer(name, config, tokenizer, of_transformers=of_transformers)
         preprocess = self.preprocess(name, weights)
         beside = config_beside(weights)
