@@ -237,6 +237,7 @@ def test_a_key_or_option_out_of_place_is_named(checkpoint) -> None:
         ("language", {"model_type": "evil"}, "model_type 'evil' is no causal language model"),
         ("language", {"model_type": "timm_backbone"}, "model_type 'timm_backbone' is no causal language model"),
         ("language", {"hidden_act": "nope"}, "no model can be built of it"),
+        ("language", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "is dynamic"),
         ("vision", {"patch_size": 0}, "no model can be built of it"),
     ],
 )

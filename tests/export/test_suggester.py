@@ -430,6 +430,16 @@ def test_images_are_prepared_as_the_folder_says(checkpoint, pairs, converted, tm
         export_suggester(folder, tmp_path / "out", pairs[:1])
 
 
+def test_a_rotation_that_depends_on_the_length_is_refused(checkpoint, pairs, tmp_path) -> None:
+    folder = tmp_path / "instructblip"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "dynamic", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="its rope_type is dynamic, and default, linear, llama3, yarn can be"):
+        export_suggester(folder, tmp_path / "out", pairs)
+
+
 def test_a_damaged_tokenizer_is_named(checkpoint, pairs, tmp_path) -> None:
     folder = tmp_path / "instructblip"
     shutil.copytree(checkpoint, folder)

@@ -10,7 +10,7 @@ from cirrus_client.errors import CheckpointError
 from cirrus_client.image.preprocess import Crop, PreprocessSpec
 from cirrus_export.backbones.settings_beside import prepared_by_transformers
 from cirrus_export.checkpoints.image_settings import image_settings
-from cirrus_export.heads.last_token import ROTATIONS
+from cirrus_export.checkpoints.rotation import check_rotation
 
 _VISION, _LANGUAGES = "clip_vision_model", ("llama", "mistral", "qwen2")
 _RESOLUTIONS = "image_grid_pinpoints"
@@ -19,15 +19,13 @@ _RESOLUTIONS = "image_grid_pinpoints"
 def check_config(config: Any, path: Path) -> None:
     """Raise CheckpointError for a configuration of transformers that can't be exported. path: of its file."""
     vision, text = config.vision_config, config.text_config
-    rotation = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
     chosen, states = config.vision_feature_layer, int(vision.num_hidden_layers) + 1
     chosen = [chosen] if isinstance(chosen, int) else chosen
     if vision.model_type != _VISION:
         raise refusal(path, "vision_config.model_type", vision.model_type, f"{_VISION} can be exported")
     if text.model_type not in _LANGUAGES:
         raise refusal(path, "text_config.model_type", text.model_type, f"{', '.join(_LANGUAGES)} can be exported")
-    if rotation not in ROTATIONS:
-        raise refusal(path, "text_config's rope_type", rotation, f"{', '.join(ROTATIONS)} can be exported")
+    check_rotation(text, path)
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise refusal(path, "text_config.layer_types", "sliding_attention", "only full_attention can be exported")
     if not chosen or not all(-states <= layer < states for layer in chosen):

@@ -31,6 +31,7 @@ from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import code_named_in
 from cirrus_export.checkpoints.key_map import KeyMap
+from cirrus_export.checkpoints.rotation import check_rotation
 from cirrus_export.checkpoints.state import StateDict, key_problems, load_strictly, read_state_dict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.wrappers import listed
@@ -225,6 +226,7 @@ def load_lvlm(folder: Path) -> LvlmBackbone:
     refuse_adapter(folder)
     config = read_config(folder)
     shape = _without_weights(config, folder / "config.json")
+    check_rotation(shape.language.config, folder / "config.json")
     merged = merge_lora(read_state_dict(folder / "model.safetensors"), config.lora_scale)
     state = merged.derived({_KEYS.ours(key): value for key, value in merged.items()})
     problems = key_problems(shape, state, theirs=_KEYS.theirs)

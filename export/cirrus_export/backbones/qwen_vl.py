@@ -16,8 +16,9 @@ from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
 from cirrus_export.checkpoints.image_settings import image_settings
+from cirrus_export.checkpoints.rotation import check_rotation
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
-from cirrus_export.heads.last_token import ROTATIONS, line_positions
+from cirrus_export.heads.last_token import line_positions
 from cirrus_export.heads.prompts import NO_TOKEN
 from cirrus_export.heads.qwen_vl import VisionTower, grid_positions, patches
 
@@ -176,11 +177,7 @@ def _same(said: object, own: object) -> bool:
 def _check_layers(model: Any, folder: Path) -> None:
     if "sliding_attention" in (getattr(model.config.text_config, "layer_types", None) or ()):
         raise CheckpointError(f"checkpoint {folder}: has layers with a sliding window, which can't be exported")
-    rotation = model.language_model.rotary_emb.rope_type
-    if rotation not in ROTATIONS:
-        raise CheckpointError(
-            f"checkpoint {folder}: text_config's rope_type is {rotation}, and {', '.join(ROTATIONS)} can be exported"
-        )
+    check_rotation(model.config.text_config, folder)
 
 
 def _token_side_px(model: Any) -> int:

@@ -8,9 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROTATIONS = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotation whose frequencies are the same at every length of a message, by transformers' names."""
-
 
 class LastToken(nn.Module):
     """The language model over [prompt; image; prompt; text], read at its last token, and normalised.

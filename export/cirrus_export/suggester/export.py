@@ -41,6 +41,7 @@ from cirrus_client.triton.repository import REPOSITORIES, write_record
 from cirrus_export.backbones.settings_beside import prepared_by_transformers
 from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
+from cirrus_export.checkpoints.rotation import check_rotation
 from cirrus_export.checkpoints.tokenizer_file import read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.compile.onnx_graph import write_onnx
@@ -157,7 +158,9 @@ def _load(checkpoint: Path) -> InstructBlipForConditionalGeneration:
         raise CheckpointError(f"checkpoint {checkpoint}: expected a folder with config.json, weights and {TOKENIZER}")
     refuse_adapter(checkpoint)
     _check_config(checkpoint / "config.json")
-    return freeze(load_model(InstructBlipForConditionalGeneration, checkpoint, what="an InstructBLIP"))
+    model = freeze(load_model(InstructBlipForConditionalGeneration, checkpoint, what="an InstructBLIP"))
+    check_rotation(model.config.text_config, checkpoint)
+    return model
 
 
 def _check_config(path: Path) -> None:
