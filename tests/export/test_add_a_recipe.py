@@ -15,7 +15,9 @@ from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import ExportError, PluginError
 from cirrus_export.backbones.registry import FAMILIES, find_backbone
+from cirrus_export.compile.onnx_graph import write_onnx
 from cirrus_export.gate.probe import default_probe
+from cirrus_export.graph import Graph, vector
 from cirrus_export.new_head import request_like
 from cirrus_export.pipeline import ExportRequest, export
 from cirrus_export.recipes import RECIPES, recipe_named, recipes
@@ -168,3 +170,17 @@ def test_a_family_of_the_tree_is_one_line() -> None:
         module, _, kind = reference.partition(":")
         assert module.startswith("cirrus_export.backbones."), name
         assert kind.endswith("Family")
+
+
+class Decides(torch.nn.Module):
+    """What it computes depends on the values that it is given, which no graph has."""
+
+    def forward(self, image_embedding: torch.Tensor) -> torch.Tensor:
+        return image_embedding if image_embedding.sum() > 0 else -image_embedding
+
+
+def test_a_module_that_torch_can_not_export_is_named(tmp_path: Path) -> None:
+    inputs, outputs = (vector("image_embedding", 4),), (vector("query_embedding", 4),)
+    graph = Graph("query_head", Decides(), inputs=inputs, outputs=outputs)
+    with pytest.raises(ExportError, match="graph query_head: torch can't export its module, Decides: .*data-dependent"):
+        write_onnx(graph, tmp_path / "query_head.onnx")

@@ -13,6 +13,7 @@ import torch
 from torch.export import Dim
 
 from cirrus_client.bundle import DYNAMIC, DType, GraphSpec, TensorSpec
+from cirrus_client.errors import ExportError
 from cirrus_export.compile.attention_guard import remove_attention_guards
 from cirrus_export.graph import TORCH_DTYPES, Graph
 from cirrus_export.quiet import errors_only
@@ -25,21 +26,29 @@ _EXTERNAL_DATA_BYTES = 1_500_000_000
 def write_onnx(graph: Graph, path: Path) -> GraphSpec:
     """Export a graph with a dynamic batch dimension, and text lengths if it has several, and return its description.
 
-    Weights over 1.5 GB are written to `<path>.data` beside it.
+    Weights over 1.5 GB are written to `<path>.data` beside it. Raises ExportError for a module that torch can't export,
+    like one that decides by a tensor's values what it computes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     examples = tuple(_example(spec, graph) for spec in graph.inputs)
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            graph.module.eval(),
-            examples,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[spec.name for spec in graph.inputs],
-            output_names=[spec.name for spec in graph.outputs],
-            dynamic_shapes=_dynamic_shapes(graph),
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                graph.module.eval(),
+                examples,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in graph.inputs],
+                output_names=[spec.name for spec in graph.outputs],
+                dynamic_shapes=_dynamic_shapes(graph),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise ExportError(
+            f"graph {graph.name}: torch can't export its module, {type(graph.module).__name__}: {reason} (cirrus -v shows "
+            "where)"
+        ) from error
     assert program is not None  # the dynamo exporter always returns a program
     program.save(str(path), external_data=_weight_bytes(graph) > _EXTERNAL_DATA_BYTES)
     _remove_guards(path)
