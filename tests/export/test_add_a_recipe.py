@@ -182,5 +182,7 @@ class Decides(torch.nn.Module):
 def test_a_module_that_torch_can_not_export_is_named(tmp_path: Path) -> None:
     inputs, outputs = (vector("image_embedding", 4),), (vector("query_embedding", 4),)
     graph = Graph("query_head", Decides(), inputs=inputs, outputs=outputs)
-    with pytest.raises(ExportError, match="graph query_head: torch can't export its module, Decides: .*data-dependent"):
+    with pytest.raises(
+        ExportError, match=r"graph query_head: torch can't export its module, Decides: .*data-dependent"
+    ):
         write_onnx(graph, tmp_path / "query_head.onnx")

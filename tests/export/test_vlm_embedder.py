@@ -464,6 +464,8 @@ def test_a_folder_that_is_no_qwen_vl_is_refused_by_its_reason(checkpoint, tmp_pa
     dynamic = text | {"rope_parameters": text["rope_parameters"] | {"rope_type": "dynamic", "factor": 2.0}}
     (copy / "config.json").write_text(json.dumps(config | {"text_config": dynamic}))
     assert "rope_type is dynamic, and default, linear, llama3, yarn can be exported" in refusal()
+    (copy / "config.json").write_text(json.dumps(config | {"image_token_id": 500}))
+    assert "image_token_id is 500, and tokenizer.json has no token of this id" in refusal()
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "tokenizer.json").unlink()
     assert "tokenizer.json is missing" in refusal()

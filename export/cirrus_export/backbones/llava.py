@@ -18,7 +18,7 @@ from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.family import BackboneOptions
-from cirrus_export.backbones.llava_config import check_config, check_resolutions, refusal, spec_of_view
+from cirrus_export.backbones.llava_config import check_config, check_resolutions, spec_of_view
 from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
 from cirrus_export.checkpoints.transformers_folder import load_model
@@ -195,11 +195,7 @@ class LlavaFamily(VlmFamily):
 
     def build(self, model: Any, folder: Path, options: BackboneOptions) -> LlavaBackbone:
         """See `VlmFamily.build`."""
-        backbone = self.backbone_type(model, folder / TOKENIZER, self.spec(folder, model.config, options))
-        number = model.config.image_token_id
-        if backbone.tokenizer.id_to_token(number) is None:
-            raise refusal(folder / "config.json", "image_token_index", number, f"{TOKENIZER} has no token of this id")
-        return backbone
+        return self.backbone_type(model, folder / TOKENIZER, self.spec(folder, model.config, options))
 
 
 class LlavaNextFamily(LlavaFamily):

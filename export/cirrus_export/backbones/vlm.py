@@ -214,4 +214,9 @@ class VlmFamily(Family):
         model = self.read_model(folder, what)
         if folder != weights.folder:
             model = merge_adapter(model, weights.folder)
-        return self.build(freeze(model), folder, weights.options)
+        backbone = self.build(freeze(model), folder, weights.options)
+        number = model.config.image_token_id
+        if backbone.tokenizer.id_to_token(number) is None:
+            field = "image_token_index" if "image_token_index" in config else "image_token_id"
+            raise CheckpointError(f"checkpoint {path}: {field} is {number}, and {TOKENIZER} has no token of this id")
+        return backbone

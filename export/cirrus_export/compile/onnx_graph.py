@@ -46,8 +46,8 @@ def write_onnx(graph: Graph, path: Path) -> GraphSpec:
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise ExportError(
-            f"graph {graph.name}: torch can't export its module, {type(graph.module).__name__}: {reason} (cirrus -v shows "
-            "where)"
+            f"graph {graph.name}: torch can't export its module, {type(graph.module).__name__}: {reason} "
+            "(cirrus -v shows where)"
         ) from error
     assert program is not None  # the dynamo exporter always returns a program
     program.save(str(path), external_data=_weight_bytes(graph) > _EXTERNAL_DATA_BYTES)
