@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -113,9 +114,9 @@ def test_settings_that_cirrus_has_not_are_refused_by_name(folder, settings: dict
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_open_clips_settings_beside_its_file_are_used(tmp_path, name: str) -> None:
-    """Both towers and pooled models read them: a fine-tuned model keeps its architecture's name."""
+    """Both towers and pooled models read them: a fine-tuned model keeps its architecture's name, whatever its loss."""
     backbone = load_backbone(name, "random")
-    state = (backbone.clip if name == "ViT-B-32" else backbone.model).state_dict()
+    state = (backbone.clip if name == "ViT-B-32" else backbone.model).state_dict() | {"logit_bias": torch.tensor(-10.0)}
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "open_clip_model.safetensors")
     settings = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     written = {"model_cfg": {}, "preprocess_cfg": settings | {"size": 224}}

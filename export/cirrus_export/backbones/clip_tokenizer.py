@@ -29,6 +29,8 @@ import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.tokenizer import SimpleTokenizer
 
 _VOCABULARY = "vocab.json"
+_ENDS = ("<|startoftext|>", "<|endoftext|>")
+"""How transformers spells the tokens around a text."""
 
 
 def clip_null_token_ids(context_length: int) -> Tensor:
@@ -87,6 +89,6 @@ def _words_in(folder: Path) -> tuple[Path, dict[str, int], list[str]]:
         return folder / _VOCABULARY, read_settings(folder / _VOCABULARY), []
     try:
         added = [token["content"] for token in content["added_tokens"] if not token["special"]]
-        return file, dict(content["model"]["vocab"]), added
+        return file, dict(content["model"]["vocab"]), [token for token in added if token not in _ENDS]
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"checkpoint {file}: is no tokenizer of a CLIP") from None

@@ -15,6 +15,7 @@ from cirrus_export.backbones.clip_shape import check_sizes, shaped_as, shows_eve
 from cirrus_export.backbones.clip_tokenizer import check_clip_vocabulary, clip_null_token_ids, write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.open_clip_models import (
+    LOGIT_BIAS,
     OPENAI,
     Config,
     activation_in_space,
@@ -36,7 +37,7 @@ from open_clip.transformer import ResidualAttentionBlock
 _OPENAI_ARCHIVE_KEYS = ("input_resolution", "context_length", "vocab_size")
 _NO_WEIGHTS = (
     Unused(f"({'|'.join(_OPENAI_ARCHIVE_KEYS)})$", "sizes, which the weights' shapes say"),
-    Unused("logit_bias$", "of SigLIP's loss, which adds it to every score"),
+    LOGIT_BIAS,
 )
 
 

@@ -22,6 +22,7 @@ from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.clip_config import ClipConfig
 from cirrus_export.backbones.family import Weights
 from cirrus_export.backbones.settings_beside import settings_beside
+from cirrus_export.checkpoints.state import Unused
 from cirrus_export.checkpoints.values import check_finite
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -33,6 +34,7 @@ Side = int | Sequence[int]
 """A side of a square in pixels, or both."""
 _SIDE_PX = 224
 _QUICK_GELU = "quick_gelu"
+LOGIT_BIAS = Unused("logit_bias$", "of SigLIP's loss, which adds it to every score")
 OPENAI: Config = {_QUICK_GELU: True}
 """What is known of a CLIP whose sizes come from its file: OpenAI's form."""
 _WORD = {True: "QuickGELU", False: "GELU"}

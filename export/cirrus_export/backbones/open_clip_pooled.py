@@ -24,6 +24,7 @@ from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
 from cirrus_export.backbones.open_clip_models import (
+    LOGIT_BIAS,
     Config,
     activation_in_space,
     create,
@@ -39,7 +40,7 @@ from cirrus_export.checkpoints.hugging_face_siglip import (
     in_open_clips_names,
     is_hugging_face_siglip,
 )
-from cirrus_export.checkpoints.state import StateDict, load_strictly
+from cirrus_export.checkpoints.state import StateDict, load_strictly, pass_over
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
@@ -189,7 +190,8 @@ class PooledOpenClipFamily(Family):
             load_strictly(model, in_open_clips_names(weights.state), theirs=KEYS.theirs)
             follow_config_beside(model, weights.state)
         elif weights.state is not None:
-            load_strictly(model, weights.state)
+            unused = () if "logit_bias" in model.state_dict() else (LOGIT_BIAS,)
+            load_strictly(model, pass_over(weights.state, unused))
         elif weights.tag is not None:
             fetch(model, name, weights.tag)
         activation = activation_in_space(quick_gelu, config, weights, from_openai=weights.fine_tuned)
