@@ -28,6 +28,7 @@ from tests.test_optional_packages import run_without
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[1]
 CIRRUS = [sys.executable, "-c", "from cirrus_client.cli import main; main()"]
 
 
@@ -186,6 +187,13 @@ def test_quiet_prints_results_alone_and_verbose_prints_more(tiny_bundle, images,
     assert "embedding: 100%" in run_alone(*embed, tmp_path / "loud").stderr
     assert "Traceback" in run_alone("--verbose", "verify", tmp_path).stderr
     assert run("-v", "-q", "verify", tmp_path).exit_code == 2
+
+
+def test_no_command_draws_bars_unasked() -> None:
+    """Those that --quiet is tried with above take long; a bar that nobody can turn off is found in the source."""
+    sources = [path for part in ("client", "export", "bench") for path in (ROOT / part).rglob("*.py")]
+    assert sources
+    assert [str(path) for path in sources if "show_progress=True" in path.read_text()] == []
 
 
 def test_a_sheet_of_an_unknown_format_is_refused_before_the_search(search, tmp_path) -> None:

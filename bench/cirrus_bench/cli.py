@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cirrus_bench.retrieval.datasets import DatasetName
+from cirrus_client.cli.console import shows_progress
 
 if TYPE_CHECKING:
     from cirrus_bench.report import Report
@@ -218,7 +219,8 @@ def resolution(
 
     recipe = original(backbone, pretrained, options_of(option or []))
     images = probe_of(probe, queries=queries, gallery=gallery)
-    _publish(measure_resolution(recipe, pretrained, images, size or (224, 448, 672), show_progress=True), out)
+    sizes = size or (224, 448, 672)
+    _publish(measure_resolution(recipe, pretrained, images, sizes, show_progress=shows_progress()), out)
 
 
 def gpu_check_command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cirrus_client.bundle import Precision
-from cirrus_client.cli.console import echo
+from cirrus_client.cli.console import echo, shows_progress
 from cirrus_client.errors import BundleError
 from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_export.arguments import options_of, probe_of
@@ -75,7 +75,7 @@ def export_command(
         for_triton=for_triton,
         tokenizer=tokenizer,
     )
-    bundle = export(request, probe_of(probe, queries=queries, gallery=gallery), show_progress=True)
+    bundle = export(request, probe_of(probe, queries=queries, gallery=gallery), show_progress=shows_progress())
     echo(f"{bundle.root}: fidelity gate passed, see {bundle.root / 'report.md'}; serve it: cirrus serve {bundle.root}")
 
 
@@ -181,7 +181,7 @@ def export_suggester_command(
 
     probe = default_probe(queries=pairs, gallery=2 * pairs)
     images = [(query.image, probe.gallery[query.target]) for query in probe.queries]
-    export_suggester(checkpoint, out, images, precision=precision, show_progress=True)
+    export_suggester(checkpoint, out, images, precision=precision, show_progress=shows_progress())
     echo(f"{out}: fidelity gate passed, see {out / 'report.md'}; try it: cirrus suggest a.jpg b.jpg --model {out}")
 
 
