@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from cirrus_client.triton.trace import trace_headers
 from cirrus_client.triton.wire import served_name
 
 _HTTP_CONNECTIONS = 128
+_TRUSTED_S = 1.0
+"""No server is replaced by another one in less: an answer within this time of its configuration is of that bundle."""
 T = TypeVar("T")
 
 
@@ -69,6 +72,7 @@ class _TritonClient:
         self._timeout_s = timeout_s
         self._retry = retry
         self._served: ServedModel | None = None
+        self._asked_at = 0.0
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         """Pickle the address and the options. The copy opens connections of its own."""
@@ -89,6 +93,29 @@ class _TritonClient:
             options = {"as_json": True, "client_timeout": self._timeout_s}
         return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, self._bundle), **options)
 
+    def _is_due(self) -> bool:
+        """Whether an answer may come from a server that was started since the configuration was read."""
+        return time.monotonic() - self._asked_at > _TRUSTED_S
+
+    def _accept(self, config: Any, asked_at: float) -> ServedModel:
+        """Return what a configuration says that was asked for at this time.
+
+        Raises ServerError if the space is another one than that of the first configuration: an index or a gallery that
+        relies on it would get vectors that it can't be compared with.
+        """
+        found = read_config(config, self.url, self._bundle)
+        self._served = self._served or found
+        if found.space.fingerprint != self._served.space.fingerprint:
+            differences = ", ".join(self._served.space.differences(found.space)) or "its vectors"
+            raise ServerError(
+                f"the server at {self.url} serves another bundle than when this encoder first asked; what differs: "
+                f"{differences}. Its embeddings don't mix with the earlier ones: serve the first bundle again, or open "
+                "another encoder",
+                url=self.url,
+            )
+        self._asked_at = asked_at
+        return self._served
+
     def _pause_after(self, error: BaseException, request: Request | None, pause_s: float | None) -> float:
         """Return the pause before the next attempt in seconds. Raises the typed error if there is no next attempt."""
         failure = typed_error(error, self.url, request)
@@ -100,7 +127,9 @@ class _TritonClient:
 class TritonEncoder(_TritonClient):
     """Runs a bundle's ensembles on a Triton server.
 
-    Threads may share an encoder: each has its own connection. `close`, or the end of a `with` block, closes them all.
+    Threads may share an encoder: each has its own connection, which ends with the thread. `close`, or the end of a
+    `with` block, closes them all, and a call that another thread has under way gets a ServerError. So does a call after
+    which the server turns out to serve another space than at first.
     A process that is forked after the first call gets a ServerError: use "spawn".
     """
 
@@ -121,7 +150,7 @@ class TritonEncoder(_TritonClient):
         """
         super().__init__(url, bundle=bundle, transport=transport, timeout_s=timeout_s, retry=retry)
         self._of_thread = threading.local()
-        self._connections: list[Any] = []
+        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
         self._connecting = threading.Lock()
         self._made_here: MadeHere | None = None
 
@@ -161,9 +190,9 @@ class TritonEncoder(_TritonClient):
     def close(self) -> None:
         """Close the connections of all threads. A later call opens a new one."""
         with self._connecting:
-            for client in self._connections:
+            for client in list(self._connections):
                 client.close()
-            self._connections = []
+            self._connections = weakref.WeakSet()
             self._of_thread = threading.local()
 
     def __enter__(self) -> Self:
@@ -176,13 +205,19 @@ class TritonEncoder(_TritonClient):
 
     def _model(self) -> ServedModel:
         if self._served is None:
-            self._served = read_config(self._call(self._config_of), self.url, self._bundle)
+            return self._ask()
         return self._served
+
+    def _ask(self) -> ServedModel:
+        asked_at = time.monotonic()
+        return self._accept(self._call(self._config_of), asked_at)
 
     def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
         embeddings = np.empty(shape, dtype=np.float32)
         for request in requests:
             embeddings[request.rows] = self._call(partial(self._infer, request=request), request)
+        if requests and self._is_due():
+            self._ask()
         return embeddings
 
     def _infer(self, client: Any, request: Request) -> Embeddings:
@@ -194,9 +229,14 @@ class TritonEncoder(_TritonClient):
 
     def _call(self, function: Callable[[Any], T], request: Request | None = None) -> T:
         for pause_s in self._retry.pauses():
+            client = self._connection()
             try:
-                return function(self._connection())
-            except FAILURES as error:
+                return function(client)
+            except (*FAILURES, RuntimeError) as error:  # a RuntimeError is that of a closed pool of HTTP connections
+                if client is not getattr(self._of_thread, "client", None):
+                    raise _closed_meanwhile(self.url) from None
+                if not isinstance(error, FAILURES):
+                    raise
                 time.sleep(self._pause_after(error, request, pause_s))
         raise AssertionError("the last pause is None")
 
@@ -207,7 +247,7 @@ class TritonEncoder(_TritonClient):
             with self._connecting:
                 self._made_here = self._made_here or MadeHere(f"a connection to {self.url}")
                 self._of_thread.client = self._connected()
-                self._connections.append(self._of_thread.client)
+                self._connections.add(self._of_thread.client)
         return self._of_thread.client
 
     def _connected(self) -> Any:
@@ -222,8 +262,8 @@ class AsyncTritonEncoder(_TritonClient):
     """`TritonEncoder` for asyncio: the same methods as coroutines. Tasks may share it, also those of other event loops.
 
     Each event loop has a connection of its own. `close`, or the end of an `async with` block, closes the one of the
-    running loop. Over HTTP, at most 128 requests per loop are under way; the others wait, and their time limit begins
-    when they are sent.
+    running loop, and a call that another task has under way may get a ServerError. Over HTTP, at most 128 requests per
+    loop are under way; the others wait, and their time limit begins when they are sent.
     """
 
     def __init__(
@@ -278,9 +318,13 @@ class AsyncTritonEncoder(_TritonClient):
 
     async def _model(self) -> ServedModel:
         if self._served is None:
-            config = await self._call(lambda client: asyncio.wait_for(self._config_of(client), self._timeout_s))
-            self._served = read_config(config, self.url, self._bundle)
+            return await self._ask()
         return self._served
+
+    async def _ask(self) -> ServedModel:
+        asked_at = time.monotonic()
+        config = await self._call(lambda client: asyncio.wait_for(self._config_of(client), self._timeout_s))
+        return self._accept(config, asked_at)
 
     async def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
         space = (await self._model()).space
@@ -290,6 +334,8 @@ class AsyncTritonEncoder(_TritonClient):
             embeddings[request.rows] = await self._call(lambda client: self._infer(client, request, space), request)
 
         await asyncio.gather(*(encode(request) for request in requests))
+        if requests and self._is_due():
+            await self._ask()
         return embeddings
 
     async def _infer(self, client: Any, request: Request, space: SpaceSpec) -> Embeddings:
@@ -309,6 +355,11 @@ class AsyncTritonEncoder(_TritonClient):
                     return await function(connection.client)
             except FAILURES as error:
                 await asyncio.sleep(self._pause_after(error, request, pause_s))
+            except (asyncio.CancelledError, RuntimeError):  # what a closed channel, or HTTP session, ends its calls in
+                task = asyncio.current_task()
+                if self._of_loop.get(asyncio.get_running_loop()) is connection or (task and task.cancelling()):
+                    raise
+                raise _closed_meanwhile(self.url) from None
         raise AssertionError("the last pause is None")
 
     def _connection(self) -> _LoopConnection:
@@ -335,3 +386,7 @@ class _LoopConnection:
 def _checked(image: bytes) -> bytes:
     check_header(image)
     return image
+
+
+def _closed_meanwhile(url: str) -> ServerError:
+    return ServerError(f"the encoder of {url} was closed during this call; close it when its calls are done", url=url)

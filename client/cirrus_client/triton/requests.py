@@ -115,7 +115,7 @@ def check_address(url: str) -> None:
     if "://" in url or "/" in url:
         bare = url.partition("://")[2].partition("/")[0] or url.partition("/")[0]
         raise ServerError(f"server {url}: give host:port alone, like {bare or 'localhost:8001'}; {_PORTS}", url=url)
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ServerError(f"server {url}: expected host:port, like localhost:8001; {_PORTS}", url=url)
 
 
