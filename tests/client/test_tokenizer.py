@@ -276,3 +276,9 @@ def test_a_batch_is_cut_to_the_shortest_length_that_holds_every_text(counts: lis
     assert cut.shape[1] == min(length for length in {*lengths, 20} if length >= max(counts))
     np.testing.assert_array_equal(cut, token_ids[:, : cut.shape[1]])
     assert not token_ids[:, cut.shape[1] :].any()
+
+
+@pytest.mark.parametrize("write", [write_clip_tokenizer, write_bert_tokenizer])
+def test_a_tokenizer_that_cannot_be_written_is_an_error_of_the_machine(write, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        write(tmp_path / "gone", context_length=32, prompt=Prompt())

@@ -90,6 +90,12 @@ def test_beyond_loopback_needs_keys_or_insecure() -> None:
         run_service(ServiceOptions({}, host="0.0.0.0", port=0))
 
 
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 65536), ("nowhere.invalid", 8080)])
+def test_an_address_that_nobody_can_listen_on_is_an_error_with_the_way_out(host: str, port: int) -> None:
+    with pytest.raises(ServerError, match=f"can't listen on {host}:{port}: .*choose another --host or --port"):
+        run_service(ServiceOptions({}, host=host, port=port, insecure=True))
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "[", "192.168.0.1"])
 def test_a_page_whose_name_points_here_is_refused(client, host: str) -> None:
     assert client.get("/v1/collections", headers={"Host": host}).status_code == 403

@@ -207,6 +207,9 @@ def test_a_taken_port_and_a_folder_that_is_no_repository_are_refused_before_star
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=f"can't listen on 127.0.0.1:{port}"):
             TritonServer(bundle.root / "triton" / "python", http_port=port).start()
+    for ports in ({"http_port": port, "grpc_port": port}, {"http_port": 65536}):
+        with pytest.raises(ServerError, match=r"can't listen on 127\.0\.0\.1:.* choose another host or port"):
+            TritonServer(bundle.root / "triton" / "python", **ports).start()
     with pytest.raises(BundleError, match="no model repository"):
         TritonServer(tmp_path).start()
 

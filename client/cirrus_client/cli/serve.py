@@ -22,6 +22,7 @@ from cirrus_client.triton.requests import check_address
 from cirrus_client.triton.server import TritonServer, find_server
 
 _LIMITS = Limits()
+_PORTS = 65535
 _NONE: list[str] = []
 
 
@@ -58,10 +59,12 @@ def serve(
             help="Address to listen on; beyond loopback searches need API keys, Triton alone --trust-network."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the search service.")] = 8080,
-    http_port: Annotated[int, typer.Option(help="Triton's port for HTTP requests.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Triton's port for gRPC requests.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Port of Triton's metrics for Prometheus, on loopback.")] = 8002,
+    port: Annotated[int, typer.Option(min=1, max=_PORTS, help="Port of the search service.")] = 8080,
+    http_port: Annotated[int, typer.Option(min=1, max=_PORTS, help="Triton's port for HTTP requests.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=_PORTS, help="Triton's port for gRPC requests.")] = 8001,
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=_PORTS, help="Port of Triton's metrics for Prometheus, on loopback.")
+    ] = 8002,
     trust_network: Annotated[
         bool, typer.Option("--trust-network", help="Everybody who reaches --host may take this server over.")
     ] = False,

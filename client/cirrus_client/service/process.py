@@ -141,5 +141,6 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise ServerError(f"can't listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another --host or --port") from None

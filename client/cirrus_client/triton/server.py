@@ -130,9 +130,10 @@ class TritonServer:
                 "reaches its ports can take it over (CVE-2025-23319); serve a network from NVIDIA's container, see "
                 "docs/deploy-on-triton.md, or say --trust-network"
             )
-        for port in (self.http_port, self.grpc_port):
-            _check_port(self.host, port)
-        _check_port(_LOOPBACK, self.metrics_port)
+        with contextlib.ExitStack() as held:  # all at a time, since equal ports are one too many
+            for port in (self.http_port, self.grpc_port):
+                held.enter_context(_free_port(self.host, port))
+            held.enter_context(_free_port(_LOOPBACK, self.metrics_port))
         installed = find_server()
         try:
             self._scratch = Scratch()
@@ -310,11 +311,12 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _check_port(host: str, port: int) -> None:
+def _free_port(host: str, port: int) -> socket.socket:
     try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise ServerError(f"can't listen on {host}:{port}: {error.strerror}; choose another port") from None
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another host or port") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -35,7 +35,7 @@ def write_bert_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> 
         end_id=vocabulary[SEP],
         cleaning=TextCleaning.NONE,
     )
-    tokenizer.save(str(root / spec.file))
+    (root / spec.file).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # `save` raises a bare Exception
     return spec
 
 

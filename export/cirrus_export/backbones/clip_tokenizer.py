@@ -55,7 +55,7 @@ def write_clip_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> 
         end_id=reference.eot_token_id,
         cleaning=TextCleaning.CLIP,
     )
-    tokenizer.save(str(root / spec.file))
+    (root / spec.file).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # `save` raises a bare Exception
     return spec
 
 
