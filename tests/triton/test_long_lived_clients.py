@@ -83,6 +83,16 @@ def test_a_server_of_another_bundle_at_the_same_address_is_told(monkeypatch) -> 
         asyncio.run(run(stub, address))
 
 
+def test_a_server_of_another_space_than_expected_answers_once_it_has_the_right_one() -> None:
+    with stub_server() as (stub, address), TritonEncoder(address, retry=ONCE) as client:
+        client.expect(SPACE)
+        stub.serve(OTHER)
+        with pytest.raises(ServerError, match=r"another bundle than this encoder is for.* backbone"):
+            client.encode_targets([jpeg()])
+        stub.serve(SPACE)
+        assert client.encode_targets([jpeg()]).shape == (1, SPACE.dim)
+
+
 def test_a_call_whose_client_is_closed_meanwhile_says_so() -> None:
     async def run(stub: Stub, address: str) -> None:
         client = AsyncTritonEncoder(address, retry=ONCE)

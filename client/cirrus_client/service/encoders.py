@@ -113,6 +113,7 @@ class Encoders:
         # a time-out is a cancellation: the server's own, of its queue, comes first
         patience_s = self._limits.timeout_s if cancels else self._limits.timeout_s + _LONGER_S
         encoder = AsyncTritonEncoder(url, bundle=bundle.spec.name if shared else None, timeout_s=patience_s)
+        encoder.expect(bundle.spec.space)
         names = ServedNames(bundle.spec, shared)
         return TritonQueries(encoder, names=names, max_waiting=self._limits.max_waiting, cancels=cancels)
 

@@ -73,6 +73,7 @@ class _TritonClient:
         self._retry = retry
         self._served: ServedModel | None = None
         self._asked_at = 0.0
+        self._expected: SpaceSpec | None = None
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         """Pickle the address and the options. The copy opens connections of its own."""
@@ -93,6 +94,10 @@ class _TritonClient:
             options = {"as_json": True, "client_timeout": self._timeout_s}
         return client.get_model_config(served_name(EnsembleName.ENCODE_TARGET, self._bundle), **options)
 
+    def expect(self, space: SpaceSpec) -> None:
+        """Raise ServerError in every call while the server serves another space than this one."""
+        self._expected = space
+
     def _is_due(self) -> bool:
         """Whether an answer may come from a server that was started since the configuration was read."""
         return time.monotonic() - self._asked_at > _TRUSTED_S
@@ -100,19 +105,20 @@ class _TritonClient:
     def _accept(self, config: Any, asked_at: float) -> ServedModel:
         """Return what a configuration says that was asked for at this time.
 
-        Raises ServerError if the space is another one than that of the first configuration: an index or a gallery that
-        relies on it would get vectors that it can't be compared with.
+        Raises ServerError if the space is not the expected one, or else that of the first configuration: an index or a
+        gallery that relies on it would get vectors that it can't be compared with.
         """
         found = read_config(config, self.url, self._bundle)
-        self._served = self._served or found
-        if found.space.fingerprint != self._served.space.fingerprint:
-            differences = ", ".join(self._served.space.differences(found.space)) or "its vectors"
+        expected = self._expected or (self._served or found).space
+        if found.space.fingerprint != expected.fingerprint:
+            differences = ", ".join(expected.differences(found.space)) or "its vectors"
+            since = "this encoder is for" if self._expected else "when this encoder first asked"
             raise ServerError(
-                f"the server at {self.url} serves another bundle than when this encoder first asked; what differs: "
-                f"{differences}. Its embeddings don't mix with the earlier ones: serve the first bundle again, or open "
-                "another encoder",
+                f"the server at {self.url} serves another bundle than {since}; what differs: {differences}. Its "
+                "embeddings don't mix with those of that bundle: serve that one, or open another encoder",
                 url=self.url,
             )
+        self._served = self._served or found
         self._asked_at = asked_at
         return self._served
 
