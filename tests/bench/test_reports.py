@@ -11,7 +11,6 @@ from cirrus_bench.gallery.report import GalleryReport
 from cirrus_bench.indexes import IndexBenchReport
 from cirrus_bench.precisions import PrecisionReport
 from cirrus_bench.queries import QueryReport
-from cirrus_bench.report import Report
 from cirrus_bench.retrieval.report import RetrievalReport
 from cirrus_bench.scale import ScaleReport
 from cirrus_bench.search import SearchReport
@@ -27,14 +26,14 @@ REPORTS = (
 )
 
 
-def committed(kind: type[Report]) -> Report:
-    return kind.model_validate_json((COMMITTED / f"{kind.file_name}.json").read_bytes())
+KINDS = {kind.file_name: kind for kind in REPORTS} | {"service_amd": ServiceReport}  # of a second machine
 
 
-@pytest.mark.parametrize("kind", REPORTS)
-def test_a_committed_page_is_rendered_from_its_json(kind: type[Report]) -> None:
-    assert committed(kind).markdown() == (COMMITTED / f"{kind.file_name}.md").read_text()
+@pytest.mark.parametrize("name", KINDS)
+def test_a_committed_page_is_rendered_from_its_json(name: str) -> None:
+    report = KINDS[name].model_validate_json((COMMITTED / f"{name}.json").read_bytes())
+    assert report.markdown() == (COMMITTED / f"{name}.md").read_text()
 
 
 def test_every_committed_report_is_read() -> None:
-    assert {path.stem for path in COMMITTED.glob("*.json")} == {kind.file_name for kind in REPORTS}
+    assert {path.stem for path in COMMITTED.glob("*.json")} == set(KINDS)

@@ -98,6 +98,7 @@ def measure_service(request: ServiceRequest) -> ServiceReport:
     return ServiceReport(
         bundle=f"{request.bundles[0].spec.recipe} on {request.bundles[0].spec.backbone}",
         items=_ITEMS,
+        in_a_row=_IN_A_ROW,
         asks=tuple(asks),
         flights=tuple(flights),
         references=tuple(references),

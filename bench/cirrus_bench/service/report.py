@@ -51,12 +51,17 @@ class Reference(Record):
 
 
 class ServiceReport(Report):
-    """One model at several precisions, bare and served. agreements: of the demo's trained model."""
+    """One model at several precisions, bare and served.
+
+    in_a_row: queries that the bare engine and the service are asked, one at a time, before it is the other's turn.
+    agreements: of the demo's trained model.
+    """
 
     file_name: ClassVar[str] = "service"
 
     bundle: str
     items: int
+    in_a_row: int = 1
     asks: tuple[Ask, ...]
     flights: tuple[Flight, ...]
     references: tuple[Reference, ...]
@@ -66,6 +71,7 @@ class ServiceReport(Report):
     def markdown(self) -> str:
         """Render the report as Markdown."""
         today = self.asks[0].uncut_ms
+        in_a_row = f", {self.in_a_row} queries in a row each" if self.in_a_row > 1 else ""
         lines = [
             f"# The search service: {self.bundle}",
             "",
@@ -75,7 +81,7 @@ class ServiceReport(Report):
             "## One query at a time",
             "",
             "An uploaded 512 px photo and an edit of 5 to 9 tokens; median ms. Bare is the engine and FAISS in one "
-            "process, asked in turn with the service, ten queries in a row each.",
+            f"process, asked in turn with the service{in_a_row}.",
             "",
             "| precision | bare, uncut texts | bare, cut texts | times fp32 uncut | served | added | added, % |",
             "|---|--:|--:|--:|--:|--:|--:|",
