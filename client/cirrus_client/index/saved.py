@@ -111,7 +111,7 @@ def update_index(
                 path=out,
                 field="space",
             )
-        check_index(out)
+        _check_files(out, old)
         metadata = None if metadata is None else checked_metadata(metadata, gallery)
         options = BuildOptions(old.kind, old.storage, queries)
         older, builder = Older(out, new_rows(old, gallery)), _backend(old.backend)
@@ -134,16 +134,19 @@ def open_index(root: Path | str, *, images: str | None = None, backend: str | No
     return of_one_version(root, lambda: _read_whole(root, images, backend))
 
 
-def check_index(root: Path) -> IndexManifest:
-    """Return the manifest of an index. Raises SearchIndexError if a file is not the one that was written."""
-    manifest = read_manifest(root)
+def check_index(root: Path) -> None:
+    """Raise SearchIndexError if a file of an index is not the one that was written."""
+    _check_files(root, read_manifest(root))
+
+
+def _check_files(root: Path, manifest: IndexManifest) -> None:
     check_files(root, manifest.files, what="index", raises=SearchIndexError, way_out=_WAY_OUT)
-    return manifest
 
 
 def _read_whole(root: Path, images: str | None, backend: str | None) -> SavedIndex:
-    _check_named(root, read_manifest(root), backend)
-    manifest = check_index(root)
+    manifest = read_manifest(root)
+    _check_named(root, manifest, backend)
+    _check_files(root, manifest)
     index, items = _backend(manifest.backend).read(root, manifest, images or manifest.images)
     return SavedIndex(manifest, index, items)
 
