@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.checkpoints.tokenizer_file import write_tokenizer
 
 CLS, SEP, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
 
@@ -35,7 +36,7 @@ def write_bert_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> 
         end_id=vocabulary[SEP],
         cleaning=TextCleaning.NONE,
     )
-    (root / spec.file).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # `save` raises a bare Exception
+    write_tokenizer(tokenizer, root / spec.file)
     return spec
 
 

@@ -23,7 +23,7 @@ from cirrus_client.errors import CheckpointError
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.checkpoints.image_settings import read_settings
-from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
+from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, write_tokenizer
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from open_clip.tokenizer import SimpleTokenizer
@@ -55,7 +55,7 @@ def write_clip_tokenizer(root: Path, *, context_length: int, prompt: Prompt) -> 
         end_id=reference.eot_token_id,
         cleaning=TextCleaning.CLIP,
     )
-    (root / spec.file).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # `save` raises a bare Exception
+    write_tokenizer(tokenizer, root / spec.file)
     return spec
 
 

@@ -1,4 +1,4 @@
-"""Read a checkpoint's `tokenizer.json`."""
+"""Read a checkpoint's `tokenizer.json`, and write a bundle's."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def read_tokenizer(file: Path) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def write_tokenizer(tokenizer: tokenizers.Tokenizer, file: Path) -> None:
+    """Write a tokenizer. Raises OSError, where the tokenizer's own `save` raises a bare Exception."""
+    file.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
