@@ -23,7 +23,15 @@ import pytest
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import GalleryError, InvalidImage, OutputError, SpaceMismatch
 from cirrus_client.files import sha256_of_file
-from cirrus_client.gallery import FolderSource, ImageFile, Listing, PassedOver, embed_gallery, read_gallery
+from cirrus_client.gallery import (
+    FolderSource,
+    GalleryWriter,
+    ImageFile,
+    Listing,
+    PassedOver,
+    embed_gallery,
+    read_gallery,
+)
 from tests.conftest import BAD_IMAGES
 from tests.damage import flip_a_bit, rewrite_record
 
@@ -379,6 +387,28 @@ def test_another_space_is_refused(folder, tmp_path, encoder, clip_bundle) -> Non
     embed_gallery(folder, tmp_path / "out", encoder, show_progress=False)
     with pytest.raises(SpaceMismatch, match=clip_bundle.spec.space.fingerprint):
         embed_gallery(folder, tmp_path / "out", LocalEncoder(clip_bundle), show_progress=False)
+
+
+def test_a_gallery_without_an_embedding_is_begun_again(folder, tmp_path, encoder, clip_bundle) -> None:
+    """A first job that found no image, or none that decodes, binds its folder to no images and no bundle."""
+    wrong, out = tmp_path / "wrong", tmp_path / "out"
+    wrong.mkdir()
+    with pytest.raises(GalleryError, match="there is no image"):
+        embed_gallery(wrong, out, encoder)
+    (wrong / "broken.jpg").write_bytes(b"no image")
+    queries = encoder.encode_targets([next(folder.rglob("*.jpg"))])
+    assert len(embed_gallery(wrong, out, encoder, queries=queries).rejected) == 1
+    late = GalleryWriter.open(out, images=str(wrong), space=encoder.space)
+    with late.alone(), pytest.raises(OutputError, match="another"):
+        embed_gallery(folder, out, LocalEncoder(clip_bundle))
+
+    summary = embed_gallery(folder, out, LocalEncoder(clip_bundle), show_progress=False)
+    assert (summary.embedded, summary.rejected) == (60, ())
+    gallery = read_gallery(out)
+    assert gallery.space == clip_bundle.spec.space
+    assert gallery.queries() is None
+    with pytest.raises(SpaceMismatch), late.alone():
+        pass
 
 
 def test_an_empty_folder_a_missing_one_and_a_foreign_target_are_refused(tmp_path, encoder) -> None:

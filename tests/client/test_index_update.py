@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import faiss
@@ -38,7 +39,8 @@ def gallery_of(root: Path, numbers: set[int], vectors: int = 1) -> Gallery:
     for number in numbers:
         files = tuple(ImageFile(f"{number % 100:03d}/{row:04d}.jpg", 1, number) for row in range(_ROWS))
         values = unit_rows(number, _ROWS * vectors, _DIM).reshape(_ROWS, *space(_DIM, vectors).item_shape)
-        writer.commit(Shard(files), Embedded(values, files))
+        digests = tuple(hashlib.sha256(values[row].tobytes()).hexdigest() for row in range(_ROWS))
+        writer.commit(Shard(files), Embedded(values, files, digests=digests))
     return read_gallery(root)
 
 

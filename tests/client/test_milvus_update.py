@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,20 @@ def test_what_is_missing_in_the_collection_is_there_after_an_update(tmp_path: Pa
     assert isinstance(saved.index, MilvusIndex)
     assert saved.index.delete(["001/0003.jpg", "002/0007.jpg"]) == 2
     assert update_index(gallery, tmp_path / "index").count == len(saved.index) == 240
+    assert _best(saved.index, saved.items, gallery) == _exact(gallery)
+
+
+def test_what_a_killed_update_wrote_does_not_stay(tmp_path: Path) -> None:
+    """The collection has images embedded again, and the index's folder, replaced last, knows nothing of them."""
+    options = BuildOptions(uri=str(tmp_path / "milvus.db"), collection="catalogue")
+    gallery = gallery_of(tmp_path / "gallery", {1, 2})
+    build_index(gallery, tmp_path / "index", backend="milvus", options=options)
+    shutil.copytree(tmp_path / "index", tmp_path / "before")
+    update_index(gallery_of(tmp_path / "after", {101, 2}), tmp_path / "index")
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "before").rename(tmp_path / "index")
+    update_index(gallery, tmp_path / "index")
+    saved = open_index(tmp_path / "index")
     assert _best(saved.index, saved.items, gallery) == _exact(gallery)
 
 

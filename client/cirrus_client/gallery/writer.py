@@ -56,11 +56,13 @@ class GalleryWriter:
         """Create a gallery, or open one to continue it. images: the root of the source, see `Source.root`.
 
         Raises SpaceMismatch if it was embedded in another space. Raises GalleryError if it is a gallery of other
-        images, if it is damaged, or if the folder has other content.
+        images, if it is damaged, or if the folder has other content. A gallery without an embedding, as a first job
+        leaves it that failed early, is begun again.
         """
         root, manifest = Path(root), GalleryManifest(images=images, space=space)
         if (root / MANIFEST).exists():
-            _check_same(root, read_manifest(root), manifest)
+            if _identity(read_manifest(root)) != _identity(manifest):
+                _begin_again(Layout(root), manifest)
         else:
             check_free(root)
             write_sealed(root / MANIFEST, manifest)
@@ -70,9 +72,10 @@ class GalleryWriter:
     def alone(self) -> Iterator[None]:
         """Hold the gallery's lock, and first remove what a killed job left behind.
 
-        Raises OutputError if another job holds it.
+        Raises OutputError if another job holds it, and what `open` raises if another job has written it since.
         """
         with only_writer(self._layout.root / LOCK, self._layout.root):
+            _check_same(self._layout.root, read_manifest(self._layout.root), self.manifest)
             for folder in (self._layout.root, self._layout.part("").parent, *self._layout.folders()):
                 remove_abandoned(folder)
             counting = self._layout.shards()
@@ -254,6 +257,28 @@ class GalleryWriter:
             files=files,
         )
         write_sealed(self._layout.record(name), record)
+
+
+def _identity(manifest: GalleryManifest) -> tuple[str, str]:
+    return manifest.space.fingerprint, manifest.images
+
+
+def _begin_again(layout: Layout, manifest: GalleryManifest) -> None:
+    """Give a gallery without an embedding another manifest, and remove what it had of the one before.
+
+    Raises SpaceMismatch or GalleryError if there is an embedding, OutputError if another job writes it.
+    """
+    root = layout.root
+    with only_writer(root / LOCK, root):
+        if any(record.rows for record in layout.shards().values()):
+            _check_same(root, read_manifest(root), manifest)
+        for path in (
+            *(path for shard in layout.all_ids() for path in (layout.record(shard), *layout.files(shard))),
+            *layout.part("").parent.glob("*"),
+            *root.glob(f"{QUERIES}.*"),
+        ):
+            path.unlink(missing_ok=True)
+        write_sealed(root / MANIFEST, manifest)
 
 
 def _check_same(root: Path, found: GalleryManifest, given: GalleryManifest) -> None:

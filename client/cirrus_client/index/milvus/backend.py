@@ -108,23 +108,23 @@ class MilvusBackend(IndexBackend):
         """See `IndexBackend.rewrite`. The collection itself is changed while it serves: what is gone is removed last.
 
         Images that were embedded again keep their metadata where none is given. Items that were upserted and are not in
-        the gallery are removed, and those of the gallery that were deleted are there again.
+        the gallery are removed, and those of the gallery that were deleted, or are of another file, are there again.
         """
         collection = _opened(older.root, gallery.space)[0]
-        index, there = MilvusIndex(collection), set(collection.ids())
+        index, there = MilvusIndex(collection), dict(collection.digests())
         with temporary_directory(root / "items") as temporary:
             file = temporary / "items.parquet"
             write_items(gallery, file, metadata, vectors="")
-            paths = pq.read_table(file, columns=[PATH])[PATH].to_pylist()
+            paths, digests = (column.to_pylist() for column in pq.read_table(file, columns=[PATH, DIGEST]).columns)
             wanted = np.ones(len(gallery), dtype=np.bool_)
             if metadata is None:
                 same = older.rows[older.rows >= 0]
-                wanted[same] = [paths[row] not in there for row in same]
+                wanted[same] = [paths[row] not in there or there[paths[row]] != digests[row] for row in same]
             joined = read_manifest(older.root).metadata if metadata is None else ()
             write = index.refresh if metadata is None else index.upsert
             for items, embeddings in _blocks(gallery, file, wanted):
                 write(items.drop_columns([name for name in joined if name in items.column_names]), embeddings)
-        index.delete(sorted(there.difference(paths)))
+        index.delete(sorted(there.keys() - set(paths)))
         shutil.copyfile(older.root / _PLACE, root / _PLACE)
         return None
 

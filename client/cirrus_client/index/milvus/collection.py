@@ -144,16 +144,18 @@ class Collection:
                 found[places[int(row[ITEM])], int(row[PK]) % self.space.vectors] = row[VECTOR]
         return found
 
-    def ids(self) -> Iterator[str]:
-        """Yield the ids of all items."""
-        pages = self._read(self.client.query_iterator, batch_size=1_000, output_fields=[PK, ID])
+    def digests(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield the id of every item, and the sha256 of its image's file if it is known."""
+        pages = self._read(self.client.query_iterator, batch_size=1_000, output_fields=[PK, ID, SHA256])
         try:
             while True:
                 with reported(self.uri):
                     page = pages.next()
                 if not page:
                     return
-                yield from (row[ID] for row in page if int(row[PK]) % self.space.vectors == 0)
+                for row in page:
+                    if int(row[PK]) % self.space.vectors == 0:
+                        yield row[ID], bytes.fromhex(row[SHA256]) if row[SHA256] else None
         finally:
             pages.close()
 

@@ -56,7 +56,7 @@ class MilvusItems:
 
     def ids(self) -> Iterator[str]:
         """See `Items.ids`."""
-        return self._collection.ids()
+        return (id for id, _ in self._collection.digests())
 
     def columns(self) -> list[ColumnSummary]:
         """See `Items.columns`. Their values and ranges are those of when the index was built."""
