@@ -3,42 +3,26 @@
 canary.json      texts, and the cosine that every stage must reach
 canary.npz       images/<n>: image files, uint8; tensors/<name>: inputs of graphs; outputs/<graph>/<name>: what graphs
                  make of them; embeddings/<ensemble>: results of the whole
-
-Every stage gets the original's own input, so that the stage at fault is found, and not the ones behind it.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-import tritonclient.grpc as grpcclient
-import tritonclient.http as httpclient
 from numpy.typing import NDArray
 from pydantic import Field
-from tritonclient.utils import np_to_triton_dtype
 
-from cirrus_client.agreement import cosine_min
-from cirrus_client.bundle import Bundle, BundleSpec
-from cirrus_client.encoders.local import LocalEncoder
-from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, Arrays, bytes_array
-from cirrus_client.errors import BundleError, CirrusError, NotReady
+from cirrus_client.bundle import Bundle
+from cirrus_client.ensemble import Arrays
+from cirrus_client.errors import BundleError
 from cirrus_client.files import atomic_path, write_model
-from cirrus_client.image.preprocess import preprocess
-from cirrus_client.names import EnsembleName, TensorName, Transport
+from cirrus_client.names import EnsembleName
 from cirrus_client.records import Record, read_record
-from cirrus_client.tokenizer import Tokenizer
-from cirrus_client.triton.channel import open_channel
-from cirrus_client.triton.requests import FAILURES, check_address, typed_error
-from cirrus_client.triton.served_names import ServedNames
 
 CANARY, ARRAYS = "canary.json", "canary.npz"
 _WAY_OUT = "export the bundle again or copy it whole"
@@ -60,52 +44,7 @@ class Canary:
     images: tuple[bytes, ...]
     tensors: Arrays
     outputs: Mapping[str, Arrays]
-    embeddings: Mapping[EnsembleName, Embeddings]
-
-
-@dataclass(frozen=True)
-class StageCheck:
-    """One stage. stage: a model or an ensemble. cosine: the smallest; NaN if it did not answer. problem: why not."""
-
-    stage: str
-    cosine: float
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class CanaryResult:
-    """What a replay found, in the order in which the stages run."""
-
-    stages: tuple[StageCheck, ...]
-    cosine_min: float
-
-    @property
-    def lowest(self) -> float:
-        """The smallest cosine of all stages; NaN if one did not answer."""
-        return float(np.min([check.cosine for check in self.stages]))
-
-    def check(self, where: str) -> None:
-        """Raise NotReady, which names the first stage at fault, if one missed. where: what was held to the canary."""
-        for stage in self.stages:
-            if not stage.cosine >= self.cosine_min:  # a NaN misses
-                found = stage.problem or f"its cosine to the original is {stage.cosine:.6f}, under {self.cosine_min}"
-                raise NotReady(f"{where}: stage {stage.stage} does not answer rightly: {found}", part=stage.stage)
-
-
-class Runner(Protocol):
-    """Runs the stages of a bundle one by one."""
-
-    def has(self, model: str) -> bool:
-        """Return whether a model of an ensemble is there; an ensemble may be made of others."""
-        ...
-
-    def step(self, model: str, inputs: Arrays) -> Arrays:
-        """Run one model of an ensemble on named arrays."""
-        ...
-
-    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str], tensors: Arrays) -> Embeddings:
-        """Run an ensemble on image files, texts and tensors, those that the ensemble takes, and return its result."""
-        ...
+    embeddings: Mapping[EnsembleName, NDArray[np.float32]]
 
 
 def write_canary(root: Path, canary: Canary) -> None:
@@ -145,166 +84,6 @@ def read_canary(bundle: Bundle) -> Canary | None:
         outputs=outputs,
         embeddings={EnsembleName(name): value for name, value in _below(arrays, "embeddings/")},
     )
-
-
-def replay(canary: Canary, spec: BundleSpec, runner: Runner) -> CanaryResult:
-    """Run every stage of every ensemble on the golden inputs, and compare with the original's outputs."""
-    checks = [_check(name, run) for name, run in _stages(canary, spec, runner)]
-    return CanaryResult(tuple(checks), canary.spec.cosine_min)
-
-
-class LocalRunner:
-    """Runs the stages in this process. Threads may share it."""
-
-    def __init__(self, encoder: LocalEncoder) -> None:
-        """Keep the encoder."""
-        self._encoder = encoder
-
-    def has(self, model: str) -> bool:
-        """See `Runner.has`: all are."""
-        return True
-
-    def step(self, model: str, inputs: Arrays) -> Arrays:
-        """See `Runner.step`."""
-        bundle = self._encoder.bundle
-        if model == IMAGE_PREPROCESS:
-            pixels = [preprocess(image, bundle.spec.preprocess) for image in inputs[TensorName.IMAGE]]
-            return {TensorName.PIXELS: np.stack(pixels)}
-        if model == TOKENIZE:
-            texts = [text.decode() for text in inputs[TensorName.TEXT]]
-            tokenizer = Tokenizer(bundle.spec.tokenizer, bundle.root)
-            return {TensorName.TOKEN_IDS: bundle.spec.tokenizer.cut(tokenizer(texts))}
-        return self._encoder.graph(model)(inputs)
-
-    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str], tensors: Arrays) -> Embeddings:
-        """See `Runner.ensemble`."""
-        if name is EnsembleName.ENCODE_TARGET:
-            return self._encoder.encode_targets(images)
-        if name in (EnsembleName.ENCODE_QUERY, EnsembleName.ENCODE_TEXT_QUERY):
-            given = images if name is EnsembleName.ENCODE_QUERY else [None] * len(texts)
-            return self._encoder.encode_queries(given, texts)
-        spec = self._encoder.bundle.spec
-        pixels = self.step(IMAGE_PREPROCESS, {TensorName.IMAGE: bytes_array(images)})
-        token_ids = self.step(TOKENIZE, {TensorName.TEXT: bytes_array([text.encode() for text in texts])})
-        others = {tensor: tensors[tensor] for tensor in _tensors_of(spec, name)}
-        return self._encoder.encode_tensors(name, {**pixels, **token_ids, **others})
-
-
-class TritonRunner:
-    """Runs the stages on a Triton server of any flavour. Each call opens a connection."""
-
-    def __init__(
-        self, url: str, names: ServedNames, *, transport: Transport = Transport.GRPC, timeout_s: float = 60.0
-    ) -> None:
-        """Name the server, as `TritonEncoder` does, and its models. Raises ServerError if url is not host:port."""
-        check_address(url)
-        self._url = url
-        self._names = names
-        self._transport = transport
-        self._timeout_s = timeout_s
-
-    def has(self, model: str) -> bool:
-        """See `Runner.has`."""
-        return self._names.has(model)
-
-    def step(self, model: str, inputs: Arrays) -> Arrays:
-        """See `Runner.step`. Raises ServerUnavailable, ServerTimeout or ServerError."""
-        answer = self._infer(self._names.model(model), inputs)
-        response = answer.get_response(as_json=True) if self._grpc else answer.get_response()
-        return {output["name"]: answer.as_numpy(output["name"]) for output in response["outputs"]}
-
-    def ensemble(self, name: EnsembleName, images: list[bytes], texts: list[str], tensors: Arrays) -> Embeddings:
-        """See `Runner.ensemble`. Bytes behind the end of each image keep the server from answering from its cache."""
-        spec = self._names.spec
-        given = {
-            TensorName.IMAGE: bytes_array([image + os.urandom(8) for image in images]),
-            TensorName.TEXT: bytes_array([text.encode() for text in texts]),
-            **{tensor: tensors[tensor] for tensor in _tensors_of(spec, name)},
-        }
-        inputs = {tensor: given[tensor] for tensor in spec.ensembles[name].inputs}
-        found: Embeddings = self._infer(self._names.ensemble(name), inputs).as_numpy(spec.ensembles[name].output)
-        return found
-
-    @property
-    def _grpc(self) -> bool:
-        return self._transport is Transport.GRPC
-
-    def _infer(self, model: str, inputs: Arrays) -> Any:
-        module = grpcclient if self._grpc else httpclient
-        tensors = []
-        for name, value in inputs.items():
-            shaped = value.reshape(-1, 1) if value.dtype == np.object_ else np.ascontiguousarray(value)
-            tensor = module.InferInput(name, list(shaped.shape), np_to_triton_dtype(shaped.dtype))
-            tensor.set_data_from_numpy(shaped)
-            tensors.append(tensor)
-        client = (
-            open_channel(self._url)
-            if self._grpc
-            else httpclient.InferenceServerClient(self._url, network_timeout=self._timeout_s)
-        )
-        try:
-            return client.infer(model, tensors, **({"client_timeout": self._timeout_s} if self._grpc else {}))
-        except FAILURES as error:
-            raise typed_error(error, self._url, None) from None
-        finally:
-            client.close()
-
-
-def _stages(canary: Canary, spec: BundleSpec, runner: Runner) -> Iterator[tuple[str, Callable[[], float]]]:
-    """Yield the name of every stage, and what runs it and returns its cosine."""
-    seen: set[str] = set()
-    for ensemble in spec.ensembles.values():
-        for step in ensemble.steps:
-            if step.model not in seen and runner.has(step.model):
-                seen.add(step.model)
-                yield step.model, partial(_run_step, canary, spec, step.model, runner)
-    for name in spec.ensembles:
-        yield name, partial(_run_ensemble, canary, name, runner)
-
-
-def _run_step(canary: Canary, spec: BundleSpec, model: str, runner: Runner) -> float:
-    if model == IMAGE_PREPROCESS:
-        found = runner.step(model, {TensorName.IMAGE: bytes_array(list(canary.images))})
-        return _cosine(_flat(canary.tensors[TensorName.PIXELS]), _flat(found[TensorName.PIXELS]))
-    if model == TOKENIZE:
-        found = runner.step(model, {TensorName.TEXT: bytes_array([text.encode() for text in canary.spec.texts])})
-        token_ids, expected = found[TensorName.TOKEN_IDS], canary.tensors[TensorName.TOKEN_IDS]
-        cut_off = expected[:, token_ids.shape[1] :]
-        if len(cut_off.ravel()) and not (spec.tokenizer.cut_lengths and (cut_off == spec.tokenizer.pad_id).all()):
-            raise ValueError(f"shape {list(token_ids.shape)}, expected {list(expected.shape)}")
-        return float((token_ids == expected[:, : token_ids.shape[1]]).mean())
-    inputs = {tensor.name: canary.tensors[tensor.name] for tensor in spec.graphs[model].inputs}
-    found = runner.step(model, inputs)
-    return min(_cosine(value, found[name]) for name, value in canary.outputs[model].items())
-
-
-def _run_ensemble(canary: Canary, name: EnsembleName, runner: Runner) -> float:
-    found = runner.ensemble(name, list(canary.images), list(canary.spec.texts), canary.tensors)
-    return _cosine(canary.embeddings[name], found)
-
-
-def _tensors_of(spec: BundleSpec, name: EnsembleName) -> list[str]:
-    """Return the inputs of an ensemble that another one made."""
-    return [tensor for tensor in spec.ensembles[name].inputs if tensor not in (TensorName.IMAGE, TensorName.TEXT)]
-
-
-def _check(stage: str, run: Callable[[], float]) -> StageCheck:
-    try:
-        return StageCheck(stage, run())
-    except CirrusError as error:
-        return StageCheck(stage, math.nan, str(error))
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        return StageCheck(stage, math.nan, f"its answer is of another form ({error})")
-
-
-def _cosine(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    if found.shape != expected.shape:
-        raise ValueError(f"shape {list(found.shape)}, expected {list(expected.shape)}")
-    return cosine_min(expected, found)
-
-
-def _flat(pixels: NDArray[Any]) -> NDArray[Any]:
-    return pixels.reshape(len(pixels), -1)
 
 
 def _below(arrays: Arrays, prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:

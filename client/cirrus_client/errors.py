@@ -191,7 +191,7 @@ class OutputError(CirrusError):
 
 
 class EngineError(CirrusError):
-    """A graph that can't be loaded or run, or an engine that is not available here."""
+    """A graph that can't be loaded or run, an engine that is not available here, or one that answers wrongly."""
 
 
 class ClusterError(CirrusError):

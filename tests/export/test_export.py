@@ -15,11 +15,12 @@ from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2
 
 from cirrus_client.bundle import Bundle, Precision
-from cirrus_client.canary import LocalRunner, read_canary, replay
+from cirrus_client.canary import read_canary
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
 from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError, OutputError
 from cirrus_client.image.preprocess import preprocess
+from cirrus_client.replay import LocalRunner, replay
 from cirrus_export import pipeline
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
 from cirrus_export.compile.precision import quantised_layers

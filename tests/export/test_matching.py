@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cirrus_client.bundle import Bundle
-from cirrus_client.canary import LocalRunner, read_canary, replay
+from cirrus_client.canary import read_canary
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError, UnsupportedQuery
 from cirrus_client.names import EnsembleName
+from cirrus_client.replay import LocalRunner, replay
 from cirrus_export.gate.rerank_fidelity import RerankFidelity, rerank_failures
 from cirrus_export.gate.thresholds import THRESHOLDS
 from cirrus_export.heads.matching import Matching

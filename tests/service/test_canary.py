@@ -11,10 +11,11 @@ import onnx.numpy_helper
 import pytest
 
 from cirrus_client.bundle import Bundle, write_contract
-from cirrus_client.canary import ARRAYS, LocalRunner, read_canary, replay
+from cirrus_client.canary import ARRAYS, read_canary
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import BundleError, NotReady
 from cirrus_client.files import sha256_of_file
+from cirrus_client.replay import LocalRunner, replay
 from tests.service.live import live
 from tests.service.test_search import problem
 

@@ -19,12 +19,13 @@ import pytest
 from tritonclient.grpc import service_pb2_grpc
 
 from cirrus_client.bundle import Bundle, Similarity, SpaceSpec
-from cirrus_client.canary import TritonRunner, read_canary, replay
+from cirrus_client.canary import read_canary
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import ServerUnavailable
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import EnsembleName, Flavour, Transport
+from cirrus_client.replay import TritonRunner, replay
 from cirrus_client.retriever import open_retriever
 from cirrus_client.service import encoders
 from cirrus_client.service.collection import Source

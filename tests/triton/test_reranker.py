@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from cirrus_client.bundle import Bundle
-from cirrus_client.canary import TritonRunner, read_canary, replay
+from cirrus_client.canary import read_canary
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidImage, InvalidText, UnsupportedQuery
 from cirrus_client.names import Transport
+from cirrus_client.replay import TritonRunner, replay
 from cirrus_client.triton import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports

@@ -15,7 +15,6 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from cirrus_client.canary import TritonRunner
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.ensemble import TOKENIZE, bytes_array
 from cirrus_client.errors import (
@@ -29,6 +28,7 @@ from cirrus_client.errors import (
     UnsupportedQuery,
 )
 from cirrus_client.names import TensorName, Transport
+from cirrus_client.replay import TritonRunner
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
 from cirrus_client.triton.served_names import ServedNames

@@ -125,10 +125,11 @@ def embed(
         opened = _needed(opened, "--ray")
         tools = BundleTools(opened.root.resolve(), engine, decode, trust_plans)
         summary = _on_cluster(run, ray, ray_cores, tools, opened, cache)
+    elif opened is None:
+        summary = run(open_encoder(None, server, name, transport))
     elif cache is None:
-        summary = run(open_encoder(opened, server, name, transport, engine=engine, decoding=decode))
+        summary = run(LocalEncoder(opened, engine=engine, decoding=decode, checked=True))
     else:
-        opened = _needed(opened, "--cache")
         with FeatureCache(cache, opened) as features:
             cached = CachedEncoder(opened, features, engine=engine, decoding=decode)
             summary = run(cached, recollection=cached)

@@ -9,7 +9,6 @@ import typer
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.image.preprocess import Decoding
 from cirrus_client.names import Transport
 from cirrus_client.triton import TritonEncoder
 
@@ -47,14 +46,11 @@ def open_encoder(
     name: str | None,
     transport: Transport,
     *,
-    engine: str | None = None,
-    decoding: Decoding = Decoding.EXACT,
     trust_plans: bool = False,
 ) -> LocalEncoder | TritonEncoder:
     """Return the encoder that the options name. Raises BadParameter as `check_encoder_options` does."""
     check_encoder_options(bundle, server, name)
     if bundle is not None:
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, trust_plans=trust_plans)
-        return LocalEncoder(opened, engine=engine, decoding=decoding)
+        return LocalEncoder(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, trust_plans=trust_plans))
     assert server is not None
     return TritonEncoder(server, bundle=name, transport=transport)

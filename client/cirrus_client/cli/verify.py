@@ -9,13 +9,14 @@ import typer
 
 from cirrus_client.bundle import CONTRACT as BUNDLE
 from cirrus_client.bundle import Bundle
-from cirrus_client.canary import TritonRunner, read_canary, replay
+from cirrus_client.canary import read_canary
 from cirrus_client.cli.console import echo, print_table
 from cirrus_client.cli.options import NameOption, TransportOption
 from cirrus_client.cli.wording import described
 from cirrus_client.errors import BundleError
 from cirrus_client.names import Transport
 from cirrus_client.plans import Library, has_plans, plan_file, read_plans
+from cirrus_client.replay import TritonRunner, replay
 from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_client.suggest import TritonSuggester, read_suggester
 from cirrus_client.suggest_canary import check_texts, read_suggest_canary

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, SpaceSpec
+from cirrus_client.canary import read_canary
+from cirrus_client.encoders.checked import CheckedEngine, check_pixels
 from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all, query_pairs
 from cirrus_client.encoders.reranker import Scores, check_reranked
 from cirrus_client.engines import Engine, open_graph
@@ -50,6 +52,7 @@ class LocalEncoder:
         threads: int | None = None,
         observe: Callable[[str, float], None] | None = None,
         cut_texts: bool = True,
+        checked: bool = False,
     ) -> None:
         """Keep the bundle. No graph is loaded yet.
 
@@ -57,7 +60,10 @@ class LocalEncoder:
         decoding: how gallery images are decoded. Queries are always decoded exactly. threads: CPU threads per run; None
         leaves it to the engine. observe: is told the name of every graph that ran and the seconds that it took; a copy
         by pickle has none. cut_texts: leave out padding where the bundle says that nothing reads it; False is for
-        measuring what that saves.
+        measuring what that saves. checked: compare this machine with the bundle's canary, if it has one, and give no
+        embedding if it misses: the pixels of golden images now, and each graph's outputs before its first batch.
+
+        Raises EngineError if the pixels are other ones, and BundleError if the canary is damaged.
         """
         self.bundle = bundle
         self._engine = engine
@@ -65,6 +71,9 @@ class LocalEncoder:
         self._threads = threads
         self._observe = observe
         self._cut_texts = cut_texts
+        self._canary = read_canary(bundle) if checked else None
+        if self._canary is not None:
+            check_pixels(self._canary, bundle.spec.preprocess)
         self._graphs: dict[tuple[str, bool], Engine] = {}
         self._loading = threading.Lock()
 
@@ -77,6 +86,7 @@ class LocalEncoder:
             decoding=self._decoding,
             threads=self._threads,
             cut_texts=self._cut_texts,
+            checked=self._canary is not None,
         ), ()
 
     @property
@@ -195,9 +205,8 @@ class LocalEncoder:
             bulk = self.bundle.spec.is_for_bulk(name)
         with self._loading:
             if (name, bulk) not in self._graphs:
-                self._graphs[name, bulk] = open_graph(
-                    self.bundle, name, engine=self._engine, threads=self._threads, bulk=bulk
-                )
+                engine = open_graph(self.bundle, name, engine=self._engine, threads=self._threads, bulk=bulk)
+                self._graphs[name, bulk] = engine if self._canary is None else CheckedEngine(engine, name, self._canary)
             return self._graphs[name, bulk]
 
     def _observed(self, graph: str) -> Model:

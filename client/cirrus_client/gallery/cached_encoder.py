@@ -70,8 +70,8 @@ class CachedEncoder:
         decoding: Decoding = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:
-        """Keep the bundle and the cache. engine, decoding, threads: see `LocalEncoder`."""
-        self._local = LocalEncoder(bundle, engine=engine, decoding=decoding, threads=threads)
+        """Keep the bundle and the cache. engine, decoding, threads: see `LocalEncoder`, which is a checked one."""
+        self._local = LocalEncoder(bundle, engine=engine, decoding=decoding, threads=threads, checked=True)
         self._cache = cache
         self._spec = bundle.spec
 

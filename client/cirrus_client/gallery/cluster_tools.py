@@ -40,7 +40,7 @@ class BundleTools:
         """Return the encoder, and what it knows of images. threads: see `LocalEncoder`."""
         bundle = Bundle.open(self.bundle, trust_plans=self.trust_plans)
         if self.cache is None:
-            return LocalEncoder(bundle, engine=self.engine, decoding=self.decoding, threads=threads), None
+            return LocalEncoder(bundle, engine=self.engine, decoding=self.decoding, threads=threads, checked=True), None
         cached = CachedEncoder(bundle, self.cache, engine=self.engine, decoding=self.decoding, threads=threads)
         return cached, cached
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cirrus_client.canary import LocalRunner, Runner, TritonRunner
 from cirrus_client.cores import usable_cores
 from cirrus_client.encoders.local import Pixels
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.encoders.remembering import Condition, KnownQuery, RememberingEncoder
 from cirrus_client.encoders.reranker import Scores, check_reranked
 from cirrus_client.errors import ItemError, NotReady, TooManyRequests
+from cirrus_client.replay import LocalRunner, Runner, TritonRunner
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.stopwatch import Stage, Stopwatch
 from cirrus_client.triton.channel import is_ready

@@ -7,8 +7,9 @@ import logging
 import math
 from dataclasses import dataclass
 
-from cirrus_client.canary import CanaryResult, read_canary, replay
+from cirrus_client.canary import read_canary
 from cirrus_client.errors import CirrusError, NotReady
+from cirrus_client.replay import CanaryResult, replay
 from cirrus_client.service.collection import Version
 from cirrus_client.service.models import Readiness, ReadyPart
 from cirrus_client.service.registry import Registry
