@@ -110,6 +110,7 @@ def test_a_peak_rate_is_measured_for_each_precision_that_runs(monkeypatch) -> No
     assert all(rate.operations_per_s > 0 for rate in rates)
 
 
+@pytest.mark.slow
 def test_the_products_of_the_int8_rate_are_quantised(tmp_path) -> None:
     generator = np.random.default_rng(0)
     onnx.save(product_chain(generator), tmp_path / "chain.onnx")

@@ -219,6 +219,7 @@ def test_a_recipe_words_a_benchmarks_queries_as_its_authors_code_does(recipe, na
     assert query_texts(query, recipe_named(recipe).caption_join, name) == texts
 
 
+@pytest.mark.slow
 def test_circos_answers_leave_the_reference_out_where_the_authors_code_does(bundle, circo, tmp_path) -> None:
     union = with_spec(bundle, circo_without_reference=True)
     references = {
@@ -273,6 +274,7 @@ def test_each_caption_is_a_query_where_the_recipe_says_so(bundle, fashioniq, tmp
     assert hits == pytest.approx(round(hits)), "four queries of two captions are eight queries"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "split"), [(DatasetName.CIRR, "test1"), (DatasetName.CIRCO, "test")])
 def test_a_query_of_one_caption_is_submitted_under_its_own_id_by_every_recipe(
     request, bundle, name, split, tmp_path

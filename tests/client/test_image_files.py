@@ -198,6 +198,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
 def test_a_good_image_without_memory_is_never_called_broken(tmp_path: Path) -> None:
     picture = NOISE.resize((700, 700)).convert("RGB")

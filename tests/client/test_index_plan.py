@@ -22,6 +22,7 @@ from tests.client.test_index import space, unit_rows, write_gallery
 _GIB = 2**30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(SearchKind))
 @pytest.mark.parametrize("storage", list(Storage))
 def test_planned_memory_is_what_faiss_writes(tmp_path: Path, kind: SearchKind, storage: Storage) -> None:

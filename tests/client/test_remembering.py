@@ -27,6 +27,7 @@ def encoded(remembering: RememberingEncoder, pairs) -> np.ndarray:
     return remembering.encode_prepared_queries([remembering.prepare_query(*pair) for pair in pairs])
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     batches=st.lists(

@@ -75,6 +75,7 @@ def test_the_two_engines_differ_on_nothing_but_what_unicode_14_had_not_assigned(
 SPECIAL_TOKENS = ("<start_of_text>", "<end_of_text>")
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(ANY_TEXT, min_size=1, max_size=3))
 @example([":Ö\x8b"])  # ftfy makes one code point of the last two, which only the newer engine knows

@@ -40,6 +40,7 @@ def test_a_seed_is_a_picture_and_two_seeds_are_two_pictures() -> None:
     assert first.shape != other.shape or (first != other).mean() > 0.2
 
 
+@pytest.mark.slow
 def test_the_catalogue_is_in_fashioniqs_layout(tmp_path) -> None:
     write_catalogue(tmp_path, split=Split.TEST, seed=3, size=CatalogueSize(families=1, queries=5), show_progress=False)
     for kind in Kind:

@@ -112,6 +112,7 @@ def test_settings_that_cirrus_has_not_are_refused_by_name(folder, settings: dict
     assert "preprocessor_config.json" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
 def test_open_clips_settings_beside_its_file_are_used(tmp_path, name: str) -> None:
     """Both towers and pooled models read them: a fine-tuned model keeps its architecture's name, whatever its loss."""

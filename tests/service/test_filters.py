@@ -194,6 +194,7 @@ def embeddings(count: int, vectors: int, seed: int) -> np.ndarray:
     return drawn[:, 0] if vectors == 1 else drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectors", [1, 8])
 @pytest.mark.parametrize("kind", SearchKind)
 @pytest.mark.parametrize("storage", Storage)
