@@ -92,7 +92,7 @@ def test_beyond_loopback_needs_keys_or_insecure() -> None:
 
 @pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 65536), ("nowhere.invalid", 8080)])
 def test_an_address_that_nobody_can_listen_on_is_an_error_with_the_way_out(host: str, port: int) -> None:
-    with pytest.raises(ServerError, match=f"can't listen on {host}:{port}: .*choose another --host or --port"):
+    with pytest.raises(ServerError, match=f"can't listen on {host}:{port}: .*choose another host or port"):
         run_service(ServiceOptions({}, host=host, port=port, insecure=True))
 
 

@@ -26,7 +26,7 @@ from cirrus_client.service.suggestions import Suggestions
 from cirrus_client.service.tracing import OpenTelemetry
 from cirrus_client.service.warming import keep_warm
 from cirrus_client.suggest import LocalSuggester
-from cirrus_client.triton.server import is_loopback
+from cirrus_client.triton.listening import is_loopback, listening
 
 _GRACE_S = 10
 _KEEP_ALIVE_S = 75
@@ -43,8 +43,8 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
     access = _access(options)
     metrics = Metrics()
     tracer = None if options.otlp_endpoint is None else OpenTelemetry(options.otlp_endpoint)
-    listening = _listening(options.host, options.port)
-    with listening, Encoders(options.limits, metrics, triton=options.triton, engine=options.engine) as encoders:
+    address = listening(options.host, options.port)
+    with address, Encoders(options.limits, metrics, triton=options.triton, engine=options.engine) as encoders:
         registry = Registry(encoders.open)
         for name, sources in options.collections.items():
             registry.add(name, sources)
@@ -81,7 +81,7 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
             lifespan="on",
         )
         try:
-            _Server(config, announce).run([listening])
+            _Server(config, announce).run([address])
         finally:
             if tracer is not None:
                 tracer.close()
@@ -135,12 +135,3 @@ def _access(options: ServiceOptions) -> Access:
             "who reaches it may search"
         )
     return Access(keys, only_loopback=loopback and not keys and not options.insecure, origins=options.origins)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another --host or --port") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import re
 import secrets
@@ -28,6 +27,7 @@ from cirrus_client.plans import version_numbers
 from cirrus_client.telemetry import switch_off
 from cirrus_client.triton import guard, launch
 from cirrus_client.triton.channel import open_channel
+from cirrus_client.triton.listening import is_loopback, listening
 from cirrus_client.triton.repository import assemble
 from cirrus_client.triton.restricted import admin_headers, restrictions
 from cirrus_client.triton.scratch import Scratch
@@ -132,8 +132,8 @@ class TritonServer:
             )
         with contextlib.ExitStack() as held:  # all at a time, since equal ports are one too many
             for port in (self.http_port, self.grpc_port):
-                held.enter_context(_free_port(self.host, port))
-            held.enter_context(_free_port(_LOOPBACK, self.metrics_port))
+                held.enter_context(listening(self.host, port))
+            held.enter_context(listening(_LOOPBACK, self.metrics_port))
         installed = find_server()
         try:
             self._scratch = Scratch()
@@ -309,22 +309,6 @@ def _environment() -> dict[str, str]:
         "PATH": os.pathsep.join(path for path in commands if path),
         "LD_LIBRARY_PATH": os.pathsep.join(path for path in libraries if path),
     }
-
-
-def _free_port(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another host or port") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @contextlib.contextmanager

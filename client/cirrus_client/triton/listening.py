@@ -1,0 +1,29 @@
+"""Addresses to listen on."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from cirrus_client.errors import ServerError
+
+_WAITING = 2048
+"""How many connections may wait to be accepted."""
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises ServerError if the address or the port can't be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_WAITING)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another host or port") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address to listen on is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
