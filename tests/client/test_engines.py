@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import EngineName, candidates, choice, choose, open_engine
-from cirrus_client.engines.onnx_runtime import available_providers
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine, available_providers
 from cirrus_client.errors import BundleError, EngineError
 
 needs_openvino = pytest.mark.skipif(
@@ -192,6 +192,30 @@ def test_engines_that_are_not_here_say_so(bundle: Bundle, gallery_graph: Path) -
         open_engine(gallery_graph, Precision.FP32, engine=EngineName.TENSORRT)
     with pytest.raises(BundleError, match="has no TensorRT plans; on the machine that serves: cirrus compile"):
         LocalEncoder(bundle, engine=EngineName.TENSORRT).graph("gallery")
+
+
+@pytest.mark.gpu
+def test_float32_is_no_tf32_on_a_gpu(gallery_graph: Path, pixels) -> None:
+    """TF32 keeps 10 bits of a product's factors, so that outputs of length 1 differ by about 0.001."""
+    exact = OnnxRuntimeEngine(gallery_graph, Precision.FP32, providers=["CPUExecutionProvider"])(pixels)
+    found = OnnxRuntimeEngine(gallery_graph, Precision.FP32, providers=["CUDAExecutionProvider"])(pixels)
+    for name, expected in exact.items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+@pytest.mark.skipif(on_gpu, reason="a GPU runs it")
+def test_the_cuda_provider_is_asked_for_float32(gallery_graph: Path, monkeypatch) -> None:
+    asked = []
+
+    def without_a_gpu(path: Path, *, providers: list, sess_options: object) -> None:
+        asked.extend(providers)
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", without_a_gpu)
+    monkeypatch.setattr("cirrus_client.engines.onnx_runtime.available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(EngineError, match="no GPU"):
+        OnnxRuntimeEngine(gallery_graph, Precision.FP32)
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"})]
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -244,6 +244,9 @@ def test_every_flavour_is_a_valid_repository(bundle, tmp_path, flavour, platform
         assert configs[name].max_batch_size == bundle.spec.max_batch
         assert configs[name].dynamic_batching.default_queue_policy.max_queue_size > 0
         assert configs[name].model_warmup
+        if flavour is Flavour.ONNXRUNTIME:
+            (cuda,) = configs[name].optimization.execution_accelerators.gpu_execution_accelerator
+            assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
     delays = {name: config.dynamic_batching.max_queue_delay_microseconds for name, config in configs.items()}
     assert {name for name, delay in delays.items() if delay == max(delays.values())} == {"vision_encoder", "gallery"}
     inflight = configs["encode_query"].ensemble_scheduling.max_inflight_requests

@@ -43,7 +43,10 @@ class OnnxRuntimeKind(EngineKind):
 
 
 class OnnxRuntimeTensorRtKind(EngineKind):
-    """ONNX Runtime's TensorRT provider, which builds an engine while it loads a graph. Used only if it is named."""
+    """ONNX Runtime's TensorRT provider, which builds an engine while it loads a graph. Used only if it is named.
+
+    It has no option against TF32: on a GPU that has it, float32 is less exact than on other engines.
+    """
 
     def runs(self, precision: Precision) -> bool:
         """See `EngineKind.runs`."""
@@ -141,10 +144,13 @@ def _onnxruntime() -> ModuleType:
 
 
 def _with_options(provider: str) -> str | tuple[str, dict[str, str]]:
-    """Return a provider with its options. TensorRT caches its engines.
+    """Return a provider with its options. On CUDA, float32 stays float32. TensorRT caches its engines.
 
+    https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html: use_tf32
     https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
     """
+    if provider in _GPU_PROVIDERS:
+        return provider, {"use_tf32": "0"}
     if provider != TENSORRT_PROVIDERS[0]:
         return provider
     kept = user_cache("tensorrt")

@@ -87,7 +87,10 @@ def graph_config(name: str, spec: BundleSpec, graph: str, flavour: Flavour, file
         else:
             config.platform = "onnxruntime_onnx"
             # In a container without a GPU; OpenVINO computes in the graph's own precision there.
-            config.optimization.execution_accelerators.cpu_execution_accelerator.add(name="openvino")
+            accelerators = config.optimization.execution_accelerators
+            accelerators.cpu_execution_accelerator.add(name="openvino")
+            # Without it, float32 becomes TF32 on a GPU that has it.
+            accelerators.gpu_execution_accelerator.add(name="cuda", parameters={"use_tf32": "0"})
     _add_tensors(config, spec.graphs[graph])
     if any(tensor.name == TensorName.PIXELS for tensor in spec.graphs[graph].inputs):
         config.dynamic_batching.max_queue_delay_microseconds = LIMITS.gather_us
