@@ -26,7 +26,7 @@ _ITEMS = 8
 class GraphValues:
     """Real inputs and outputs of every graph: the probe's items sent through a bundle's graphs on ONNX Runtime.
 
-    float32 runs on the CPU, since CUDA would compute it as TF32. bfloat16 runs on a GPU, since the CPU has none.
+    They run on the CPU, whose kernels are not those that are compared; bfloat16 on a GPU, since the CPU has none.
     """
 
     def __init__(self, bundle: Bundle, probe: Probe) -> None:
