@@ -271,6 +271,40 @@ def test_images_are_encoded_ahead_in_process_alone(tiny_bundle, index) -> None:
     assert "Invalid value for --warm: it needs --in-process" in done.stderr
 
 
+def test_a_reader_that_ends_early_ends_a_command_in_silence(search) -> None:
+    with subprocess.Popen([*CIRRUS, *map(str, search)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert "rror" not in process.stderr.read().decode()
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_results_are_never_lost_in_a_closed_stdout(search) -> None:
+    shell = ["sh", "-c", '"$@" >&-', "sh", *CIRRUS]
+    for arguments in (search, ["--version"]):
+        done = subprocess.run([*shell, *map(str, arguments)], capture_output=True, text=True, check=False)
+        assert "stdout is closed" in message_alone(done)
+
+
+def test_what_a_library_prints_gets_into_no_file_where_streams_are_closed(tmp_path) -> None:
+    """The first files that are opened get the numbers of closed streams, and what C code prints to those."""
+    script = f"""
+import os
+from cirrus_client.cli.streams import check_streams
+check_streams()
+with open({str(tmp_path / "first")!r}, "w"), open({str(tmp_path / "second")!r}, "w"):
+    os.write(2, b"noise")
+"""
+    subprocess.run(["sh", "-c", '"$@" <&- 2>&-', "sh", sys.executable, "-c", script], check=True)
+    assert (tmp_path / "first").read_text() == (tmp_path / "second").read_text() == ""
+
+
+def test_output_that_does_not_fit_is_a_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        for arguments in (["--help"], ["--version"], ["search", "--help"]):
+            done = subprocess.run([*CIRRUS, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            assert message_alone(done) == "cirrus: No space left on device"
+
+
 def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_path) -> None:
     out, many = tmp_path / "out", tmp_path / "many"
     many.mkdir()
@@ -331,9 +365,11 @@ def test_a_verb_that_is_defined_twice_is_refused_and_the_others_are_not(monkeypa
 def test_nobody_at_the_address_is_an_error_with_the_ports(tiny_bundle, index, images) -> None:
     (port,) = free_ports(1)
     done = run("search", images / "plain.jpg", "in red", "--index", index, "--server", f"127.0.0.1:{port}")
-    message = message_of(done)
-    assert f"127.0.0.1:{port}" in message
-    assert "8001" in message
+    held = run("verify", tiny_bundle.root, "--server", f"127.0.0.1:{port}")
+    for message in (message_of(done), message_of(held)):
+        assert f"ServerUnavailable: the server at 127.0.0.1:{port} is not available" in message
+        assert "8001" in message
+    assert held.stdout == ""
 
 
 def test_a_web_server_that_is_no_triton_is_an_error_with_the_ports(index, images, tmp_path) -> None:
@@ -348,6 +384,17 @@ def test_a_web_server_that_is_no_triton_is_an_error_with_the_ports(index, images
         web.shutdown()
     assert f"the server at {address} does not answer as Triton does; check host and port" in message
     assert "8000" in message
+
+
+def test_a_batch_that_no_memory_holds_is_refused(images, tiny_bundle, tmp_path) -> None:
+    done = run("embed", images, "--bundle", tiny_bundle.root, "--out", tmp_path / "out", "--batch-size", "100000")
+    assert done.exit_code == 2
+    assert "--batch-size" in done.stderr
+    assert "1024" in done.stderr
+
+
+def test_what_is_no_bundle_is_told_before_what_this_machine_lacks(tmp_path) -> None:
+    assert "is not a bundle" in message_of(run("compile", tmp_path / "nothere"))
 
 
 def test_embed_takes_tars_and_says_what_it_found(images, tiny_bundle, tmp_path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -134,6 +135,11 @@ class TritonRunner:
         self._transport = transport
         self._timeout_s = timeout_s
 
+    def check_live(self) -> None:
+        """Raise ServerUnavailable, ServerTimeout or ServerError unless a Triton server answers at the address."""
+        with self._client() as client:
+            client.is_server_live(**self._limit)
+
     def has(self, model: str) -> bool:
         """See `Runner.has`."""
         return self._names.has(model)
@@ -168,13 +174,23 @@ class TritonRunner:
             tensor = module.InferInput(name, list(shaped.shape), np_to_triton_dtype(shaped.dtype))
             tensor.set_data_from_numpy(shaped)
             tensors.append(tensor)
+        with self._client() as client:
+            return client.infer(model, tensors, **self._limit)
+
+    @property
+    def _limit(self) -> dict[str, float]:
+        return {"client_timeout": self._timeout_s} if self._grpc else {}
+
+    @contextmanager
+    def _client(self) -> Iterator[Any]:
+        """Open a connection whose failures are typed errors."""
         client = (
             open_channel(self._url)
             if self._grpc
             else httpclient.InferenceServerClient(self._url, network_timeout=self._timeout_s)
         )
         try:
-            return client.infer(model, tensors, **({"client_timeout": self._timeout_s} if self._grpc else {}))
+            yield client
         except FAILURES as error:
             raise typed_error(error, self._url, None) from None
         finally:

@@ -129,8 +129,9 @@ def compile_command(
     options = CompileOptions(
         for_triton=for_triton, hardware_compatible=hardware_compatible, version_compatible=version_compatible
     )
+    opened = Bundle.open(bundle)
     check_machine(options)
-    record = compile_plans(Bundle.open(bundle), probe_of(probe, queries=8, gallery=16), options)
+    record = compile_plans(opened, probe_of(probe, queries=8, gallery=16), options)
     for name, plan in record.plans.items():
         attention = plan.attention
         echo(

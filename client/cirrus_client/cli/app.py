@@ -28,6 +28,10 @@ class _Cirrus(TyperGroup):
         own = [EntryPoint(name, f"cirrus_client.cli.{name}:{name}", PLUGINS) for name in _OWN]
         self.commands = Verbs([*own, *entry_points(group=PLUGINS)])
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        with as_messages(lambda: None):  # --help and --version print
+            return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         resolved = super().resolve_command(ctx, args)
         raise_in_verb()

@@ -61,7 +61,7 @@ def embed(
     name: NameOption = None,
     transport: TransportOption = Transport.GRPC,
     trust_plans: TrustPlansOption = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images per batch.")] = 32,
     shard_size: Annotated[
         int, typer.Option(min=1, help="Images per shard; an interrupted job loses at most one shard.")
     ] = 10_000,

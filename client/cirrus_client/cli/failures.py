@@ -1,7 +1,8 @@
 """How a command ends that did not succeed.
 
 Cirrus's own errors, missing packages and faults of the machine (a full disk, a folder without permission) end in a
-message and exit code 1, signals in exit code 128 + n. Anything else is a defect of Cirrus and stays a traceback. What
+message and exit code 1, signals in exit code 128 + n. A reader of the output that has ended, as in `| head -1`, ends
+the command in silence, with the exit code of SIGPIPE. Anything else is a defect of Cirrus and stays a traceback. What
 stands in a message is shown as it is: control characters and terminal escapes are not obeyed.
 """
 
@@ -18,6 +19,7 @@ import typer
 
 from cirrus_client.cli.console import printable_lines
 from cirrus_client.cli.signals import EndedBySignal, cause, exit_code
+from cirrus_client.cli.streams import reader_has_ended
 from cirrus_client.errors import CirrusError
 from cirrus_client.extras import missing_package
 
@@ -43,8 +45,8 @@ def as_messages(verb: Callable[[], str | None]) -> Iterator[None]:
     except ImportError as error:
         _exit(_import_message(error, f"cirrus {verb()}"))
     except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of our output has ended, as in `cirrus search ... | head`
-            raise
+        if error.errno == errno.EPIPE and reader_has_ended():
+            raise typer.Exit(exit_code(signal.SIGPIPE)) from None
         _exit(f"cirrus: {machine_message(error)}")
     except typer.BadParameter as error:
         error.message = printable_lines(error.message)

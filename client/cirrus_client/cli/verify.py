@@ -61,10 +61,11 @@ def _hold(server: str, name: str | None, transport: Transport, bundle: Bundle) -
         raise BundleError(f"bundle {bundle.root}: has no canary, as older exports; export it again", path=bundle.root)
     spec = bundle.spec if name is None else bundle.spec.model_copy(update={"name": name})
     names = ServedNames(spec, shared=name is not None)
-    result = replay(canary, bundle.spec, TritonRunner(server, names, transport=transport))
-    print_table(
-        ("stage", "cosine"), [(check.stage, f"{check.cosine:.6f}") for check in result.stages], right=("cosine",)
-    )
+    runner = TritonRunner(server, names, transport=transport)
+    runner.check_live()
+    result = replay(canary, bundle.spec, runner)
+    rows = [(check.stage, "-" if check.problem else f"{check.cosine:.6f}") for check in result.stages]
+    print_table(("stage", "cosine"), rows, right=("cosine",))
     result.check(f"the server at {server}")
     echo(f"{server}: every stage of {bundle.spec.name} answers as the original does")
 
