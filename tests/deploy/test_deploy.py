@@ -25,6 +25,7 @@ SETTINGS = {
     "in process, everything on": [
         *("data.claim=models", "triton=", "ingress.enabled=true", "ingress.tlsSecret=tls", "autoscaling.enabled=true"),
         *("monitoring.enabled=true", "images=s3://photos", "options.CIRRUS_SERVE_RATE=20", "optionsSecret=milvus"),
+        "networkPolicy.from[0].namespaceSelector.matchLabels.kind=ingress",
     ],
 }
 
@@ -71,6 +72,7 @@ def test_no_container_is_root_or_writes_or_is_without_limits(helm: str, settings
         assert not locked["allowPrivilegeEscalation"]
         assert locked["capabilities"] == {"drop": ["ALL"]}
         assert container["resources"]["limits"]["memory"]
+    assert search["lifecycle"]["preStop"], "a pod that ends is sent requests until every node knows"
     mounted = {mount["name"]: mount for mount in search["volumeMounts"]}
     assert mounted["data"]["readOnly"]
 
@@ -93,6 +95,33 @@ def test_a_token_of_milvus_comes_from_a_secret(helm: str) -> None:
     (deployment,) = (document for document in rendered(helm, settings) if document["kind"] == "Deployment")
     (search,) = deployment["spec"]["template"]["spec"]["containers"]
     assert search["envFrom"] == [{"secretRef": {"name": "milvus"}}]
+
+
+@pytest.mark.network
+def test_numbers_of_a_values_file_are_given_as_they_are_written(helm: str, tmp_path: Path) -> None:
+    """Helm reads them as floats, and prints large ones as 6.7108864e+07."""
+    values = {"MAX_BODY_BYTES": 67108864, "RATE": 0.5, "WARM": True, "API_KEYS": "007"}
+    options = {f"CIRRUS_SERVE_{name}": value for name, value in values.items()}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump({"data": {"claim": "models"}, "options": options}))
+    text = run(helm, "template", "shop", CHART, "--values", tmp_path / "values.yaml")
+    (deployment,) = (document for document in yaml.safe_load_all(text) if document["kind"] == "Deployment")
+    (search,) = deployment["spec"]["template"]["spec"]["containers"]
+    given = {variable["name"].removeprefix("CIRRUS_SERVE_"): variable["value"] for variable in search["env"]}
+    assert {name: given[name] for name in values} == {
+        "MAX_BODY_BYTES": "67108864",
+        "RATE": "0.5",
+        "WARM": "true",
+        "API_KEYS": "007",
+    }
+
+
+@pytest.mark.network
+def test_an_ingress_that_the_network_policy_keeps_out_is_refused(helm: str) -> None:
+    chart = [helm, "template", "shop", str(CHART), "--set", "data.claim=models", "--set", "ingress.enabled=true"]
+    done = subprocess.run(chart, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "networkPolicy.from" in done.stderr
+    assert "kind: Ingress" in run(*chart, "--set", "networkPolicy.enabled=false")
 
 
 @pytest.mark.network
