@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +78,43 @@ def test_both_clients_answer_as_the_library_does(running, pictures, expected) ->
             return [item.id for item in answers[0].results[0].items]
 
     assert asyncio.run(ask()) == expected
+
+
+def test_what_is_no_service_is_told_with_its_status(tmp_path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with SearchClient(f"http://127.0.0.1:{web.server_port}") as client, pytest.raises(ServerError) as refused:
+            client.search(text="red")
+        web.shutdown()
+    assert "status 501: Unsupported method ('POST'), from a proxy before it" in str(refused.value)
+
+
+def test_a_password_for_a_proxy_is_sent_and_never_shown(tmp_path) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(418, self.headers["Authorization"])
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with (
+            SearchClient(f"http://user:secret@127.0.0.1:{web.server_port}") as client,
+            pytest.raises(ServerError, match="status 418: Basic dXNlcjpzZWNyZXQ=") as refused,
+        ):
+            client.collections()
+        web.shutdown()
+    assert "secret" not in f"{refused.value} {refused.value.url} {client.url}"
+
+
+def test_tls_that_fails_says_what_to_do(running, tmp_path, monkeypatch) -> None:
+    with (
+        SearchClient(running.url.replace("http:", "https:")) as client,
+        pytest.raises(ServerUnavailable, match="there is no TLS there, try http://"),
+    ):
+        client.collections()
+    for named in (tmp_path / "gone.pem", Path(__file__)):
+        monkeypatch.setenv("SSL_CERT_FILE", str(named))
+        with pytest.raises(ServerError, match="that SSL_CERT_FILE or SSL_CERT_DIR names can't be read: "):
+            SearchClient(running.url)
 
 
 def test_the_services_errors_come_back_as_they_are(running, tmp_path) -> None:

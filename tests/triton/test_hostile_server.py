@@ -17,7 +17,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cirrus_client.bundle import Similarity, SpaceSpec
-from cirrus_client.errors import ServerError
+from cirrus_client.errors import ServerError, ServerUnavailable
 from cirrus_client.names import Transport
 from cirrus_client.suggest import TritonSuggester
 from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
@@ -137,6 +137,23 @@ def test_an_answer_over_http_that_no_triton_gives_is_a_server_error(name: str) -
         assert refused.value.url in (address, None)
         with pytest.raises(ServerError):
             asyncio.run(encode_async(address, Transport.HTTP))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason"),
+    [("413", ServerError, "Request Entity Too Large"), ("502", ServerUnavailable, "Bad Gateway")],
+)
+def test_a_page_of_a_proxy_is_told_in_a_line_by_its_status(status: str, kind: type[ServerError], reason: str) -> None:
+    good, _, _ = ANSWERS["inference: html"]
+    with web(good, b"<html>\n<center>nginx</center>\n</html>", {"status": status}) as address:
+        encoder = TritonEncoder(address, transport=Transport.HTTP, retry=ONCE, timeout_s=5)
+        with encoder, pytest.raises(kind) as refused:
+            encoder.encode_targets([jpeg()])
+        with pytest.raises(kind, match=reason):
+            asyncio.run(encode_async(address, Transport.HTTP))
+    assert type(refused.value) is kind
+    assert f"status {status} {reason}, from a proxy" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 class Hostile(service_pb2_grpc.GRPCInferenceServiceServicer):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from pydantic import ValidationError
@@ -27,12 +27,14 @@ from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.service.models import CollectionInfo, Collections, ItemAnswer, SearchAnswer
+from cirrus_client.service.urls import check_url, failure, without_password
 
 if TYPE_CHECKING:
     import httpx2
 
 _URN = "urn:cirrus:"
 _JSON = {"Content-Type": "application/json"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,16 @@ class _Client:
 
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 60.0) -> None:
         """See `SearchClient`."""
-        _check_url(url)
+        check_url(url)
         if key is not None and not (key.isascii() and key.isprintable()):
             raise InvalidInput("the API key has characters that no header can have: give it as the service lists it")
         if not timeout_s > 0:
             raise InvalidInput(f"timeout_s is {timeout_s}, and a request takes some time: give more than 0")
         need("httpx2", "SearchClient")
-        self.url = url.rstrip("/")
+        self.url = without_password(url.rstrip("/"))
         self._made_here: MadeHere | None = None
         self._options: dict[str, Any] = {
-            "base_url": self.url,
+            "base_url": url.rstrip("/"),
             "timeout": timeout_s,
             "headers": {} if key is None else {"Authorization": f"Bearer {key}"},
         }
@@ -87,13 +89,22 @@ class _Client:
         if isinstance(kind, type) and issubclass(kind, CirrusError):
             raise _typed(kind, problem)
         detail = problem.get("detail") if isinstance(problem, dict) else None
-        raise ServerError(
-            f"{self.url} answered with status {answer.status_code}: {detail or 'no reason'}", url=self.url
-        )
+        other = f"{answer.reason_phrase}, from a proxy before it or a server that is no search service"
+        raise ServerError(f"{self.url} answered with status {answer.status_code}: {detail or other}", url=self.url)
 
     def _unreachable(self, error: Exception) -> ServerError:
         kind = ServerTimeout if "Timeout" in type(error).__name__ else ServerUnavailable
-        return kind(f"the search service at {self.url} does not answer: {error or type(error).__name__}", url=self.url)
+        return kind(f"the search service at {self.url} does not answer: {failure(error)}", url=self.url)
+
+    def _opened(self, kind: Callable[..., T]) -> T:
+        """Open an HTTP client. Raises ServerError if the certificates that it would trust can't be read."""
+        try:
+            return kind(**self._options)
+        except OSError as error:  # of a file; what is no certificate is an SSLError, which is an OSError
+            raise ServerError(
+                f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names can't be read: {error.strerror or error}",
+                url=self.url,
+            ) from None
 
     def _parsed(self, kind: type[Any], content: bytes) -> Any:
         try:
@@ -114,7 +125,7 @@ class SearchClient(_Client):
         super().__init__(url, key=key, timeout_s=timeout_s)
         import httpx2
 
-        self._http = httpx2.Client(**self._options)
+        self._http = self._opened(httpx2.Client)
 
     def search(
         self,
@@ -188,7 +199,7 @@ class AsyncSearchClient(_Client):
         super().__init__(url, key=key, timeout_s=timeout_s)
         import httpx2
 
-        self._http = httpx2.AsyncClient(**self._options)
+        self._http = self._opened(httpx2.AsyncClient)
 
     async def search(
         self,
@@ -247,16 +258,6 @@ class AsyncSearchClient(_Client):
         except httpx2.TransportError as error:
             raise self._unreachable(error) from None
         return self._checked(answer)
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
-            return
-    except ValueError:  # of a port that is no number
-        pass
-    raise ServerError(f"search service {url}: expected a URL, like http://127.0.0.1:8080", url=url)
 
 
 def _json(body: object) -> bytes:

@@ -8,7 +8,7 @@ import random
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from http.client import HTTPException
+from http.client import HTTPException, responses
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +34,10 @@ FAILURES = (InferenceServerException, ServerError, *_TRANSPORT, *_NONSENSE)
 """What the four tritonclient clients raise when a request fails, also on an answer that no Triton gives."""
 
 _OVERLOADED = "exceeds maximum queue size"
-_UNAVAILABLE = ("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading")
+_UNAVAILABLE = (
+    *("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading"),
+    "bad gateway",
+)
 _PORTS = "check host and port: Triton's gRPC port is 8001 unless changed, its HTTP port 8000 (--transport http)"
 _TIMED_OUT = ("deadline exceeded", "timed out", "timeout")
 _OUTPUTS = {EnsembleName.ENCODE_CONDITION: TensorName.CONDITION, EnsembleName.SCORE_CANDIDATE: TensorName.SCORE}
@@ -114,7 +117,9 @@ def check_address(url: str) -> None:
     host, _, port = url.rpartition(":")
     if "://" in url or "/" in url:
         bare = url.partition("://")[2].partition("/")[0] or url.partition("/")[0]
-        raise ServerError(f"server {url}: give host:port alone, like {bare or 'localhost:8001'}; {_PORTS}", url=url)
+        without = "; Triton is asked without TLS" if url.startswith(("https:", "grpcs:")) else ""
+        wanted = f"give host:port alone, like {bare or 'localhost:8001'}"
+        raise ServerError(f"server {url}: {wanted}{without}; {_PORTS}", url=url)
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise ServerError(f"server {url}: expected host:port, like localhost:8001; {_PORTS}", url=url)
 
@@ -265,9 +270,14 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
 
 
 def error_text(error: BaseException) -> str:
-    """Return the message of a failed request."""
-    message = error.message() if isinstance(error, InferenceServerException) else error
-    return str(message) or type(error).__name__
+    """Return the message of a failed request, in one line also where a proxy answered with a page."""
+    if not isinstance(error, InferenceServerException):
+        return str(error) or type(error).__name__
+    status = str(error.status())
+    if status.isdigit() and error.debug_details() is not None:  # over HTTP, tritonclient keeps what is no JSON there
+        reason = responses.get(int(status), "")
+        return f"status {status} {reason}, from a proxy before it or a server that is no Triton"
+    return str(error.message()) or type(error).__name__
 
 
 def _encoded(image: ImageInput, row: int) -> bytes:

@@ -74,7 +74,10 @@ class Gate:
         origin = headers.get("origin")
         if origin is None or origin in self._access.origins or origin.partition("://")[2] == host:
             return None
-        return f"pages of {origin} may not call this service"
+        return (
+            f"pages of {origin} may not call this service, which was asked as {host!r}: a proxy passes Host on, and "
+            "--cors-origin lets other pages in"
+        )
 
     def _caller(self, scope: Scope, headers: Headers) -> str:
         """Return the id of the caller's key, or its address if keys are not asked for. Raises AccessDenied."""

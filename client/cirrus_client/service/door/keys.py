@@ -42,7 +42,7 @@ def read_keys(file: Path | None, listed: str | None) -> Keys:
     keys: dict[str, str] = {}
     if file is not None:
         try:
-            lines = file.read_text().splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ServerError(f"API keys {file}: {reason}") from None
