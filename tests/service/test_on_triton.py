@@ -307,6 +307,9 @@ def test_one_server_elsewhere_encodes_for_two_collections(tiny_served, index, pi
             assert ids(result) == [match.id for match in expected]
             verified = cirrus("verify", bundle.root, "--server", f"127.0.0.1:{grpc_port}", "--name", bundle.spec.name)
             assert "every stage" in verified
+        (tmp_path / "alone").mkdir()
+        with live(tmp_path / "alone", tiny_served.root, *options[:4]) as alone, alone.client() as client:
+            assert client.get("/readyz").status_code == 200, "it has one bundle, and the server has two"
 
 
 def test_a_server_that_is_not_there_is_waited_for_and_named(tiny_served, index, monkeypatch) -> None:

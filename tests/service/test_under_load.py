@@ -15,12 +15,16 @@ import pyarrow as pa
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import EngineError, TooManyRequests
+from cirrus_client.errors import EngineError, ServerError, TooManyRequests
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.service.batching import Batcher
+from cirrus_client.service.collection import Source
 from cirrus_client.service.door.flow import Flow
+from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
+from cirrus_client.service.metrics import Metrics
+from cirrus_client.service.registry import Registry
 from tests.service.live import live
 from tests.service.test_search import problem
 from tests.tiny import write_tiny_bundle, write_tiny_zero_shot_bundle
@@ -204,6 +208,14 @@ def test_an_index_that_was_away_and_is_back_is_no_problem(bundle, gallery_root, 
         assert told(client, problem=True)
         away.rename(index)
         assert told(client, problem=False)
+
+
+def test_two_versions_that_no_request_could_tell_apart_are_refused(bundle, index_root) -> None:
+    source = Source(bundle.root, index_root)
+    with Encoders(Limits(), Metrics(), triton=None, engine="onnxruntime") as encoders:
+        registry = Registry(encoders.open)
+        with pytest.raises(ServerError, match=r"collection shop: two of its versions have space [0-9a-f]{16},"):
+            registry.add("shop", [source, source])
 
 
 def test_a_version_of_another_space_runs_beside_until_it_is_switched_to(pictures, tmp_path) -> None:

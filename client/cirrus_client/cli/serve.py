@@ -136,8 +136,7 @@ def serve(
         collections = _collections(bundle, index, root, collection or [])
         server: TritonOptions | RemoteTriton | None = None
         if triton is not None:
-            bundles = {source.bundle.resolve() for sources in collections.values() for source in sources}
-            server = RemoteTriton(triton, several=len(bundles) > 1)
+            server = RemoteTriton(triton)
         elif not in_process:
             server = TritonOptions(http_port, grpc_port, metrics_port, tuple(metrics_config), tuple(trace_config))
         _serve_searches(

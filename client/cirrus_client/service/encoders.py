@@ -22,11 +22,12 @@ from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
 from cirrus_client.service.options import RemoteTriton, TritonOptions
 from cirrus_client.triton.cancellation import survives_cancellation
-from cirrus_client.triton.channel import is_ready
+from cirrus_client.triton.channel import has_model, is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.repository import REPOSITORIES
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
+from cirrus_client.triton.wire import served_name
 
 _LONGER_S = 60.0
 _STARTS_WITHIN_S = 300.0
@@ -99,8 +100,10 @@ class Encoders:
             )
             return LocalQueries(remembering, max_waiting=self._limits.max_waiting, observe=self._metrics.batch)
         if isinstance(self._triton, RemoteTriton):
-            _wait_for(self._triton.url)
-            return self._on_triton(self._triton.url, bundle, shared=self._triton.several)
+            url = self._triton.url
+            _wait_for(url)
+            shared = has_model(url, served_name(EnsembleName.ENCODE_TARGET, bundle.spec.name))
+            return self._on_triton(url, bundle, shared=shared)
         server = self._server(bundle, self._triton)
         self._servers.append(server)
         server.start()

@@ -26,13 +26,9 @@ class TritonOptions:
 
 @dataclass(frozen=True)
 class RemoteTriton:
-    """A Triton server that runs elsewhere and serves every bundle of the service.
-
-    url: host:port of gRPC. several: it serves what `cirrus repository` wrote of several bundles.
-    """
+    """A Triton server that runs elsewhere and serves every bundle of the service. url: host:port of gRPC."""
 
     url: str
-    several: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from cirrus_client.errors import CirrusError, InvalidRequest, StoredDataError, UnknownCollection
+from cirrus_client.errors import CirrusError, InvalidRequest, ServerError, StoredDataError, UnknownCollection
 from cirrus_client.service.collection import Source, State, Version
 from cirrus_client.service.models import CollectionInfo
 
@@ -44,8 +44,19 @@ class Registry:
         self._opening = ThreadPoolExecutor(1, "open")
 
     def add(self, name: str, sources: Sequence[Source]) -> None:
-        """Open and serve a collection; its first source is active. Raises what opening raises."""
-        self._served[name] = Served(name, [self._open(source) for source in sources])
+        """Open and serve a collection; its first source is active.
+
+        Raises what opening raises, and ServerError if two versions have one space, by which requests ask for them.
+        """
+        versions = [self._open(source) for source in sources]
+        spaces = [version.space for version in versions]
+        for version in versions:
+            if spaces.count(version.space) > 1:
+                raise ServerError(
+                    f"collection {name}: two of its versions have space {version.space[:16]}, by which requests ask "
+                    "for a version; give one of them as a collection of another name"
+                )
+        self._served[name] = Served(name, versions)
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the collections; the first is the one of requests that name none."""

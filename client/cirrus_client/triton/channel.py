@@ -40,6 +40,17 @@ def is_ready(url: str, *, timeout_s: float = 2.0) -> bool:
         client.close()
 
 
+def has_model(url: str, model: str, *, timeout_s: float = 10.0) -> bool:
+    """Return whether the server at host:port is there and a model of it is ready."""
+    client = open_channel(url)
+    try:
+        return bool(client.is_model_ready(model, client_timeout=timeout_s))
+    except InferenceServerException:
+        return False
+    finally:
+        client.close()
+
+
 def open_async_channel(url: str) -> grpcaio.InferenceServerClient:
     """Return `open_channel`'s client for asyncio, which belongs to the running event loop."""
     return grpcaio.InferenceServerClient(url, channel_args=_OPTIONS)
