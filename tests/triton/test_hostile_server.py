@@ -156,6 +156,15 @@ def test_a_page_of_a_proxy_is_told_in_a_line_by_its_status(status: str, kind: ty
     assert "\n" not in str(refused.value)
 
 
+def test_a_model_that_was_unloaded_is_told_so() -> None:
+    gone = b"""{"error": "Request for unknown model: 'encode_target' has no available versions"}"""
+    good, _, _ = ANSWERS["inference: html"]
+    with web(good, gone, {"status": "400"}) as address:
+        encoder = TritonEncoder(address, transport=Transport.HTTP, retry=ONCE, timeout_s=5)
+        with encoder, pytest.raises(ServerError, match="it is unloaded, or could not be loaded: the server's log says"):
+            encoder.encode_targets([jpeg()])
+
+
 class Hostile(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers with a configuration, and with one output for every request."""
 

@@ -100,10 +100,7 @@ class Encoders:
             )
             return LocalQueries(remembering, max_waiting=self._limits.max_waiting, observe=self._metrics.batch)
         if isinstance(self._triton, RemoteTriton):
-            url = self._triton.url
-            _wait_for(url)
-            shared = has_model(url, served_name(EnsembleName.ENCODE_TARGET, bundle.spec.name))
-            return self._on_triton(url, bundle, shared=shared)
+            return self._on_triton(self._triton.url, bundle, shared=_wait_for(self._triton.url, bundle.spec.name))
         server = self._server(bundle, self._triton)
         self._servers.append(server)
         server.start()
@@ -138,12 +135,23 @@ class Encoders:
         )
 
 
-def _wait_for(url: str) -> None:
-    """Return when a server is ready. Raises ServerUnavailable if it is not within five minutes."""
+def _wait_for(url: str, bundle: str) -> bool:
+    """Return, when a server is ready and has a bundle, whether it has others as well.
+
+    Raises ServerUnavailable if it is not within five minutes.
+    """
+    alone, among = (served_name(EnsembleName.ENCODE_TARGET, name) for name in (None, bundle))
     until = time.monotonic() + _STARTS_WITHIN_S
-    while not is_ready(url):
+    while True:
+        if is_ready(url):
+            for model in (alone, among):
+                if has_model(url, model):
+                    return model == among
         if time.monotonic() > until:
-            raise ServerUnavailable(f"the Triton server at {url} was not ready within {_STARTS_WITHIN_S:.0f} s")
+            raise ServerUnavailable(
+                f"the Triton server at {url} was not ready within {_STARTS_WITHIN_S:.0f} s, with a model {alone!r} or "
+                f"{among!r}"
+            )
         log.info("waiting for the Triton server at %s", url)
         time.sleep(1)
 

@@ -39,6 +39,10 @@ _UNAVAILABLE = (
     "bad gateway",
 )
 _PORTS = "check host and port: Triton's gRPC port is 8001 unless changed, its HTTP port 8000 (--transport http)"
+_MODEL_HINTS = {
+    "has no available versions": "; it is unloaded, or could not be loaded: the server's log says why",
+    "unknown model": "; where it serves several bundles, say which one (--name)",
+}
 _TIMED_OUT = ("deadline exceeded", "timed out", "timeout")
 _OUTPUTS = {EnsembleName.ENCODE_CONDITION: TensorName.CONDITION, EnsembleName.SCORE_CANDIDATE: TensorName.SCORE}
 """The results of ensembles that make no embedding."""
@@ -265,7 +269,7 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
         return ServerError(f"the server at {url} does not answer as Triton does; {_PORTS}", url=url)
     if isinstance(error, _TRANSPORT) or any(mark in text for mark in _UNAVAILABLE):
         return ServerUnavailable(f"the server at {url} is not available: {message}; {_PORTS}", url=url)
-    hint = "; where it serves several bundles, say which one (--name)" if "unknown model" in text else ""
+    hint = next((hint for mark, hint in _MODEL_HINTS.items() if mark in text), "")
     return ServerError(f"the server at {url}: {message}{hint}", url=url)
 
 
