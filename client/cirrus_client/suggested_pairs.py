@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from tqdm import tqdm
 
 from cirrus_client.errors import InvalidImage, OutputError, StoredDataError, UnreadableImage
@@ -16,6 +18,7 @@ from cirrus_client.outputs import only_writer
 from cirrus_client.records import Record, parse_record
 from cirrus_client.suggest import Suggester
 
+_BEGINNING = b'{"reference":'
 _WAY_OUT = 'each line is like {"reference": "a.jpg", "target": "b.jpg"}'
 
 
@@ -33,6 +36,12 @@ class Caption(Record):
     target: str
     text: str | None = None
     error: str | None = None
+
+    @model_validator(mode="after")
+    def _has_an_outcome(self) -> Self:
+        if self.text is None and self.error is None:
+            raise ValueError("a pair without a text or an error is not written by a run")
+        return self
 
 
 class Captioned(NamedTuple):
@@ -53,6 +62,8 @@ def caption_pairs(pairs: Path, out: Path, suggester: Suggester, *, show_progress
     Raises StoredDataError for a line of `pairs` that is no pair, OutputError if `out` is something else or another
     process writes it, OSError if a file can't be read or written, and what else the suggester raises.
     """
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
+        raise OutputError(f"{out}: a run is resumed from it, so it is a plain file in a folder that exists", path=out)
     wanted = dict.fromkeys(_pairs(pairs))
     with only_writer(out.with_name(f".{out.name}.lock"), out):
         done = {Pair(reference=one.reference, target=one.target): one for one in _captions(out) if one.text is not None}
@@ -80,17 +91,19 @@ def _captioned(pair: Pair, folder: Path, suggester: Suggester) -> Caption:
 
 
 def _pairs(path: Path) -> Iterator[Pair]:
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if line.strip():
             source = f"{path}, line {number}"
             yield parse_record(line, Pair, source=source, raises=StoredDataError, way_out=_WAY_OUT)
 
 
 def _captions(path: Path) -> Iterator[Caption]:
-    """Yield what an earlier run wrote. A line without its end was being written when that run was killed."""
+    """Yield what an earlier run wrote, but a line that was being written when that run was killed."""
     if not path.exists():
         return
-    *lines, _ = path.read_bytes().split(b"\n")
+    *lines, last = path.read_bytes().split(b"\n")
+    if not _is_cut_off(last):
+        lines.append(last)
     for number, line in enumerate(lines, start=1):
         try:
             yield Caption.model_validate_json(line)
@@ -99,6 +112,15 @@ def _captions(path: Path) -> Iterator[Caption]:
                 f"{path}: line {number} is no caption of a pair, so something else wrote it; name another --out",
                 path=path,
             ) from None
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Return whether a line is the beginning of a caption's, and not a whole one."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return _BEGINNING.startswith(line[: len(_BEGINNING)])
+    return False
 
 
 def _encoded(caption: Caption) -> bytes:

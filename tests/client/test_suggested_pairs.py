@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,32 @@ def test_a_file_of_something_else_is_neither_read_nor_replaced(pairs, tmp_path) 
     with pytest.raises(OutputError, match=r"notes\.txt: line 1 is no caption"):
         caption_pairs(pairs, tmp_path / "notes.txt", Sizes())
     assert (tmp_path / "notes.txt").read_text() == "dear diary\n"
+
+
+@pytest.mark.parametrize("content", ["dear diary", '{"reference":"0.jpg","target":"1.jpg"}', '{"key": 1}', "[1]\n"])
+def test_a_file_that_no_run_wrote_is_never_replaced_whatever_it_ends_with(pairs, tmp_path, content) -> None:
+    (tmp_path / "notes").write_text(content)
+    with pytest.raises(OutputError, match=r"notes: line 1 is no caption"):
+        caption_pairs(pairs, tmp_path / "notes", Sizes())
+    assert (tmp_path / "notes").read_text() == content
+
+
+def test_the_file_of_pairs_is_not_replaced_by_their_texts(pairs) -> None:
+    before = pairs.read_text()
+    with pytest.raises(OutputError, match=r"pairs\.jsonl: line 1 is no caption"):
+        caption_pairs(pairs, pairs, Sizes())
+    assert pairs.read_text() == before
+
+
+def test_a_file_of_pairs_may_begin_with_a_byte_order_mark(pairs, tmp_path) -> None:
+    pairs.write_text(pairs.read_text(), encoding="utf-8-sig")
+    assert caption_pairs(pairs, tmp_path / "out.jsonl", Sizes()).written == 3
+
+
+@pytest.mark.parametrize("place", ["", "folder", "gone/captions.jsonl", "pipe"])
+def test_texts_are_written_to_a_plain_file_alone(pairs, tmp_path, monkeypatch, place) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    os.mkfifo("pipe")  # reading it would wait for ever, as reading /dev/stdout does
+    with pytest.raises(OutputError, match="it is a plain file in a folder that exists"):
+        caption_pairs(pairs, Path(place), Sizes())

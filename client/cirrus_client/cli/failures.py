@@ -25,6 +25,7 @@ from cirrus_client.extras import missing_package
 
 _NEXT = {
     "embed": "the same command resumes where this one stopped",
+    "suggest": "the same command resumes where this one stopped",
     "push": "the same command resumes where this one stopped",
     "pull": "the same command resumes where this one stopped",
     "export": "an export does not resume: run the same command again",
