@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +17,20 @@ if TYPE_CHECKING:
 bench = typer.Typer(help="Measure speed and retrieval quality.", no_args_is_help=True)
 
 
+def _made(folder: Path) -> Path:
+    """Make a folder and write into it, before hours are measured whose report would have no place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        return folder
+
+
+def _folder(files: str) -> Any:
+    return typer.Option("--out", "-o", callback=_made, help=f"Folder for {files}.")
+
+
 @bench.command()
 def gallery(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.json, report.md and report.png.")],
+    out: Annotated[Path, _folder("report.json, report.md and report.png")],
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
     images: Annotated[int, typer.Option(min=8, help="Photos in the gallery.")] = 128,
     size_px: Annotated[int, typer.Option(min=64, help="Longer side of a photo.")] = 1024,
@@ -45,9 +57,7 @@ def retrieval(
         int | None,
         typer.Option(min=1, help="Also measure bundles that have a reranker with so many of the best ordered anew."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for retrieval.json and retrieval.md.")] = Path(
-        "build/retrieval"
-    ),
+    out: Annotated[Path, _folder("retrieval.json and retrieval.md")] = Path("build/retrieval"),
     work: Annotated[Path, typer.Option(help="Where embedded galleries are kept, and submissions written.")] = Path(
         "build/retrieval/work"
     ),
@@ -69,7 +79,7 @@ def retrieval(
 
 @bench.command()
 def precision(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for precision.json and precision.md.")],
+    out: Annotated[Path, _folder("precision.json and precision.md")],
     work: Annotated[Path, typer.Option(help="Where the bundles are written.")] = Path("build/bench/precision"),
 ) -> None:
     """Export the demo model at every precision that runs here; measure its fidelity, retrieval and speed."""
@@ -80,7 +90,7 @@ def precision(
 
 @bench.command()
 def search(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for search.json and search.md.")],
+    out: Annotated[Path, _folder("search.json and search.md")],
     single: Annotated[int, typer.Option(min=1000, help="Images with one vector.")] = 100_000,
     multi: Annotated[int, typer.Option(min=100, help="Images with 32 vectors.")] = 10_000,
 ) -> None:
@@ -92,7 +102,7 @@ def search(
 
 @bench.command()
 def index(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for index.json and index.md.")],
+    out: Annotated[Path, _folder("index.json and index.md")],
     single: Annotated[
         list[int] | None,
         typer.Option(min=10_000, help="Images with one vector of width 512.", show_default="100,000 and 1,000,000"),
@@ -111,7 +121,7 @@ def index(
 @bench.command()
 def scale(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for scale.json and scale.md.")],
+    out: Annotated[Path, _folder("scale.json and scale.md")],
     images: Annotated[int, typer.Option(min=64, help="Photos per run.")] = 192,
     size_px: Annotated[int, typer.Option(min=64, help="Longer side of the photos.")] = 1024,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, of one run per number of workers.")] = 3,
@@ -129,7 +139,7 @@ def scale(
 @bench.command()
 def queries(
     bundle: Annotated[Path, typer.Argument(help="A bundle that passed its gate.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for queries.json, queries.md and queries.png.")],
+    out: Annotated[Path, _folder("queries.json, queries.md and queries.png")],
     work: Annotated[Path, typer.Option(help="Where photos are kept for the next run.")] = Path("build/bench"),
 ) -> None:
     """Measure queries through a real Triton compared with queries in process: latency, and bulk embedding."""
@@ -141,7 +151,7 @@ def queries(
 
 @bench.command()
 def service(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for service.json and service.md.")],
+    out: Annotated[Path, _folder("service.json and service.md")],
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
     endurance_s: Annotated[float, typer.Option(min=0, help="Seconds at 80% of the most that the service takes.")] = 0,
     work: Annotated[Path, typer.Option(help="Where photos, bundles and indexes are kept for the next run.")] = Path(
@@ -158,7 +168,7 @@ def service(
 
 @bench.command()
 def service_peers(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for service_peers.json and service_peers.md.")],
+    out: Annotated[Path, _folder("service_peers.json and service_peers.md")],
     backbone: Annotated[str, typer.Option(help="An open_clip model; its weights are random.")] = "ViT-B-32-quickgelu",
     work: Annotated[
         Path, typer.Option(help="Where photos, bundles and other tools (4 GB) are kept for the next run.")
@@ -172,7 +182,7 @@ def service_peers(
 
 @bench.command()
 def full_size(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for full_size.json and full_size.md.")],
+    out: Annotated[Path, _folder("full_size.json and full_size.md")],
     work: Annotated[Path, typer.Option(help="Where bundles are written and removed again.")] = Path("build/full-size"),
 ) -> None:
     """Export and verify every architecture at its published size, with random weights."""
@@ -184,7 +194,7 @@ def full_size(
 @bench.command()
 def floor(
     bundle: Annotated[list[Path], typer.Argument(help="Bundles, of any precision; nothing is run.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for floor.json and floor.md.")],
+    out: Annotated[Path, _folder("floor.json and floor.md")],
     batch: Annotated[int, typer.Option(min=1, help="Images or queries in a batch.")] = 64,
 ) -> None:
     """Count each graph's operations and bytes, and the shortest time that GPUs' published rates give for them."""
@@ -198,7 +208,7 @@ def floor(
 def resolution(
     backbone: Annotated[str, typer.Option(help="qwen3-vl, qwen2-vl or llava-next.")],
     pretrained: Annotated[Path, typer.Option(help="The model's folder, with its image processor.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for resolution.json and resolution.md.")],
+    out: Annotated[Path, _folder("resolution.json and resolution.md")],
     size: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Side of a square in pixels; repeatable.", show_default="224, 448 and 672"),
@@ -224,7 +234,7 @@ def resolution(
 
 
 def gpu_check_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
+    out: Annotated[Path, _folder("gpu_check.json and gpu_check.md")],
     full_size: Annotated[bool, typer.Option(help="Also check a random ViT-L-14 in fp16 (8 GiB of memory).")] = False,
     work: Annotated[Path, typer.Option(help="Where the checked bundles are written.")] = Path("build/gpu-check"),
 ) -> None:
@@ -245,7 +255,7 @@ def gpu_check_command(
 
 
 def _publish(report: Report, out: Path) -> None:
-    """Write a report's files and print its Markdown."""
-    written = report.write(out)
+    """Print a report's Markdown and write its files."""
     typer.echo(report.markdown())
+    written = report.write(out)
     typer.echo(f"written: {', '.join(map(str, written))}")

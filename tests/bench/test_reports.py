@@ -1,4 +1,4 @@
-"""The committed reports: the Markdown is what the JSON says."""
+"""The committed reports: the Markdown is what the JSON says. Where one has no place, nothing is measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from typer.testing import CliRunner
 
+from cirrus_bench import search
 from cirrus_bench.full_size import FullSizeReport
 from cirrus_bench.gallery.report import GalleryReport
 from cirrus_bench.indexes import IndexBenchReport
@@ -18,6 +20,7 @@ from cirrus_bench.scale import ScaleReport
 from cirrus_bench.search import SearchReport
 from cirrus_bench.service.report import ServiceReport
 from cirrus_bench.service_peers.report import ServicePeersReport
+from cirrus_client.cli.app import app
 from tests.torture.report import TortureReport
 
 COMMITTED = Path(__file__).parents[2] / "bench" / "reports"
@@ -43,3 +46,11 @@ def test_a_committed_page_is_rendered_from_its_json(name: str) -> None:
 
 def test_every_committed_report_is_read() -> None:
     assert {path.stem for path in COMMITTED.glob("*.json")} == set(KINDS)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(search, "measure_search", lambda **options: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["bench", "search", "--out", str(tmp_path / "file")])
+    assert done.exit_code == 1
+    assert str(tmp_path / "file") in done.stderr

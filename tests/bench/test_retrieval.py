@@ -18,6 +18,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import UnsupportedQuery
 from cirrus_client.names import EnsembleName
 from cirrus_export.recipes import recipe_named
+from tests.service.test_canary import damaged
 from tests.tiny import write_tiny_reranking_bundle
 
 
@@ -356,6 +357,18 @@ def test_a_bundle_with_a_reranker_has_a_second_row_with_its_best_in_another_orde
     assert report.evaluations[2].scores[0].value == np.mean(hits)
     with pytest.raises(UnsupportedQuery, match=r"none of the bundles \(tiny\) has a reranker"):
         evaluate_all([bundle], DatasetName.FASHIONIQ, tasks, **options, rerank=6)
+
+
+def test_galleries_of_two_precisions_are_embedded_each_though_name_and_space_are_equal(
+    bundle, fashioniq, tmp_path
+) -> None:
+    tasks = read_dataset(DatasetName.FASHIONIQ, fashioniq, "val")
+    (graph, *_) = (step.model for step in bundle.spec.ensembles[EnsembleName.ENCODE_TARGET].steps[1:])
+    other = damaged(bundle, tmp_path / "other", graph)
+    options = {"root": fashioniq, "split": "val", "work": tmp_path / "work"}
+    report, _ = evaluate_all([bundle, bundle, other], DatasetName.FASHIONIQ, tasks, **options)
+    assert report is not None
+    assert [row.image_ms is None for row in report.evaluations] == [False, True, False]
 
 
 def test_the_reference_stays_out_of_what_is_re_ranked(cirr, tmp_path, tmp_path_factory) -> None:

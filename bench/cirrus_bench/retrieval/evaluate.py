@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,14 @@ from cirrus_bench.retrieval.protocols import PROTOCOLS, leaves_reference_out
 from cirrus_bench.retrieval.ranked import Ranked
 from cirrus_bench.retrieval.report import Evaluation, RetrievalReport, Score
 from cirrus_bench.retrieval.rerank import reranked
-from cirrus_client.bundle import Bundle, CaptionJoin
+from cirrus_client.bundle import Bundle, BundleSpec, CaptionJoin
 from cirrus_client.encoders import ImageInput, LocalEncoder
 from cirrus_client.encoders.remembering import RememberingEncoder
 from cirrus_client.gallery import FolderSource, embed_gallery, read_gallery
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.names import EnsembleName
+from cirrus_client.plans import graph_sha256
 from cirrus_export.gate.probe import fashioniq_text
 
 _BATCH = 32
@@ -120,7 +122,7 @@ def evaluate_all(
     evaluations: list[Evaluation] = []
     submissions: list[Path] = []
     for bundle in bundles:
-        folder = work / f"{bundle.spec.name}-{bundle.spec.space.fingerprint[:12]}" / f"{dataset}-{split}"
+        folder = work / _gallery_name(bundle.spec) / f"{dataset}-{split}"
         with_reranker = rerank is not None and EnsembleName.SCORE_CANDIDATE in bundle.spec.ensembles
         for count in (None, rerank) if with_reranker else (None,):
             evaluation, written = evaluate(bundle, dataset, tasks, root=root, split=split, work=folder, rerank=count)
@@ -129,6 +131,13 @@ def evaluate_all(
     if not all(has_ground_truth(task) for task in tasks):
         return None, submissions
     return RetrievalReport(evaluations=tuple(evaluations), machine=this_machine()), submissions
+
+
+def _gallery_name(spec: BundleSpec) -> str:
+    """Return a name for what a bundle embeds: bundles of one space, like two precisions, do so by different graphs."""
+    steps = spec.ensembles[EnsembleName.ENCODE_TARGET].steps
+    graphs = "".join(graph_sha256(spec, step.model) for step in steps if step.model in spec.graphs)
+    return f"{spec.name}-{spec.space.fingerprint[:12]}-{hashlib.sha256(graphs.encode()).hexdigest()[:12]}"
 
 
 def query_texts(query: Query, join: CaptionJoin, dataset: DatasetName) -> list[str]:
