@@ -19,6 +19,7 @@ from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, load_lvlm
+from cirrus_export.checkpoints.state import fingerprint
 from cirrus_export.heads.lvlm import Pooling, PromptedLanguage, pooled, read
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import write_shared_repository
@@ -212,6 +213,17 @@ def test_lora_factors_are_merged_and_a_lone_one_is_named(checkpoint) -> None:
     save_file(state | {f"{layer}.lora_A.weight": a}, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"q_proj\.lora_B\.weight' is missing"):
         load_lvlm(checkpoint)
+
+
+def test_weights_in_several_files_are_the_same_model(checkpoint) -> None:
+    whole = fingerprint(load_lvlm(checkpoint))
+    state = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    shard_of = {key: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, key in enumerate(state)}
+    for shard in set(shard_of.values()):
+        save_file({key: value for key, value in state.items() if shard_of[key] == shard}, checkpoint / shard)
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    assert fingerprint(load_lvlm(checkpoint)) == whole
 
 
 def test_a_key_or_option_out_of_place_is_named(checkpoint) -> None:

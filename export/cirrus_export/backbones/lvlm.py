@@ -5,6 +5,7 @@ CIR-LVLM (arXiv 2412.11087) has no public code, so the checkpoint layout is ours
     config.json         LvlmConfig: transformers' configurations of both towers, and what the paper leaves open
     tokenizer.json      the language model's tokenizer (Hugging Face `tokenizers`)
     model.safetensors   vision.* (CLIPVisionModel), connector.*, language.* (the language model's bare stack), prompts.*
+                        or its shards and their index
 
 LoRA factors `<layer>.lora_A.weight` and `<layer>.lora_B.weight` beside a language layer's `<layer>.weight` are merged.
 """
@@ -30,6 +31,7 @@ from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import Family, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.adapter import refuse_adapter
 from cirrus_export.checkpoints.config_code import code_named_in
+from cirrus_export.checkpoints.folder import weights_file
 from cirrus_export.checkpoints.key_map import KeyMap
 from cirrus_export.checkpoints.rotation import check_rotation
 from cirrus_export.checkpoints.state import StateDict, key_problems, load_strictly, read_state_dict
@@ -227,7 +229,7 @@ def load_lvlm(folder: Path) -> LvlmBackbone:
     config = read_config(folder)
     shape = _without_weights(config, folder / "config.json")
     check_rotation(shape.language.config, folder / "config.json")
-    merged = merge_lora(read_state_dict(folder / "model.safetensors"), config.lora_scale)
+    merged = merge_lora(read_state_dict(weights_file(folder)), config.lora_scale)
     state = merged.derived({_KEYS.ours(key): value for key, value in merged.items()})
     problems = key_problems(shape, state, theirs=_KEYS.theirs)
     if problems:

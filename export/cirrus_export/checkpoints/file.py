@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.shards import is_index, read_shards, refuse_one_of_several
 from cirrus_export.checkpoints.torch_file import read_torch
 from cirrus_export.checkpoints.torchscript import is_torchscript, read_torchscript
 
@@ -29,8 +30,16 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 def read_file(path: Path) -> object:
     """Return what a safetensors file, a file of `torch.save` or a TorchScript archive holds; no code in it runs.
 
-    Raises CheckpointError if there is no such file, it is another kind of file, or it is broken.
+    An index of shards holds what all of them do. Raises CheckpointError if there is no such file, it is another kind of
+    file, or it is broken.
     """
+    if is_index(path):
+        return read_shards(path, _read_one)
+    refuse_one_of_several(path)
+    return _read_one(path)
+
+
+def _read_one(path: Path) -> object:
     begin = _first_bytes(path)
     try:
         if _is_safetensors(begin):

@@ -6,22 +6,20 @@ from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints.adapter import refuse_adapter
+from cirrus_export.checkpoints.shards import INDEX
 
 _FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
 
 
 def weights_file(folder: Path) -> Path:
-    """Return the file of a folder that holds its weights.
+    """Return the file of a folder that holds its weights, or the index of the files that do.
 
-    Raises CheckpointError if none does, or several do, or if the folder holds an adapter.
+    Raises CheckpointError if there is none, or if the folder holds an adapter.
     """
     refuse_adapter(folder)
-    found = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-    if found is not None:
-        return found
-    if any((folder / f"{name}.index.json").is_file() for name in _FILES):
+    found = [folder / file for name in _FILES for file in (name, f"{name}{INDEX}") if (folder / file).is_file()]
+    if not found:
         raise CheckpointError(
-            f"checkpoint {folder}: its weights are in several files; save them in one, with "
-            "`model.save_pretrained(folder, max_shard_size='100GB')`"
+            f"checkpoint {folder}: none of {', '.join(_FILES)} is in it; name the file with the weights"
         )
-    raise CheckpointError(f"checkpoint {folder}: none of {', '.join(_FILES)} is in it; name the file with the weights")
+    return found[0]

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.shards import is_index
 from cirrus_export.checkpoints.state import StateDict, tensor_names
 from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.registry import RECIPES
@@ -16,8 +17,10 @@ def read_head_of(recipe: type[Recipe], path: Path) -> StateDict:
 
     A UNION file has all that TransAgg needs and its own target head beside it: read as TransAgg, the target head would
     be left out. Raises CheckpointError for a file that can't be read, or, with the names of the recipes that use it
-    whole, for one of another recipe.
+    whole, for one of another recipe; also for an index of shards, which would not tell a head from the next one.
     """
+    if is_index(path):
+        raise CheckpointError(f"checkpoint {path}: a head is known by the content of one file; save it as one")
     try:
         head = recipe.read_head(path)
     except CheckpointError as error:
