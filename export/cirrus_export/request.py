@@ -51,11 +51,14 @@ class ExportRequest:
         return {name: value for name, value in self.options.items() if name not in BackboneOptions.model_fields}
 
     def located_pretrained(self) -> str | None:
-        """Return `pretrained` with its path made absolute, so that it holds from any folder."""
+        """Return `pretrained` with its path made absolute, so that it holds from any folder.
+
+        Links are kept: a file of Hugging Face's cache is one, and its settings lie beside the link.
+        """
         if self.pretrained is None:
             return None
         tag, path = split_pretrained(self.pretrained)
-        parts = (tag, None if path is None else str(path.resolve()))
+        parts = (tag, None if path is None else str(path.absolute()))
         return "=".join(part for part in parts if part is not None)
 
     def reads_files(self) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from cirrus_client.bundle import Bundle
 from cirrus_client.errors import ExportError
 from cirrus_export.new_head import export_head, request_like
+from cirrus_export.pipeline import ExportRequest
 
 
 def with_spec(bundle: Bundle, **changes: object) -> Bundle:
@@ -18,6 +19,14 @@ def test_recipe_backbone_options_and_precision_are_the_base_bundles(bundle, weig
     assert (request.recipe, request.backbone, request.precision) == ("transagg-union", "cirrus-demo", "fp32")
     assert request.pretrained == str(weights.clip.resolve())
     assert request.options == bundle.spec.options
+
+
+def test_weights_that_are_a_link_keep_the_settings_beside_it(weights, tmp_path) -> None:
+    link = tmp_path / "snapshot" / "model.safetensors"
+    link.parent.mkdir()
+    link.symlink_to(weights.clip)
+    request = ExportRequest("clip", "from-checkpoint", str(link), None, tmp_path / "out")
+    assert request.located_pretrained() == str(link)
 
 
 def test_what_the_user_said_of_the_backbone_is_said_again(bundle, weights, tmp_path) -> None:
