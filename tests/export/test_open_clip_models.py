@@ -34,6 +34,7 @@ from cirrus_export.draft import NOT_MEASURED, ContractDraft
 from cirrus_export.gate.probe import default_probe
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import Flavour
+from tests.export.author_files import authors_file
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
@@ -144,6 +145,24 @@ def test_an_activation_that_only_the_user_says_is_part_of_the_space(quick_gelu, 
         graphs[graph.name] = GraphSpec(file=f"graphs/{graph.name}.onnx", inputs=graph.inputs, outputs=graph.outputs)
         (tmp_path / graphs[graph.name].file).touch()
     assert draft.contract(graphs, NOT_MEASURED).options == {"text_weight": 0.5, "quick_gelu": quick_gelu}
+
+
+@pytest.mark.parametrize(
+    ("said", "quick_gelu", "component"), [({}, True, None), ({"quick_gelu": "false"}, False, "gelu")]
+)
+def test_a_clip_beside_a_head_is_openais_unless_the_user_says_gelu(said, quick_gelu, component, tmp_path: Path) -> None:
+    head = authors_file(tmp_path, "transagg")
+    request = ExportRequest("transagg", "from-checkpoint", None, str(head), tmp_path / "out", options=said)
+    recipe = build_recipe(request)
+    assert ("QuickGELU" in str(recipe.backbone.clip)) == quick_gelu
+    assert ContractDraft(request, recipe, tmp_path).space.components.get("activation") == component
+
+
+@pytest.mark.parametrize("backbone", ["ViT-H-14", "from-checkpoint"])
+def test_a_clip_beside_a_head_that_is_wider_than_openais_is_asked_about(backbone: str) -> None:
+    wide = {"visual.class_embedding": torch.ones(1280), "token_embedding.weight": torch.ones(2, 1024)}
+    with pytest.raises(ExportError, match=r"checkpoint head\.pt: a CLIP's file does not say .* DataComp's\)$"):
+        load_backbone(backbone, None, StateDict(wide, "head.pt"))
 
 
 def test_only_a_clip_has_an_activation_to_choose(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import ResidualAttentionBlock
 
 _OPENAI_ARCHIVE_KEYS = ("input_resolution", "context_length", "vocab_size")
+_OPENAI_WIDEST_TEXT = 768  # of ViT-L-14
 _NO_WEIGHTS = (
     Unused(f"({'|'.join(_OPENAI_ARCHIVE_KEYS)})$", "sizes, which the weights' shapes say"),
     LOGIT_BIAS,
@@ -242,11 +243,18 @@ class OpenClipFamily(Family):
 
 
 def _is_from_openai(weights: Weights) -> bool:
-    """Return whether weights are in a file of OpenAI's clip package: its own archive, or a CLIP beside a head."""
+    """Return whether weights are in a file of OpenAI's clip package: its own archive, or a CLIP beside a head.
+
+    A CLIP beside a head is no model of that package if the user says GELU, or its text tower is wider than all of them.
+    """
     state = weights.state
     if state is None or is_hugging_face_clip(state):
         return False
-    return weights.fine_tuned or all(key in state for key in _OPENAI_ARCHIVE_KEYS)
+    if all(key in state for key in _OPENAI_ARCHIVE_KEYS):
+        return True
+    words = state.get("token_embedding.weight")
+    is_wider = words is not None and words.shape[-1] > _OPENAI_WIDEST_TEXT
+    return weights.fine_tuned and weights.options.quick_gelu is not False and not is_wider
 
 
 def _openai_state(state: StateDict) -> StateDict:

@@ -76,9 +76,11 @@ def uses_quick_gelu(
 def activation_in_space(quick_gelu: bool, config: Config, weights: Weights, *, from_openai: bool) -> Activation | None:
     """Return the activation function if the user's word is all that says it, else None.
 
-    Spaces of tags, of OpenAI's files and of an architecture's own activation do not name it.
+    Spaces of tags, of OpenAI's files and of an architecture's own activation do not name it, and of a CLIP beside a
+    head, which is taken for OpenAI's, GELU alone is named.
     """
-    if weights.tag is not None or from_openai or quick_gelu == config.get(_QUICK_GELU, False):
+    usual = weights.fine_tuned or config.get(_QUICK_GELU, False)
+    if weights.tag is not None or from_openai or quick_gelu == usual:
         return None
     return Activation.QUICK_GELU if quick_gelu else Activation.GELU
 
@@ -114,7 +116,8 @@ def _published_with_both(name: str) -> bool:
 
 def _question(name: str | None, weights: Weights) -> str:
     file = weights.state.source if weights.state is not None else weights.folder
-    or_tag = "" if name is None else f", or name the tag whose file it is: --pretrained TAG={file}"
+    could_be_a_tag = name is not None and not weights.fine_tuned
+    or_tag = f", or name the tag whose file it is: --pretrained TAG={file}" if could_be_a_tag else ""
     return (
         f"checkpoint {file}: a CLIP's file does not say whether it was trained with QuickGELU or with GELU, and with "
         "the wrong one every embedding is wrong: say --option quick_gelu=true (OpenAI's, MetaCLIP's and DFN's models, "
@@ -164,7 +167,8 @@ def preprocess_beside(weights: Weights, image_size_px: Side) -> PreprocessSpec |
 
 def warn_if_a_file_could_be_several(name: str, config: Config, weights: Weights) -> None:
     """Log a warning if a model's tags differ in their preprocessing, which a file does not show."""
-    if weights.state is None or weights.tag is not None or settings_beside(weights) is not None:
+    named = weights.tag is not None or weights.fine_tuned
+    if weights.state is None or named or settings_beside(weights) is not None:
         return
     if len({_preprocess_of_tag(name, config, tag) for tag in tags_of(name)}) > 1:
         file = weights.state.source
