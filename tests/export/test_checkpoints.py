@@ -75,6 +75,7 @@ WRAPPED = {
     },
     "Lightning, another attribute": lambda state: {"state_dict": with_prefix("net.", state)},
     "Lightning, compiled": lambda state: {"state_dict": with_prefix("model._orig_mod.", state)},
+    "an average of torch": lambda state: {"n_averaged": torch.tensor(7), **with_prefix("module.", state)},
     "an epoch among the tensors": lambda state: {**state, "epoch": 3},
     "an epoch among an entry's tensors": lambda state: {"model": {**state, "epoch": 3}},
     "scalar tensors beside": lambda state: {"epoch": torch.tensor(3), "weights": state, "rng_state": torch.zeros(5)},

@@ -17,6 +17,8 @@ from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints import sprc
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.heads.qformer import QFormer, QFormerSize
+from cirrus_export.recipes.recognition import read_head_of
+from cirrus_export.recipes.sprc import Sprc
 
 SIZE = QFormerSize(
     image_width=48,
@@ -139,7 +141,7 @@ def test_spn4cirs_second_pass_has_its_own_weights(tmp_path) -> None:
     }
     whole = {f"blip_model.{key}": value for key, value in (first_names | copied | {"temp": torch.ones([])}).items()}
     torch.save({"epoch": 4, "state_dict": whole}, tmp_path / "spn4cir.pt")
-    head = sprc.read(tmp_path / "spn4cir.pt")
+    head = read_head_of(Sprc, tmp_path / "spn4cir.pt")
     first = QFormer(SIZE).eval().requires_grad_(False)
     sprc.load(head, first)
     found = sprc.load_second_pass(head, first).eval().requires_grad_(False)
@@ -153,7 +155,7 @@ def test_spn4cirs_second_pass_has_its_own_weights(tmp_path) -> None:
     torch.save({"epoch": 4, "state_dict": whole}, tmp_path / "cut.pt")
     name = r"'blip_model\.Qformer_query\.bert\.encoder\.layer\.1\.attention\.self\.key\.bias' is missing"
     with pytest.raises(CheckpointError, match=name):
-        sprc.load_second_pass(sprc.read(tmp_path / "cut.pt"), first)
+        sprc.load_second_pass(read_head_of(Sprc, tmp_path / "cut.pt"), first)
 
 
 def test_sprcs_second_pass_is_that_of_the_first() -> None:

@@ -11,6 +11,7 @@ from cirrus_client.errors import CheckpointError, ExportError, UnsupportedQuery
 from cirrus_client.names import EnsembleName
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_export.backbones.registry import find_backbone
+from cirrus_export.checkpoints.state import fingerprint
 from cirrus_export.heads.transagg import TransAgg
 from cirrus_export.pipeline import ExportRequest, build_recipe
 from cirrus_export.recipes.recipe import Recipe
@@ -88,6 +89,45 @@ def test_a_removed_and_a_renamed_key_are_both_named(recipe, removed, renamed, sm
     assert f"'{removed}' is missing" in str(refused.value)
     assert f"'{renamed}' is missing" in str(refused.value)
     assert f"'{renamed}_2'" in str(refused.value)
+
+
+@pytest.mark.parametrize("recipe", ["transagg-union", "transagg", "sprc", "searle"])
+def test_a_trainers_module_may_hold_the_model_under_any_name(recipe, small_clip, tmp_path) -> None:
+    def hold(state) -> None:
+        held = {f"retriever.{key}": state.pop(key) for key in list(state)}
+        state.update(held)
+
+    plain = build_recipe(request(tmp_path, recipe, small_clip))
+    held = build_recipe(request(tmp_path, recipe, small_clip, head=str(authors_file(tmp_path, recipe, edit=hold))))
+    assert fingerprint(held.query_head) == fingerprint(plain.query_head)
+    assert fingerprint(held.backbone.vision) == fingerprint(plain.backbone.vision)
+
+
+def test_keys_that_no_recipe_has_are_told_by_their_beginnings(small_clip, tmp_path) -> None:
+    torch.save({"net_a.weight": torch.ones(2), "net_b.weight": torch.ones(2)}, tmp_path / "head.pt")
+    with pytest.raises(
+        CheckpointError, match=r"has no fusion\., .*, which recipe transagg needs; its keys begin with net_a"
+    ):
+        build_recipe(request(tmp_path, "transagg", small_clip, head=str(tmp_path / "head.pt")))
+
+
+@pytest.mark.parametrize("recipe", ["sprc", "blip2-qformer"])
+def test_a_file_of_what_lavis_trained_takes_the_frozen_encoder_from_pretrained(recipe, small_clip, tmp_path) -> None:
+    """Its last layer norm was trained too, and is not that of the frozen model."""
+    whole = build_recipe(request(tmp_path, recipe, small_clip))
+    pretrained = authors_file(tmp_path, recipe, edit=lambda state: state["ln_vision.weight"].add_(1))
+    pretrained = pretrained.rename(tmp_path / "pretrained.pt")
+
+    def without_what_is_frozen(state) -> None:
+        for key in [key for key in state if key.startswith("visual_encoder.")]:
+            del state[key]
+
+    head = str(authors_file(tmp_path, recipe, edit=without_what_is_frozen))
+    trained = build_recipe(request(tmp_path, recipe, small_clip, head=head, pretrained=str(pretrained)))
+    assert fingerprint(trained.query_head) == fingerprint(whole.query_head)
+    assert fingerprint(trained.backbone.vision) == fingerprint(whole.backbone.vision)
+    with pytest.raises(ExportError, match="--pretrained must be a file or a folder"):
+        build_recipe(request(tmp_path, recipe, small_clip, head=head))
 
 
 READ_AS = [  # a file, the recipe that it is mistyped as, and those that use it whole

@@ -17,7 +17,14 @@ from cirrus_export.backbones.backbone import Activation, Backbone, Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.key_map import KeyMap
-from cirrus_export.checkpoints.state import StateDict, count_layers, load_strictly, report_problems
+from cirrus_export.checkpoints.state import (
+    StateDict,
+    Unused,
+    count_layers,
+    load_strictly,
+    pass_over,
+    report_problems,
+)
 from cirrus_export.graph import Graph, pixels, vectors
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -48,6 +55,12 @@ _EVA_KEYS = KeyMap(
     ("visual_encoder.", "visual."),
 )
 _CLIP_KEYS = KeyMap(("ln_vision.", "visual.ln_post."), ("visual_encoder.", "visual."))
+_UNUSED = (
+    Unused(
+        r"(Qformer|vision_proj|text_proj|itm_head)\.|(query_tokens|prompt_tokens|temp)$",
+        "BLIP-2's Q-Former, which the head's file has",
+    ),
+)
 _QV_BIAS = re.compile(r"^(?P<attention>visual_encoder\.blocks\.\d+\.attn)\.(?P<which>[qv])_bias$")
 
 
@@ -132,6 +145,14 @@ class Blip2Backbone(Backbone):
         """The image encoder and `ln_vision`."""
         return self.visual
 
+    @property
+    def last_norm(self) -> nn.Module:
+        """`ln_vision`."""
+        norm: nn.Module = (
+            self.visual.post_layernorm if isinstance(self.visual, Blip2VisionModel) else self.visual.ln_post
+        )
+        return norm
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image_tokens [B, N, W] after `ln_vision`, of pixels float32 [B, 3, H, W]."""
         if isinstance(self.visual, Blip2VisionModel):
@@ -206,7 +227,7 @@ def blip2_state(state: StateDict) -> StateDict:
     """
     keys = blip2_keys(state)
     renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
+    for key, value in pass_over(state, _UNUSED).items():
         block = _QV_BIAS.match(key)
         if block is None:
             renamed[keys.ours(key)] = value

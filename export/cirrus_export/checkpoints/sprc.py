@@ -1,7 +1,8 @@
 """SPRC files: `{"epoch": ..., "<class name>": state_dict}` of the whole BLIP-2, and the wrappers of its descendants.
 
 `visual_encoder.` and `ln_vision.` are the backbone; `query_tokens`, `Qformer.bert.`, `vision_proj.` and `text_proj.`
-the head. Everything else that LAVIS's class holds has no part in retrieval: `_UNUSED`.
+the head. Everything else that LAVIS's class holds has no part in retrieval: `_UNUSED`. LAVIS's own runner saves what it
+trains alone: all of these but `visual_encoder.`, which is frozen.
 
 SPN4CIR (BUAADreamer/SPN4CIR `blip24cir`, arXiv 2404.11317) saves `{"epoch": ..., "state_dict": ...}` with `blip_model.`
 before these names. Its second stage trains a copy of the Q-Former for the query's second pass, under
@@ -11,7 +12,6 @@ before these names. Its second stage trains a copy of the Q-Former for the query
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -24,12 +24,11 @@ from cirrus_export.checkpoints.state import (
     count_layers,
     load_strictly,
     pass_over,
-    read_state_dict,
 )
 from cirrus_export.checkpoints.widths import Width
 from cirrus_export.heads.qformer import QFormer, QFormerSize
 
-_BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
+_ENCODER, _LAST_NORM = _BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
 _UNUSED = (
     Unused(r"temp$", "the temperature of the training loss"),
     Unused(r"prompt_tokens$", "prompts of a training loss, which `inference` does not read"),
@@ -47,20 +46,24 @@ _KEYS = KeyMap(
 
 
 _MATCHING = "itm_head."
-_SPN4CIR = "blip_model."
 _SECOND_PASS = {"Qformer_query.": "Qformer.", "text_proj_q.": "text_proj."}
-
-
-def read(path: Path) -> StateDict:
-    """Read a file of SPRC, of its descendants or of SPN4CIR. Raises CheckpointError."""
-    state = read_state_dict(path)
-    return state.under(_SPN4CIR) if all(key.startswith(_SPN4CIR) for key in state) else state
 
 
 def backbone(head: StateDict) -> StateDict | None:
     """Return the image encoder that the file carries, in LAVIS's key names, or None."""
-    part = {key: value for key, value in head.items() if key.startswith(_BACKBONE_PREFIXES)}
-    return head.derived(part) if part else None
+    if not head.under(_ENCODER):
+        return None
+    return head.derived({key: value for key, value in head.items() if key.startswith(_BACKBONE_PREFIXES)})
+
+
+def load_last_norm(head: StateDict, norm: nn.Module) -> None:
+    """Load `ln_vision` of a file that lacks the image encoder before it; it was trained with the head.
+
+    Raises CheckpointError for a missing or wrongly shaped key.
+    """
+    own = head.under(_LAST_NORM)
+    if own and backbone(head) is None:
+        load_strictly(norm, own)
 
 
 def size(head: StateDict, image_width: int) -> QFormerSize:

@@ -16,6 +16,8 @@ _TRAINING_STATE = re.compile("optim|sched|scaler|rng|callbacks|loops")
 """Names of entries whose tensors are not weights."""
 _PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "net.")
 """DataParallel's, torch.compile's, FSDP's, and the attributes under which Lightning modules keep a model."""
+_COUNTER = "n_averaged"
+"""Of torch's AveragedModel, beside the model that it averages."""
 _INNER = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ def without_prefixes(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[s
 
     Raises CheckpointError if two names become one.
     """
+    tensors = {name: tensor for name, tensor in tensors.items() if name != _COUNTER}
     names, prefix = list(tensors), ""
     while found := next((known for known in _PREFIXES if all(name.startswith(known) for name in names)), None):
         names = [name.removeprefix(found) for name in names]

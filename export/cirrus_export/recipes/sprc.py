@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 from cirrus_client.bundle import Similarity, TensorSpec
@@ -59,6 +57,7 @@ class Sprc(Recipe):
         if head is not None:
             head = head if itm_head is None else checkpoint.load_matching(head, itm_head)
             checkpoint.load(head, self.qformer)
+            checkpoint.load_last_norm(head, self.backbone.last_norm)
         freeze(self.qformer)
         second = self.qformer if head is None else checkpoint.load_second_pass(head, self.qformer)
         self.query_head = (_Query if itm_head is None else _ConditionedQuery)(self.qformer, freeze(second))
@@ -88,11 +87,6 @@ class Sprc(Recipe):
     def prompt(self) -> Prompt:
         """Use LAVIS's `blip_caption` evaluation processor."""
         return Prompt(cleaning=TextCleaning.BLIP_CAPTION)
-
-    @staticmethod
-    def read_head(path: Path) -> StateDict:
-        """Read the file as `checkpoints.sprc.read` does: SPRC's, or SPN4CIR's with a second pass of its own."""
-        return checkpoint.read(path)
 
     @staticmethod
     def checkpoint_backbone(head: StateDict) -> StateDict | None:
