@@ -235,6 +235,10 @@ def test_a_head_of_another_width_says_for_which_backbone_it_is(weights, tmp_path
         argparse.Namespace(lr=1e-4, out=PosixPath("out")),
         np.float64(0.5),
         np.int64(7),
+        np.uint8(7),
+        np.str_("cirr"),
+        np.random.RandomState(0).get_state(),
+        {"recall": np.array([0.5, 0.7]), "names": np.array(["a", "b"])},
     ],
 )
 def test_paths_numbers_and_arguments_beside_the_weights_are_data(beside, tmp_path) -> None:
@@ -289,6 +293,13 @@ def test_a_file_that_would_run_code_is_refused(where, suffix, tmp_path, capsys) 
 def test_a_refused_file_says_what_would_run(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="would run code stored in it: it holds a print; save"):
         read_state_dict(saved(tmp_path, {"a": _Attack()}))
+
+
+@pytest.mark.parametrize("beside", [np.array([_Attack()]), np.void(b"1"), np.datetime64("2026-01-01")])
+def test_what_numpy_holds_is_numbers_and_text(beside, tmp_path, capsys) -> None:
+    with pytest.raises(CheckpointError, match=r"would run code stored in it: it holds a (print|numpy)"):
+        read_state_dict(saved(tmp_path, {"state_dict": {"a": torch.ones(1)}, "beside": beside}))
+    assert "code ran" not in capsys.readouterr().out
 
 
 def test_the_backbone_inside_a_unions_file_wins_and_is_quick_gelu(weights, head_state, tmp_path) -> None:

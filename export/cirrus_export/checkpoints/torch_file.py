@@ -24,13 +24,18 @@ _PATHS: list[tuple[Any, str]] = [
     for name in names
 ]
 _NUMBERS: list[Any] = [
-    *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(
+        (builder, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name, builder in (("scalar", np.float64().__reduce__()[0]), ("_reconstruct", np.empty(0).__reduce__()[0]))
+    ),
+    np.ndarray,
     np.dtype,
-    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")),
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefdU"},  # of numbers and text, and none of objects
 ]
 _DATA: list[Any] = [*_PATHS, *_NUMBERS, argparse.Namespace]
-"""What trainers save beside tensors and torch does not read by itself: paths (pure ones), numbers and arguments."""
-_NAME_OF_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+"""What trainers save beside tensors and torch does not read by itself: pure paths, NumPy's data and arguments."""
+_NAME_OF_GLOBAL = re.compile(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>")
 _REASON = re.compile(r"WeightsUnpickler error: (.+)")
 
 
@@ -48,6 +53,6 @@ def read_torch(path: Path) -> object:
         if named is None:
             raise pickle.UnpicklingError(reason[1] if reason else "no file of torch.save") from None
         raise CheckpointError(
-            f"checkpoint {path}: refused, because opening it would run code stored in it: it holds a {named[1]}; save "
-            "`model.state_dict()` in its author's environment and use that file"
+            f"checkpoint {path}: refused, because opening it would run code stored in it: it holds a "
+            f"{named[1] or named[2]}; save `model.state_dict()` in its author's environment and use that file"
         ) from None

@@ -51,7 +51,7 @@ def state_dict_in(content: Mapping[str, object], source: str) -> Mapping[str, Te
     weights = [name for name, value in loose.items() if value.ndim and not _TRAINING_STATE.search(str(name))]
     known = [entry for entry in _KNOWN_ENTRIES if entry in inside]
     if weights or not (known or len(inside) == 1):
-        found = f"state dicts under {listed(list(inside))}" if inside else f"no tensors under {listed(list(content))}"
+        found = f"state dicts under {listed(list(inside))}" if inside else f"none under {listed(list(content))}"
         beside = f", and tensors beside them: {listed(weights)}" if weights else ""
         raise CheckpointError(
             f"checkpoint {source}: expected one state dict, found {found}{beside}; save the model's alone"
