@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Siglip2Tokenizer
@@ -94,6 +94,14 @@ def test_the_activation_of_a_clips_file_is_asked_for_and_never_guessed(backbone:
         assert ("QuickGELU" in str(clip)) == quick_gelu
         word = "QuickGELU" if quick_gelu else "GELU"
         assert f"is built with {word}, as --option quick_gelu={str(quick_gelu).lower()} says" in caplog.text
+
+
+@pytest.mark.parametrize("backbone", ["ViT-B-32", "from-checkpoint"])
+def test_a_trainers_module_may_hold_the_clip_under_any_name(backbone: str, b32: Path, tmp_path: Path) -> None:
+    plain = load_file(b32)
+    torch.save({"epoch": 1, "state_dict": {f"clip.{key}": value for key, value in plain.items()}}, tmp_path / "clip.pt")
+    clip = load_backbone(backbone, str(tmp_path / "clip.pt"), options=BackboneOptions(quick_gelu=True)).clip
+    assert torch.equal(clip.visual.proj, plain["visual.proj"])
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in open_clip.list_pretrained()}))

@@ -15,7 +15,7 @@ from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights
 from cirrus_export.checkpoints.folder import weights_file
-from cirrus_export.checkpoints.state import StateDict, read_state_dict
+from cirrus_export.checkpoints.state import StateDict, out_of_its_holder, read_state_dict
 
 FAMILIES = {
     "blip": "cirrus_export.backbones.blip:BlipFamily",
@@ -67,6 +67,8 @@ class BackboneSource:
         """
         self.check()
         weights = self.weights.read()
+        if weights.state is not None:
+            weights = replace(weights, state=_known(weights.state))
         if self.name is not None and weights.state is not None:
             _check_kind(self.name, self.name, self.family, weights.state)
         torch.manual_seed(_RANDOM_SEED)
@@ -166,7 +168,7 @@ def _from_checkpoint(pretrained: str | None, fine_tuned: StateDict | None, token
         state = fine_tuned
     elif pretrained is not None and Path(pretrained).exists():
         path = Path(pretrained)
-        state = read_state_dict(weights_file(path) if path.is_dir() else path)
+        state = _known(read_state_dict(weights_file(path) if path.is_dir() else path))
     else:
         raise ExportError(
             f"--backbone {FROM_CHECKPOINT} takes its sizes from weights: --pretrained must be a file or a folder"
@@ -220,6 +222,11 @@ def _report_unused(pretrained: str | None, fine_tuned: StateDict) -> None:
             "checkpoint %s: it carries its own backbone, which is used; --pretrained %s is not",
             *(fine_tuned.source, pretrained),
         )
+
+
+def _known(state: StateDict) -> StateDict:
+    """Return a backbone out of the one attribute that holds it, if a family recognises it so."""
+    return out_of_its_holder(state, lambda held: any(family.kind_of(held) is not None for family in families()))
 
 
 def _check_kind(asked_as: str, name: str, family: Family, state: StateDict) -> None:

@@ -92,6 +92,18 @@ def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
     return StateDict(named, source, prefix)
 
 
+def out_of_its_holder(state: StateDict, is_known: Callable[[StateDict], bool]) -> StateDict:
+    """Return a model without the name of the attribute in which a trainer's module, like SPN4CIR's, holds it whole.
+
+    is_known: True of a state dict that has the keys looked for. A name whose removal does not lead to one is kept.
+    """
+    names = {key.partition(".")[0] for key in state}
+    if len(names) != 1 or is_known(state):
+        return state
+    held = state.under(f"{names.pop()}.")
+    return held if is_known(held) else state
+
+
 def pass_over(state: StateDict, unused: Sequence[Unused]) -> StateDict:
     """Drop keys that retrieval does not use, and log them with the reason."""
     kept = dict(state)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints.shards import is_index
-from cirrus_export.checkpoints.state import StateDict, tensor_names
+from cirrus_export.checkpoints.state import StateDict, out_of_its_holder, tensor_names
 from cirrus_export.checkpoints.wrappers import listed
 from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.registry import RECIPES
@@ -29,18 +29,9 @@ def read_head_of(recipe: type[Recipe], path: Path) -> StateDict:
         if not fitting or recipe.name in fitting:
             raise
         raise CheckpointError(f"{error}; it is a head for --recipe {_either(fitting)}") from None
-    head = _out_of_its_holder(recipe, head)
+    head = out_of_its_holder(head, lambda state: _matched(recipe, state) > 0)
     _check(recipe, head if _matched(recipe, head) else tensor_names(path), path)
     return head
-
-
-def _out_of_its_holder(recipe: type[Recipe], head: StateDict) -> StateDict:
-    """Return a head without the name of the attribute in which a trainer's module, like SPN4CIR's, holds the model."""
-    names = {key.partition(".")[0] for key in head}
-    if len(names) != 1 or _matched(recipe, head):
-        return head
-    held = head.under(f"{names.pop()}.")
-    return held if _matched(recipe, held) else head
 
 
 def _check(recipe: type[Recipe], keys: Collection[str], path: Path) -> None:
