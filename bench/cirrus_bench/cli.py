@@ -234,7 +234,7 @@ def resolution(
 
 
 def gpu_check_command(
-    out: Annotated[Path, _folder("gpu_check.json and gpu_check.md")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for gpu_check.json and gpu_check.md.")],
     full_size: Annotated[bool, typer.Option(help="Also check a random ViT-L-14 in fp16 (8 GiB of memory).")] = False,
     work: Annotated[Path, typer.Option(help="Where the checked bundles are written.")] = Path("build/gpu-check"),
 ) -> None:
@@ -246,6 +246,7 @@ def gpu_check_command(
         gpu = this_gpu()
     except EngineError as error:
         raise EngineError(f"gpu-check needs a machine with an NVIDIA GPU: {error}") from None
+    _made(out)
     from cirrus_bench.gpu_check import check_gpu  # takes many seconds, so it comes after
 
     report = check_gpu(gpu, work, full_size=full_size)

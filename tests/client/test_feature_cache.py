@@ -19,6 +19,7 @@ from cirrus_client.errors import BundleError, GalleryError, OutputError, SpaceMi
 from cirrus_client.gallery import FolderSource, Gallery, embed_gallery, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.feature_cache import FeatureCache, FileKey
+from tests.tiny import write_tiny_zero_shot_bundle
 
 
 @pytest.fixture
@@ -53,10 +54,8 @@ def decoded(monkeypatch) -> list[bytes]:
     return images
 
 
-def test_a_new_head_on_a_cached_gallery_opens_no_image(
-    bundle, clip_bundle, folder, tmp_path, decoded, monkeypatch
-) -> None:
-    clip_bundle = sharing_preprocessing(clip_bundle, bundle)
+def test_a_new_head_on_a_cached_gallery_opens_no_image(bundle, folder, tmp_path, decoded, monkeypatch) -> None:
+    clip_bundle = write_tiny_zero_shot_bundle(tmp_path / "clip", pad=bundle.spec.preprocess.pad)
     plain = embed(clip_bundle, folder, tmp_path / "plain", tmp_path / "cache")
     assert len(decoded) == 21
     decoded.clear()
@@ -68,17 +67,6 @@ def test_a_new_head_on_a_cached_gallery_opens_no_image(
     for gallery, direct in ((plain, clip_bundle), (union, bundle)):
         expected = LocalEncoder(direct).encode_targets([folder / path for path in gallery.paths])
         assert (gallery.embeddings * expected).sum(axis=1).min() > 0.999999
-
-
-def sharing_preprocessing(clip_bundle: Bundle, bundle: Bundle) -> Bundle:
-    """Zero-shot CLIP with the other recipe's preprocessing, as a second head on one backbone would have it."""
-    space = clip_bundle.spec.space
-    components = space.components | {"preprocess": bundle.spec.space.components["preprocess"]}
-    update = {
-        "preprocess": bundle.spec.preprocess,
-        "space": space.model_copy(update={"components": components, "fingerprint": "another head"}),
-    }
-    return Bundle(clip_bundle.root, clip_bundle.spec.model_copy(update=update))
 
 
 def test_moved_and_touched_files_are_read_but_not_encoded_and_only_new_ones_are(
@@ -119,6 +107,7 @@ import os, sys
 import numpy as np
 from cirrus_client.bundle import Bundle
 from cirrus_client.gallery.feature_cache import FeatureCache, FileKey
+from tests.tiny import write_tiny_zero_shot_bundle
 
 cache = FeatureCache(sys.argv[1], Bundle.open(sys.argv[2]))
 cache.put("aa", np.arange(64, dtype=np.float16))
