@@ -152,6 +152,7 @@ def service_sentences() -> list[str]:
         f"For {intel.seconds:.0f} s at 80% of the most that int8 takes, the Xeon answered {intel.requests:,} requests "
         f"with {intel.errors} errors, p99 {intel.p99_ms:.1f} ms, and the EPYC {amd.requests:,} with {amd.errors} "
         f"errors, p99 {amd.p99_ms:.1f} ms",
+        f"half of its answers took {intel.p50_ms:.0f} ms at most",
     ]
 
 
