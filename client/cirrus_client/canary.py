@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import BundleError
 from cirrus_client.files import atomic_path, write_model
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, TensorName
 from cirrus_client.records import Record, read_record
 
 CANARY, ARRAYS = "canary.json", "canary.npz"
@@ -45,6 +46,22 @@ class Canary:
     tensors: Arrays
     outputs: Mapping[str, Arrays]
     embeddings: Mapping[EnsembleName, NDArray[np.float32]]
+
+    def cosine_of_pixels(self, found: NDArray[Any]) -> float:
+        """Return the smallest cosine of the golden images' pixels, each image one vector.
+
+        This and the methods below compare with the original's, and raise ValueError for another shape.
+        """
+        expected = self.tensors[TensorName.PIXELS]
+        return _cosine(*(pixels.reshape(len(pixels), -1) for pixels in (expected, found)))
+
+    def cosine_of_outputs(self, graph: str, found: Arrays, rows: slice | NDArray[np.int64] = slice(None)) -> float:
+        """Return the smallest cosine of a graph's outputs; NaN if that of one is. rows: of the golden items."""
+        return float(np.min([_cosine(value[rows], found[name]) for name, value in self.outputs[graph].items()]))
+
+    def cosine_of_result(self, name: EnsembleName, found: NDArray[Any]) -> float:
+        """Return the smallest cosine of an ensemble's results."""
+        return _cosine(self.embeddings[name], found)
 
 
 def write_canary(root: Path, canary: Canary) -> None:
@@ -88,3 +105,9 @@ def read_canary(bundle: Bundle) -> Canary | None:
 
 def _below(arrays: Arrays, prefix: str) -> Iterator[tuple[str, NDArray[Any]]]:
     return ((name.removeprefix(prefix), value) for name, value in arrays.items() if name.startswith(prefix))
+
+
+def _cosine(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    if found.shape != expected.shape:
+        raise ValueError(f"shape {list(found.shape)}, expected {list(expected.shape)}")
+    return cosine_min(expected, found)

@@ -16,10 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
-from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
-from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import BundleSpec
 from cirrus_client.canary import Canary
 from cirrus_client.encoders.local import LocalEncoder
@@ -212,7 +210,7 @@ def _stages(canary: Canary, spec: BundleSpec, runner: Runner) -> Iterator[tuple[
 def _run_step(canary: Canary, spec: BundleSpec, model: str, runner: Runner) -> float:
     if model == IMAGE_PREPROCESS:
         found = runner.step(model, {TensorName.IMAGE: bytes_array(list(canary.images))})
-        return _cosine(_flat(canary.tensors[TensorName.PIXELS]), _flat(found[TensorName.PIXELS]))
+        return canary.cosine_of_pixels(found[TensorName.PIXELS])
     if model == TOKENIZE:
         found = runner.step(model, {TensorName.TEXT: bytes_array([text.encode() for text in canary.spec.texts])})
         token_ids, expected = found[TensorName.TOKEN_IDS], canary.tensors[TensorName.TOKEN_IDS]
@@ -221,13 +219,12 @@ def _run_step(canary: Canary, spec: BundleSpec, model: str, runner: Runner) -> f
             raise ValueError(f"shape {list(token_ids.shape)}, expected {list(expected.shape)}")
         return float((token_ids == expected[:, : token_ids.shape[1]]).mean())
     inputs = {tensor.name: canary.tensors[tensor.name] for tensor in spec.graphs[model].inputs}
-    found = runner.step(model, inputs)
-    return min(_cosine(value, found[name]) for name, value in canary.outputs[model].items())
+    return canary.cosine_of_outputs(model, runner.step(model, inputs))
 
 
 def _run_ensemble(canary: Canary, name: EnsembleName, runner: Runner) -> float:
     found = runner.ensemble(name, list(canary.images), list(canary.spec.texts), canary.tensors)
-    return _cosine(canary.embeddings[name], found)
+    return canary.cosine_of_result(name, found)
 
 
 def _tensors_of(spec: BundleSpec, name: EnsembleName) -> list[str]:
@@ -242,13 +239,3 @@ def _check(stage: str, run: Callable[[], float]) -> StageCheck:
         return StageCheck(stage, math.nan, str(error))
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         return StageCheck(stage, math.nan, f"its answer is of another form ({error})")
-
-
-def _cosine(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    if found.shape != expected.shape:
-        raise ValueError(f"shape {list(found.shape)}, expected {list(expected.shape)}")
-    return cosine_min(expected, found)
-
-
-def _flat(pixels: NDArray[Any]) -> NDArray[Any]:
-    return pixels.reshape(len(pixels), -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,15 @@ def test_a_damaged_graph_is_named_and_those_behind_it_are_not(bundle, tmp_path, 
     with pytest.raises(NotReady, match=graph) as refused:
         result.check("here")
     assert refused.value.part == graph
+
+
+def test_an_output_that_is_no_number_misses_beside_one_that_is_right(bundle) -> None:
+    right = np.eye(2, 3, dtype=np.float32)
+    canary = replace(read_canary(bundle), outputs={"graph": {"first": right, "second": right}})
+    assert canary.cosine_of_outputs("graph", {"first": right, "second": right}) == 1
+    for wrong in ("first", "second"):
+        found = {"first": right, "second": right} | {wrong: np.full_like(right, np.nan)}
+        assert np.isnan(canary.cosine_of_outputs("graph", found))
 
 
 def test_a_bundle_without_a_canary_has_none_and_a_damaged_one_is_an_error(bundle, tmp_path) -> None:
