@@ -60,13 +60,14 @@ class GalleryWriter:
         leaves it that failed early, is begun again.
         """
         root, manifest = Path(root), GalleryManifest(images=images, space=space)
+        writer = GalleryWriter(root, manifest)
         if (root / MANIFEST).exists():
             if _identity(read_manifest(root)) != _identity(manifest):
-                _begin_again(Layout(root), manifest)
+                writer._begin_again()
         else:
             check_free(root)
             write_sealed(root / MANIFEST, manifest)
-        return GalleryWriter(root, manifest)
+        return writer
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -192,6 +193,21 @@ class GalleryWriter:
             item for shard, record in shards for item in rejected_of(self._layout.rejected_table(shard, record))
         )
 
+    def _begin_again(self) -> None:
+        """Give a gallery without an embedding this writer's manifest, and remove what it had of the one before.
+
+        Raises SpaceMismatch or GalleryError if there is an embedding, OutputError if another job writes it.
+        """
+        root = self._layout.root
+        with only_writer(root / LOCK, root):
+            if any(record.rows for record in self._layout.shards().values()):
+                _check_same(root, read_manifest(root), self.manifest)
+            for shard in self._layout.all_ids():
+                self.drop(shard)
+            for path in (*self._layout.part("").parent.glob("*"), *root.glob(f"{QUERIES}.*")):
+                path.unlink()
+            write_sealed(root / MANIFEST, self.manifest)
+
     def _shards_of_parts(self) -> dict[str, frozenset[str]]:
         shards: dict[str, set[str]] = {}
         for shard, record in self._layout.shards().items():
@@ -261,24 +277,6 @@ class GalleryWriter:
 
 def _identity(manifest: GalleryManifest) -> tuple[str, str]:
     return manifest.space.fingerprint, manifest.images
-
-
-def _begin_again(layout: Layout, manifest: GalleryManifest) -> None:
-    """Give a gallery without an embedding another manifest, and remove what it had of the one before.
-
-    Raises SpaceMismatch or GalleryError if there is an embedding, OutputError if another job writes it.
-    """
-    root = layout.root
-    with only_writer(root / LOCK, root):
-        if any(record.rows for record in layout.shards().values()):
-            _check_same(root, read_manifest(root), manifest)
-        for path in (
-            *(path for shard in layout.all_ids() for path in (layout.record(shard), *layout.files(shard))),
-            *layout.part("").parent.glob("*"),
-            *root.glob(f"{QUERIES}.*"),
-        ):
-            path.unlink(missing_ok=True)
-        write_sealed(root / MANIFEST, manifest)
 
 
 def _check_same(root: Path, found: GalleryManifest, given: GalleryManifest) -> None:
