@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as grpcaio
 from tritonclient.utils import InferenceServerException
@@ -31,20 +34,18 @@ def open_channel(url: str) -> grpcclient.InferenceServerClient:
 
 def is_ready(url: str, *, timeout_s: float = 2.0) -> bool:
     """Return whether the server at host:port is there and every model of it is ready."""
-    client = open_channel(url)
-    try:
-        return bool(client.is_server_ready(client_timeout=timeout_s))
-    except InferenceServerException:
-        return False
-    finally:
-        client.close()
+    return _says(url, lambda client: client.is_server_ready(client_timeout=timeout_s))
 
 
 def has_model(url: str, model: str, *, timeout_s: float = 10.0) -> bool:
     """Return whether the server at host:port is there and a model of it is ready."""
+    return _says(url, lambda client: client.is_model_ready(model, client_timeout=timeout_s))
+
+
+def _says(url: str, ask: Callable[[grpcclient.InferenceServerClient], Any]) -> bool:
     client = open_channel(url)
     try:
-        return bool(client.is_model_ready(model, client_timeout=timeout_s))
+        return bool(ask(client))
     except InferenceServerException:
         return False
     finally:
