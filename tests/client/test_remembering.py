@@ -34,14 +34,21 @@ def encoded(remembering: RememberingEncoder, pairs) -> np.ndarray:
         st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6), min_size=1, max_size=4
     ),
     max_bytes=st.sampled_from([0, 3000, 2**20]),
+    texts_first=st.booleans(),
 )
-def test_answers_are_those_of_an_encoder_that_remembers_nothing(tiny_bundle, images, batches, max_bytes) -> None:
+def test_answers_are_those_of_an_encoder_that_remembers_nothing(
+    tiny_bundle, images, batches, max_bytes, texts_first
+) -> None:
     plain = LocalEncoder(tiny_bundle)
     remembering = RememberingEncoder(plain, max_bytes=max_bytes)
     for batch in batches:
         pairs = [(images[image], TEXTS[text]) for image, text in batch]
         expected = plain.encode_queries(*zip(*pairs, strict=True))
-        np.testing.assert_allclose(encoded(remembering, pairs), expected, atol=1e-5)
+        prepared = [remembering.prepare_query(*pair) for pair in pairs]
+        if texts_first:
+            prepared = remembering.encode_texts(prepared[:2]) + prepared[2:]
+        found = remembering.encode_prepared_queries(prepared)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
         assert remembering.nbytes <= max_bytes
 
 
@@ -73,7 +80,7 @@ def test_a_known_image_is_not_decoded_and_it_is_counted(tiny_bundle: Bundle, ima
     seen.clear()
     again = remembering.prepare_query(images[0], "with stripes")
     assert again.pixels is None
-    assert again.features is not None
+    assert again.image_features is not None
     assert seen == [(Kept.QUERY, False), (Kept.IMAGE, True)]
 
 
@@ -124,5 +131,5 @@ def test_images_are_learnt_ahead_while_there_is_room(tiny_bundle: Bundle, images
     remembering = RememberingEncoder(plain, max_bytes=2 * (512 + 4 * 64))
     assert [remembering.learn(image) for image in images] == [True, True, False, False]
     assert ran == ["vision_encoder"] * 2
-    assert remembering.prepare_query(images[0], "in blue").features is not None
-    assert remembering.prepare_query(images[3], "in blue").features is None
+    assert remembering.prepare_query(images[0], "in blue").image_features is not None
+    assert remembering.prepare_query(images[3], "in blue").image_features is None

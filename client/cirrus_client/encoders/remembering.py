@@ -38,19 +38,28 @@ class KnownQuery:
     """A query that is tokenized, and decoded unless its image is known.
 
     image: the sha256 of the image file, or None. pixels: None if there is no image, or its features are known.
-    features: what the image encoder made of it. embedding: the query's embedding, if the whole query is known.
+    image_features, text_features: what the encoders made of the image, and of the text. embedding: the query's
+    embedding, if the whole query is known.
     """
 
     token_ids: TokenIds
     image: bytes | None = None
     pixels: Pixels | None = None
-    features: Arrays | None = None
+    image_features: Arrays | None = None
+    text_features: Arrays | None = None
     embedding: Embeddings | None = None
 
     @property
     def key(self) -> tuple[bytes | None, bytes]:
         """What the query is the same by."""
         return self.image, self.token_ids.tobytes()
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether nothing of the image file is needed any more."""
+        return self.image is None or any(
+            there is not None for there in (self.pixels, self.image_features, self.embedding)
+        )
 
 
 @dataclass(frozen=True)
@@ -95,16 +104,33 @@ class RememberingEncoder:
 
     def prepare_query(self, image: bytes | None, text: str | None) -> KnownQuery:
         """Tokenize a query, and decode its image unless that is known. See `LocalEncoder.prepare_query`."""
+        query = self.look_up(image, text)
+        return query if image is None else self.decode(query, image)
+
+    def look_up(self, image: bytes | None, text: str | None) -> KnownQuery:
+        """Tokenize a query, and add what is known of it and of its image. Raises as `LocalEncoder.prepare_text`."""
         digest = None if image is None else hashlib.sha256(image).digest()
-        token_ids = self.encoder.prepare_text(text, with_image=image is not None)
-        known = self._look_up(Kept.QUERY, (digest, token_ids.tobytes()))
+        query = KnownQuery(self.encoder.prepare_text(text, with_image=image is not None), digest)
+        known = self._look_up(Kept.QUERY, query.key)
         if known is not None:
-            return KnownQuery(token_ids, digest, embedding=known[EMBEDDING])
-        if image is None:
-            return KnownQuery(token_ids)
-        features = self._look_up(Kept.IMAGE, digest) if self._image_steps else None
-        pixels = None if features is not None else self.encoder.prepare_image(image)
-        return KnownQuery(token_ids, digest, pixels, features)
+            return replace(query, embedding=known[EMBEDDING])
+        if image is None or not self._image_steps:
+            return query
+        return replace(query, image_features=self._look_up(Kept.IMAGE, digest))
+
+    def decode(self, query: KnownQuery, image: bytes) -> KnownQuery:
+        """Add the pixels of a query's image file unless it is known. Raises InvalidImage."""
+        return query if query.is_decoded else replace(query, pixels=self.encoder.prepare_image(image))
+
+    def encode_texts(self, queries: Sequence[KnownQuery]) -> list[KnownQuery]:
+        """Add what the text encoder makes of texts, where it needs no image for that.
+
+        queries: at most the bundle's `max_batch`, each with an image. It can be called while that is decoded.
+        """
+        if not self._text_steps:
+            return list(queries)
+        known = self._text_features(queries)
+        return [replace(query, text_features=known[query.token_ids.tobytes()]) for query in queries]
 
     def encode_prepared_queries(self, prepared: Sequence[KnownQuery]) -> Embeddings:
         """Return one query embedding per prepared query, float32 [B, D]."""
@@ -185,7 +211,7 @@ class RememberingEncoder:
         """Return what the image encoder makes of the queries' images, or their pixels if there is none."""
         if not self._image_steps:
             return {TensorName.PIXELS: np.stack([query.pixels for query in queries if query.pixels is not None])}
-        known = {query.image: query.features for query in queries if query.features is not None}
+        known = {query.image: query.image_features for query in queries if query.image_features is not None}
         new = {query.image: query.pixels for query in queries if query.image not in known and query.pixels is not None}
         if new:
             tensors = self.encoder.run_steps(self._image_steps, {TensorName.PIXELS: np.stack(list(new.values()))})
@@ -198,37 +224,41 @@ class RememberingEncoder:
 
     def _of_texts(self, queries: Sequence[KnownQuery]) -> Tensors:
         """Return the token ids of the queries, cut to what the batch needs, and what the text encoder makes of them."""
-        spec = self.encoder.bundle.spec.tokenizer
-        token_ids = spec.cut(np.stack([query.token_ids for query in queries]))
-        length = token_ids.shape[1]
+        token_ids = self.encoder.bundle.spec.tokenizer.cut(np.stack([query.token_ids for query in queries]))
         if not self._text_steps:
             return {TensorName.TOKEN_IDS: token_ids}
-        keys = [row.tobytes() for row in np.stack([query.token_ids for query in queries])]
+        known = self._text_features(queries)
+        features = [known[query.token_ids.tobytes()] for query in queries]
+        length = token_ids.shape[1]
+        return {TensorName.TOKEN_IDS: token_ids} | {
+            name: np.stack([_padded(one[name], length) if name in self._dynamic else one[name] for one in features])
+            for name in features[0]
+        }
+
+    def _text_features(self, queries: Sequence[KnownQuery]) -> dict[bytes, Arrays]:
+        """Return what the text encoder makes of the queries' texts, by their token ids, each cut to its own length."""
+        cut = self.encoder.bundle.spec.tokenizer.cut
         known: dict[bytes, Arrays] = {}
         new: dict[bytes, TokenIds] = {}
-        for key, row in zip(keys, token_ids, strict=True):
+        for query in queries:
+            key = query.token_ids.tobytes()
             if key not in known and key not in new:
-                features = self._look_up(Kept.TEXT, key)
+                features = query.text_features or self._look_up(Kept.TEXT, key)
                 if features is None:
-                    new[key] = row
+                    new[key] = query.token_ids
                 else:
                     known[key] = features
         if new:
-            tensors = self.encoder.run_steps(self._text_steps, {TensorName.TOKEN_IDS: np.stack(list(new.values()))})
+            token_ids = cut(np.stack(list(new.values())))
+            tensors = self.encoder.run_steps(self._text_steps, {TensorName.TOKEN_IDS: token_ids})
             for row, (key, ids) in enumerate(new.items()):
-                own = spec.cut(ids[None]).shape[1]
+                own = cut(ids[None]).shape[1]
                 known[key] = {
                     name: (values[row, :own] if name in self._dynamic else values[row]).copy()
                     for name, values in tensors.items()
                 }
                 self._recent.put((Kept.TEXT, key), known[key])
-        names = known[keys[0]]
-        return {TensorName.TOKEN_IDS: token_ids} | {
-            name: np.stack(
-                [_padded(known[key][name], length) if name in self._dynamic else known[key][name] for key in keys]
-            )
-            for name in names
-        }
+        return known
 
     def _look_up(self, kept: Kept, key: object) -> Arrays | None:
         found = self._recent.get((kept, key))

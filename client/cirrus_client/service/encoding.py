@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,7 +66,10 @@ class QueryEncoder(Protocol):
 
 
 class LocalQueries:
-    """Encodes in this process. Images are decoded in threads; what is in flight is encoded in batches."""
+    """Encodes in this process. Images are decoded in threads; what is in flight is encoded in batches.
+
+    Texts are encoded while images are decoded, unless other queries are in flight: these share batches.
+    """
 
     def __init__(
         self, queries: RememberingEncoder, *, max_waiting: int, observe: Callable[[int], None] = lambda size: None
@@ -75,6 +79,7 @@ class LocalQueries:
         self._encoder = encoder = queries.encoder
         self._decoding = ThreadPoolExecutor(usable_cores(), "decode")
         self._running = ThreadPoolExecutor(1, "encode")
+        self._in_flight = 0
         self._batcher: Batcher[KnownQuery, Embeddings] = Batcher(
             self._run, max_batch=encoder.bundle.spec.max_batch, max_waiting=max_waiting, observe=observe
         )
@@ -90,14 +95,11 @@ class LocalQueries:
 
     async def encode(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
         """See `QueryEncoder.encode`."""
-        with watch.measure(Stage.DECODE):
-            prepared = await asyncio.gather(*(self._prepare(pair, place) for place, pair in enumerate(pairs)))
-        new = [query for query in prepared if query.embedding is None]
-        done = await self._batcher.submit(new) if new else []
-        watch.add(Stage.QUEUE, max((one.waited_s for one in done), default=0.0))
-        watch.add(Stage.ENCODE, max((one.ran_s for one in done), default=0.0))
-        results = iter([one.result for one in done])
-        return np.stack([next(results) if query.embedding is None else query.embedding for query in prepared])
+        self._in_flight += 1
+        try:
+            return await self._encoded(pairs, watch)
+        finally:
+            self._in_flight -= 1
 
     async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
         """See `QueryEncoder.encode_targets`."""
@@ -120,7 +122,7 @@ class LocalQueries:
 
     async def learn(self, image: bytes) -> bool:
         """Encode the image of an item ahead once nobody waits; see `RememberingEncoder.learn`."""
-        while self._batcher.busy or self._targets.busy or self._candidates.busy:
+        while self._in_flight or self._targets.busy or self._candidates.busy:
             await asyncio.sleep(_PAUSE_S)
         return await asyncio.get_running_loop().run_in_executor(self._running, self._queries.learn, image)
 
@@ -140,12 +142,57 @@ class LocalQueries:
         self._decoding.shutdown(wait=False, cancel_futures=True)
         self._running.shutdown(wait=False, cancel_futures=True)
 
-    async def _prepare(self, pair: Pair, place: int) -> KnownQuery:
+    async def _encoded(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
+        with watch.measure(Stage.DECODE):
+            known = await asyncio.gather(*(self._look_up(pair, place) for place, pair in enumerate(pairs)))
+        prepared = await self._prepare(known, [image for image, _ in pairs], watch)
+        new = [query for query in prepared if query.embedding is None]
+        done = await self._batcher.submit(new) if new else []
+        watch.add(Stage.QUEUE, max((one.waited_s for one in done), default=0.0))
+        watch.add(Stage.ENCODE, max((one.ran_s for one in done), default=0.0))
+        results = iter([one.result for one in done])
+        return np.stack([next(results) if query.embedding is None else query.embedding for query in prepared])
+
+    async def _look_up(self, pair: Pair, place: int) -> KnownQuery:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._decoding, self._queries.prepare_query, *pair)
+            return await loop.run_in_executor(self._decoding, self._queries.look_up, *pair)
         except ItemError as error:
             raise error.at("query", place) from None
+
+    async def _prepare(
+        self, queries: Sequence[KnownQuery], images: Sequence[bytes | None], watch: Stopwatch
+    ) -> list[KnownQuery]:
+        """Decode the images of queries. Meanwhile encode their texts, if no others are in flight to share a batch."""
+        prepared = list(queries)
+        new = [place for place, query in enumerate(queries) if not query.is_decoded]
+        if not new:
+            return prepared
+        texts = asyncio.ensure_future(self._with_texts([queries[place] for place in new]))
+        try:
+            with watch.measure(Stage.DECODE):
+                decoded = await asyncio.gather(*(self._decode(queries[place], images[place], place) for place in new))
+            with watch.measure(Stage.ENCODE):
+                encoded = await texts
+        finally:
+            texts.cancel()
+        for place, pixels, text in zip(new, decoded, encoded, strict=True):
+            prepared[place] = replace(pixels, text_features=text.text_features)
+        return prepared
+
+    async def _decode(self, query: KnownQuery, image: bytes | None, place: int) -> KnownQuery:
+        assert image is not None
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._decoding, self._queries.decode, query, image)
+        except ItemError as error:
+            raise error.at("query", place) from None
+
+    async def _with_texts(self, queries: Sequence[KnownQuery]) -> Sequence[KnownQuery]:
+        if self._in_flight > 1 or len(queries) > self._encoder.bundle.spec.max_batch:
+            return queries
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._running, self._queries.encode_texts, queries)
 
     async def _prepare_target(self, image: bytes, place: int) -> Pixels:
         loop = asyncio.get_running_loop()

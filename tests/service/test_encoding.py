@@ -1,0 +1,65 @@
+"""Queries that are encoded in the service's process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirrus_client.bundle import Bundle
+from cirrus_client.encoders import LocalEncoder
+from cirrus_client.encoders.remembering import KnownQuery, RememberingEncoder
+from cirrus_client.errors import InvalidImage
+from cirrus_client.service.encoding import LocalQueries
+from cirrus_client.service.stopwatch import Stopwatch
+
+_PATIENCE_S = 30
+
+
+@pytest.fixture
+def images(pictures: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(pictures.iterdir())[:2]]
+
+
+def test_texts_are_encoded_while_images_are_decoded(tiny_bundle: Bundle, images: list[bytes]) -> None:
+    ran: list[str] = []
+    encoded = threading.Event()
+
+    def observe(graph: str, seconds: float) -> None:
+        ran.append(graph)
+        encoded.set()
+
+    class AfterTexts(RememberingEncoder):
+        def decode(self, query: KnownQuery, image: bytes) -> KnownQuery:
+            assert encoded.wait(_PATIENCE_S), "no text is encoded while an image is decoded"
+            return super().decode(query, image)
+
+    async def found(texts: list[str]) -> np.ndarray:
+        queries = LocalQueries(AfterTexts(LocalEncoder(tiny_bundle, observe=observe), max_bytes=0), max_waiting=64)
+        try:
+            return await queries.encode(list(zip(images, texts, strict=True)), Stopwatch())
+        finally:
+            await queries.close()
+
+    texts = ["in blue", "with stripes"]
+    expected = LocalEncoder(tiny_bundle).encode_queries(images, texts)
+    np.testing.assert_allclose(asyncio.run(found(texts)), expected, atol=1e-5)
+    assert ran == ["text_encoder", "vision_encoder", "query_head"]
+
+
+def test_a_query_that_is_refused_leaves_the_next_one_alone(tiny_bundle: Bundle, images: list[bytes]) -> None:
+    async def found() -> np.ndarray:
+        queries = LocalQueries(RememberingEncoder(LocalEncoder(tiny_bundle), max_bytes=2**20), max_waiting=64)
+        try:
+            with pytest.raises(InvalidImage) as error:
+                await queries.encode([(images[0], "in blue"), (b"no image", "in blue")], Stopwatch())
+            assert error.value.position == 1
+            return await queries.encode([(images[0], "in blue")], Stopwatch())
+        finally:
+            await queries.close()
+
+    expected = LocalEncoder(tiny_bundle).encode_queries(images[:1], ["in blue"])
+    np.testing.assert_allclose(asyncio.run(found()), expected, atol=1e-5)
