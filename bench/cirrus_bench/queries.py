@@ -21,7 +21,7 @@ from cirrus_client.encoders import Encoder, LocalEncoder
 from cirrus_client.gallery import embed_gallery
 from cirrus_client.names import Transport
 from cirrus_client.records import Record
-from cirrus_client.triton import TritonEncoder
+from cirrus_client.triton.encoder import TritonEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_demo.probe import rendered_probe
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +62,7 @@ def known_plugins(*, what: str, table: Mapping[str, str], group: str) -> dict[st
     Raises PluginError if a name is taken twice.
     """
     found = dict(table)
-    for point in entry_points(group=group):
+    for point in _installed(group, tuple(sys.path)):
         if found.get(point.name, point.value) != point.value:
             raise PluginError(
                 f"{what} '{point.name}' is defined twice: {found[point.name]} and {point.value}; uninstall one of them",
@@ -69,6 +70,12 @@ def known_plugins(*, what: str, table: Mapping[str, str], group: str) -> dict[st
             )
         found[point.name] = point.value
     return found
+
+
+@lru_cache(maxsize=16)
+def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Return a group's entry points on Python's path. They are kept: to find them, a file of every package is read."""
+    return entry_points(group=group)
 
 
 def _imported(reference: str, what: str) -> Any:

@@ -21,7 +21,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import Interpolation, Pad
 from cirrus_client.tokenizer import TextCleaning, Tokenizer, TokenizerSpec
-from cirrus_client.triton import TritonEncoder
+from cirrus_client.triton.encoder import TritonEncoder
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.family import BackboneOptions, Weights

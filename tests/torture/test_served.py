@@ -12,7 +12,7 @@ import pytest
 from cirrus_client import LocalEncoder, TritonEncoder
 from cirrus_client.errors import InvalidImage
 from cirrus_client.names import Transport
-from cirrus_client.triton import RetryPolicy
+from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.server import TritonServer, free_ports
 from tests.torture.mixed_load import ask_all, asked_all_the_time, is_gone, queries, wait_until
 from tests.torture.report import Served

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from cirrus_client.errors import ServerError
 from cirrus_client.names import Transport
-from cirrus_client.triton import TritonEncoder
+from cirrus_client.triton.encoder import TritonEncoder
 from cirrus_client.triton.server import TritonServer
 from tests.conftest import jpeg
 from tests.test_command_line import message_of, run

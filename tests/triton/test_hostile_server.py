@@ -20,7 +20,8 @@ from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.errors import ServerError, ServerUnavailable
 from cirrus_client.names import Transport
 from cirrus_client.suggest import TritonSuggester
-from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
+from cirrus_client.triton.encoder import AsyncTritonEncoder, TritonEncoder
+from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER
 from tests.conftest import jpeg
 

@@ -18,7 +18,8 @@ from cirrus_client import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.errors import ServerError
 from cirrus_client.names import Transport
-from cirrus_client.triton import RetryPolicy, encoder
+from cirrus_client.triton import encoder
+from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.wire import SPACE_PARAMETER
 from tests.conftest import jpeg
 from tests.triton.test_hostile_server import SPACE, Hostile, config

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 from cirrus_client import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.errors import CirrusError, ServerOverloaded, ServerUnavailable
 from cirrus_client.names import Flavour, Transport
-from cirrus_client.triton import RetryPolicy
+from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.repository import Limits, models, write_repository
 from tests.conftest import jpeg

@@ -15,7 +15,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidImage, InvalidText, UnsupportedQuery
 from cirrus_client.names import Transport
 from cirrus_client.replay import TritonRunner, replay
-from cirrus_client.triton import AsyncTritonEncoder, TritonEncoder
+from cirrus_client.triton.encoder import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
 from tests.conftest import BAD_IMAGES

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cirrus_client.triton import TritonEncoder
+from cirrus_client.triton.encoder import TritonEncoder
 from cirrus_client.triton.scratch import Scratch
 from cirrus_client.triton.server import free_ports
 from tests.conftest import jpeg

@@ -16,7 +16,7 @@ from cirrus_client.errors import InvalidImage, ServerError, ServerTimeout, Serve
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import Transport
-from cirrus_client.triton import RetryPolicy
+from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.server import free_ports
 from tests.client.test_threads import THREADS, check_shared, image_of, in_forked_process
 from tests.conftest import jpeg

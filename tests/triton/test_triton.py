@@ -30,7 +30,8 @@ from cirrus_client.errors import (
 from cirrus_client.names import TensorName, Transport
 from cirrus_client.replay import TritonRunner
 from cirrus_client.tokenizer import Tokenizer
-from cirrus_client.triton import AsyncTritonEncoder, RetryPolicy, TritonEncoder
+from cirrus_client.triton.encoder import AsyncTritonEncoder, TritonEncoder
+from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.repository import Flavour, write_shared_repository

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.names import Transport
-from cirrus_client.triton import TritonEncoder
+
+if TYPE_CHECKING:
+    from cirrus_client.triton.encoder import TritonEncoder
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")]
 ServerOption = Annotated[
@@ -53,4 +55,6 @@ def open_encoder(
     if bundle is not None:
         return LocalEncoder(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, trust_plans=trust_plans))
     assert server is not None
+    from cirrus_client.triton.encoder import TritonEncoder  # slow to import
+
     return TritonEncoder(server, bundle=name, transport=transport)
