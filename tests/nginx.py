@@ -23,16 +23,17 @@ needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (
 
 
 @contextmanager
-def nginx(folder: Path, page: str, behind: str) -> Iterator[str]:
+def nginx(folder: Path, page: str, behind: str, *, below: str = "/") -> Iterator[str]:
     """Run the configuration of a docs page, with a port of its own, and yield its URL.
 
-    behind: what the page has as 127.0.0.1:8000 or :8080.
+    behind: what the page has as 127.0.0.1:8000 or :8080. below: the path of the host below which it is.
     """
     (port,) = free_ports(1)
     found = re.search(r"```nginx\n(.*?)```", (_PAGES / page).read_text(), re.DOTALL)
     assert found is not None
     site = found[1].replace("listen 8443;", f"listen 127.0.0.1:{port};")
-    site = re.sub(r"127\.0\.0\.1:80[08]0", behind, site)
+    site = re.sub(r"127\.0\.0\.1:80[08]0", behind if below == "/" else f"{behind}/", site)
+    site = site.replace("location / {", f"location {below} {{")
     temporary = "\n".join(
         f"{kind}_temp_path {folder / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )

@@ -14,6 +14,7 @@ import pytest
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.triton.server import free_ports
+from tests.nginx import needs_nginx, nginx
 from tests.service.live import live
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -114,6 +115,28 @@ def test_a_picture_and_an_edit_find_what_the_api_finds(page: Page, address: str,
     assert composed == [item["id"] for item in answer.json()["results"][0]["items"]]
     expect(page.locator(".card img").first).to_have_js_property("complete", True)
     assert page.locator(".card img").first.evaluate("image => image.naturalWidth") > 0
+
+
+@needs_nginx
+def test_below_a_path_of_its_host_it_finds_the_same(
+    page: Page, context: BrowserContext, address: str, pictures: Path, tmp_path: Path
+) -> None:
+    page.goto(address)
+    expected = choose(page, pictures / "000007.jpg")
+    with nginx(tmp_path, "search-service.md", address.removeprefix("http://"), below="/search/") as proxy:
+        page.goto(f"{proxy}/search/")
+        assert choose(page, pictures / "000007.jpg") == expected
+        expect(page.locator(".card img").first).not_to_have_js_property("naturalWidth", 0)
+        with page.expect_response("**/v1/search"):
+            page.click(".card button >> nth=2")
+        found(page)
+        expect(page.locator("#preview")).not_to_have_js_property("naturalWidth", 0)
+        with context.expect_page() as opened:
+            page.click(".card a >> nth=0")
+        assert opened.value.url.startswith(f"{proxy}/search/v1/items/")
+        page.reload()
+        found(page)
+        page.goto(address)
 
 
 def test_a_result_starts_a_search_and_every_search_is_a_link(

@@ -1,4 +1,4 @@
-// The service's HTTP API: every answer is JSON or a Failure.
+// The service's HTTP API: every answer is JSON or a Failure. Its paths are relative: a proxy may have it below a path.
 
 /** What went wrong. retryAfterS: seconds after which it may work, or null; needsKey: whether a key was missing. */
 export class Failure extends Error {
@@ -14,7 +14,7 @@ const AWAY = "The service can't be reached. Trying again …";
 const BUSY = "Too many searches at the moment. Trying again …";
 const NOT_READY = "The service is not ready. Trying again …";
 
-export const collections = async () => (await ask("/v1/collections")).collections;
+export const collections = async () => (await ask("v1/collections")).collections;
 
 /** Search one collection. reference: a Blob, {id}, or null. */
 export function search({ collection, reference, text, filter, k, offset }, signal) {
@@ -26,25 +26,28 @@ export function search({ collection, reference, text, filter, k, offset }, signa
   else if (reference) form.set("id", reference.id);
   if (text) form.set("text", text);
   if (filter) form.set("filter", JSON.stringify(filter));
-  return ask("/v1/search", { method: "POST", body: form, signal });
+  return ask("v1/search", { method: "POST", body: form, signal });
 }
 
 /** Return the edit text that leads from a reference, a Blob or {id}, to an item of a collection. */
 export async function suggest({ collection, reference, target }, signal) {
   const from = reference instanceof Blob ? { image: await base64Of(reference) } : { id: reference.id };
-  return (await ask("/v1/suggest", { ...json({ reference: from, target: { id: target }, collection }), signal })).text;
+  return (await ask("v1/suggest", { ...json({ reference: from, target: { id: target }, collection }), signal })).text;
 }
 
-export const enter = (key) => ask("/v1/session", json({ key }));
+export const enter = (key) => ask("v1/session", json({ key }));
+
+/** The address of an image that an answer links to. */
+export const linked = (link) => link.slice(1);
 
 /** The address of a gallery item's thumbnail. */
-export const thumbnail = (link, sizePx) => `${link}${link.includes("?") ? "&" : "?"}size=${sizePx}`;
+export const thumbnail = (image, sizePx) => `${image}${image.includes("?") ? "&" : "?"}size=${sizePx}`;
 
 /** The address of a gallery item's image. Slashes are escaped where a browser would shorten the path, as in `./a.jpg`. */
 export const imageOf = (id, collection) => {
   const parts = id.split("/");
   const slash = parts.some((part) => ["", ".", ".."].includes(part)) ? "%2F" : "/";
-  return `/v1/items/${parts.map(encodeURIComponent).join(slash)}/image?collection=${encodeURIComponent(collection)}`;
+  return `v1/items/${parts.map(encodeURIComponent).join(slash)}/image?collection=${encodeURIComponent(collection)}`;
 };
 
 const json = (content) => ({

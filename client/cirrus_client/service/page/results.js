@@ -1,6 +1,6 @@
 // The found items as cards in a grid.
 
-import { thumbnail } from "./api.js";
+import { linked, thumbnail } from "./api.js";
 import { element } from "./element.js";
 
 const SIZE_PX = 384;
@@ -27,7 +27,7 @@ function column(answer, named, actions) {
 }
 
 function card(item, collection, { start, suggest }) {
-  const picture = element("img", { src: thumbnail(item.image, SIZE_PX), alt: item.id, loading: "lazy" });
+  const picture = element("img", { src: thumbnail(linked(item.image), SIZE_PX), alt: item.id, loading: "lazy" });
   const again = element(
     "button",
     { type: "button", title: "Search from this picture", onclick: () => start(item, collection) },
@@ -37,7 +37,7 @@ function card(item, collection, { start, suggest }) {
   const first = element(
     "div",
     { className: "first" },
-    element("a", { href: item.image, target: "_blank", rel: "noopener" }, item.id),
+    element("a", { href: linked(item.image), target: "_blank", rel: "noopener" }, item.id),
     element("span", { title: "Cosine of the query and this picture" }, item.score.toFixed(3)),
   );
   const about = element("div", { className: "about" }, first, ...details(item));
