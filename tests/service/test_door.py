@@ -60,6 +60,7 @@ def test_the_page_and_health_need_no_key_and_a_session_opens_images(locked) -> N
     opened = locked.post("/v1/session", json={"key": KEY})
     assert opened.status_code == 204
     assert {"HttpOnly", "SameSite=strict"} <= set(opened.headers["set-cookie"].split("; "))
+    assert "Path" not in opened.headers["set-cookie"], "other applications of the host would get the key"
     assert locked.get("/v1/items/000001.jpg/image").status_code == 200
     locked.cookies.clear()
 

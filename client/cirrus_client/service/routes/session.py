@@ -24,12 +24,13 @@ class SessionRequest(Asked):
 
 @router.post("/v1/session", status_code=204, openapi_extra=body(SessionRequest))
 async def session(request: Request) -> Response:
-    """Keep an API key in a cookie of this site, until the browser is closed."""
+    """Keep an API key in a cookie, until the browser is closed. It is sent to what is beside this path alone."""
     wanted = await read_json(request, SessionRequest)
     keys = service(request).access.keys
     if keys and keys.id_of(wanted.key) is None:
         raise AccessDenied("this API key is not known")
     answer = Response(status_code=204)
     if keys:
-        answer.set_cookie(COOKIE, wanted.key, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        secure = request.url.scheme == "https"
+        answer.set_cookie(COOKIE, wanted.key, path=None, httponly=True, samesite="strict", secure=secure)
     return answer
