@@ -114,9 +114,7 @@ class RememberingEncoder:
         known = self._look_up(Kept.QUERY, query.key)
         if known is not None:
             return replace(query, embedding=known[EMBEDDING])
-        if image is None or not self._image_steps:
-            return query
-        return replace(query, image_features=self._look_up(Kept.IMAGE, digest))
+        return query if image is None else self._with_image_features(query)
 
     def decode(self, query: KnownQuery, image: bytes) -> KnownQuery:
         """Add the pixels of a query's image file unless it is known. Raises InvalidImage."""
@@ -166,10 +164,8 @@ class RememberingEncoder:
 
     def prepare_candidate(self, image: bytes) -> KnownQuery:
         """Decode a gallery image that is to be scored, unless it is known. Raises InvalidImage."""
-        digest = hashlib.sha256(image).digest()
-        features = self._look_up(Kept.IMAGE, digest) if self._image_steps else None
-        pixels = None if features is not None else self.encoder.prepare_image(image)
-        return KnownQuery(np.empty(0, dtype=np.int64), digest, pixels, features)
+        candidate = KnownQuery(np.empty(0, dtype=np.int64), hashlib.sha256(image).digest())
+        return self.decode(self._with_image_features(candidate), image)
 
     def score(self, candidates: Sequence[tuple[Condition, KnownQuery]]) -> Scores:
         """Return the score of each prepared candidate for the query beside it, float32 [k].
@@ -221,6 +217,12 @@ class RememberingEncoder:
                 self._recent.put((Kept.IMAGE, image), known[image])
         features = [known[query.image] for query in queries]
         return {name: np.stack([one[name] for one in features]) for name in features[0]}
+
+    def _with_image_features(self, query: KnownQuery) -> KnownQuery:
+        """Add what the image encoder made of a query's image, if that is known."""
+        if not self._image_steps:
+            return query
+        return replace(query, image_features=self._look_up(Kept.IMAGE, query.image))
 
     def _of_texts(self, queries: Sequence[KnownQuery]) -> Tensors:
         """Return the token ids of the queries, cut to what the batch needs, and what the text encoder makes of them."""
