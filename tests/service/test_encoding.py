@@ -33,7 +33,7 @@ def test_texts_are_encoded_while_images_are_decoded(tiny_bundle: Bundle, images:
         encoded.set()
 
     class AfterTexts(RememberingEncoder):
-        def decode(self, query: KnownQuery, image: bytes) -> KnownQuery:
+        def decode(self, query: KnownQuery, image: bytes | None) -> KnownQuery:
             assert encoded.wait(_PATIENCE_S), "no text is encoded while an image is decoded"
             return super().decode(query, image)
 

@@ -52,7 +52,12 @@ class KnownQuery:
     @property
     def key(self) -> tuple[bytes | None, bytes]:
         """What the query is the same by."""
-        return self.image, self.token_ids.tobytes()
+        return self.image, self.text
+
+    @property
+    def text(self) -> bytes:
+        """What the text is the same by."""
+        return self.token_ids.tobytes()
 
     @property
     def is_decoded(self) -> bool:
@@ -104,8 +109,7 @@ class RememberingEncoder:
 
     def prepare_query(self, image: bytes | None, text: str | None) -> KnownQuery:
         """Tokenize a query, and decode its image unless that is known. See `LocalEncoder.prepare_query`."""
-        query = self.look_up(image, text)
-        return query if image is None else self.decode(query, image)
+        return self.decode(self.look_up(image, text), image)
 
     def look_up(self, image: bytes | None, text: str | None) -> KnownQuery:
         """Tokenize a query, and add what is known of it and of its image. Raises as `LocalEncoder.prepare_text`."""
@@ -116,9 +120,11 @@ class RememberingEncoder:
             return replace(query, embedding=known[EMBEDDING])
         return query if image is None else self._with_image_features(query)
 
-    def decode(self, query: KnownQuery, image: bytes) -> KnownQuery:
-        """Add the pixels of a query's image file unless it is known. Raises InvalidImage."""
-        return query if query.is_decoded else replace(query, pixels=self.encoder.prepare_image(image))
+    def decode(self, query: KnownQuery, image: bytes | None) -> KnownQuery:
+        """Add the pixels of a query's image file, if it has one that is not known. Raises InvalidImage."""
+        if image is None or query.is_decoded:
+            return query
+        return replace(query, pixels=self.encoder.prepare_image(image))
 
     def encode_texts(self, queries: Sequence[KnownQuery]) -> list[KnownQuery]:
         """Add what the text encoder makes of texts, where it needs no image for that.
@@ -128,7 +134,7 @@ class RememberingEncoder:
         if not self._text_steps:
             return list(queries)
         known = self._text_features(queries)
-        return [replace(query, text_features=known[query.token_ids.tobytes()]) for query in queries]
+        return [replace(query, text_features=known[query.text]) for query in queries]
 
     def encode_prepared_queries(self, prepared: Sequence[KnownQuery]) -> Embeddings:
         """Return one query embedding per prepared query, float32 [B, D]."""
@@ -230,7 +236,7 @@ class RememberingEncoder:
         if not self._text_steps:
             return {TensorName.TOKEN_IDS: token_ids}
         known = self._text_features(queries)
-        features = [known[query.token_ids.tobytes()] for query in queries]
+        features = [known[query.text] for query in queries]
         length = token_ids.shape[1]
         return {TensorName.TOKEN_IDS: token_ids} | {
             name: np.stack([_padded(one[name], length) if name in self._dynamic else one[name] for one in features])
@@ -243,7 +249,7 @@ class RememberingEncoder:
         known: dict[bytes, Arrays] = {}
         new: dict[bytes, TokenIds] = {}
         for query in queries:
-            key = query.token_ids.tobytes()
+            key = query.text
             if key not in known and key not in new:
                 features = query.text_features or self._look_up(Kept.TEXT, key)
                 if features is None:

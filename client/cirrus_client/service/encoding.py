@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.served_names import ServedNames
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 _PAUSE_S = 0.05
 _CANDIDATES = 16  # that may wait, per query that may
 Pair = tuple[bytes | None, str | None]
@@ -103,7 +105,9 @@ class LocalQueries:
 
     async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
         """See `QueryEncoder.encode_targets`."""
-        prepared = await asyncio.gather(*(self._prepare_target(image, place) for place, image in enumerate(images)))
+        prepared = await asyncio.gather(
+            *(self._in_thread("image", place, self._encoder.prepare, image) for place, image in enumerate(images))
+        )
         return np.stack([one.result for one in await self._targets.submit(prepared)])
 
     async def scores(self, query: Pair, candidates: Sequence[bytes]) -> Scores:
@@ -112,7 +116,10 @@ class LocalQueries:
         check_reranked(image, self._encoder.bundle.spec.ensembles)
         assert image is not None
         loop = asyncio.get_running_loop()
-        prepared = await asyncio.gather(*(self._prepare_candidate(one, place) for place, one in enumerate(candidates)))
+        prepare = self._queries.prepare_candidate
+        prepared = await asyncio.gather(
+            *(self._in_thread("candidate", place, prepare, one) for place, one in enumerate(candidates))
+        )
         try:
             condition = await loop.run_in_executor(self._running, self._queries.condition, image, text)
         except ItemError as error:
@@ -144,7 +151,9 @@ class LocalQueries:
 
     async def _encoded(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
         with watch.measure(Stage.DECODE):
-            known = await asyncio.gather(*(self._look_up(pair, place) for place, pair in enumerate(pairs)))
+            known = await asyncio.gather(
+                *(self._in_thread("query", place, self._queries.look_up, *pair) for place, pair in enumerate(pairs))
+            )
         prepared = await self._prepare(known, [image for image, _ in pairs], watch)
         new = [query for query in prepared if query.embedding is None]
         done = await self._batcher.submit(new) if new else []
@@ -153,12 +162,12 @@ class LocalQueries:
         results = iter([one.result for one in done])
         return np.stack([next(results) if query.embedding is None else query.embedding for query in prepared])
 
-    async def _look_up(self, pair: Pair, place: int) -> KnownQuery:
-        loop = asyncio.get_running_loop()
+    async def _in_thread(self, item: str, place: int, prepare: Callable[[*Ts], T], *given: *Ts) -> T:
+        """Prepare an item in a thread that decodes. Its errors get the item's place."""
         try:
-            return await loop.run_in_executor(self._decoding, self._queries.look_up, *pair)
+            return await asyncio.get_running_loop().run_in_executor(self._decoding, prepare, *given)
         except ItemError as error:
-            raise error.at("query", place) from None
+            raise error.at(item, place) from None
 
     async def _prepare(
         self, queries: Sequence[KnownQuery], images: Sequence[bytes | None], watch: Stopwatch
@@ -171,7 +180,10 @@ class LocalQueries:
         texts = asyncio.ensure_future(self._with_texts([queries[place] for place in new]))
         try:
             with watch.measure(Stage.DECODE):
-                decoded = await asyncio.gather(*(self._decode(queries[place], images[place], place) for place in new))
+                decode = self._queries.decode
+                decoded = await asyncio.gather(
+                    *(self._in_thread("query", place, decode, queries[place], images[place]) for place in new)
+                )
             with watch.measure(Stage.ENCODE):
                 encoded = await texts
         finally:
@@ -180,33 +192,11 @@ class LocalQueries:
             prepared[place] = replace(pixels, text_features=text.text_features)
         return prepared
 
-    async def _decode(self, query: KnownQuery, image: bytes | None, place: int) -> KnownQuery:
-        assert image is not None
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._decoding, self._queries.decode, query, image)
-        except ItemError as error:
-            raise error.at("query", place) from None
-
     async def _with_texts(self, queries: Sequence[KnownQuery]) -> Sequence[KnownQuery]:
         if self._in_flight > 1 or len(queries) > self._encoder.bundle.spec.max_batch:
             return queries
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._running, self._queries.encode_texts, queries)
-
-    async def _prepare_target(self, image: bytes, place: int) -> Pixels:
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._decoding, self._encoder.prepare, image)
-        except ItemError as error:
-            raise error.at("image", place) from None
-
-    async def _prepare_candidate(self, image: bytes, place: int) -> KnownQuery:
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._decoding, self._queries.prepare_candidate, image)
-        except ItemError as error:
-            raise error.at("candidate", place) from None
 
     async def _run_candidates(self, candidates: Sequence[tuple[Condition, KnownQuery]]) -> Sequence[float]:
         loop = asyncio.get_running_loop()
