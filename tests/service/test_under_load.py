@@ -138,19 +138,25 @@ def test_a_swap_under_load_loses_mixes_and_mistakes_no_answer(bundle, gallery_ro
     index = tmp_path / "index"
     numbered(gallery_root, index, 0)
     stop = threading.Event()
+    answers: list[tuple[int, set[int]]] = []
 
-    def ask(url_client) -> list[tuple[int, set[int]]]:
-        answers = []
+    def ask(url_client) -> None:
         while not stop.is_set():
             answer = url_client.post("/v1/search", json={"queries": [{"id": "000003.jpg"}] * 2, "k": 20})
             items = [item for result in answer.json().get("results", []) for item in result["items"]]
             answers.append((answer.status_code, {item["metadata"]["version"] for item in items}))
-        return answers
+
+    def wait_for(number: int) -> None:
+        deadline = time.monotonic() + 30
+        while not any(number in versions for _, versions in list(answers)):
+            assert time.monotonic() < deadline, f"no answer has version {number}"
+            time.sleep(0.01)
 
     with live(tmp_path, bundle.root, "--index", index, "--in-process") as service, ThreadPoolExecutor(4) as pool:
         clients = [service.client() for _ in range(4)]
         asking = [pool.submit(ask, client) for client in clients]
         for number in range(1, 5):
+            wait_for(number - 1)
             numbered(gallery_root, index, number)
             if number % 2:
                 assert clients[0].post(f"/v1/collections/{bundle.spec.name}/reload").status_code == 200
@@ -159,8 +165,10 @@ def test_a_swap_under_load_loses_mixes_and_mistakes_no_answer(bundle, gallery_ro
                 while version_of(clients[0]) != number:
                     assert time.monotonic() < deadline, "the new index was not noticed"
                     time.sleep(0.1)
+        wait_for(4)
         stop.set()
-        answers = [answer for asked in asking for answer in asked.result()]
+        for asked in asking:
+            asked.result()
     assert {status for status, _ in answers} == {200}
     assert all(len(versions) == 1 for _, versions in answers)
     assert {version for _, versions in answers for version in versions} >= {0, 1, 2, 3, 4}
