@@ -206,7 +206,7 @@ def floor(
 
 @bench.command()
 def resolution(
-    backbone: Annotated[str, typer.Option(help="qwen3-vl, qwen2-vl or llava-next.")],
+    backbone: Annotated[str, typer.Option(help="qwen3-vl, qwen2.5-vl, qwen2-vl or llava-next.")],
     pretrained: Annotated[Path, typer.Option(help="The model's folder, with its image processor.")],
     out: Annotated[Path, _folder("resolution.json and resolution.md")],
     size: Annotated[

@@ -20,7 +20,7 @@ from cirrus_export.gate.probe import Probe, ProbeQuery
 from cirrus_export.heads.qwen_vl import patches
 from cirrus_export.recipes.vlm_embedder import VlmEmbedder
 from tests.export import test_llava
-from tests.export.test_vlm_embedder import SIZE_PX, write_checkpoint
+from tests.export.test_vlm_embedder import SIZE_PX, WORDINGS, write_checkpoint
 
 pytestmark = pytest.mark.export
 
@@ -33,7 +33,7 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 
 def torch_original(checkpoint: Path) -> VlmEmbedder:
-    return original(checkpoint.name, checkpoint, {"wording": "gme"} if checkpoint.name == "qwen2-vl" else {})
+    return original(checkpoint.name, checkpoint, {"wording": WORDINGS.get(checkpoint.name, "")})
 
 
 def processor(folder: Path) -> Qwen2VLImageProcessor:

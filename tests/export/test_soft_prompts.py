@@ -1,4 +1,4 @@
-"""CIR-LVLM's soft prompts on published vision-language models: small LLaVAs and a Qwen2-VL of random weights."""
+"""CIR-LVLM's soft prompts on published vision-language models: small LLaVAs and Qwen-VLs of random weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.export.test_llava import IMAGES, ODD, processor_of
 
 POOL, LENGTH, CHOSEN, WIDTH = 7, 3, 2, 64
 QUERY, TARGET = "find the image with this change", "the image"
-SIDE_PX = {"llava": 28, "llava-next": 56, "qwen2-vl": 84}
+SIDE_PX = {"llava": 28, "llava-next": 56, "qwen2-vl": 84, "qwen2.5-vl": 84}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def head(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=list(SIDE_PX))
 def checkpoint(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("soft") / request.param
-    if request.param == "qwen2-vl":
+    if request.param.startswith("qwen"):
         return test_vlm_embedder.write_checkpoint(folder)
     return test_llava.write_checkpoint(folder, test_llava.llama3_tokenizer())
 
@@ -77,7 +77,7 @@ def published(checkpoint: Path, pool: dict[str, torch.Tensor], image: bytes, pro
     if checkpoint.name != "llava":
         picture = picture.resize((side_px, side_px), Image.Resampling.BICUBIC)
     qwen = Qwen2VLImageProcessor(patch_size=14, merge_size=2, do_resize=False)
-    images = qwen if checkpoint.name == "qwen2-vl" else processor_of(checkpoint)
+    images = qwen if checkpoint.name.startswith("qwen") else processor_of(checkpoint)
     seen = model.get_image_features(**images(images=[picture], return_tensors="pt")).pooler_output[0]
 
     def words(said: str, **options: bool) -> torch.Tensor:

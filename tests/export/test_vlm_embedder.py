@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import (
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -43,7 +45,8 @@ from cirrus_export.recipes import Recipe
 from tests.conftest import jpeg
 from tests.export.compiled import LOWER, check_all_compile, needs_rtx
 
-SIZE_PX = {"qwen3-vl": 96, "qwen2-vl": 84}
+SIZE_PX = {"qwen3-vl": 96, "qwen2-vl": 84, "qwen2.5-vl": 84}
+WORDINGS = {"qwen2-vl": "gme", "qwen2.5-vl": "lamra"}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 WEIGHTS = "model.safetensors"
 INSTRUCTION = "Find the product that the edit describes"
@@ -116,6 +119,12 @@ def write_checkpoint(folder: Path) -> Path:
         }
         config = Qwen3VLConfig(text_config=text | {"head_dim": 16}, vision_config=vision, **ids)
         model = Qwen3VLForConditionalGeneration(config)
+    elif folder.name == "qwen2.5-vl":
+        vision = {
+            **{"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64},
+            **{"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]},
+        }
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
     else:
         vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14}
         model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
@@ -125,13 +134,13 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=list(SIZE_PX))
+@pytest.fixture(scope="module", params=["qwen3-vl", "qwen2-vl"])
 def checkpoint(request, tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("vlm") / request.param)
 
 
 def request(checkpoint: Path, out: Path, **options: str | int) -> ExportRequest:
-    wording = {"wording": "gme"} if checkpoint.name == "qwen2-vl" else {}
+    wording = {"wording": WORDINGS.get(checkpoint.name, "")}
     options = {"image_size_px": SIZE_PX[checkpoint.name], "query_instruction": INSTRUCTION} | wording | options
     return ExportRequest("vlm-embedder", checkpoint.name, str(checkpoint), None, out, options=options)
 
@@ -257,7 +266,7 @@ def test_the_same_words_are_read_with_each_models_own_positions(checkpoint, tmp_
     assert cosine_min(*targets) < 0.9999  # the positions matter
     assert len(spaces) == 2
     (tmp_path / "qwen2-vl").mkdir()
-    with pytest.raises(ExportError, match="say --option wording=ops-mm-embedding, gme, vlm2vec, or FILE"):
+    with pytest.raises(ExportError, match="say --option wording=ops-mm-embedding, gme, lamra, vlm2vec, or FILE"):
         build_recipe(request(tmp_path / "qwen2-vl", tmp_path / "out", wording=""))  # before the folder is read
 
 
@@ -471,8 +480,8 @@ def test_a_folder_that_is_no_qwen_vl_is_refused_by_its_reason(checkpoint, tmp_pa
     assert "tokenizer.json is missing" in refusal()
     (copy / "tokenizer.json").write_text("{}")
     assert "tokenizer.json" in refusal()
-    (copy / "config.json").write_text(json.dumps(config | {"model_type": "qwen2_5_vl"}))
-    assert "describes a model of type 'qwen2_5_vl'" in refusal()
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "qwen4_vl"}))
+    assert "describes a model of type 'qwen4_vl'" in refusal()
     (copy / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Evil"}}))
     assert "'auto_map' names code" in refusal()
     (copy / "config.json").write_text(json.dumps(config))

@@ -18,7 +18,7 @@ from cirrus_export.recipes.wording import Wording, find_wording
 from tests.export.test_llava import llama2_tokenizer
 from tests.export.test_vlm_embedder import write_tokenizer
 
-OWN = ("gme", "ops-mm-embedding", "qwen3-vl-embedding", "vlm2vec")
+OWN = ("gme", "lamra", "ops-mm-embedding", "qwen3-vl-embedding", "vlm2vec")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_an_instruction_and_a_text_are_tokenized_as_if_together(tokenizer, folde
 
 def test_an_unknown_name_or_file_is_refused(tmp_path) -> None:
     with pytest.raises(
-        ExportError, match="wording=unime: there is no such wording; known: e5-v, gme, ops-mm-embedding, q"
+        ExportError, match="wording=unime: there is no such wording; known: e5-v, gme, lamra, ops-mm-embedding, q"
     ):
         find_wording("unime")
     with pytest.raises(ExportError, match=r"none\.json: No such file"):

@@ -1,4 +1,7 @@
-"""Qwen2-VL as an encoder of images and texts: GME (arXiv 2412.16855), Ops-MM-embedding, VLM2Vec (arXiv 2410.05160)."""
+"""Qwen2-VL as an encoder of images and texts.
+
+GME (arXiv 2412.16855), Ops-MM-embedding, LamRA-Ret (arXiv 2412.01720), VLM2Vec (arXiv 2410.05160).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ class Qwen2VlBackbone(QwenVlBackbone):
     tower_type = Qwen2VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen2-VL"
-    wordings = ("ops-mm-embedding", "gme", "vlm2vec")
+    wordings = ("ops-mm-embedding", "gme", "lamra", "vlm2vec")
 
 
 class Qwen2VlFamily(QwenVlFamily):

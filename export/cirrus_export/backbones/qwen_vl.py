@@ -1,4 +1,4 @@
-"""A Qwen-VL as an encoder of images and texts: what Qwen2-VL and Qwen3-VL have in common."""
+"""A Qwen-VL as an encoder of images and texts: what Qwen2-VL, Qwen2.5-VL and Qwen3-VL have in common."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ FAMILIES = {
     "lvlm": "cirrus_export.backbones.lvlm:LvlmFamily",
     "open_clip": "cirrus_export.backbones.open_clip:OpenClipFamily",
     "open_clip_pooled": "cirrus_export.backbones.open_clip_pooled:PooledOpenClipFamily",
+    "qwen2_5_vl": "cirrus_export.backbones.qwen2_5_vl:Qwen25VlFamily",
     "qwen2_vl": "cirrus_export.backbones.qwen2_vl:Qwen2VlFamily",
     "qwen3_vl": "cirrus_export.backbones.qwen3_vl:Qwen3VlFamily",
 }

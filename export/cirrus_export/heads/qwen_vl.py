@@ -1,7 +1,7 @@
 """A Qwen-VL's vision tower and language model for images of one size, with every grid and position a constant.
 
 The same functions as transformers' own models, whose code reads the sizes of images from tensors and can't be exported
-(Qwen2-VL: arXiv 2409.12191; Qwen3-VL: arXiv 2511.21631).
+(Qwen2-VL: arXiv 2409.12191; Qwen2.5-VL: arXiv 2502.13923; Qwen3-VL: arXiv 2511.21631).
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class VisionTower(nn.Module, ABC):
         """Return the merger behind a block, by the block's number."""
         return {}
 
+    def attended(self, number: int) -> Tensor | None:
+        """Return the patches that each patch attends to in a block, bool [P, P]; None is all."""
+        return None
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image_tokens [B, N, W * (1 + K)] of pixels float32 [B, 3, S, S]."""
         visual = self.visual
@@ -60,17 +64,17 @@ class VisionTower(nn.Module, ABC):
         hidden = self.places(hidden)
         mergers, deep = self.deepstack(), []
         for number, block in enumerate(visual.blocks):
-            hidden = hidden + self._attention(block.attn, block.norm1(hidden))
+            hidden = hidden + self._attention(block.attn, block.norm1(hidden), self.attended(number))
             hidden = hidden + block.mlp(block.norm2(hidden))
             if number in mergers:
                 deep.append(self.merged(mergers[number], hidden))
         return torch.cat([self.merged(visual.merger, hidden), *deep], dim=-1)
 
-    def _attention(self, attention: Any, hidden: Tensor) -> Tensor:
+    def _attention(self, attention: Any, hidden: Tensor, attended: Tensor | None) -> Tensor:
         split = attention.qkv(hidden).unflatten(-1, (3, attention.num_heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         query, key = (states * self.cos + rotate_half(states) * self.sin for states in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+        mixed = F.scaled_dot_product_attention(query, key, value, attended, scale=attention.scaling)
         projected: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
         return projected
 
