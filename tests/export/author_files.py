@@ -28,12 +28,31 @@ AUTHORS = {
     "sprc": ("sprc_vit_g", "Blip2QformerCirAlignPrompt"),
     "blip2-qformer": ("sprc_vit_l", "state"),
     "ptha": ("sprc_vit_l", "Ptha"),
+    "hint": ("sprc_vit_l", ""),
+    "intent": ("sprc_vit_l", ""),
+    "conesep": ("sprc_vit_l", ""),
     "searle": ("searle", "Phi"),
     "lincir": ("searle", "Phi"),
     "pic2word": ("pic2word", ""),
 }
 
-OF_QFORMERS = ("sprc", "blip2-qformer", "ptha")
+BESIDE_SPRCS = {
+    "hint": {
+        "sim_enc.v_global_w.embedding_local.0.weight": (64, 64),
+        "sim_enc.v_global_w.embedding_local.1.num_batches_tracked": (),
+        "sim_enc.vl_transformer.0.with_pos_embed_v.src_pos_embed.weight": (33, 64),
+        "sim_enc.vl_transformer.0.self_attn.in_proj_weight": (192, 64),
+        "sim_enc.distill_loss.proj.weight": (64, 64),
+    },
+    "intent": {"text_proj_cau.weight": (64, 128), "text_proj_cau.bias": (64,), "loss_T": (1,)},
+    "conesep": {"negative_tokens": (1, 32, 128)},
+}
+"""What their authors' classes save beside SPRC's names: of zh-mingyu/HINT some of it, of the others all."""
+
+OF_QFORMERS = ("sprc", "blip2-qformer", "ptha", "hint")
+LIKE_HINT = ("intent", "conesep")
+EXPORTED = tuple(recipe for recipe in AUTHORS if recipe not in LIKE_HINT)
+"""The recipes of AUTHORS whose graphs are not those of another."""
 
 
 def authors_file(folder: Path, recipe: str, *, edit=lambda state: None) -> Path:
@@ -42,7 +61,10 @@ def authors_file(folder: Path, recipe: str, *, edit=lambda state: None) -> Path:
     file, wrapper = AUTHORS[recipe]
     entries = json.loads((KEYS / f"{file}.json").read_text())
     states = {
-        name: {key: 0.1 * torch.randn(shape, generator=generator) for key, shape in keys.items()}
+        name: {
+            key: 0.1 * torch.randn(shape, generator=generator)
+            for key, shape in (keys | BESIDE_SPRCS.get(recipe, {})).items()
+        }
         for name, keys in entries.items()
     }
     if len(states) == 1:

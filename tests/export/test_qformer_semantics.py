@@ -1,4 +1,4 @@
-"""SPRC's two passes, written down from its facts in plain torch operations; nothing of the Q-Former module is called.
+"""SPRC's two passes and HINT's one, written down from their facts in plain torch; nothing of the module is called.
 
 In the second pass there is no image, and SPRC's edited layer branches on that: every token, the 32 prompts too, goes
 through the *text* feed-forward, and no layer has cross-attention.
@@ -98,6 +98,14 @@ def test_a_query_is_the_released_two_passes() -> None:
     sentence = released(prompt, token_ids, None, state)[:, 32]
     expected = F.normalize(linear(sentence, state, "text_proj"), dim=-1)
     torch.testing.assert_close(two_passes(qformer, image, token_ids), expected, atol=2e-6, rtol=0)
+
+
+def test_a_query_of_one_pass_is_the_texts_first_token_beside_the_image() -> None:
+    qformer, state, image, token_ids = setup()
+    read = released(state["query_tokens"].expand(3, -1, -1), token_ids, image, state)[:, 32]
+    expected = F.normalize(linear(read, state, "text_proj"), dim=-1)
+    torch.testing.assert_close(qformer.fused(image, token_ids), expected, atol=2e-6, rtol=0)
+    assert F.cosine_similarity(two_passes(qformer, image, token_ids), expected).max() < 0.99
 
 
 def test_the_second_pass_through_the_prompts_own_feed_forward_would_be_another_query() -> None:

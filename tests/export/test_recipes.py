@@ -17,7 +17,7 @@ from cirrus_export.pipeline import ExportRequest, build_recipe
 from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.registry import recipe_named, recipes
 from cirrus_export.recipes.two_tower import TwoTowerRecipe
-from tests.export.author_files import AUTHORS, OF_QFORMERS, authors_file, check_answers, request
+from tests.export.author_files import EXPORTED, LIKE_HINT, OF_QFORMERS, authors_file, check_answers, request
 
 import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
 
@@ -26,9 +26,20 @@ def text_config(name: str) -> dict[str, object]:
     return open_clip.get_model_config(name)["text_cfg"]
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in AUTHORS if recipe not in OF_QFORMERS])
+@pytest.mark.parametrize("recipe", [recipe for recipe in EXPORTED if recipe not in OF_QFORMERS])
 def test_an_authors_checkpoint_becomes_a_bundle_that_answers(recipe, author_bundle, photos) -> None:
     check_answers(author_bundle(recipe), photos)
+
+
+@pytest.mark.parametrize("recipe", LIKE_HINT)
+def test_a_file_of_another_method_of_one_pass_is_read_whole(recipe, small_clip, tmp_path) -> None:
+    hint, other = (build_recipe(request(tmp_path, name, small_clip)) for name in ("hint", recipe))
+    assert fingerprint(other.query_head) == fingerprint(hint.query_head)
+    assert type(other).query is type(hint).query
+    own = hint.backbone.preprocess
+    assert other.preprocess(own) == hint.preprocess(own)
+    assert hint.preprocess(own).convert_rgb == "before_resize"
+    assert recipe_named("sprc").preprocess(own).convert_rgb == "after_crop"
 
 
 def test_the_recipes_that_the_message_names_are_those_that_answer_a_text_alone() -> None:
@@ -136,6 +147,10 @@ READ_AS = [  # a file, the recipe that it is mistyped as, and those that use it 
     ("transagg", "transagg-union", "transagg"),
     ("transagg", "union-sketch", "transagg"),
     ("sprc", "transagg-union", "blip2-qformer or ptha or sprc"),
+    ("hint", "sprc", "hint"),
+    ("intent", "hint", "intent"),
+    ("conesep", "ptha", "conesep"),
+    ("sprc", "hint", "blip2-qformer or ptha or sprc"),
     ("transagg-union", "sprc", "transagg-union or union-sketch"),
     ("searle", "sprc", "lincir or searle"),
     ("searle", "pic2word", "lincir or searle"),

@@ -23,7 +23,7 @@ from cirrus_export.graph import Graph
 from cirrus_export.heads.transagg import PadMask
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes.transagg_union import TransAggUnion
-from tests.export.author_files import AUTHORS
+from tests.export.author_files import EXPORTED
 
 WORDS = ["in", "blue", "with", "longer", "sleeves", "and", "stripes"]
 
@@ -56,7 +56,7 @@ def request(weights, out: Path, recipe: str = "transagg-union", **options: str) 
     return ExportRequest(recipe, "cirrus-demo", str(weights.clip), str(weights.head), out, options=options)
 
 
-@pytest.mark.parametrize("recipe", AUTHORS)
+@pytest.mark.parametrize("recipe", EXPORTED)
 def test_the_gate_proves_the_cuts_of_every_recipe(recipe: str, author_bundle) -> None:
     bundle: Bundle = author_bundle(recipe)
     tokenizer = bundle.spec.tokenizer

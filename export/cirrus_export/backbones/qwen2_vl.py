@@ -5,6 +5,8 @@ GME (arXiv 2412.16855), Ops-MM-embedding, LamRA-Ret (arXiv 2412.01720), VLM2Vec 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from cirrus_export.backbones.qwen_vl import QwenVlBackbone, QwenVlFamily
 from cirrus_export.heads.qwen2_vl import Qwen2VlTower, axes_of
 
@@ -20,7 +22,7 @@ class Qwen2VlBackbone(QwenVlBackbone):
     tower_type = Qwen2VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen2-VL"
-    wordings = ("ops-mm-embedding", "gme", "lamra", "vlm2vec")
+    wordings: ClassVar[tuple[str, ...]] = ("ops-mm-embedding", "gme", "lamra", "vlm2vec")
 
 
 class Qwen2VlFamily(QwenVlFamily):

@@ -32,7 +32,10 @@ _ENCODER, _LAST_NORM = _BACKBONE_PREFIXES = ("visual_encoder.", "ln_vision.")
 _UNUSED = (
     Unused(r"temp$", "the temperature of the training loss"),
     Unused(r"prompt_tokens$", "prompts of a training loss, which `inference` does not read"),
-    Unused(r"itm_head\.", "BLIP-2's head for matching, which --option reranker=true exports"),
+    Unused(r"sim_enc\.", "HINT's contexts, which its training loss compares"),
+    Unused(r"(text_proj_cau\.|loss_T$)", "INTENT's projection and temperature of its training losses"),
+    Unused(r"negative_tokens$", "ConeSep's queries of negated texts, which its training losses read"),
+    Unused(r"itm_head\.", "BLIP-2's head for matching, which recipe sprc exports with --option reranker=true"),
     Unused(r"Qformer(_query)?\.cls\.", "BLIP-2's head for captions"),
     Unused(r"Qformer(_query)?\.bert\.embeddings\.position_ids$", "a constant: 0, 1, 2, ..."),
 )
@@ -121,11 +124,15 @@ def load(head: StateDict, qformer: QFormer) -> None:
     load_strictly(qformer, head.derived(used), theirs=_KEYS.theirs)
 
 
-def load_matching(head: StateDict, itm_head: nn.Linear) -> StateDict:
-    """Load the head for matching, and return the rest of the file. Raises CheckpointError as `load` does."""
+def without_matching(head: StateDict) -> StateDict:
+    """Return a file without the head for matching, so that it is not said to be left out."""
+    return head.derived({key: value for key, value in head.items() if not key.startswith(_MATCHING)})
+
+
+def load_matching(head: StateDict, itm_head: nn.Linear) -> None:
+    """Load the head for matching. Raises CheckpointError as `load` does."""
     check_matching(head)
     load_strictly(itm_head, head.under(_MATCHING))
-    return head.derived({key: value for key, value in head.items() if not key.startswith(_MATCHING)})
 
 
 def load_second_pass(head: StateDict, qformer: QFormer) -> QFormer:

@@ -1,4 +1,4 @@
-"""BLIP-2's Q-Former as SPRC uses it: 32 vectors for a target, a sentence prompt for a query."""
+"""BLIP-2's Q-Former as composed retrieval uses it: 32 vectors for a target, one or two passes for a query."""
 
 from __future__ import annotations
 
@@ -72,14 +72,11 @@ class QFormer(nn.Module):
 
     def prompt(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
         """Return the sentence prompt [B, V, H]: the first pass, learned queries over image and text."""
-        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
-        read = self.bert(
-            query_embeds=self.embeddings(token_ids, query_embeds=queries),
-            query_length=self.size.num_queries,
-            attention_mask=self._attended(token_ids),
-            encoder_hidden_states=image_tokens,
-        ).last_hidden_state
-        return read[:, : self.size.num_queries]
+        return self._composed(image_tokens, token_ids)[:, : self.size.num_queries]
+
+    def fused(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        """Return L2-normalised query embeddings [B, D] of one pass over image and text: the text's first token."""
+        return self._said(self._composed(image_tokens, token_ids))
 
     def sentence(self, prompt: Tensor, token_ids: Tensor) -> Tensor:
         """Return L2-normalised query embeddings [B, D]: the second pass, a prompt [B, V, H] and the text."""
@@ -88,7 +85,7 @@ class QFormer(nn.Module):
             query_length=0,
             attention_mask=self._attended(token_ids),
         ).last_hidden_state
-        return F.normalize(self.text_proj(read[:, self.size.num_queries]), dim=-1)
+        return self._said(read)
 
     def matched(self, image_tokens: Tensor, prompt: Tensor, token_ids: Tensor) -> Tensor:
         """Return what the learned queries read [B, V, H] of a candidate beside a query: image, then prompt and text.
@@ -114,6 +111,21 @@ class QFormer(nn.Module):
             query_embeds=self.embeddings(token_ids), query_length=0, attention_mask=(token_ids != 0).long()
         ).last_hidden_state
         return F.normalize(self.text_proj(read[:, 0]), dim=-1)
+
+    def _composed(self, image_tokens: Tensor, token_ids: Tensor) -> Tensor:
+        """Return what learned queries and text have read of an image and each other, [B, V + T, H]."""
+        queries = self.query_tokens.expand(image_tokens.shape[0], -1, -1)
+        read: Tensor = self.bert(
+            query_embeds=self.embeddings(token_ids, query_embeds=queries),
+            query_length=self.size.num_queries,
+            attention_mask=self._attended(token_ids),
+            encoder_hidden_states=image_tokens,
+        ).last_hidden_state
+        return read
+
+    def _said(self, read: Tensor) -> Tensor:
+        """Return L2-normalised embeddings [B, D] of the text's first token, behind V others."""
+        return F.normalize(self.text_proj(read[:, self.size.num_queries]), dim=-1)
 
     def _attended(self, token_ids: Tensor, *, passes: int = 1) -> Tensor:
         """Return the mask of V tokens for each pass that is read, and of the text's own."""
