@@ -30,6 +30,7 @@ AUTHORS = {
     "ptha": ("sprc_vit_l", "Ptha"),
     "hint": ("sprc_vit_l", ""),
     "intent": ("sprc_vit_l", ""),
+    "habit": ("sprc_vit_l", ""),
     "conesep": ("sprc_vit_l", ""),
     "searle": ("searle", "Phi"),
     "lincir": ("searle", "Phi"),
@@ -47,10 +48,10 @@ BESIDE_SPRCS = {
     "intent": {"text_proj_cau.weight": (64, 128), "text_proj_cau.bias": (64,), "loss_T": (1,)},
     "conesep": {"negative_tokens": (1, 32, 128)},
 }
-"""What their authors' classes save beside SPRC's names: of zh-mingyu/HINT some of it, of the others all."""
+"""What authors' classes save beside SPRC's names: some of HINT's, all of the others'. HABIT's has nothing."""
 
 OF_QFORMERS = ("sprc", "blip2-qformer", "ptha", "hint")
-LIKE_HINT = ("intent", "conesep")
+LIKE_HINT = ("intent", "habit", "conesep")
 EXPORTED = tuple(recipe for recipe in AUTHORS if recipe not in LIKE_HINT)
 """The recipes of AUTHORS whose graphs are not those of another."""
 

@@ -21,6 +21,7 @@ RECIPES_OF_TEXTS = (
     "clip",
     "clip4cir",
     "conesep",
+    "habit",
     "hint",
     "intent",
     "lincir",

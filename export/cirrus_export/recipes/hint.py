@@ -13,7 +13,7 @@ from cirrus_export.recipes.registry import register
 
 @register("hint")
 class Hint(QFormerRecipe):
-    """The text's first token, after the pass in which the learned queries read the reference, is the query.
+    """A query is one pass, learned queries over image and text: what the text's first token has read.
 
     Its contexts and their relevance (`sim_enc`) are part of the training loss alone
     (`HINT.extract_retrieval_compose` of zh-mingyu/HINT).
@@ -38,14 +38,30 @@ class Hint(QFormerRecipe):
 
 @register("intent")
 class Intent(Hint):
-    """INTENT (AAAI 2026): `Blip2QformerCir.extract_retrieval_compose` of ZivChen-Ty/INTENT."""
+    """INTENT (AAAI 2026): a query is HINT's one pass.
+
+    `Blip2QformerCir.extract_retrieval_compose` of ZivChen-Ty/INTENT.
+    """
 
     head_keys = (*QFormerRecipe.head_keys, "text_proj_cau.")
 
 
+@register("habit")
+class Habit(Hint):
+    """HABIT (AAAI 2026): a query is HINT's one pass (`HABIT.extract_retrieval_compose` of Lee-zixu/HABIT).
+
+    Its file has SPRC's names and no others, so that only whoever brings it knows that it is read in one pass.
+    """
+
+    head_keys = QFormerRecipe.head_keys
+
+
 @register("conesep")
 class ConeSep(Hint):
-    """ConeSep (CVPR 2026): `ConeSep.extract_retrieval_compose` of Lee-zixu/ConeSep; its loaders taken for HINT's."""
+    """ConeSep (CVPR 2026): a query is HINT's one pass (`ConeSep.extract_retrieval_compose` of Lee-zixu/ConeSep).
+
+    How its loaders make pixels was not seen; HINT's are taken.
+    """
 
     head_keys = (*QFormerRecipe.head_keys, "negative_tokens")
 
