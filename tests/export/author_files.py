@@ -50,10 +50,11 @@ BESIDE_SPRCS = {
 }
 """What authors' classes save beside SPRC's names: some of HINT's, all of the others'. HABIT's has nothing."""
 
-OF_QFORMERS = ("sprc", "blip2-qformer", "ptha", "hint")
-LIKE_HINT = ("intent", "habit", "conesep")
-EXPORTED = tuple(recipe for recipe in AUTHORS if recipe not in LIKE_HINT)
-"""The recipes of AUTHORS whose graphs are not those of another."""
+OF_QFORMERS = ("sprc", "hint")
+SAME_FORM = {"blip2-qformer": "sprc", "ptha": "sprc", "intent": "hint", "habit": "hint", "conesep": "hint"}
+"""Recipes whose modules and pixels are those of another."""
+
+EXPORTED = tuple(recipe for recipe in AUTHORS if recipe not in SAME_FORM)
 
 
 def authors_file(folder: Path, recipe: str, *, edit=lambda state: None) -> Path:

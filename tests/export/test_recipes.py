@@ -17,7 +17,7 @@ from cirrus_export.pipeline import ExportRequest, build_recipe
 from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.registry import recipe_named, recipes
 from cirrus_export.recipes.two_tower import TwoTowerRecipe
-from tests.export.author_files import EXPORTED, LIKE_HINT, OF_QFORMERS, authors_file, check_answers, request
+from tests.export.author_files import EXPORTED, OF_QFORMERS, SAME_FORM, authors_file, check_answers, request
 
 import open_clip  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
 
@@ -31,15 +31,17 @@ def test_an_authors_checkpoint_becomes_a_bundle_that_answers(recipe, author_bund
     check_answers(author_bundle(recipe), photos)
 
 
-@pytest.mark.parametrize("recipe", LIKE_HINT)
-def test_a_file_of_another_method_of_one_pass_is_read_whole(recipe, small_clip, tmp_path) -> None:
-    hint, other = (build_recipe(request(tmp_path, name, small_clip)) for name in ("hint", recipe))
-    assert fingerprint(other.query_head) == fingerprint(hint.query_head)
-    assert type(other).query is type(hint).query
-    own = hint.backbone.preprocess
-    assert other.preprocess(own) == hint.preprocess(own)
-    assert hint.preprocess(own).convert_rgb == "before_resize"
-    assert recipe_named("sprc").preprocess(own).convert_rgb == "after_crop"
+@pytest.mark.parametrize(("recipe", "form"), SAME_FORM.items())
+def test_a_file_of_another_method_of_one_form_is_read_as_the_same_modules(recipe, form, small_clip, tmp_path) -> None:
+    own = build_recipe(request(tmp_path, recipe, small_clip))
+    head = authors_file(tmp_path, form if form == "hint" else recipe)
+    same = build_recipe(request(tmp_path, form, small_clip, head=str(head)))
+    assert type(own).query is type(same).query
+    for module in ("query_head", "qformer", "backbone"):
+        assert fingerprint(getattr(own, module)) == fingerprint(getattr(same, module))
+    pixels = same.preprocess(same.backbone.preprocess)
+    assert own.preprocess(own.backbone.preprocess) == pixels
+    assert pixels.convert_rgb == ("before_resize" if form == "hint" else "after_crop")
 
 
 def test_the_recipes_that_the_message_names_are_those_that_answer_a_text_alone() -> None:

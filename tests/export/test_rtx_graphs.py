@@ -25,16 +25,15 @@ from cirrus_export.compile.precision import quantised_layers
 from tests.export.compiled import LOWER, PROFILES, check_compiles, inputs_of, lowered, needs_rtx
 
 pytestmark = pytest.mark.export
-RECIPES = ("transagg-union", "sprc", "ptha", "hint", "searle")
+RECIPES = ("transagg-union", "sprc", "hint", "searle")
 IN_FLOAT32_ALONE = (
-    *("ptha ", "hint ", "clip ", "searle vision_encoder", "searle target_head", "searle gallery"),
+    *("hint ", "clip ", "searle vision_encoder", "searle target_head", "searle gallery"),
     *("searle text_query_encoder", "transagg-union gallery", "sprc gallery", "demo target_head", "demo gallery"),
     "reranker query_head",
 )
 """Graphs with the operators of others.
 
-Those of ptha and hint are sprc's, and so are those of blip2-qformer, intent and conesep. clip's and searle's are the
-demo's, a gallery's those of its encoder and head.
+hint's are sprc's, clip's and searle's the demo's, a gallery's those of its encoder and head.
 """
 Graphs = dict[str, tuple[Path, GraphSpec]]
 
