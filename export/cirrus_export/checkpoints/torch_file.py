@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.pickled_module import read_pickled_modules
 
 _PATHS: list[tuple[Any, str]] = [
     (kind, f"{module}.{name}")
@@ -40,9 +42,9 @@ _REASON = re.compile(r"WeightsUnpickler error: (.+)")
 
 
 def read_torch(path: Path) -> object:
-    """Read a file of `torch.save` with `weights_only=True`.
+    """Read a file of `torch.save` with `weights_only=True`, or the state dict of a module that was pickled in it.
 
-    Raises CheckpointError if it holds anything but tensors and plain data, which opening it would have to build by
+    Raises CheckpointError if it holds anything else but tensors and plain data, which opening it would have to build by
     running code; whatever torch raises if it is broken.
     """
     try:
@@ -52,6 +54,9 @@ def read_torch(path: Path) -> object:
         named, reason = _NAME_OF_GLOBAL.search(str(error)), _REASON.search(str(error))
         if named is None:
             raise pickle.UnpicklingError(reason[1] if reason else "no file of torch.save") from None
+        modules = read_pickled_modules(path) if zipfile.is_zipfile(path) else None
+        if modules is not None:
+            return modules
         raise CheckpointError(
             f"checkpoint {path}: refused, because opening it would run code stored in it: it holds a "
             f"{named[1] or named[2]}; save `model.state_dict()` in its author's environment and use that file"

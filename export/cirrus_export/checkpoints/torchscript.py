@@ -6,32 +6,18 @@ made of tuples: no class or function that it names is called. The tensors are th
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from cirrus_client.errors import CheckpointError
+from cirrus_export.checkpoints.descriptions import DescribingUnpickler, Description, StoredTensors, View
 
-_DTYPES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 _MOST_CODE_BYTES = 64 * 1024**2
 _MOST_MODULES = 100_000
 _CLASS = re.compile(r"^class (\w+)\(Module\):$", re.MULTILINE)
@@ -57,35 +43,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         return _Archive(path, archive).state_dict()
 
 
-class _Frozen(type):
-    """The class of classes that unpickling can't change: its BUILD sets attributes of whatever it is given."""
-
-    def __setattr__(cls, name: str, value: object) -> None:
-        raise pickle.UnpicklingError(f"{cls.__name__}.{name} is set")
-
-
-class _Description(tuple[Any, ...], metaclass=_Frozen):
-    """What a call in the pickle was given. Nothing is called."""
-
-    __slots__ = ()
-
-    def __new__(cls, *arguments: object) -> _Description:
-        return super().__new__(cls, arguments)
-
-
-class _Storage(_Description):
-    """(dtype, name of its file, number of elements)"""
-
-    __slots__ = ()
-
-
-class _View(_Description):
-    """(storage, offset, size, stride, ...): the arguments of `torch._utils._rebuild_tensor_v2`"""
-
-    __slots__ = ()
-
-
-class _Plain(_Description):
+class _Plain(Description):
     """A list or a dict with its type, which holds no module's weight."""
 
     __slots__ = ()
@@ -101,39 +59,29 @@ class _Module:
         self.state = state
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(DescribingUnpickler):
     """Builds descriptions of tensors, and modules without behaviour."""
 
+    known: ClassVar[Mapping[tuple[str, str], Any]] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch.jit._pickle", "restore_type_tag"): _Plain,
+        ("torch.jit._pickle", "build_intlist"): _Plain,
+        ("torch.jit._pickle", "build_doublelist"): _Plain,
+        ("torch.jit._pickle", "build_boollist"): _Plain,
+        ("torch.jit._pickle", "build_tensorlist"): _Plain,
+    }
+
     def __init__(self, content: bytes, path: Path) -> None:
-        super().__init__(io.BytesIO(content))
+        super().__init__(content)
         self._path = path
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
+    def other(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "__torch__":
             return type("Module", (_Module,), {"kind": f"{module}.{name}"})
-        known = {
-            ("torch._utils", "_rebuild_tensor_v2"): _View,
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch.jit._pickle", "restore_type_tag"): _Plain,
-            ("torch.jit._pickle", "build_intlist"): _Plain,
-            ("torch.jit._pickle", "build_doublelist"): _Plain,
-            ("torch.jit._pickle", "build_boollist"): _Plain,
-            ("torch.jit._pickle", "build_tensorlist"): _Plain,
-        }
-        if (module, name) in known:
-            return known[module, name]
         raise CheckpointError(
             f"checkpoint {self._path}: refused, because opening it would run code stored in it: it holds a "
             f"{module}.{name}; save `model.state_dict()` in its author's environment and use that file"
         )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, numel = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"a persistent id that is no storage: {kind!r}")
-        return _Storage(dtype, str(key), int(numel))
 
 
 class _Archive:
@@ -143,16 +91,14 @@ class _Archive:
         self._names = set(archive.namelist())
         (self._root,) = {name.removesuffix("constants.pkl") for name in self._names if name.endswith("/constants.pkl")}
         self._classes = dict(self._declared())
-        self._storages: dict[str, Tensor] = {}
+        self._tensors = StoredTensors(path, archive, self._root)
         self._modules = 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        if f"{self._root}byteorder" in self._names and self._stored("byteorder") != b"little":
-            raise CheckpointError(f"checkpoint {self._path}: was saved on a big-endian machine; save it on another")
-        module = _Unpickler(self._stored("data.pkl"), self._path).load()
-        return {name: self._tensor(view) for name, view in self._views(module, "", ())}
+        module = _Unpickler(self._tensors.stored("data.pkl"), self._path).load()
+        return {name: self._tensors.tensor(view) for name, view in self._views(module, "", ())}
 
-    def _views(self, module: Any, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, _View]]:
+    def _views(self, module: Any, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, View]]:
         """Yield the parameters and buffers of a module and those below it. above: the modules that hold this one."""
         if not isinstance(module, _Module) or id(module) in above:
             raise CheckpointError(f"checkpoint {self._path}: '{prefix}' is no module, or holds itself")
@@ -168,28 +114,10 @@ class _Archive:
         if not isinstance(module.state, dict):
             raise CheckpointError(f"checkpoint {self._path}: '{prefix}' has no attributes")
         for name, value in module.state.items():
-            if isinstance(value, _View) and (declared is None or name in declared):
+            if isinstance(value, View) and (declared is None or name in declared):
                 yield f"{prefix}{name}", value
             elif isinstance(value, _Module):
                 yield from self._views(value, f"{prefix}{name}.", (*above, id(module)))
-
-    def _tensor(self, view: _View) -> Tensor:
-        storage, offset, size, stride = view[:4]
-        dtype, key, numel = storage
-        if key not in self._storages:
-            content = self._stored(f"data/{key}")
-            if len(content) < numel * dtype.itemsize:
-                raise CheckpointError(f"checkpoint {self._path}: data/{key} is too short; copy it again")
-            flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-            self._storages[key] = flat
-        return self._storages[key].as_strided(size, stride, offset)
-
-    def _stored(self, name: str) -> bytes:
-        """Return a file that torch stores as it is; a compressed one could be larger than any memory."""
-        entry = self._archive.getinfo(f"{self._root}{name}")
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"checkpoint {self._path}: {name} is compressed, which torch never does")
-        return self._archive.read(entry)
 
     def _declared(self) -> Iterator[tuple[str, tuple[set[str] | None, bool]]]:
         """Yield each class with its parameters and buffers, None if it does not list them, and if it has __setstate__.
