@@ -11,15 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.canary import read_canary
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import CheckpointError
 from cirrus_client.names import Flavour
+from cirrus_client.replay import LocalRunner, TritonRunner, replay
+from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton.encoder import TritonEncoder
+from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.bert_tokenizer import write_bert_tokenizer
 from cirrus_export.backbones.lvlm import LvlmBackbone, LvlmConfig, footprint, load_lvlm
 from cirrus_export.checkpoints.state import fingerprint
+from cirrus_export.gate.plan_fidelity import GraphValues
 from cirrus_export.heads.lvlm import Pooling, PromptedLanguage, pooled, read
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import write_shared_repository
@@ -129,6 +134,8 @@ def test_a_triton_serves_it_beside_another_bundle(exported, tiny_zero_shot_bundl
             local, served = LocalEncoder(bundle), TritonEncoder(server.grpc_url, bundle=bundle.spec.name)
             np.testing.assert_allclose(served.encode_queries(*query), local.encode_queries(*query), atol=1e-5)
             np.testing.assert_allclose(served.encode_targets(query[0]), local.encode_targets(query[0]), atol=1e-5)
+        runner = TritonRunner(server.grpc_url, ServedNames(exported.spec, shared=True))
+        replay(read_canary(exported), exported.spec, runner).check("there")
 
 
 @pytest.mark.export
@@ -143,6 +150,16 @@ def test_another_pooling_is_another_space_and_passes_its_gate(pooling, exported,
 @pytest.mark.parametrize("precision", [Precision.FP32, *LOWER])
 def test_its_graphs_compile(exported, precision, tmp_path) -> None:
     check_all_compile(exported, precision, tmp_path)
+
+
+@pytest.mark.export
+def test_its_canary_is_passed_here_and_its_plans_are_compared_on_queries(exported, probe) -> None:
+    """Two graphs make the language model's prompt, and a target's prompt brings a text of its own."""
+    replay(read_canary(exported), exported.spec, LocalRunner(LocalEncoder(exported))).check("here")
+    read = GraphValues(exported, probe).inputs("language_model")
+    texts = [query.text for query in probe.queries[: len(read["token_ids"])]]
+    np.testing.assert_array_equal(read["token_ids"], Tokenizer(exported.spec.tokenizer, exported.root)(texts))
+    np.testing.assert_array_equal(read["prompt_ids"][0], SMALL.query_prompt)
 
 
 @pytest.mark.export

@@ -35,8 +35,10 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from cirrus_client import LocalEncoder, TritonEncoder
 from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.canary import read_canary
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import preprocess
+from cirrus_client.replay import LocalRunner, replay
 from cirrus_client.tokenizer import Tokenizer
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.compile import onnx_graph
@@ -230,6 +232,15 @@ def test_every_message_is_embedded_as_published(exported, checkpoint) -> None:
     targets = np.stack([published(image, "", published.target) for image in IMAGES])
     assert cosine_min(targets, encoder.encode_targets(IMAGES)) > 0.99999
     assert np.abs(queries @ queries.T)[np.triu_indices(len(queries), 1)].max() < 0.9999  # every text is read
+
+
+@pytest.mark.export
+def test_its_canary_is_passed_here_and_its_language_model_is_shown_images(exported) -> None:
+    """A text alone brings the language model an image that is not there."""
+    canary = read_canary(exported)
+    replay(canary, exported.spec, LocalRunner(LocalEncoder(exported))).check("here")
+    assert (canary.tensors["image_mask"] > 0).all()
+    np.testing.assert_allclose(canary.tensors["image_tokens"], canary.outputs["vision_encoder"]["image_tokens"])
 
 
 def of_graphs(recipe: Recipe, pixels: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

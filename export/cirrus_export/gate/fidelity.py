@@ -108,13 +108,17 @@ class ProbeTensors:
         self.token_ids = tokenizer([query.text for query in probe.queries])
 
     def stage_inputs(self, graphs: Sequence[Graph], *, items: int = _STAGE_ITEMS) -> dict[str, NDArray[np.generic]]:
-        """Return real inputs of every graph, tensors by name: the probe's items sent through the torch modules."""
+        """Return real inputs of every graph, tensors by name: the probe's items sent through the torch modules.
+
+        Of a tensor that several graphs make, like the prompts of a query and of a target, the first is kept; pixels and
+        token ids stay the probe's own.
+        """
         tensors: dict[str, NDArray[np.generic]] = {
             TensorName.PIXELS: self.query_pixels[:items],
             TensorName.TOKEN_IDS: self.token_ids[:items],
         }
         for graph in graphs:
-            tensors |= run_torch(graph, tensors)
+            tensors = run_torch(graph, tensors) | tensors
         return tensors
 
 

@@ -26,7 +26,8 @@ _ITEMS = 8
 class GraphValues:
     """Real inputs and outputs of every graph: the probe's items sent through a bundle's graphs on ONNX Runtime.
 
-    They run on the CPU, whose kernels are not those that are compared; bfloat16 on a GPU, since the CPU has none.
+    They run on the CPU, whose kernels are not those that are compared; bfloat16 on a GPU, since the CPU has none. Of a
+    tensor that several graphs make, the first is kept, as in `ProbeTensors.stage_inputs`.
     """
 
     def __init__(self, bundle: Bundle, probe: Probe) -> None:
@@ -42,7 +43,7 @@ class GraphValues:
         for name in spec.graphs:
             engine = OnnxRuntimeEngine(bundle.graph_file(name), bundle.spec.precision, providers=providers)
             self._outputs[name] = engine(self.inputs(name))
-            self._tensors |= self._outputs[name]
+            self._tensors = self._outputs[name] | self._tensors
 
     def inputs(self, graph: str) -> dict[str, NDArray[Any]]:
         """Return a graph's inputs, [B, *shape]."""
