@@ -318,6 +318,27 @@ def test_gmes_folder_is_read_as_it_is_on_the_hub(checkpoint, tmp_path) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def test_attention_that_a_configuration_chooses_is_exported_with_its_mask(checkpoint, tmp_path) -> None:
+    """transformers' two implementations take different masks. Its fourth release wrote a note beside the choice."""
+    folder = tmp_path / checkpoint.name
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = json.loads((checkpoint / "config.json").read_text()) | {"attn_implementation": "eager"}
+    config["vision_config"] |= {"_attn_implementation_autoset": True}
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    recipe = build_recipe(request(folder, tmp_path / "out"))
+    assert recipe.backbone.language.config._attn_implementation == "eager"
+    side_px = SIZE_PX[checkpoint.name]
+    pixels, token_ids = torch.randn(2, 3, side_px, side_px), torch.tensor([[6, 7, 8, -1], [9, 10, 11, 12]])
+    with torch.no_grad():
+        query, target = of_graphs(recipe, pixels, token_ids)
+        originals = recipe.query(pixels, token_ids), recipe.target(pixels)
+    for original, ours in zip(originals, (query, target), strict=True):
+        assert cosine_min(original.numpy(), ours.numpy()) > 0.99999
+
+
 @pytest.fixture(scope="module")
 def worded_otherwise(probe, tmp_path_factory) -> tuple[Path, Bundle]:
     """A Qwen2-VL, and its bundle in VLM2Vec's wording."""

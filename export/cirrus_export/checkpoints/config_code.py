@@ -12,6 +12,8 @@ from cirrus_client.errors import CheckpointError
 
 _CODE = re.compile("auto_map|remote_code|implementation|kernel|quantization")
 _OWN = (None, False, "eager", "sdpa")
+_NOTE = "_attn_implementation_autoset"
+"""Releases of transformers from 4.46 to 4.5x noted so that they chose the attention themselves."""
 
 
 def code_named_in(config: object, known: Collection[str] = ()) -> str | None:
@@ -22,7 +24,7 @@ def code_named_in(config: object, known: Collection[str] = ()) -> str | None:
     if not isinstance(config, Mapping):
         return None
     for key, value in config.items():
-        own = value is None or (isinstance(value, bool | str) and value in _OWN)
+        own = key == _NOTE or value is None or (isinstance(value, bool | str) and value in _OWN)
         if _CODE.search(str(key)) and not own and not (key == "auto_map" and _modules(value) <= set(known)):
             return str(key)
         if (inner := code_named_in(value, known)) is not None:

@@ -48,7 +48,8 @@ class LastToken(nn.Module):
         seen = torch.cat([before >= 0, of_image, behind >= 0, token_ids >= 0], dim=1)
         places = torch.arange(hidden.shape[1], device=hidden.device)
         causal, itself = places[:, None] >= places, places[:, None] == places
-        mask = seen[:, None, None, :] & causal | itself
+        # added to the scores: of a mask of truth values, transformers' eager attention adds 1 where a token is seen
+        mask = torch.where(seen[:, None, None, :] & causal | itself, 0.0, -torch.inf)
         cos, sin = self._rotation(before, image_mask, behind, token_ids)
         for number, layer in enumerate(self.language.layers):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin))
