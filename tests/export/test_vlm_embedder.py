@@ -492,6 +492,7 @@ def test_a_folder_that_is_no_qwen_vl_is_refused_by_its_reason(checkpoint, tmp_pa
     for file in checkpoint.iterdir():
         (copy / file.name).symlink_to(file)
     assert f"image_size_px=100: must be a multiple of {32 if third else 28}" in refusal(image_size_px=100)
+    assert "image_size_px=4480: must be at most 4096" in refusal(image_size_px=4480)
     (copy / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "do_normalize": True}))
     assert re.search(r"preprocessor_config.json: image_mean is \[0.1, 0.2, 0.3\], and a Qwen\d-VL's is \[0", refusal())
     (copy / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "rescale_factor": 0.00392156862}))

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cirrus_client.errors import CheckpointError, ExportError
+from cirrus_client.errors import CheckpointError
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
 from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.backbones.llava_config import check_config, check_resolutions, spec_of_view
-from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
+from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily, check_largest
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
 from cirrus_export.checkpoints.transformers_folder import load_model
 from cirrus_export.heads.last_token import line_positions
@@ -28,8 +28,6 @@ from cirrus_export.heads.prompts import NO_TOKEN
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaNextConfig, LlavaNextForConditionalGeneration
-
-_LARGEST_PX = 4096
 
 
 class LlavaBackbone(VlmBackbone):
@@ -213,6 +211,5 @@ class LlavaNextFamily(LlavaFamily):
         spec = spec_of_view(folder, config)
         resolutions = check_resolutions(folder, config)
         side_px = options.image_size_px or best_side_px(resolutions)
-        if side_px > _LARGEST_PX:
-            raise ExportError(f"--option image_size_px={side_px}: must be at most {_LARGEST_PX}")
+        check_largest(f"--option image_size_px={side_px}", side_px)
         return spec.model_copy(update={"size_px": side_px, "pad": Pad.STRETCH})

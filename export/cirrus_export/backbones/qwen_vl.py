@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_client.image.preprocess import Pad, PreprocessSpec
 from cirrus_export.backbones.family import BackboneOptions
-from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily
+from cirrus_export.backbones.vlm import VlmBackbone, VlmFamily, check_largest
 from cirrus_export.checkpoints.image_settings import image_settings
 from cirrus_export.checkpoints.rotation import check_rotation
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER
@@ -187,5 +187,6 @@ def _token_side_px(model: Any) -> int:
 
 def check_size(said: str, size_px: int, token_side_px: int) -> None:
     """Raise ExportError unless a square can be cut into image tokens. said: the option and its value."""
+    check_largest(said, size_px)
     if size_px % token_side_px:
         raise ExportError(f"{said}: must be a multiple of {token_side_px}, the side of an image token")

@@ -30,6 +30,7 @@ from cirrus_export.heads.prompts import NO_TOKEN
 
 CONTEXT_LENGTH = 128
 """Text tokens with the end of the prompt; an edit has about ten."""
+_LARGEST_PX = 4096
 
 
 class VlmBackbone(Backbone):
@@ -220,3 +221,9 @@ class VlmFamily(Family):
             field = "image_token_index" if "image_token_index" in config else "image_token_id"
             raise CheckpointError(f"checkpoint {path}: {field} is {number}, and {TOKENIZER} has no token of this id")
         return backbone
+
+
+def check_largest(said: str, size_px: int) -> None:
+    """Raise ExportError if a square is larger than `PreprocessSpec` takes. said: the option and its value."""
+    if size_px > _LARGEST_PX:
+        raise ExportError(f"{said}: must be at most {_LARGEST_PX}")
