@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 from cirrus_client.errors import CheckpointError
 from cirrus_export.backbones.lvlm import load_lvlm
 from cirrus_export.backbones.registry import find_backbone
+from cirrus_export.checkpoints.state import fingerprint
 from cirrus_export.pipeline import build_recipe
 from cirrus_export.suggester.export import export_suggester
 from tests.export.test_vlm_embedder import SIZE_PX, request, write_checkpoint
@@ -101,6 +102,15 @@ def test_names_of_an_earlier_transformers_are_found(base, tmp_path) -> None:
     new, old = (find_backbone(base.name, str(folder), None).load().model.state_dict() for folder in folders)
     for name, value in new.items():
         torch.testing.assert_close(old[name], value, atol=0, rtol=0)
+
+
+def test_the_task_of_the_whole_that_was_trained_changes_nothing(base, tmp_path) -> None:
+    """Trainers of language models name it, and the embedding model has no head for words."""
+    folder = tmp_path / base.name
+    train(base, folder, whole(base), LoraConfig(**PLAIN, target_modules=LANGUAGE))
+    plain = fingerprint(find_backbone(base.name, str(folder), None).load())
+    edit(folder / "adapter_config.json", task_type="CAUSAL_LM")
+    assert fingerprint(find_backbone(base.name, str(folder), None).load()) == plain
 
 
 @pytest.mark.parametrize(

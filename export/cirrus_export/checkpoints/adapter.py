@@ -76,6 +76,7 @@ def merge_adapter(model: M, folder: Path) -> M:
         for pattern in ("alpha_pattern", "rank_pattern"):
             setattr(config, pattern, _by_layer(getattr(config, pattern), layers))
         config.exclude_modules = config.layers_to_transform = None
+        config.task_type = None  # of the whole that was trained: with CAUSAL_LM, peft asks the model for its head
         adapted = peft.get_peft_model(model, config)
         of_model = {_PREFIX + _renamed(name, layers): factor for name, factor in factors.items()}
         loaded = peft.set_peft_model_state_dict(adapted, of_model)
