@@ -297,6 +297,21 @@ def test_a_tokenizer_that_can_not_be_fetched_is_named(
         build_recipe(request(siglip, tmp_path / "out", tokenizer=None))
 
 
+@pytest.mark.parametrize("tag", ["", "webli="])
+def test_the_tokenizer_in_the_folder_of_the_weights_is_taken(
+    tag: str, siglip: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of the hub have both, and a machine without network the folder alone."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    weights = tmp_path / "open_clip_model.safetensors"
+    weights.symlink_to(siglip)
+    (tmp_path / "tokenizer.json").symlink_to(tokenizer_folder / "tokenizer.json")
+    pretrained = f"{tag}{weights if tag else tmp_path}"
+    backbone = build_recipe(ExportRequest("clip", MODEL, pretrained, None, tmp_path / "out")).backbone
+    (tmp_path / "written").mkdir()
+    assert backbone.write_tokenizer(tmp_path / "written", Prompt()).cleaning is TextCleaning.CANONICALIZE
+
+
 def test_another_models_tokenizer_is_refused(siglip: Path, tmp_path: Path) -> None:
     other = FastTokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     other.save(str(tmp_path / "tokenizer.json"))

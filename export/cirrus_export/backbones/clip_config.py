@@ -91,9 +91,11 @@ def folder_of(weights: Weights) -> Path | None:
 
 
 def tokenizer_beside(weights: Weights) -> Path | None:
-    """Return transformers' tokenizer in the folder of a file that was read, None if there is none."""
-    folder = folder_of(weights)
-    return None if folder is None or not (folder / TOKENIZER).is_file() else folder / TOKENIZER
+    """Return the `tokenizer.json` in the folder of a file that was read, also a tag's; None if there is none."""
+    if weights.state is None or weights.fine_tuned:
+        return None
+    file = Path(weights.state.source).with_name(TOKENIZER)
+    return file if file.is_file() else None
 
 
 def _of_open_clip(path: Path, model: dict[str, Any]) -> ClipConfig:

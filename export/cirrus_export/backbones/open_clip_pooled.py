@@ -46,6 +46,7 @@ import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
 
 _CONTEXT_LENGTH = 77
+_HUB_TOKENIZER = "hf_tokenizer_name"
 _KIND_KEYS = ("visual.trunk.", "visual.attnpool.", "visual.attn_pool.", "text.")
 
 
@@ -178,7 +179,7 @@ class PooledOpenClipFamily(Family):
         config = open_clip.get_model_config(name)
         weights = weights.from_folder()
         of_transformers = weights.state is not None and is_hugging_face_siglip(weights.state)
-        if of_transformers and tokenizer is None:
+        if tokenizer is None and _HUB_TOKENIZER in config["text_cfg"]:
             tokenizer = tokenizer_beside(weights)
         hub_tokenizer = self._tokenizer(name, config, tokenizer, of_transformers=of_transformers)
         preprocess = self.preprocess(name, weights)
@@ -199,7 +200,7 @@ class PooledOpenClipFamily(Family):
 
     def _tokenizer(self, name: str, config: Config, file: Path | None, *, of_transformers: bool) -> HubTokenizer | None:
         text = config["text_cfg"]
-        if "hf_tokenizer_name" not in text:
+        if _HUB_TOKENIZER not in text:
             refuse_tokenizer(name, file)
             return None
         return find_hub_tokenizer(name, text, file, of_transformers=of_transformers)
