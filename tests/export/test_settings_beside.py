@@ -125,6 +125,9 @@ def test_open_clips_settings_beside_its_file_are_used(tmp_path, name: str) -> No
     spec = load_backbone(name, str(tmp_path)).preprocess
     assert (spec.mean, spec.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert (spec.interpolation, spec.pad) == (Interpolation.BILINEAR, Pad.STRETCH)
+    written["preprocess_cfg"]["interpolation"] = "random"  # in training alone
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
+    assert load_backbone(name, str(tmp_path)).preprocess.interpolation is Interpolation.BICUBIC
     written["preprocess_cfg"]["resize_mode"] = "longest"
     (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
     with pytest.raises(ExportError, match=r"open_clip_config.json: images of 224 px, resized by 'longest'"):

@@ -39,6 +39,8 @@ OPENAI: Config = {_QUICK_GELU: True}
 """What is known of a CLIP whose sizes come from its file: OpenAI's form."""
 _WORD = {True: "QuickGELU", False: "GELU"}
 _PADS = {"shortest": Pad.NONE, "squash": Pad.STRETCH}
+_RANDOM = "random"
+"""A filter drawn for each image in training; open_clip's evaluation takes the bicubic one then."""
 log = logging.getLogger(__name__)
 
 
@@ -212,7 +214,7 @@ def _spec(where: str, config: Config, overlay: Config) -> PreprocessSpec:
     settings = merge_preprocess_dict(PreprocessCfg(), overlay)
     size = config["vision_cfg"].get("image_size", _SIDE_PX)
     sides = _sides(size)
-    mode = settings["resize_mode"]
+    mode, interpolation = settings["resize_mode"], settings["interpolation"]
     if len(sides) != 1 or mode not in _PADS:
         raise ExportError(
             f"{where}: images of {size} px, resized by '{mode}'; Cirrus has square images, resized by "
@@ -223,7 +225,7 @@ def _spec(where: str, config: Config, overlay: Config) -> PreprocessSpec:
         pad=_PADS[mode],
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
-        interpolation=Interpolation(settings["interpolation"]),
+        interpolation=Interpolation.BICUBIC if interpolation == _RANDOM else Interpolation(interpolation),
     )
 
 
