@@ -8,11 +8,11 @@ import platform
 import re
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
+from cirrus_client.extras import installed_version
 from cirrus_client.records import Record
 
 K = TypeVar("K")
@@ -99,7 +99,7 @@ def this_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         python=platform.python_version(),
-        packages={name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        packages={name: found for name in _PACKAGES if (found := installed_version(name)) is not None},
     )
 
 
@@ -121,10 +121,3 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -43,6 +43,16 @@ def need(package: str, job: str) -> ModuleType:
         raise missing_package(error, job) or error from None
 
 
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, by its name on PyPI, None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and seldom needed
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
 def missing_package(error: ImportError, job: str) -> MissingPackage | None:
     """Return a failed import as a MissingPackage, or None if the package is none of these."""
     package = (error.name or "").split(".")[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 from cirrus_client.bundle import PROBE_QUERIES, BundleSpec, FidelityStatus, GraphSpec, SpaceSpec
 from cirrus_client.canary import ARRAYS, CANARY
+from cirrus_client.extras import installed_version
 from cirrus_client.files import sha256_of_file
 from cirrus_export.checkpoints.state import fingerprint
 from cirrus_export.recipes import Recipe
@@ -16,7 +16,8 @@ from cirrus_export.request import ExportRequest
 MAX_BATCH = 64
 NOT_MEASURED = FidelityStatus(passed=False, failures=("not measured yet",))
 _VERIFIED_WITH = (PROBE_QUERIES, CANARY, ARRAYS)
-_RECORDED_PACKAGES = ("torch", "onnx", "onnxruntime", "open_clip_torch", "transformers", "tokenizers", "pillow")
+_ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_RECORDED_PACKAGES = ("torch", "onnx", *_ONNX_RUNTIMES, "open_clip_torch", "transformers", "tokenizers", "pillow")
 
 
 class ContractDraft:
@@ -59,7 +60,7 @@ class ContractDraft:
             caption_join=recipe.caption_join,
             circo_without_reference=recipe.circo_without_reference,
             fidelity=fidelity,
-            versions={package: version(package) for package in _RECORDED_PACKAGES},
+            versions=recorded_versions(),
             files=self._checksums(),
         )
 
@@ -67,3 +68,8 @@ class ContractDraft:
         graphs = sorted((self._root / "graphs").iterdir())
         paths = [*graphs, self._root / self._tokenizer.file, *(self._root / name for name in _VERIFIED_WITH)]
         return {str(path.relative_to(self._root)): sha256_of_file(path) for path in paths if path.exists()}
+
+
+def recorded_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that make a bundle, by name. ONNX Runtime has two packages."""
+    return {name: found for name in _RECORDED_PACKAGES if (found := installed_version(name)) is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import metadata
 from importlib.util import find_spec
 
 import numpy as np
@@ -24,7 +25,7 @@ from cirrus_client.replay import LocalRunner, replay
 from cirrus_export import pipeline
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
 from cirrus_export.compile.precision import quantised_layers
-from cirrus_export.draft import ContractDraft
+from cirrus_export.draft import ContractDraft, recorded_versions
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import Flavour, write_repository
 
@@ -69,6 +70,20 @@ def test_the_arithmetic_of_a_cpu_is_no_part_of_the_space_and_every_weight_is(wei
     with torch.no_grad():
         next(recipe.backbone.text.parameters()).mul_(1 + 1e-6)
     assert fingerprint() != first
+
+
+def test_a_bundle_is_made_with_either_package_of_onnx_runtime(monkeypatch) -> None:
+    """The extra `gpu` brings onnxruntime-gpu alone."""
+
+    def version_there(name: str) -> str:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return version_here("onnxruntime" if name == "onnxruntime-gpu" else name)
+
+    version_here = metadata.version
+    monkeypatch.setattr(metadata, "version", version_there)
+    assert recorded_versions()["onnxruntime-gpu"] == version_here("onnxruntime")
+    assert "onnxruntime" not in recorded_versions()
 
 
 @pytest.mark.parametrize("graph", ["gallery", "target_head"])

@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from cirrus_client.engines.engine import Engine, EngineName, sample
 from cirrus_client.engines.kinds import candidates, engine_kind
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import BundleError, EngineError, MissingPackage
+from cirrus_client.extras import installed_version
 from cirrus_client.files import write_model
 from cirrus_client.plans import Library, has_plans
 from cirrus_client.records import Record
@@ -263,14 +263,7 @@ def _file_of_choice(path: Path, precision: Precision, threads: int | None, bulk:
     status = path.stat()
     facts = [
         str(path.resolve()), status.st_size, status.st_mtime_ns, precision, threads, bulk,
-        platform.node(), platform.processor(), usable_cores(), *(_version(package) for package in _PACKAGES),
+        platform.node(), platform.processor(), usable_cores(), *map(installed_version, _PACKAGES),
     ]  # fmt: skip
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
     return f"{key}.json"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
