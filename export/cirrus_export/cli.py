@@ -13,6 +13,7 @@ from cirrus_client.cli.console import echo, shows_progress
 from cirrus_client.errors import BundleError
 from cirrus_client.suggest import CONTRACT as SUGGESTER
 from cirrus_export.arguments import options_of, probe_of
+from cirrus_export.gate.probe import FEWEST_IMAGES
 from cirrus_export.repository import Flavour
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def export_command(
         typer.Option(help="A folder of images and queries to verify with, in FashionIQ's layout; else Cirrus's own."),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Number of queries that are taken from the probe.")] = 64,
-    gallery: Annotated[int, typer.Option(min=11, help="Number of gallery images that are taken from the probe.")] = 128,
+    gallery: Annotated[
+        int, typer.Option(min=FEWEST_IMAGES, help="Number of gallery images that are taken from the probe.")
+    ] = 128,
     for_triton: Annotated[
         str | None, typer.Option(help="Also compile TensorRT plans here, for this NGC release of Triton, like 26.07.")
     ] = None,

@@ -24,7 +24,7 @@ from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine,
 from cirrus_export.draft import NOT_MEASURED, ContractDraft
 from cirrus_export.gate.canary import make_canary
 from cirrus_export.gate.fidelity import ProbeTensors, measure
-from cirrus_export.gate.probe import Probe
+from cirrus_export.gate.probe import FEWEST_IMAGES, Probe
 from cirrus_export.gate.report import write_report
 from cirrus_export.gate.thresholds import THRESHOLDS
 from cirrus_export.graph import Graph
@@ -50,6 +50,11 @@ def export(request: ExportRequest, probe: Probe, *, show_progress: bool = False)
     machine's TensorRT is not the one of `for_triton`. Raises FidelityError if the exported graphs miss the gate: the
     bundle is then there, with its report, marked as failed and without a model repository.
     """
+    if len(probe.gallery) < FEWEST_IMAGES:
+        raise ExportError(
+            f"probe {probe.name}: its gallery has {len(probe.gallery)} images, and the gate compares top tens: add "
+            f"images until there are {FEWEST_IMAGES}"
+        )
     plans = CompileOptions(for_triton=request.for_triton)
     if request.for_triton is not None:
         check_machine(plans)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cirrus_client.errors import ExportError
+from cirrus_client.invalid_fields import first_problem
 
 QUERIES, GALLERY = 64, 128
 """Size of the default probe."""
+FEWEST_IMAGES = 11
+"""Of a gallery whose ten best are not all of it: rankings of fewer agree whatever is exported."""
 _IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
+_WAY_OUT = 'captions are like [{"target": ID, "candidate": ID, "captions": [TEXT, TEXT]}], and a split like [ID, ID]'
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -43,17 +50,17 @@ def read_probe(root: Path, *, queries: int, gallery: int) -> Probe:
 
     The folder has `captions/cap.*.val.json`, `image_splits/split.*.val.json` and `images/<id>.jpg` (or .png).
     queries: number of queries, spread over the captions. gallery: number of images, those of the queries first, then
-    others of the split. Raises ExportError if the folder has another layout.
+    others of the split. Raises ExportError if the folder has another layout, or a file has other content.
     """
-    captions = [entry for path in sorted(root.glob("captions/cap.*.val.json")) for entry in _read_json(path)]
-    split = [name for path in sorted(root.glob("image_splits/split.*.val.json")) for name in _read_json(path)]
+    captions = [entry for path in sorted(root.glob("captions/cap.*.val.json")) for entry in _read(path, _CAPTIONS)]
+    split = [name for path in sorted(root.glob("image_splits/split.*.val.json")) for name in _read(path, _IDS)]
     if not captions or not split:
         raise ExportError(
             f"probe {root}: expected FashionIQ's layout with captions/cap.*.val.json and image_splits/split.*.val.json"
         )
     step = max(1, len(captions) // queries)
     chosen = captions[::step][:queries]
-    needed = [entry[role] for entry in chosen for role in ("target", "candidate")]
+    needed = [name for entry in chosen for name in (entry.target, entry.candidate)]
     names = list(dict.fromkeys([*needed, *split]))[: max(gallery, len(set(needed)))]
     rows = {name: row for row, name in enumerate(names)}
     images = tuple(_read_image(root, name) for name in names)
@@ -62,9 +69,9 @@ def read_probe(root: Path, *, queries: int, gallery: int) -> Probe:
         gallery=images,
         queries=tuple(
             ProbeQuery(
-                image=images[rows[entry["candidate"]]],
-                text=fashioniq_text(entry["captions"]),
-                target=rows[entry["target"]],
+                image=images[rows[entry.candidate]],
+                text=fashioniq_text(entry.captions),
+                target=rows[entry.target],
             )
             for entry in chosen
         ),
@@ -77,11 +84,23 @@ def fashioniq_text(captions: Sequence[str]) -> str:
     return f"{first.capitalize()} and {second}"
 
 
-def _read_json(path: Path) -> list:  # type: ignore[type-arg]
-    content = json.loads(path.read_text())
-    if not isinstance(content, list):
-        raise ExportError(f"probe file {path}: expected a JSON list, found {type(content).__name__}")
-    return content
+class _Entry(BaseModel):
+    """One query of a captions file, which may have other keys as well."""
+
+    target: str
+    candidate: str
+    captions: tuple[str, str]
+
+
+_CAPTIONS, _IDS = TypeAdapter(list[_Entry]), TypeAdapter(list[str])
+
+
+def _read(path: Path, kind: TypeAdapter[list[E]]) -> list[E]:
+    content = path.read_bytes()
+    try:
+        return kind.validate_json(content)
+    except ValidationError as error:
+        raise ExportError(f"probe file {path}: {first_problem(error, content)[1]}; {_WAY_OUT}") from None
 
 
 def _read_image(root: Path, name: str) -> bytes:
