@@ -156,7 +156,7 @@ def test_its_graphs_compile(exported, precision, tmp_path) -> None:
 def test_its_canary_is_passed_here_and_its_plans_are_compared_on_queries(exported, probe) -> None:
     """Two graphs make the language model's prompt, and a target's prompt brings a text of its own."""
     replay(read_canary(exported), exported.spec, LocalRunner(LocalEncoder(exported))).check("here")
-    read = GraphValues(exported, probe).inputs("language_model")
+    read = GraphValues(exported, probe).cases("language_model")[0].inputs
     texts = [query.text for query in probe.queries[: len(read["token_ids"])]]
     np.testing.assert_array_equal(read["token_ids"], Tokenizer(exported.spec.tokenizer, exported.root)(texts))
     np.testing.assert_array_equal(read["prompt_ids"][0], SMALL.query_prompt)

@@ -427,6 +427,24 @@ def test_an_engine_that_misses_is_named_with_its_cosine(bundle, probe, noise, mo
         hold_to_graphs(bundle, GraphValues(bundle, probe), load)
 
 
+class DamagedWithShortTexts(OnnxRuntimeEngine):
+    """An engine that is right where a text has the full context."""
+
+    def run(self, inputs):
+        is_short = "token_ids" in inputs and inputs["token_ids"].shape[1] < 77
+        return (Damaged if is_short else OnnxRuntimeEngine).run(self, inputs)
+
+
+def test_an_engine_that_misses_with_the_texts_of_most_queries_is_named(bundle, probe, monkeypatch) -> None:
+    monkeypatch.setattr(DamagedWithShortTexts, "noise", 0.1, raising=False)
+
+    def load(graph):
+        return DamagedWithShortTexts(bundle.graph_file(graph), bundle.spec.precision)
+
+    with pytest.raises(FidelityError, match=r"cosine text_encoder 0\.\d+, query_head 0\.\d+, fp32 needs"):
+        hold_to_graphs(bundle, GraphValues(bundle, probe), load)
+
+
 def test_profiles_reach_from_one_query_to_the_bundles_limit(bundle) -> None:
     def profiles(library: Library, max_batch: int) -> list[tuple[int, int, int]]:
         found = batch_profiles(library, max_batch)
@@ -497,7 +515,7 @@ def test_a_serving_machine_compiles_without_torch(bundle) -> None:
         "from cirrus_export.compile import tensorrt_engine\n"
         "from cirrus_export.gate.plan_fidelity import GraphValues\n"
         f"values = GraphValues(Bundle.open({str(bundle.root)!r}), probe_of(None, queries=8, gallery=16))\n"
-        "print(values.outputs('gallery')['target_embedding'].shape)\n"
+        "print(values.cases('gallery')[0].outputs['target_embedding'].shape)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)

@@ -1,15 +1,16 @@
-"""Compare a compiled plan with its ONNX graph on real inputs: one batch, and one item of it alone."""
+"""Compare a compiled plan with its ONNX graph on real inputs: a batch and one item alone, with long and short texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cirrus_client.agreement import cosine_min
-from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.bundle import DYNAMIC, Bundle, GraphSpec, Precision, TensorSpec
 from cirrus_client.engines.engine import Engine
 from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.ensemble import Arrays
@@ -23,6 +24,14 @@ from cirrus_export.gate.thresholds import THRESHOLDS
 _ITEMS = 8
 
 
+@dataclass(frozen=True)
+class Case:
+    """Inputs of a graph, [B, *shape] each, and what the ONNX graph makes of them."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
 class GraphValues:
     """Real inputs and outputs of every graph: the probe's items sent through a bundle's graphs on ONNX Runtime.
 
@@ -34,24 +43,19 @@ class GraphValues:
         spec = bundle.spec
         providers = None if spec.precision is Precision.BF16 else ["CPUExecutionProvider"]
         queries = probe.queries[:_ITEMS]
-        self._tensors: dict[str, NDArray[Any]] = {
+        tensors: dict[str, NDArray[Any]] = {
             TensorName.PIXELS: np.stack([preprocess(query.image, spec.preprocess) for query in queries]),
             TensorName.TOKEN_IDS: Tokenizer(spec.tokenizer, bundle.root)([query.text for query in queries]),
         }
-        self._bundle = bundle
-        self._outputs: dict[str, dict[str, NDArray[Any]]] = {}
-        for name in spec.graphs:
-            engine = OnnxRuntimeEngine(bundle.graph_file(name), bundle.spec.precision, providers=providers)
-            self._outputs[name] = engine(self.inputs(name))
-            self._tensors = self._outputs[name] | self._tensors
+        self._cases: dict[str, tuple[Case, ...]] = {}
+        for name, graph in spec.graphs.items():
+            engine = OnnxRuntimeEngine(bundle.graph_file(name), spec.precision, providers=providers)
+            self._cases[name] = tuple(Case(given, engine(given)) for given in _of_lengths(graph, tensors))
+            tensors = {**self._cases[name][0].outputs, **tensors}
 
-    def inputs(self, graph: str) -> dict[str, NDArray[Any]]:
-        """Return a graph's inputs, [B, *shape]."""
-        return {spec.name: self._tensors[spec.name] for spec in self._bundle.spec.graphs[graph].inputs}
-
-    def outputs(self, graph: str) -> dict[str, NDArray[Any]]:
-        """Return the ONNX graph's outputs for them, [B, *shape]."""
-        return self._outputs[graph]
+    def cases(self, graph: str) -> tuple[Case, ...]:
+        """Return a graph's inputs and outputs: with texts of the full context, then of the shortest length there is."""
+        return self._cases[graph]
 
 
 def hold_to_graphs(
@@ -63,8 +67,7 @@ def hold_to_graphs(
     FidelityError, which names every graph under the threshold of the bundle's precision.
     """
     cosines = {
-        graph: _cosine(load(graph), values.inputs(graph), values.outputs(graph))
-        for graph in (bundle.spec.graphs if graphs is None else graphs)
+        graph: _cosine(load(graph), values.cases(graph)) for graph in (bundle.spec.graphs if graphs is None else graphs)
     }
     threshold = THRESHOLDS[bundle.spec.precision].cosine_min
     missed = {graph: value for graph, value in cosines.items() if not value >= threshold}  # a NaN misses
@@ -77,9 +80,21 @@ def hold_to_graphs(
     return cosines
 
 
-def _cosine(engine: Engine, inputs: Arrays, expected: Mapping[str, NDArray[Any]]) -> float:
-    batch = engine(inputs)
-    alone = engine({name: value[:1] for name, value in inputs.items()})
-    of_batch = [cosine_min(value, batch[name]) for name, value in expected.items()]
-    of_one = [cosine_min(value[:1], alone[name]) for name, value in expected.items()]
-    return float(np.min(of_batch + of_one))  # a NaN stays one
+def _of_lengths(graph: GraphSpec, tensors: Arrays) -> Iterator[Arrays]:
+    """Yield a graph's inputs with the longest texts that it takes and, if it takes several lengths, the shortest."""
+    for length in sorted({*graph.text_lengths[:1], *graph.text_lengths[-1:]}, reverse=True) or [0]:
+        yield {spec.name: _cut(tensors[spec.name], spec, length) for spec in graph.inputs}
+
+
+def _cut(tensor: NDArray[Any], spec: TensorSpec, length: int) -> NDArray[Any]:
+    """Return a tensor with its dynamic dimensions cut to a length."""
+    return tensor[(slice(None), *(slice(length if size == DYNAMIC else None) for size in spec.shape))]
+
+
+def _cosine(engine: Engine, cases: Sequence[Case]) -> float:
+    found: list[float] = []
+    for case in cases:
+        for rows in (slice(None), slice(1)):
+            outputs = engine({name: value[rows] for name, value in case.inputs.items()})
+            found += [cosine_min(value[rows], outputs[name]) for name, value in case.outputs.items()]
+    return float(np.min(found))  # a NaN stays one
