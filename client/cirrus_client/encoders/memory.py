@@ -12,7 +12,7 @@ _ENTRY_BYTES = 512
 
 
 class RecentArrays:
-    """Named arrays by key. What was not used for longest goes first. Threads may share it."""
+    """Named arrays by key. The least recently used are dropped first. Threads may share it."""
 
     def __init__(self, max_bytes: int) -> None:
         """Keep nothing yet. max_bytes: of all arrays together."""

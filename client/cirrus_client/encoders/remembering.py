@@ -51,12 +51,12 @@ class KnownQuery:
 
     @property
     def key(self) -> tuple[bytes | None, bytes]:
-        """What the query is the same by."""
+        """What identifies the query: the sha256 of its image file, if it has one, and its token ids."""
         return self.image, self.text
 
     @property
     def text(self) -> bytes:
-        """What the text is the same by."""
+        """What identifies the text: its token ids as bytes."""
         return self.token_ids.tobytes()
 
     @property

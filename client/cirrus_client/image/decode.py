@@ -44,7 +44,7 @@ _DECODERS: dict[str, type[ImageFile.ImageFile]] = {
 FORMATS = tuple(_DECODERS)
 FORMATS_OF_PLUGINS = ("HEIF", "AVIF")
 SIGNATURE_BYTES = 16
-"""By so many first bytes every known format is told."""
+"""Number of first bytes that tell every known format."""
 
 _ORIENTATION = 0x0112
 _JPEG_SCALES = (8, 4, 2)

@@ -1,6 +1,6 @@
 """Every mode of Pillow as a person sees it on a screen. docs/images.md has the table.
 
-Modes that the papers' loaders read keep their form until the crop, since when an image becomes RGB changes its pixels.
+Modes that the papers' loaders read are kept until the crop: pixels depend on when an image is converted to RGB.
 """
 
 from __future__ import annotations

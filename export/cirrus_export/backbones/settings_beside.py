@@ -24,9 +24,10 @@ _FILTERS = {Image.Resampling.BICUBIC: Interpolation.BICUBIC, Image.Resampling.BI
 
 @dataclass(frozen=True)
 class SettingsBeside:
-    """A file of settings. of_images: its settings in open_clip's form, `PreprocessCfg`, those that it has.
+    """A file of settings of images.
 
-    crop: how the library that reads the file rounds.
+    of_images: its settings, named as in open_clip's `PreprocessCfg`; what the file leaves out is not among them. crop:
+    how the library that reads the file rounds.
     """
 
     file: Path
