@@ -67,6 +67,16 @@ def test_pixels_are_those_of_transformers_own_processor(folder, name: str, setti
     np.testing.assert_allclose(preprocess(file.getvalue(), spec), published["pixel_values"][0], atol=1e-5)
 
 
+def test_of_two_files_of_settings_transformers_own_choice_is_read(folder) -> None:
+    """A processor that transformers 5 saves into an older folder leaves the older file there."""
+    settings = {"size": SIDE, "crop_size": SIDE}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings | LEVELS}))
+    published = CLIPImageProcessorPil.from_pretrained(folder)
+    spec = load_backbone("from-checkpoint", str(folder)).preprocess
+    assert (spec.mean, spec.std) == (tuple(published.image_mean), tuple(published.image_std))
+
+
 def test_a_method_with_a_transform_of_its_own_crops_as_published(folder) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(LEVELS | {"size": SIDE, "crop_size": SIDE}))
     own = load_backbone("from-checkpoint", str(folder)).preprocess

@@ -1,6 +1,6 @@
 """How images were prepared for weights, as the file of settings beside them says.
 
-It is transformers' `preprocessor_config.json` (or `processor_config.json`), or open_clip's `open_clip_config.json`.
+It is transformers' `processor_config.json` or `preprocessor_config.json`, or open_clip's `open_clip_config.json`.
 """
 
 from __future__ import annotations

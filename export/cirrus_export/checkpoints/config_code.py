@@ -13,7 +13,7 @@ from cirrus_client.errors import CheckpointError
 _CODE = re.compile("auto_map|remote_code|implementation|kernel|quantization")
 _OWN = (None, False, "eager", "sdpa")
 _NOTE = "_attn_implementation_autoset"
-"""Releases of transformers from 4.46 to 4.5x noted so that they chose the attention themselves."""
+"""By which transformers 4, from 4.46 on, noted that it had chosen the attention itself."""
 
 
 def code_named_in(config: object, known: Collection[str] = ()) -> str | None:

@@ -1,4 +1,4 @@
-"""Read transformers' settings of images: `preprocessor_config.json`, or `processor_config.json` of a processor."""
+"""Read transformers' settings of images: those in `processor_config.json`, or else `preprocessor_config.json`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def image_settings(folder: Path) -> tuple[Path, Settings] | None:
-    """Return the file of a folder that has settings of images, and the settings. Raises CheckpointError."""
-    for name in (_OF_IMAGES, _OF_PROCESSOR):
-        content = read_settings(folder / name)
-        settings = content.get("image_processor", content) if name == _OF_PROCESSOR else content
+    """Return the file of a folder that has settings of images, and the settings. Raises CheckpointError.
+
+    Of a folder that has both files, transformers 5 reads the processor's: the other may be of an earlier release.
+    """
+    of_processor = read_settings(folder / _OF_PROCESSOR).get("image_processor")
+    for name, settings in ((_OF_PROCESSOR, of_processor), (_OF_IMAGES, read_settings(folder / _OF_IMAGES))):
         if isinstance(settings, dict) and settings.keys() & _MARKS:
             return folder / name, settings
     return None
