@@ -133,3 +133,15 @@ def test_damaged_exif_of_a_pil_image_leaves_it_as_it_is() -> None:
     image = Image.new("RGB", (4, 6), "teal")
     image.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"
     assert Image.open(io.BytesIO(image_bytes(image))).size == (4, 6)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "RGB"])
+def test_a_pil_image_that_xmp_turns_is_turned_once(mode: str) -> None:
+    """Pillow turns a TIFF when it loads it, and writes what was in its tags when it saves it."""
+    levels = np.random.default_rng(0).integers(0, 255, (23, 37, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(levels).convert(mode).save(file, "TIFF", tiffinfo={700: xmp})
+    spec = PreprocessSpec(size_px=16)
+    of_image = preprocess(image_bytes(Image.open(io.BytesIO(file.getvalue()))), spec)
+    np.testing.assert_array_equal(of_image, preprocess(file.getvalue(), spec))

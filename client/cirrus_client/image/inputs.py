@@ -65,7 +65,10 @@ def _encoded(image: Image.Image) -> bytes:
             raise UnreadableImage(f"can't read the PIL image: {error.strerror}", errno=error.errno) from None
         raise InvalidImage(f"the PIL image can't be read: {error}") from None
     file = io.BytesIO()
-    seen.save(file, format="TIFF" if seen.mode in _NOT_IN_PNG else "PNG")
+    if seen.mode in _NOT_IN_PNG:
+        seen.copy().save(file, format="TIFF")  # a copy has no tags, of which XMP's orientation would turn it again
+    else:
+        seen.save(file, format="PNG")
     return file.getvalue()
 
 
