@@ -57,7 +57,7 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     pattern = f".*{_TEMPORARY}" if name is None else f".{escape(name)}.*{_TEMPORARY}"
     for path in folder.glob(pattern):
         with suppress(OSError):  # held by a running process, or gone
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = _open_to_lock(path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -125,6 +125,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def leads_to(path: Path, descriptor: int) -> bool:
+    """Return whether a path leads to an open file or folder, and neither to another one nor to nothing.
+
+    The number of links does not say it on NFS, where a file that is removed while it is open gets a hidden name.
+    """
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Give an OSError the name `path` if it names no file, or the temporary file beside `path`."""
@@ -142,15 +153,23 @@ def _temporary_beside(path: Path, create: Callable[[Path], None]) -> Iterator[Pa
     while True:
         temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}{_TEMPORARY}"
         create(temporary)
-        descriptor = os.open(temporary, os.O_RDONLY)
+        descriptor = _open_to_lock(temporary)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
+        if leads_to(temporary, descriptor):
             break
         os.close(descriptor)  # it was taken for abandoned before it was held
     try:
         yield temporary
     finally:
         os.close(descriptor)
+
+
+def _open_to_lock(path: Path) -> int:
+    """Open a file or a folder. A file is opened for writing: else NFS gives no exclusive lock, see flock(2)."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except IsADirectoryError:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _create_file(path: Path) -> None:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from cirrus_client import __version__
 from cirrus_client.errors import CirrusError, OutputError, StoredDataError
-from cirrus_client.files import naming, remove_abandoned, sync, temporary_directory, write_model
+from cirrus_client.files import leads_to, naming, remove_abandoned, sync, temporary_directory, write_model
 from cirrus_client.names import Writer
 from cirrus_client.records import Record
 
@@ -121,20 +121,13 @@ def of_one_version(root: Path, read: Callable[[], T]) -> T:
                 result = read()
             except (CirrusError, OSError) as error:
                 result = error
-            if _is_still(root, descriptor):
+            if leads_to(root, descriptor):
                 if isinstance(result, (CirrusError, OSError)):
                     raise result
                 return result
         finally:
             os.close(descriptor)
     raise StoredDataError(f"{root}: is replaced again and again while it is read; try again later", path=root)
-
-
-def _is_still(root: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(root.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
 
 
 def _locked(lock: Path, output: Path) -> int:
@@ -153,7 +146,7 @@ def _locked(lock: Path, output: Path) -> int:
         except OSError:
             os.close(descriptor)
             raise
-        if os.fstat(descriptor).st_nlink:
+        if leads_to(lock, descriptor):
             return descriptor
         os.close(descriptor)  # its last holder has removed it
 

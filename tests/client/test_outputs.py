@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -151,6 +152,41 @@ def test_what_killed_processes_left_is_removed_and_what_is_held_is_not(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".theirs.tmp", "other"]
     write_atomically(tmp_path / "file", b"1")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".theirs.tmp", "file", "other"]
+
+
+def test_files_are_locked_as_nfs_allows_it(tmp_path: Path, monkeypatch) -> None:
+    """NFS 4 locks a file exclusively only where it is open for writing, see flock(2). Its folders have no such rule."""
+    flock = fcntl.flock
+
+    def as_on_nfs(descriptor: int, operation: int) -> None:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if is_file and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+    (tmp_path / ".file.0.cirrus-tmp").touch()
+    write_atomically(tmp_path / "file", b"1")
+    write(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_a_lock_whose_file_its_last_holder_has_removed_is_none(tmp_path: Path, monkeypatch) -> None:
+    """On NFS, a file that is removed while it is open has a hidden name until it is closed, and so a link."""
+    flock = fcntl.flock
+
+    def after_a_removal(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "lock").rename(tmp_path / ".nfs0001")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_a_removal)
+    with (
+        only_writer(tmp_path / "lock", tmp_path),
+        pytest.raises(OutputError, match="is writing it"),
+        only_writer(tmp_path / "lock", tmp_path),
+    ):
+        pytest.fail("two hold one lock")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
