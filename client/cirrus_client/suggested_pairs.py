@@ -16,6 +16,7 @@ from cirrus_client.errors import InvalidImage, OutputError, StoredDataError, Unr
 from cirrus_client.files import write_atomically
 from cirrus_client.outputs import only_writer
 from cirrus_client.records import Record, parse_record
+from cirrus_client.resuming import resumable
 from cirrus_client.suggest import Suggester
 
 _BEGINNING = b'{"reference":'
@@ -71,11 +72,12 @@ def caption_pairs(pairs: Path, out: Path, suggester: Suggester, *, show_progress
         write_atomically(out, b"".join(map(_encoded, kept)))
         failed = []
         missing = [pair for pair in wanted if pair not in done]
-        with out.open("ab") as file:
+        with out.open("ab") as file, resumable() as keep:
             for pair in tqdm(missing, desc="edit texts", unit="pair", disable=not show_progress):
                 caption = _captioned(pair, pairs.parent, suggester)
                 file.write(_encoded(caption))
                 file.flush()
+                keep()
                 if caption.error is not None:
                     failed.append(caption)
             os.fsync(file.fileno())

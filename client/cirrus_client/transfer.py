@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from cirrus_client.bundle import CONTRACT, Bundle
 from cirrus_client.errors import GalleryError, TransferError
-from cirrus_client.files import link_or_copy, sha256_of_file
+from cirrus_client.files import link_or_copy, naming, sha256_of_file
 from cirrus_client.gallery.sources.store import filesystem, patiently
 from cirrus_client.index.manifest import MANIFEST as INDEX_MANIFEST
 from cirrus_client.index.saved import check_index
 from cirrus_client.names import Writer
 from cirrus_client.outputs import MARK, OutputMark, check_replaceable, only_writer, replaced_directory
 from cirrus_client.records import Record, RelativePath, parse_record, read_record
+from cirrus_client.resuming import resumable
 
 MANIFEST = "cirrus-files.json"
 _UNFINISHED = "cirrus-files.part.json"
@@ -64,16 +65,18 @@ def push(folder: Path, url: str, *, show_progress: bool = False) -> Manifest:
     earlier = [_manifest(store, root, url, name) for name in (MANIFEST, _UNFINISHED)]
     there = {name: file for one in earlier if one is not None for name, file in one.files.items()}
     sent = {} if earlier[1] is None else dict(earlier[1].files)
-    for name, file in _shown(manifest.files, show_progress, "pushing"):
-        target = f"{root}/{name}"
-        if there.get(name) != file or not _asked(url, partial(_has_size, store, target, file.size)):
-            noted = Manifest(writer=manifest.writer, files=sent | {name: _BEING_SENT})
-            _asked(url, partial(_write, store, f"{root}/{_UNFINISHED}", noted))
-            _asked(url, partial(_put, store, folder / name, target))
-            sent[name] = file
-    _asked(url, partial(_write, store, f"{root}/{MANIFEST}", manifest))
-    if sent:
-        _asked(url, partial(store.rm_file, f"{root}/{_UNFINISHED}"))
+    with resumable() as kept:
+        for name, file in _shown(manifest.files, show_progress, "pushing"):
+            target = f"{root}/{name}"
+            if there.get(name) != file or not _asked(url, partial(_has_size, store, target, file.size)):
+                noted = Manifest(writer=manifest.writer, files=sent | {name: _BEING_SENT})
+                _asked(url, partial(_write, store, f"{root}/{_UNFINISHED}", noted))
+                _asked(url, partial(_put, store, folder / name, target))
+                sent[name] = file
+                kept()
+        _asked(url, partial(_write, store, f"{root}/{MANIFEST}", manifest))
+        if sent:
+            _asked(url, partial(store.rm_file, f"{root}/{_UNFINISHED}"))
     return manifest
 
 
@@ -92,12 +95,13 @@ def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:
     check_replaceable(out, manifest.writer)
     fetched = out.parent / f".{out.name}.pulled"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with only_writer(out.parent / f".{out.name}.pulled.lock", out):
+    with only_writer(out.parent / f".{out.name}.pulled.lock", out), resumable() as kept:
         fetched.mkdir(exist_ok=True)
         for name, file in _shown(manifest.files, show_progress, "pulling"):
-            kept = fetched / file.sha256
-            if not _is(kept, file) and not _reused(out / name, kept, file):
-                _fetch(store, f"{root}/{name}", kept, file, url=url, name=name)
+            copy = fetched / file.sha256
+            if not _is(copy, file) and not _reused(out / name, copy, file):
+                _fetch(store, f"{root}/{name}", copy, file, url=url, name=name)
+            kept()
         with replaced_directory(out, manifest.writer) as folder:
             for name, file in manifest.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,11 +111,11 @@ def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:
     return manifest
 
 
-def _fetch(store: Any, source: str, kept: Path, file: SentFile, *, url: str, name: str) -> None:
-    """Copy a file of a store to `kept`. Raises TransferError if it is another one than was pushed."""
-    _asked(url, partial(_get, store, source, kept))
-    if not _is(kept, file):
-        kept.unlink()
+def _fetch(store: Any, source: str, copy: Path, file: SentFile, *, url: str, name: str) -> None:
+    """Copy a file of a store. Raises TransferError if it is another one than was pushed."""
+    _asked(url, partial(_get, store, source, copy))
+    if not _is(copy, file):
+        copy.unlink()
         raise TransferError(
             f"{url}: {name} is not the file of {MANIFEST}; if it is being pushed now, pull again later, else remove it "
             "there and push again",
@@ -205,8 +209,11 @@ def _has_size(store: Any, target: str, size: int) -> bool:
 
 
 def _get(store: Any, source: str, target: Path) -> None:
-    with store.open(source, "rb") as remote, target.open("wb") as local:
-        shutil.copyfileobj(remote, local, _CHUNK_BYTES)
+    with store.open(source, "rb") as remote, target.open("wb", buffering=0) as local:
+        while chunk := memoryview(remote.read(_CHUNK_BYTES)):
+            with naming(target):
+                while chunk:
+                    chunk = chunk[local.write(chunk) :]
 
 
 def _is(path: Path, file: SentFile) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from cirrus_client.errors import OutputError, ServerUnavailable, StoredDataError
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
+from cirrus_client.resuming import is_resumable
 from cirrus_client.suggested_pairs import caption_pairs
 from tests.conftest import jpeg
 
@@ -65,8 +66,9 @@ def test_every_pair_has_its_text_and_a_bad_one_its_reason(pairs, tmp_path) -> No
 @pytest.mark.parametrize("fails_at", [0, 1, 2, 3])
 def test_a_run_that_ended_early_goes_on_and_what_failed_is_tried_again(pairs, tmp_path, fails_at) -> None:
     out = tmp_path / "out.jsonl"
-    with pytest.raises(ServerUnavailable):
+    with pytest.raises(ServerUnavailable) as ended:
         caption_pairs(pairs, out, Sizes(fails_at))
+    assert is_resumable(ended.value) == (fails_at > 0)
     with out.open("ab") as file:
         file.write(b'{"reference": "4.jp')  # killed while it wrote
     had = sum(text is not None for text in texts_of_whole_lines(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.names import Writer
 from cirrus_client.outputs import MARK, replaced_directory
+from cirrus_client.resuming import is_resumable
 from cirrus_client.retriever import open_retriever
 from cirrus_client.transfer import MANIFEST, pull, push
 from tests.object_store import BUCKET, ObjectStore
@@ -101,6 +103,21 @@ def test_an_interrupted_pull_goes_on_and_leaves_the_older_version_until_it_is_wh
     pull(url, tmp_path / "fresh")
     assert content_of(tmp_path / "fresh").items() >= content_of(bundle).items()
     assert not list(tmp_path.glob(".*pulled"))
+
+
+def test_a_disk_that_is_full_here_is_not_taken_for_the_stores(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    url, (bundle, _) = "memory://bucket/bundle", folders
+    manifest = push(bundle, url)
+    largest = max(file.size for file in manifest.files.values())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, before[1]))
+    try:
+        with pytest.raises(TransferError, match=r"File too large: '.*\.out\.pulled/") as ended:
+            pull(url, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert is_resumable(ended.value)
+    pull(url, tmp_path / "out")
 
 
 def test_a_push_that_was_interrupted_can_not_be_pulled_and_goes_on(

@@ -59,13 +59,18 @@ class Cluster:
         return None if self.gpus else self.cores
 
     def ask(self, question: Callable[[int | None], T]) -> T:
-        """Return the answer of a function that is called where a worker would be, with `threads`."""
+        """Return the answer of a function that is called where a worker would be, with `threads`.
+
+        Raises what the function raises, and ClusterError if its process dies, as one without enough memory does.
+        """
         ray = need("ray", "--ray")
         asked = ray.remote(_answer).options(num_cpus=self.cores, num_gpus=self.gpus)
         try:
             answer: T = ray.get(asked.remote(question, self.threads))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except _deaths(ray) as error:
+            raise _none_left(ray, error) from None
         return answer
 
     def workforce(self, make_tools: MakeTools) -> Workforce:
@@ -274,7 +279,7 @@ def _deaths(ray: Any) -> tuple[type[Exception], ...]:
 def _none_left(ray: Any, error: Exception) -> ClusterError:
     return ClusterError(
         f"no worker can be started on the cluster any more ({_last_line(error)}); mend that, and run the same command "
-        "again: it resumes",
+        "again",
         address=_address(ray),
     )
 

@@ -31,6 +31,7 @@ from cirrus_client.gallery.stream import Recollection, Rejected, Undone
 from cirrus_client.gallery.twins import Twins
 from cirrus_client.gallery.work import DoneShard, OpenedPart, Tools, Unit, Workforce, WorkOptions, work
 from cirrus_client.gallery.writer import GalleryWriter
+from cirrus_client.resuming import resumable
 
 log = logging.getLogger(__name__)
 
@@ -184,24 +185,26 @@ def _commit_all(
     """Commit shards as they come. A part is done when its last shard is committed and nothing of it is left."""
     known = {unit.part.path: unit.known for unit in units if unit.part is not None}
     parts: dict[str, _Progress] = {}
-    for result in results:
-        if isinstance(result, OpenedPart):
-            part = result.part.path
-            parts[part] = _Progress(result, known[part])
-            tally.opened(result)
-        else:
-            part = result.shard.part
-            name = writer.commit(result.shard, result.embedded)
-            if name is not None and result.shard.replaces is None:
-                twins.add(name, result.embedded.digests)
-            tally.committed(result)
-            if part in parts:
-                parts[part].committed(result, name)
-        if part in parts and not parts[part].left:
-            progress = parts.pop(part)
-            if not progress.opened.listing.unread:
-                missing = progress.opened.plan.missing
-                writer.note_done(progress.opened.part, shards=progress.shards, missing=missing)
+    with resumable() as kept:
+        for result in results:
+            if isinstance(result, OpenedPart):
+                part = result.part.path
+                parts[part] = _Progress(result, known[part])
+                tally.opened(result)
+            else:
+                part = result.shard.part
+                name = writer.commit(result.shard, result.embedded)
+                kept()
+                if name is not None and result.shard.replaces is None:
+                    twins.add(name, result.embedded.digests)
+                tally.committed(result)
+                if part in parts:
+                    parts[part].committed(result, name)
+            if part in parts and not parts[part].left:
+                progress = parts.pop(part)
+                if not progress.opened.listing.unread:
+                    missing = progress.opened.plan.missing
+                    writer.note_done(progress.opened.part, shards=progress.shards, missing=missing)
 
 
 def _here(tools: Tools) -> Workforce:
