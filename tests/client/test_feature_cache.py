@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cirrus_client.bundle import Bundle
+from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders import LocalEncoder, local
 from cirrus_client.errors import BundleError, GalleryError, OutputError, SpaceMismatch
-from cirrus_client.gallery import FolderSource, Gallery, embed_gallery, read_gallery
+from cirrus_client.gallery import FolderSource, Gallery, embed_gallery, feature_cache, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.feature_cache import FeatureCache, FileKey
 from tests.tiny import write_tiny_zero_shot_bundle
@@ -102,6 +102,23 @@ def test_a_cache_of_another_backbone_and_a_damaged_one_are_refused(bundle, clip_
         FeatureCache(tmp_path / "other", headless)
 
 
+@pytest.mark.parametrize("component", ["activation", "pooling"])
+def test_features_of_the_same_weights_with_another_activation_are_refused(bundle, tmp_path, component: str) -> None:
+    """A backbone's sha256 is that of its weights, which do not show how they are run."""
+
+    def saying(word: str) -> Bundle:
+        space = bundle.spec.space
+        components = space.components | {component: word}
+        said = SpaceSpec.of(components, dim=space.dim, vectors=space.vectors, similarity=space.similarity)
+        return Bundle(bundle.root, bundle.spec.model_copy(update={"space": said}))
+
+    FeatureCache(tmp_path / "cache", saying("one")).close()
+    FeatureCache(tmp_path / "cache", saying("one")).close()
+    for other in (saying("another"), bundle):
+        with pytest.raises(SpaceMismatch, match=f"differs from the bundle in {component}"):
+            FeatureCache(tmp_path / "cache", other)
+
+
 _DIES_AFTER_FLUSHING = """
 import os, sys
 import numpy as np
@@ -160,6 +177,28 @@ def test_a_damaged_file_of_a_cache_is_named_with_the_way_out(
         FeatureCache(tmp_path / "cache", bundle)
     assert refused.value.path == tmp_path / "cache" / file
     assert "pydantic" not in str(refused.value)
+
+
+def test_wide_features_are_written_before_they_fill_the_memory(bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(feature_cache, "_SHARD_BYTES", 2 * 64 * 10)
+    with FeatureCache(tmp_path / "cache", bundle) as cache:
+        for number in range(25):
+            cache.put(f"{number:064x}", np.full(64, number, dtype=np.float16))
+        assert cache.get(f"{3:064x}")[0] == 3
+    shards = sorted((tmp_path / "cache" / "features").glob("*.npy"))
+    assert [len(np.load(path)) for path in shards] == [10, 10, 5]
+
+
+def test_a_cache_of_many_files_opens_few_at_a_time(bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(feature_cache, "_SHARD_ROWS", 1)
+    monkeypatch.setattr(feature_cache, "_OPEN", 3)
+    with FeatureCache(tmp_path / "cache", bundle) as cache:
+        for number in range(12):
+            cache.put(f"{number:064x}", np.full(64, number, dtype=np.float16))
+        before = len(os.listdir("/proc/self/fd"))
+        for number in (*range(12), *range(12)):
+            assert cache.get(f"{number:064x}")[0] == number
+        assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 
 def test_threads_that_share_a_cache_lose_nothing(bundle, tmp_path) -> None:

@@ -1,8 +1,8 @@
 """Store the frozen backbone's outputs for images, so that embedding with a new head opens no image.
 
     cache/
-      cache.json               backbone, preprocessing and tensor of the features; others are refused
-      features/00000.npy       float16 [rows, ...], one file per 4,096 images
+      cache.json               what the features are made with; a cache of other ones is refused
+      features/00000.npy       float16 [rows, ...], one file per 4,096 images, or per 256 MiB of wide features
       features/00000.json      sha256 of that file, and of each row's image; written last, so it marks the commit
       files/00000.parquet      image_path, size, mtime_ns, etag, digest: the content of a file when it was read
       files/00000.json         sha256 of that file; written last
@@ -14,10 +14,10 @@ or encoded again. A file whose path, size and time are known is not even read.
 
 from __future__ import annotations
 
-import io
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, TensorSpec
 from cirrus_client.errors import BundleError, GalleryError, SpaceMismatch
-from cirrus_client.files import atomic_path, remove_abandoned, sha256_of_file, write_atomically
+from cirrus_client.files import atomic_path, remove_abandoned, sha256_of_file
 from cirrus_client.names import GraphName
 from cirrus_client.outputs import only_writer
 from cirrus_client.parquet import read_parquet
@@ -49,7 +49,10 @@ class FileKey(NamedTuple):
 
 _MANIFEST, _LOCK = "cache.json", ".lock"
 _FEATURES, _FILES = "features", "files"
-_SHARD_ROWS = 4096
+_SHARD_ROWS, _SHARD_BYTES = 4096, 256 * 2**20
+_OPEN = 64
+"""Files of features that are open at a time: each takes a descriptor, of which a process has 1,024 by default."""
+
 _FILE_SCHEMA = pa.schema(
     {
         **{"image_path": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "etag": pa.string()},
@@ -59,10 +62,15 @@ _FILE_SCHEMA = pa.schema(
 
 
 class CacheManifest(Record):
-    """`cache.json`: sha256 of the backbone's weights, the preprocessing, and which encoder output is stored."""
+    """`cache.json`: sha256 of the backbone's weights, what decides its output beside them, and which output is stored.
 
-    format: Literal[3] = 3
+    activation, pooling: the components of the space that have these names; None if the space does not name them.
+    """
+
+    format: Literal[4] = 4
     backbone: str
+    activation: str | None
+    pooling: str | None
     preprocess: str
     tensor: TensorSpec
 
@@ -83,25 +91,25 @@ class _Shard:
     path: Path
     record: _FeaturesRecord
     row_shape: tuple[int, ...]
-    rows: Features | None = field(default=None)
+    is_checked: bool = False
 
     def opened(self) -> Features:
-        if self.rows is None:
-            way_out = f"remove {self.path.with_suffix('.json')}, and its images are encoded again"
-            if not self.path.is_file() or sha256_of_file(self.path) != self.record.sha256:
-                raise GalleryError(f"{self.path} is missing or corrupted; {way_out}", path=self.path)
-            try:
-                rows: Features = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise GalleryError(f"{self.path} can't be read ({error}); {way_out}", path=self.path) from None
-            expected = (len(self.record.digests), *self.row_shape)
-            if rows.shape != expected or rows.dtype != np.float16:
-                raise GalleryError(
-                    f"{self.path} has {rows.dtype} {list(rows.shape)}, expected float16 {list(expected)}; {way_out}",
-                    path=self.path,
-                )
-            self.rows = rows
-        return self.rows
+        """Return the rows, memory-mapped."""
+        way_out = f"remove {self.path.with_suffix('.json')}, and its images are encoded again"
+        if not self.path.is_file() or not (self.is_checked or sha256_of_file(self.path) == self.record.sha256):
+            raise GalleryError(f"{self.path} is missing or corrupted; {way_out}", path=self.path)
+        try:
+            rows: Features = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise GalleryError(f"{self.path} can't be read ({error}); {way_out}", path=self.path) from None
+        expected = (len(self.record.digests), *self.row_shape)
+        if rows.shape != expected or rows.dtype != np.float16:
+            raise GalleryError(
+                f"{self.path} has {rows.dtype} {list(rows.shape)}, expected float16 {list(expected)}; {way_out}",
+                path=self.path,
+            )
+        self.is_checked = True
+        return rows
 
 
 class FeatureCache:
@@ -113,14 +121,15 @@ class FeatureCache:
     def __init__(self, root: Path | str, bundle: Bundle) -> None:
         """Open or create the cache of a bundle's backbone.
 
-        Raises SpaceMismatch if the cache is of another backbone or preprocessing, GalleryError if it is damaged or the
-        folder has other content, OutputError if another process uses it, and BundleError if the bundle has no target
-        head over an image encoder.
+        Raises SpaceMismatch if the cache is of another backbone, another activation or pooling of it, or another
+        preprocessing; GalleryError if it is damaged or the folder has other content, OutputError if another process
+        uses it, and BundleError if the bundle has no target head over an image encoder.
         """
         root = self._root = Path(root)
         self.manifest = _manifest(bundle)
         self._lock = threading.Lock()
         self._shards: list[_Shard] = []
+        self._open: dict[int, Features] = {}
         self._places: dict[bytes, tuple[int, int]] = {}
         self._digests: dict[FileKey, bytes] = {}
         self._new_rows: dict[bytes, Features] = {}
@@ -149,15 +158,15 @@ class FeatureCache:
             if key in self._new_rows:
                 return self._new_rows[key]
             place = self._places.get(key)
-            return None if place is None else self._shards[place[0]].opened()[place[1]]
+            return None if place is None else self._rows(place[0])[place[1]]
 
     def put(self, digest: str, features: Features) -> None:
-        """Add the features of an image. They are written in groups of 4,096."""
+        """Add the features of an image. They are written in groups of 4,096, or of 256 MiB if that is less."""
         key = bytes.fromhex(digest)
         with self._lock:
             if key not in self._places:
                 self._new_rows[key] = features
-            if len(self._new_rows) >= _SHARD_ROWS:
+            if len(self._new_rows) >= _rows_of_a_file(self.manifest.tensor):
                 self._write_rows()
 
     def digest_of(self, file: FileKey) -> str | None:
@@ -193,11 +202,17 @@ class FeatureCache:
     ) -> None:
         self.close()
 
+    def _rows(self, shard: int) -> Features:
+        if shard not in self._open:
+            while len(self._open) >= _OPEN:
+                del self._open[next(iter(self._open))]
+            self._open[shard] = self._shards[shard].opened()
+        return self._open[shard]
+
     def _write_rows(self) -> None:
         path = self._next(_FEATURES, "npy")
-        content = io.BytesIO()
-        np.save(content, np.stack(list(self._new_rows.values())))
-        write_atomically(path, content.getvalue())
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.stack(list(self._new_rows.values())))
         record = _FeaturesRecord(sha256=sha256_of_file(path), digests=tuple(key.hex() for key in self._new_rows))
         write_sealed(path.with_suffix(".json"), record)
         self._add_shard(path, record)
@@ -270,6 +285,10 @@ class FeatureCache:
         return self._root / folder / f"{max(numbers, default=-1) + 1:05d}.{suffix}"
 
 
+def _rows_of_a_file(tensor: TensorSpec) -> int:
+    return max(1, min(_SHARD_ROWS, _SHARD_BYTES // (prod(tensor.shape) * np.dtype(np.float16).itemsize)))
+
+
 def _check_free(root: Path) -> None:
     """Raise GalleryError if a folder has other content than a cache and hidden files."""
     strangers = root.is_file() or any(root.glob("[!.]*"))
@@ -289,6 +308,8 @@ def _manifest(bundle: Bundle) -> CacheManifest:
         )
     return CacheManifest(
         backbone=components["backbone"],
+        activation=components.get("activation"),
+        pooling=components.get("pooling"),
         preprocess=components["preprocess"],
         tensor=spec.graphs[GraphName.TARGET_HEAD].inputs[0],
     )
