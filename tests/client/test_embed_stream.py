@@ -184,6 +184,22 @@ def test_what_the_machine_could_not_do_is_tried_again_and_then_left_undone() -> 
     assert [item.file.path for item in embedded.rejected] == ["13"]
 
 
+def test_a_source_that_is_gone_is_not_waited_for_once_per_image() -> None:
+    reads: list[str] = []
+
+    class Gone(Numbers):
+        def read(self, file: ImageFile) -> bytes:
+            reads.append(file.path)
+            if number(file) >= 4:
+                raise UnreadableImage("the store has gone")
+            return super().read(file)
+
+    with EmbedStream(Gone(), CountingEncoder(), batch_size=4) as stream:
+        embedded = stream.embed(files(500))
+    assert (len(embedded.accepted), len(embedded.undone)) == (4, 496)
+    assert len(reads) <= 500 + 2 * 40
+
+
 class Counted(bytes):
     """Bytes that count how many of their kind are held."""
 

@@ -11,7 +11,8 @@ the order of the files.
 An image whose bytes are those of another one is not decoded: both have one embedding.
 
 An image ends in one of three ways. Embedded; rejected, which is a verdict on its bytes; or undone, where the machine
-could not read, decode or encode it. What is undone is tried again after the others, one image at a time.
+could not read, decode or encode it. What is undone is tried again after the others, one image at a time, until many in
+a row fail again: then their store or disk is gone, and each try may take seconds.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _BATCHES_AHEAD = 3
 _READERS = 32
 _ROOM_BYTES = 256 * 2**20
 _PAUSES_S = (0.2, 1.0)
+_MOST_IN_VAIN = 32
 _MACHINE_FAULTS = (UnreadableImage, MemoryError, OSError)
 E = TypeVar("E", bound=Exception)
 _Row = Embeddings | InvalidImage | UnreadableImage | MemoryError | OSError
@@ -153,8 +155,12 @@ class EmbedStream:
             undone = [position for position, row in found.rows.items() if isinstance(row, _MACHINE_FAULTS)]
             if undone:
                 time.sleep(pause_s)
+            in_vain = 0
             for position in undone:
-                found.rows[position] = self._alone(found, position)
+                row = found.rows[position] = self._alone(found, position)
+                in_vain = in_vain + 1 if isinstance(row, _MACHINE_FAULTS) else 0
+                if in_vain == _MOST_IN_VAIN:
+                    break
         return self._sorted_out(found)
 
     def _sorted_out(self, found: _Found) -> Embedded:
