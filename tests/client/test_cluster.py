@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cirrus_client.bundle import Bundle
@@ -23,7 +24,7 @@ from cirrus_client.errors import BundleError, ClusterError, SpaceMismatch
 from cirrus_client.gallery import FolderSource, ImageFile, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
 from cirrus_client.gallery.cluster import connected
-from cirrus_client.gallery.cluster_tools import BundleTools, shared_cache
+from cirrus_client.gallery.cluster_tools import BundleTools, SharedCache, shared_cache
 from cirrus_client.gallery.feature_cache import FeatureCache
 from tests.client.test_sources import write_tars
 from tests.conftest import BAD_IMAGES
@@ -207,6 +208,30 @@ def test_a_feature_cache_whose_process_dies_is_told(cluster, folder, bundle, tmp
         with pytest.raises(ClusterError, match=r"feature cache .* has died; run the same command again"):
             embed_with_cache(found, SlowFolder(folder), tmp_path, bundle)
         killer.join()
+
+
+def die(threads: int | None) -> None:
+    os._exit(1)
+
+
+def test_a_question_whose_worker_dies_is_told(cluster) -> None:
+    with connected(cluster.address, cores=1) as found, pytest.raises(ClusterError, match="no worker can be started"):
+        found.ask(die)
+
+
+def test_what_a_failed_job_put_into_the_feature_cache_is_kept(cluster, bundle, tmp_path) -> None:
+    def fail(cache: SharedCache) -> None:
+        cache.put("ab" * 32, np.zeros(64, dtype=np.float16))
+        raise ZeroDivisionError
+
+    with (
+        connected(cluster.address, cores=1),
+        pytest.raises(ZeroDivisionError),
+        shared_cache(tmp_path / "cache", bundle.root) as cache,
+    ):
+        fail(cache)
+    with FeatureCache(tmp_path / "cache", bundle) as kept:
+        assert len(kept) == 1
 
 
 def embed_with_cache(found: Any, source: Any, tmp_path: Path, bundle: Bundle) -> None:

@@ -93,13 +93,15 @@ def shared_cache(root: Path, bundle: Path) -> Iterator[SharedCache]:
     actor = ray.remote(_CacheProcess).options(num_cpus=0, max_concurrency=_THREADS, scheduling_strategy=here).remote()
     try:
         manifest = ray.get(actor.open.remote(root.resolve(), bundle.resolve()))
-        yield SharedCache(actor, manifest)
-        ray.get(actor.close.remote())
+        try:
+            yield SharedCache(actor, manifest)
+        finally:
+            ray.get(actor.close.remote())
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError:
         raise ClusterError(
-            f"the process that holds the feature cache {root} has died; run the same command again: it resumes",
+            f"the process that holds the feature cache {root} has died; run the same command again",
             address=ray.get_runtime_context().gcs_address,
         ) from None
     finally:
