@@ -274,6 +274,25 @@ def test_an_engine_that_disagrees_is_not_chosen(gallery_graph: Path, tmp_path: P
 
 
 @needs_a_choice
+@pytest.mark.parametrize("refuses", ["openvino:OpenVinoEngine", "onnx_runtime:OnnxRuntimeEngine"])
+def test_an_engine_that_cannot_load_a_graph_leaves_it_to_the_others(
+    refuses: str, gallery_graph: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    """As one does that lacks an operator of it."""
+    module, _, name = refuses.partition(":")
+    kind = getattr(importlib.import_module(f"cirrus_client.engines.{module}"), name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def refuse(self, path: Path, *arguments: object, **options: object) -> None:
+        raise EngineError(f"it lacks an operator of {path}")
+
+    monkeypatch.setattr(kind, "__init__", refuse)
+    opened = open_engine(gallery_graph, Precision.FP32)
+    assert not isinstance(opened, kind)
+    assert "it lacks an operator of" in caplog.text
+
+
+@needs_a_choice
 @pytest.mark.parametrize("value", [0.0, np.nan])
 @pytest.mark.parametrize("engine", ["openvino:OpenVinoEngine", "onnx_runtime:OnnxRuntimeEngine"])
 @pytest.mark.filterwarnings("error")

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -171,9 +171,9 @@ def open_engine(
 def choose(path: Path, precision: Precision, *, threads: int | None = None, bulk: bool = False) -> Choice:
     """Return the engine to run a graph on.
 
-    If several engines can run it, each runs a batch of noise a few times. The fastest of those that agree with ONNX
+    If several engines can load it, each runs a batch of noise a few times. The fastest of those that agree with ONNX
     Runtime is chosen. The choice is kept in the user's cache folder until the graph, the versions or the options
-    change. Raises EngineError if no installed engine runs this precision.
+    change. Raises EngineError if no installed engine runs this precision, or none can load the graph.
     """
     return _choose(path, precision, partial(_load, path, precision, threads, bulk), threads=threads, bulk=bulk)[0]
 
@@ -195,7 +195,10 @@ def _choose(
     earlier = None if kept is None else _read_choice(kept)
     if earlier is not None and earlier.engine in names:
         return earlier, None
-    loaded = {name: load(name) for name in names}
+    loaded = _loadable(path, names, load)
+    if len(loaded) == 1:
+        (name,) = loaded
+        return Choice(engine=name, why="the only engine here that loads this graph"), loaded[name]
     choice = _measure(precision, loaded)
     log.info("%s runs on %s: %s", path.stem, choice.engine, choice.why)
     if kept is not None:
@@ -204,6 +207,22 @@ def _choose(
         except OSError as error:
             log.warning("the choice of engine can't be kept and will be measured again: %s", error)
     return choice, loaded[choice.engine]
+
+
+def _loadable(path: Path, names: Sequence[str], load: Callable[[str], Engine]) -> dict[str, Engine]:
+    """Load a graph on every engine that can. Raises what the first one raises, if none can."""
+    loaded: dict[str, Engine] = {}
+    refusals: dict[str, EngineError] = {}
+    for name in names:
+        try:
+            loaded[name] = load(name)
+        except EngineError as error:
+            refusals[name] = error
+    if not loaded:
+        raise refusals[names[0]]
+    for name, refusal in refusals.items():
+        log.warning("%s does not run on %s: %s", path.stem, name, refusal)
+    return loaded
 
 
 def _load(path: Path, precision: Precision, threads: int | None, bulk: bool, engine: str) -> Engine:
