@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from cirrus_client.errors import StoredDataError
 
+NOT_UTF8 = "the path is not UTF-8, and most libraries take no other: rename it"
 _TEMPORARY = ".cirrus-tmp"
 
 
@@ -100,6 +101,15 @@ def check_files(
                 f"{way_out}",
                 path=path,
             )
+
+
+def is_not_utf8(path: str) -> bool:
+    """Return whether a path came from bytes that are not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def sha256_of_file(path: Path) -> str:

@@ -23,7 +23,16 @@ from pydantic import ValidationError
 
 from cirrus_client import __version__
 from cirrus_client.errors import CirrusError, OutputError, StoredDataError
-from cirrus_client.files import leads_to, naming, remove_abandoned, sync, temporary_directory, write_model
+from cirrus_client.files import (
+    NOT_UTF8,
+    is_not_utf8,
+    leads_to,
+    naming,
+    remove_abandoned,
+    sync,
+    temporary_directory,
+    write_model,
+)
 from cirrus_client.names import Writer
 from cirrus_client.records import Record
 
@@ -48,10 +57,12 @@ class OutputMark(Record):
 def replaced_directory(path: Path, writer: Writer) -> Iterator[Path]:
     """Yield an empty directory beside `path`. If the block succeeds, it is marked and replaces `path` in one step.
 
-    Raises OutputError, before the block, if `path` holds what `writer` did not write, or if another process is writing
-    it. An OSError in the block that names no file (disk full) is given the name `path`.
+    Raises OutputError, before the block, if `path` holds what `writer` did not write, if another process is writing it,
+    or if its name is not UTF-8. An OSError in the block that names no file (disk full) is given the name `path`.
     """
     path = path.resolve()
+    if is_not_utf8(str(path)):
+        raise OutputError(f"{path}: {NOT_UTF8}", path=path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with only_writer(path.parent / f".{path.name}.lock", path):

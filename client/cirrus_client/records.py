@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -17,7 +18,7 @@ from pydantic import (
 )
 
 from cirrus_client.errors import CirrusError, StoredDataError
-from cirrus_client.files import write_atomically
+from cirrus_client.files import NOT_UTF8, is_not_utf8, write_atomically
 from cirrus_client.invalid_fields import first_problem
 
 R = TypeVar("R", bound="Record")
@@ -76,6 +77,8 @@ def read_record(
     is one of `write_sealed`, and its checksum must be right. Raises `raises`, with the path and the name of the first
     wrong field.
     """
+    if is_not_utf8(str(path)):
+        raise raises(f"{path}: {NOT_UTF8}", path=path)
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -94,8 +97,14 @@ def read_record(
 
 
 def write_sealed(path: Path, record: Record) -> None:
-    """Write a record atomically, with the sha256 of its content."""
+    """Write a record atomically, with the sha256 of its content.
+
+    Raises StoredDataError if its path, or one that it names, is not UTF-8.
+    """
     content = record.model_dump(mode="json")
+    for text in (str(path), *_texts(content)):
+        if is_not_utf8(text):
+            raise StoredDataError(f"{text}: {NOT_UTF8}", path=path)
     write_atomically(path, json.dumps({**content, _SEAL: _checksum(content)}, indent=2).encode() + b"\n")
 
 
@@ -105,6 +114,18 @@ def parse_record(content: str | bytes, kind: type[R], *, source: str, raises: ty
         return kind.model_validate_json(content)
     except ValidationError as error:
         raise raises(f"{source}: {first_problem(error, content)[1]}; {way_out}") from None
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts in what JSON holds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
 
 
 def _unsealed(content: bytes) -> tuple[bytes, str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import GalleryError, InvalidImage, OutputError, SpaceMismatch
+from cirrus_client.errors import GalleryError, InvalidImage, OutputError, SpaceMismatch, StoredDataError
 from cirrus_client.files import sha256_of_file
 from cirrus_client.gallery import (
     FolderSource,
@@ -30,8 +31,11 @@ from cirrus_client.gallery import (
     Listing,
     PassedOver,
     embed_gallery,
+    layout,
     read_gallery,
+    twins,
 )
+from cirrus_client.gallery.twins import Twins
 from tests.conftest import BAD_IMAGES
 from tests.damage import flip_a_bit, rewrite_record
 
@@ -372,6 +376,53 @@ def embedded_once(photos: Path, encoder, tmp_path_factory) -> Path:
     return out
 
 
+def test_a_shard_whose_images_are_copied_is_checked_once(folder, tmp_path, encoder, monkeypatch) -> None:
+    """Its checksum is that of some megabytes: for each copy, it would take as long as to embed it."""
+    embed_gallery(folder, tmp_path / "out", encoder, shard_size=1)
+    checked: list[Path] = []
+    monkeypatch.setattr(layout, "sha256_of_file", lambda path: checked.append(path) or sha256_of_file(path))
+    monkeypatch.setattr(twins, "_OPEN", 2)
+    writer = GalleryWriter.open(tmp_path / "out", images=str(folder.resolve()), space=encoder.space)
+    known = Twins(tmp_path / "out", digests := list(writer.digests()))
+    checked.clear()
+    for _, (digest,) in [(shard, rows) for shard, rows in digests if rows] * 2:
+        assert known.embedding(digest) is not None
+    assert len(checked) == len(set(checked)) > 2
+
+
+def test_all_embeddings_are_read_with_few_files_open(folder, tmp_path, encoder) -> None:
+    embed_gallery(folder, tmp_path / "out", encoder, shard_size=1)
+    gallery = read_gallery(tmp_path / "out")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest_free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 4, hard))
+    try:
+        assert len(gallery.embeddings) == len(gallery) > 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("which", ["images", "out"])
+def test_a_folder_whose_name_is_not_utf8_is_told(folder, tmp_path, encoder, which: str) -> None:
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    images, out = (folder, odd / "out") if which == "out" else (odd, tmp_path / "out")
+    if which == "images":
+        shutil.copytree(folder, odd)
+    with pytest.raises(StoredDataError, match="the path is not UTF-8"):
+        embed_gallery(images, out, encoder)
+    assert not (out / "gallery.json").exists()
+
+
+def test_a_record_that_is_a_link_to_nothing_is_told(embedded_once, tmp_path) -> None:
+    """As git-annex leaves a file whose content was not fetched."""
+    shutil.copytree(embedded_once, tmp_path / "gallery")
+    record = next((tmp_path / "gallery" / "shards").iterdir())
+    record.unlink()
+    record.symlink_to("nowhere")
+    with pytest.raises(GalleryError, match=f"{record.name} is gone"):
+        read_gallery(tmp_path / "gallery")
+
+
 def test_an_encoder_that_does_not_normalise_is_refused(folder, tmp_path, encoder) -> None:
     class Doubling:
         space, concurrency, prepare = encoder.space, encoder.concurrency, encoder.prepare
@@ -379,7 +430,7 @@ def test_an_encoder_that_does_not_normalise_is_refused(folder, tmp_path, encoder
         def encode_prepared(self, prepared: Sequence[Any]) -> np.ndarray:
             return 2 * encoder.encode_prepared(prepared)
 
-    with pytest.raises(GalleryError, match="row 0 has length 2, expected 1"):
+    with pytest.raises(GalleryError, match=r"the encoder's embedding of .*jpg has length 2, expected 1"):
         embed_gallery(folder, tmp_path / "out", Doubling())
 
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ import pytest
 
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import GalleryError, UnreadableImage
-from cirrus_client.gallery import Columns, embed_gallery, open_source, read_gallery
-from cirrus_client.gallery.sources.store import expanded
+from cirrus_client.gallery import Columns, ImageFile, embed_gallery, open_source, read_gallery
+from cirrus_client.gallery.sources.container import Container
+from cirrus_client.gallery.sources.store import described, expanded, in_threads
 from cirrus_client.index import build_index, open_index
 from tests.conftest import BAD_IMAGES
 
@@ -349,6 +351,28 @@ def test_columns_of_shards_that_differ_come_to_the_index_together(pictures, tmp_
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (2**53 + 1, 0.5, ["9007199254740993", "0.5"]),
+        (3, 0.5, [3.0, 0.5]),
+        ([2**60 + 1], [0.5], ["[1152921504606846977]", "[0.5]"]),
+        ({"a": 2**60 + 1}, {"a": 0.5}, ["{'a': 1152921504606846977}", "{'a': 0.5}"]),
+    ],
+)
+def test_no_number_is_rounded_because_another_shard_has_fractions(
+    first: Any, second: Any, expected: list[Any], pictures, tmp_path, encoder
+) -> None:
+    pytest.importorskip("faiss", reason="FAISS is not installed")
+    contents = [path.read_bytes() for path in sorted(pictures.iterdir())[:2]]
+    for name, content, value in zip("ab", contents, (first, second), strict=True):
+        write_table(pa.table({"jpg": [content], "number": [value]}), tmp_path / f"{name}.parquet")
+    embedded(tmp_path / "*.parquet", tmp_path / "out", encoder)
+    build_index(read_gallery(tmp_path / "out"), tmp_path / "index")
+    rows = open_index(tmp_path / "index").items.rows(range(2))
+    assert [item.metadata["number"] for item in sorted(rows, key=lambda item: item.id)] == expected
+
+
+@pytest.mark.parametrize(
     ("entries", "expected"),
     [
         (b'{"meta": {}, "price": 1}', {"meta": None, "price": 1}),
@@ -455,6 +479,33 @@ def test_names_that_are_taken_twice_and_rows_without_bytes_lose_no_image(picture
     summary = embed_gallery(tmp_path / "x.tar", tmp_path / "tar", encoder)
     assert sorted(read_gallery(tmp_path / "tar").paths) == ["x.tar/photo", "x.tar/same.jpg", "x.tar/same.jpg#2"]
     assert {item.path for item in summary.skipped} == {"x.tar/notes.md", "x.tar/link.jpg"}
+
+
+def test_a_name_that_many_images_have_is_looked_for_once_each() -> None:
+    class Looked(dict[str, ImageFile]):
+        times = 0
+
+        def __contains__(self, path: object) -> bool:
+            self.times += 1
+            return super().__contains__(path)
+
+    container = Container("/data", ImageFile("x.parquet", 1, 1), io.BytesIO())
+    container._files = looked = Looked()
+    for place in range(100):
+        container.add("image.jpg", place, 1, b"0", {})
+    assert len(looked) == 100
+    assert looked.times <= 2 * 100
+
+
+def test_a_list_is_looked_up_a_part_at_a_time() -> None:
+    assert list(islice(in_threads(str, count()), 5000)) == [str(number) for number in range(5000)]
+
+
+@pytest.mark.parametrize("told", ["ETag", "LastModified", "blob_id", "sha", "modify", "modificationTime"])
+def test_what_a_store_tells_of_a_change_is_the_etag(told: str) -> None:
+    """blob_id is a Hugging Face repository's, sha GitHub's, modify FTP's and modificationTime WebHDFS's."""
+    first, second = (described({"size": 7, told: state}, "a.jpg") for state in ("one", "two"))
+    assert first != second
 
 
 @pytest.mark.parametrize("damage", ["cut", "overwritten header"])

@@ -21,6 +21,7 @@ are there until the new ones are.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -130,7 +131,7 @@ class Layout:
             try:
                 return self._shards()
             except GalleryError as error:
-                if error.path is None or error.path.exists():
+                if error.path is None or os.path.lexists(error.path):
                     raise  # a record that is gone has been replaced by a newer one meanwhile
 
     def _shards(self) -> dict[str, ShardRecord]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,11 @@ class Gallery:
     @property
     def embeddings(self) -> Embeddings:
         """All embeddings, float32 [N, *item_shape], in memory. Use `shards` to read one shard at a time."""
-        return np.concatenate([np.asarray(self.shard_embeddings(shard)) for shard in self._shards])
+        embeddings, first = np.empty((len(self), *self.space.item_shape), dtype=np.float32), 0
+        for shard, rows in self.rows.items():
+            embeddings[first : first + rows] = self.shard_embeddings(shard)
+            first += rows
+        return embeddings
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -111,7 +115,7 @@ class Gallery:
                 f"{path} has {len(embeddings)} rows, its record says {record.rows}; {EMBED_AGAIN}", path=path
             )
         if shard not in self._checked:
-            check_length(embeddings, str(path))
+            check_length(embeddings, lambda row: f"{path}: row {row}")
             self._checked.add(shard)
         return embeddings
 
@@ -128,15 +132,18 @@ def read_gallery(root: Path | str, *, allow_empty: bool = False) -> Gallery:
     return gallery
 
 
-def check_length(embeddings: Embeddings, what: str) -> None:
-    """Raise GalleryError unless every vector, float32 [rows, D] or [rows, V, D], has length 1."""
+def check_length(embeddings: Embeddings, named: Callable[[int], str]) -> None:
+    """Raise GalleryError unless every vector, float32 [rows, D] or [rows, V, D], has length 1.
+
+    named: returns the name of a row, for the message.
+    """
     for start in range(0, len(embeddings), _ROWS_AT_ONCE):
         lengths = np.linalg.norm(embeddings[start : start + _ROWS_AT_ONCE], axis=-1)
         wrong = ~(np.abs(lengths - 1) <= _LENGTH_TOLERANCE)
         if wrong.any():
             row = start + int(np.argwhere(wrong)[0][0])
             raise GalleryError(
-                f"{what}: row {row} has length {lengths[wrong][0]:.4g}, expected 1: it is no embedding of a bundle"
+                f"{named(row)} has length {lengths[wrong][0]:.4g}, expected 1: it is no embedding of a bundle"
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cirrus_client.encoders.protocol import Embeddings
-from cirrus_client.gallery.layout import Layout, read_manifest
+from cirrus_client.gallery.layout import Layout, ShardRecord, read_manifest
 from cirrus_client.gallery.store import Gallery
 
 _KEY_BYTES = 16
@@ -20,8 +20,9 @@ class Twins:
 
     def __init__(self, root: Path, shards: Iterable[tuple[str, list[str]]]) -> None:
         """Start with shards of the gallery: their ids, and the sha256 of the images of their rows."""
-        self._root = root
-        self._manifest = read_manifest(root)
+        self._layout = Layout(root)
+        self._records: dict[str, ShardRecord] = {}
+        self._gallery = Gallery(root, read_manifest(root), self._records)
         self._shards: list[str] = []
         self._places: dict[bytes, int] = {}
         self._open: dict[str, Embeddings] = {}
@@ -47,12 +48,13 @@ class Twins:
 
     def _rows(self, shard: str) -> Embeddings | None:
         if shard not in self._open:
-            record = Layout(self._root).shards().get(shard)
-            if record is None:
+            if not self._layout.record(shard).exists():
                 return None  # it was replaced
+            if shard not in self._records:
+                self._records |= self._layout.shards()
             while len(self._open) >= _OPEN:
                 del self._open[next(iter(self._open))]
-            self._open[shard] = Gallery(self._root, self._manifest, {shard: record}).shard_embeddings(shard)
+            self._open[shard] = self._gallery.shard_embeddings(shard)
         return self._open[shard]
 
 

@@ -120,7 +120,7 @@ class GalleryWriter:
         does not have unit length.
         """
         self._check(shard, embedded)
-        check_length(embedded.embeddings, "the encoder")
+        check_length(embedded.embeddings, lambda row: f"the encoder's embedding of {embedded.accepted[row].path}")
         merged = embedded if shard.replaces is None else self._merged(shard, shard.replaces, embedded)
         name = shard_id(merged.accepted, merged.rejected)
         if (merged.accepted or merged.rejected) and name != shard.replaces:

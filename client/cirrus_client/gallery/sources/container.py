@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from cirrus_client.errors import UnreadableImage
+from cirrus_client.files import is_not_utf8
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
-from cirrus_client.gallery.sources.suffixes import NOT_UTF8, is_not_utf8
+from cirrus_client.gallery.sources.suffixes import NOT_UTF8
 from cirrus_client.image.limits import MAX_IMAGE_BYTES
 
 
@@ -28,6 +29,7 @@ class Container:
         self._file = file
         self._files: dict[str, ImageFile] = {}
         self._places: dict[str, int] = {}
+        self._times: dict[str, int] = {}
         self._skipped: list[PassedOver] = []
         self._unread: list[PassedOver] = []
 
@@ -62,10 +64,10 @@ class Container:
         if is_not_utf8(name):
             self.pass_over(name, NOT_UTF8)
             return
-        path, times = f"{self._part.path}/{name}", 1
+        path = named = f"{self._part.path}/{name}"
         while path in self._files:
-            times += 1
-            path = f"{self._part.path}/{name}#{times}"
+            self._times[named] = self._times.get(named, 1) + 1
+            path = f"{named}#{self._times[named]}"
         self._files[path] = ImageFile(path, size, 0, _etag(content, metadata), metadata)
         self._places[path] = place
 

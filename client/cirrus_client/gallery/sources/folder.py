@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cirrus_client.errors import GalleryError, UnreadableImage
+from cirrus_client.files import is_not_utf8
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
 from cirrus_client.gallery.sources.columns import Columns
-from cirrus_client.gallery.sources.suffixes import NOT_UTF8, has_image_suffix, is_not_utf8, no_image
+from cirrus_client.gallery.sources.suffixes import NOT_UTF8, has_image_suffix, no_image
 from cirrus_client.image.decode import SIGNATURE_BYTES, begins_as_image
 from cirrus_client.image.inputs import read_image_file
 from cirrus_client.image.limits import MAX_IMAGE_BYTES

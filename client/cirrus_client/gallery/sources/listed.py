@@ -6,19 +6,19 @@ import os
 import stat
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cirrus_client.errors import GalleryError, UnreadableImage
+from cirrus_client.files import is_not_utf8
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
 from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.folder import nothing_found, read_listed
 from cirrus_client.gallery.sources.remote import sorted_out
 from cirrus_client.gallery.sources.store import (
-    LOOKERS,
     fetched,
+    in_threads,
     joined,
     look_up,
     read_remote,
@@ -26,7 +26,7 @@ from cirrus_client.gallery.sources.store import (
     split,
     unreadable,
 )
-from cirrus_client.gallery.sources.suffixes import NOT_UTF8, is_not_utf8
+from cirrus_client.gallery.sources.suffixes import NOT_UTF8
 
 Entry = tuple[str, Mapping[str, Any]]
 """A path or URL, and the columns that come with the image."""
@@ -57,9 +57,7 @@ class ListedSource:
             if path in entries:
                 twice.append(PassedOver(path, f"{self._name} names it twice; it counts once"))
             entries.setdefault(path, metadata)
-        with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as threads:
-            looked = [*threads.map(self._looked_at, entries, entries.values()), *twice]
-        listing = sorted_out(looked)
+        listing = sorted_out([*in_threads(self._looked_at, entries, entries.values()), *twice])
         if not listing.files:
             raise GalleryError(nothing_found(self._name, listing.skipped, listing.unread))
         return listing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,9 @@ from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
 from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.folder import nothing_found
 from cirrus_client.gallery.sources.store import (
-    LOOKERS,
     described,
     filesystem,
+    in_threads,
     patiently,
     read_remote,
     scheme_of,
@@ -63,9 +62,7 @@ class RemoteSource:
             for name, info in found.items()
             if info.get("type") != "directory"
         }
-        with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as threads:
-            looked = list(threads.map(self._looked_at, entries, entries.values()))
-        listing = sorted_out([*looked, *unread])
+        listing = sorted_out([*in_threads(self._looked_at, entries, entries.values()), *unread])
         if not listing.files:
             raise GalleryError(nothing_found(self._url, listing.skipped, listing.unread))
         return listing

@@ -9,11 +9,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from glob import glob
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -23,14 +23,18 @@ from cirrus_client.gallery.source import ImageFile
 from cirrus_client.image.limits import MAX_IMAGE_BYTES
 
 T = TypeVar("T")
-LOOKERS = 32
+_LOOKERS = 32
 """Threads that ask a store about files: they wait for the network."""
 
+_LOOKED_AT_ONCE = 2048
 _PAUSES_S = (0.2, 1.0)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, MissingPackage, GalleryError)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "Digest", "generation")
-_TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created")
+_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "Digest", "generation", "blob_id", "sha")
+_TIMES = (
+    *("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "modify", "modificationTime"),
+    "created",
+)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _CHUNK_BYTES = 2**20
@@ -82,8 +86,18 @@ def find(pattern: str) -> tuple[ImageFile, ...]:
         except OSError as error:
             raise GalleryError(f"images {joined(root, path)}: {error.strerror or error}") from None
 
-    with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as threads:
-        return tuple(threads.map(looked_up, sorted(paths)))
+    return tuple(in_threads(looked_up, sorted(paths)))
+
+
+def in_threads(look: Callable[..., T], *columns: Iterable[Any]) -> Iterator[T]:
+    """Yield what a function returns for the values of columns, in their order, as `map` does.
+
+    Threads call it. Only some entries wait for them at a time, each of which takes a kilobyte.
+    """
+    entries = zip(*columns, strict=True)
+    with ThreadPoolExecutor(_LOOKERS, thread_name_prefix="look") as threads:
+        while some := list(islice(entries, _LOOKED_AT_ONCE)):
+            yield from threads.map(lambda entry: look(*entry), some)
 
 
 def expanded(pattern: str) -> list[str]:

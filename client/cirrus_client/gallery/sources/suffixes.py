@@ -33,15 +33,6 @@ def no_image(path: str) -> str:
     return f"it does not begin as an image does, and its name {named}"
 
 
-def is_not_utf8(path: str) -> bool:
-    """Return whether a path came from bytes that are not UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 NOT_UTF8 = "its name is not UTF-8; rename it"
 
 
