@@ -24,6 +24,7 @@ from cirrus_client.index.items import Items
 from cirrus_client.index.parquet_items import ParquetItems
 from cirrus_client.index.protocol import Index, filtered
 from cirrus_client.index.saved import open_index
+from cirrus_client.index.vectors import check_k
 
 FilterTree: TypeAlias = Filter | Mapping[str, Any]
 """A filter, or its JSON form: `{"column": "price", "op": "<", "value": 50}`."""
@@ -114,7 +115,7 @@ class Retriever:
             return _matches(self._index, self._items, self._encoder.encode_queries(images, texts), k, filter, unique)
         reranker = _checked(self._reranker, rerank)
         embeddings = self._encoder.encode_queries(images, texts)
-        nearest = _matches(self._index, self._items, embeddings, max(k, rerank), filter, unique)
+        nearest = _matches(self._index, self._items, embeddings, max(check_k(k), rerank), filter, unique)
         answers = []
         for position, (image, text, found) in enumerate(zip(images, texts, nearest, strict=True)):
             try:
@@ -201,7 +202,7 @@ class AsyncRetriever:
         if rerank is not None:
             _checked(self._reranker, rerank)
         embeddings = await self._embeddings(images, texts)
-        wanted = max(k, rerank or 0)
+        wanted = max(check_k(k), rerank or 0)
         answers = await asyncio.to_thread(_matches, self._index, self._items, embeddings, wanted, filter, unique)
         if rerank is None:
             return answers

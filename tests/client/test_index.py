@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import SearchIndexError
+from cirrus_client.errors import OutputError, SearchIndexError, StoredDataError
 from cirrus_client.gallery import Embedded, GalleryWriter, ImageFile, Shard, read_gallery
 from cirrus_client.index import (
     BuildOptions,
@@ -29,8 +30,10 @@ from cirrus_client.index import (
     open_index,
     read_query_sample,
 )
+from cirrus_client.index.faiss_backend import FaissBackend
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
+from cirrus_client.index.items import located
 from cirrus_client.index.vectors import GalleryVectors, Part
 from tests.damage import replace_in_index, rewrite_record
 
@@ -203,6 +206,27 @@ def test_a_copied_index_finds_its_images_below_another_root(tmp_path: Path) -> N
     assert first(None) == f"/photos/{name}"
     assert first("/elsewhere") == f"/elsewhere/{name}"
     assert first("https://cdn.example/shop/") == f"https://cdn.example/shop/{name}"
+
+
+@pytest.mark.parametrize(
+    ("images", "path", "expected"),
+    [
+        ("https://cdn.example", "a cat #1.jpg", "https://cdn.example/a%20cat%20%231.jpg"),
+        ("https://cdn.example", "50% off.jpg", "https://cdn.example/50%25%20off.jpg"),
+        ("https://host/listing", "a%20cat.jpg", "https://host/listing/a%20cat.jpg"),
+        ("s3://bucket/photos", "a cat #1.jpg", "s3://bucket/photos/a cat #1.jpg"),
+        ("https://cdn.example", "https://host/a%20cat.jpg", "https://host/a%20cat.jpg"),
+    ],
+)
+def test_an_image_is_where_its_store_has_it_whatever_its_name(images: str, path: str, expected: str) -> None:
+    assert located(images, path) == expected
+
+
+@pytest.mark.parametrize("images", [512, 1024, 4096])
+def test_a_sample_has_vectors_of_every_place_among_those_of_an_image(images: int) -> None:
+    places = np.tile(np.eye(32, dtype=np.float32), (images, 1, 1))
+    sampled = GalleryVectors.in_memory(space(32, vectors=32), places).sample(512)
+    assert np.bincount(sampled.argmax(axis=1), minlength=32).min() > 0.9 * len(sampled) / 32
 
 
 def test_metadata_comes_with_the_images_that_it_names(tmp_path: Path) -> None:
@@ -429,6 +453,27 @@ def test_building_takes_the_memory_of_the_index_and_a_shard(tmp_path: Path) -> N
 def test_queries_that_do_not_fit_are_refused(queries: np.ndarray, k: int, reason: str) -> None:
     with pytest.raises(SearchIndexError, match=reason):
         searched(space(8), unit_rows(0, 30, 8)).search(queries, k)
+
+
+def test_too_little_memory_names_what_would_fit(tmp_path: Path) -> None:
+    class Huge:
+        space, rows = space(8), {"shard": 2**50}
+
+        def shard_embeddings(self, shard: str) -> np.ndarray:
+            return unit_rows(0, 1, 8)
+
+    with pytest.raises(SearchIndexError, match=r"takes about 33,554,432\.0 GiB: `cirrus index --plan` says"):
+        FaissBackend().build(Huge(), tmp_path, BuildOptions())
+
+
+def test_an_index_is_not_written_where_its_name_is_not_utf8(tmp_path: Path) -> None:
+    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 3, 8), shard_size=10)
+    odd = os.fsdecode(b"odd\xff")
+    with pytest.raises(OutputError, match="the path is not UTF-8"):
+        build_index(read_gallery(tmp_path / "gallery"), tmp_path / odd)
+    with pytest.raises(StoredDataError, match="the path is not UTF-8"):
+        build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index", images=f"/{odd}")
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize("line", ["[1]", "{", '{"image": 7}', '{"text": ["a"]}', "7", "[" * 100_000])

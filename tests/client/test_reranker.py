@@ -14,7 +14,14 @@ from cirrus_client import open_async_retriever, open_retriever
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder, Scores
 from cirrus_client.encoders.remembering import RememberingEncoder
-from cirrus_client.errors import InvalidImage, InvalidInput, InvalidText, UnreadableImage, UnsupportedQuery
+from cirrus_client.errors import (
+    InvalidImage,
+    InvalidInput,
+    InvalidText,
+    SearchIndexError,
+    UnreadableImage,
+    UnsupportedQuery,
+)
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.image.preprocess import preprocess
 from cirrus_client.index import build_index
@@ -198,3 +205,5 @@ def test_a_retriever_takes_a_reranker_of_another_bundle_and_refuses_to_do_withou
         open_retriever(other, tmp_path / "index").search(image=photos[7], rerank=5)
     with pytest.raises(InvalidInput, match="rerank is 0"):
         retriever.search(image=photos[7], rerank=0)
+    with pytest.raises(SearchIndexError, match="k must be an integer of at least 1"):
+        retriever.search(image=photos[7], k=0, rerank=5)

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from cirrus_client.bundle import SpaceSpec
+from cirrus_client.errors import SearchIndexError
 from cirrus_client.extras import need
 from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.backend import IndexBackend, Older
 from cirrus_client.index.faiss_build import OlderFaiss, build_faiss
 from cirrus_client.index.faiss_file import read_faiss
 from cirrus_client.index.faiss_index import FaissIndex
+from cirrus_client.index.faiss_kinds import KINDS
 from cirrus_client.index.protocol import Agreement, BuildOptions, SearchKind, Storage
 from cirrus_client.index.vectors import GalleryVectors
 
@@ -39,7 +41,15 @@ class FaissBackend(IndexBackend):
         return FaissIndex(space, read_faiss(root / VECTORS, space, kind, storage))
 
     def _build(self, gallery: Gallery, root: Path, options: BuildOptions, older: OlderFaiss | None) -> Agreement | None:
-        index, agreement = build_faiss(GalleryVectors.of(gallery), options, older)
+        vectors = GalleryVectors.of(gallery)
+        try:
+            index, agreement = build_faiss(vectors, options, older)
+        except MemoryError:
+            size = KINDS[options.kind].memory_bytes(len(vectors), gallery.space.dim, options.storage)
+            raise SearchIndexError(
+                f"there is not enough memory for an index of kind {options.kind} in {options.storage}, which takes "
+                f"about {size / 2**30:,.1f} GiB: `cirrus index --plan` says what the other kinds take"
+            ) from None
         try:
             need("faiss", "search").write_index(index, str(root / VECTORS))
         except RuntimeError as error:  # so FAISS reports a full disk

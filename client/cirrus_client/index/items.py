@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from cirrus_client.index.columns import ColumnSummary
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.protocol import Selection
+
+_WEB = re.compile("https?://", re.IGNORECASE)
+_ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 
 
 class Groups(Protocol):
@@ -92,9 +96,15 @@ class Items(Protocol):
 
 
 def located(images: str, path: str) -> str:
-    """Return where an image is. images: the root of the paths. path: of the image, or a URL."""
+    """Return where an image is. images: the root of the paths. path: of the image, or a URL.
+
+    Below a web address, a path is escaped, unless it is: the names in a web server's own listing are. The keys of other
+    stores, like s3, are taken as they are.
+    """
     if "://" in path:
         return path
-    if "://" in images:
-        return f"{images.rstrip('/')}/{quote(path)}"
-    return str(Path(images) / path)
+    if "://" not in images:
+        return str(Path(images) / path)
+    if _WEB.match(images):
+        path = quote(path, safe="/%" if _ESCAPE.search(path) else "/")
+    return f"{images.rstrip('/')}/{path}"

@@ -135,7 +135,7 @@ def write_items(gallery: Gallery, path: Path, metadata: pa.Table | None, *, vect
     metadata: see `build_index`. vectors: a checksum of the index's vectors, which is kept in the file, so that it is
     not taken for the list of other vectors.
     """
-    columns = _common([_columns_of(shard).schema for shard in gallery.shards()])
+    columns = _common(gallery)
     writer: pq.ParquetWriter | None = None
     try:
         for shard in gallery.shards():
@@ -209,8 +209,29 @@ def _columns_of(shard: GalleryShard) -> pa.Table:
     return items.append_column(DIGEST, pa.array(digests, pa.binary(_DIGEST_BYTES)))
 
 
-def _common(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Return the columns of all schemas. One whose types have nothing in common becomes texts."""
+def _common(gallery: Gallery) -> pa.Schema:
+    """Return the columns of all shards. One whose values no common type holds as they are becomes texts."""
+    schemas = [_columns_of(shard).schema for shard in gallery.shards()]
+    common = _unified(schemas)
+    found = {(field.name, field.type) for schema in schemas for field in schema}
+    promoted = {name for name, type_ in found if type_ not in (pa.null(), common.field(name).type)}
+    for shard in gallery.shards() if promoted else ():
+        items = _columns_of(shard)
+        for name in promoted.intersection(items.column_names):
+            if not _is_castable(items[name], common.field(name).type):
+                common = common.set(common.get_field_index(name), pa.field(name, pa.string()))
+    return common
+
+
+def _is_castable(column: pa.ChunkedArray, type_: pa.DataType) -> bool:
+    try:
+        column.cast(type_)
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError):

@@ -52,7 +52,7 @@ def _read_lines(path: Path) -> tuple[list[Path | None], list[str | None]]:
     images: list[Path | None] = []
     texts: list[str | None] = []
     try:
-        lines = path.read_text().rstrip("\n").split("\n")  # a text may hold other line breaks
+        lines = path.read_text("utf-8-sig").rstrip("\n").split("\n")  # a text may hold other line breaks
     except (OSError, UnicodeDecodeError) as error:
         raise SearchIndexError(f"queries {path} can't be read: {error}", path=path) from None
     if lines == [""]:

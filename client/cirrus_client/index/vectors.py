@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import gcd
 from operator import index
 
 import numpy as np
@@ -73,8 +74,13 @@ class GalleryVectors:
             first += part.rows
 
     def sample(self, count: int) -> Embeddings:
-        """Return about `count` vectors that are evenly spread over the gallery, float32 [n, D]."""
+        """Return about `count` vectors that are evenly spread over the gallery, float32 [n, D].
+
+        Of an image's V vectors, each place has an equal share: they come of one query token each, and differ by it.
+        """
         step = max(1, len(self) // count)
+        while gcd(step, self.space.vectors) > 1:
+            step -= 1
         taken, first = [], 0
         for block in self.blocks():
             taken.append(block[-first % step :: step].copy())
