@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -276,6 +277,13 @@ def test_a_reader_that_ends_early_ends_a_command_in_silence(search) -> None:
         process.stdout.close()
         assert "rror" not in process.stderr.read().decode()
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_letters_that_stdout_cannot_say_are_escapes(tiny_bundle, images, tmp_path) -> None:
+    embed = ("--quiet", "embed", images, "--bundle", tiny_bundle.root, "--out", tmp_path / "日")
+    done = run_alone(*embed, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0, done.stderr
+    assert r"\u65e5: 2 images embedded" in done.stdout
 
 
 def test_results_are_never_lost_in_a_closed_stdout(search) -> None:

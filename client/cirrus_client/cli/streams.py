@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -10,7 +11,8 @@ import sys
 def check_streams() -> None:
     """Open the null device in the place of closed streams, so that no file of the command gets their numbers.
 
-    Ends the process in a message if stdout is closed: results would be lost.
+    Letters that the encoding of stdout lacks are printed as escapes, as Python does on stderr. Ends the process in a
+    message if stdout is closed: results would be lost.
     """
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
@@ -20,6 +22,8 @@ def check_streams() -> None:
     if 1 in closed:
         os.write(2, b"cirrus: stdout is closed, so results would be lost; send them to /dev/null if you need none\n")
         sys.exit(1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def reader_has_ended() -> bool:
