@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import BaseModel
 
@@ -70,6 +71,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file. A reader, or a crash, sees either the old content or the new, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_all(file: BinaryIO, content: bytes) -> None:
+    """Write to an unbuffered file, whose writes may take a part. A buffer would fail once more as it is closed."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def write_model(path: Path, model: BaseModel) -> None:

@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 from pydantic import Field
 from tqdm import tqdm
 
 from cirrus_client.bundle import CONTRACT, Bundle
 from cirrus_client.errors import GalleryError, TransferError
-from cirrus_client.files import link_or_copy, naming, sha256_of_file
+from cirrus_client.files import link_or_copy, naming, sha256_of_file, write_all
 from cirrus_client.gallery.sources.store import filesystem, patiently
 from cirrus_client.index.manifest import MANIFEST as INDEX_MANIFEST
 from cirrus_client.index.saved import check_index
@@ -210,10 +210,9 @@ def _has_size(store: Any, target: str, size: int) -> bool:
 
 def _get(store: Any, source: str, target: Path) -> None:
     with store.open(source, "rb") as remote, target.open("wb", buffering=0) as local:
-        while chunk := memoryview(remote.read(_CHUNK_BYTES)):
+        while chunk := remote.read(_CHUNK_BYTES):
             with naming(target):
-                while chunk:
-                    chunk = chunk[local.write(chunk) :]
+                write_all(cast(BinaryIO, local), chunk)
 
 
 def _is(path: Path, file: SentFile) -> bool:

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import socket
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +19,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -495,6 +498,24 @@ def test_a_name_that_many_images_have_is_looked_for_once_each() -> None:
         container.add("image.jpg", place, 1, b"0", {})
     assert len(looked) == 100
     assert looked.times <= 2 * 100
+
+
+@pytest.mark.parametrize("at", ["here", "in a store"])
+def test_a_full_folder_of_temporary_files_is_named(at: str, pictures, tmp_path, encoder) -> None:
+    contents = [path.read_bytes() for path in sorted(pictures.iterdir())[:8]]
+    write_table(pa.table({"jpg": contents}), tmp_path / "x.parquet")
+    if at == "in a store":
+        fsspec.filesystem("memory").pipe_file("/full/x.parquet", (tmp_path / "x.parquet").read_bytes())
+    source = open_source(tmp_path / "x.parquet" if at == "here" else "memory://full/x.parquet")
+    encoder.encode_targets(contents)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(map(len, contents)) // 2, hard))
+    try:
+        summary = embed_gallery(source, tmp_path / "out", encoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [part.path for part in summary.unread] == ["x.parquet"]
+    assert f"can be written in {tempfile.gettempdir()}: File too large" in summary.unread[0].reason
 
 
 def test_a_list_is_looked_up_a_part_at_a_time() -> None:

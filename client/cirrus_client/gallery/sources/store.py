@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from cirrus_client.errors import GalleryError, MissingPackage, UnreadableImage
 from cirrus_client.extras import need
+from cirrus_client.files import write_all
 from cirrus_client.gallery.source import ImageFile
 from cirrus_client.image.limits import MAX_IMAGE_BYTES
 
@@ -28,7 +29,10 @@ _LOOKERS = 32
 
 _LOOKED_AT_ONCE = 2048
 _PAUSES_S = (0.2, 1.0)
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, MissingPackage, GalleryError)
+_FINAL = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(MissingPackage, GalleryError, UnreadableImage),
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "Digest", "generation", "blob_id", "sha")
 _TIMES = (
@@ -159,14 +163,30 @@ def fetched(location: str) -> Iterator[BinaryIO]:
         with file:
             yield file
         return
-    with tempfile.TemporaryFile() as copied:
-        copy = cast(BinaryIO, copied)
+    with scratch_file() as copy:
         try:
             patiently(lambda: _copy(location, copy))
         except OSError as error:
             raise unreadable(location, error) from None
         copy.seek(0)
         yield copy
+
+
+@contextmanager
+def scratch_file() -> Iterator[BinaryIO]:
+    """Open a temporary file that no crash leaves behind. `write_scratch` writes to it."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        yield cast(BinaryIO, file)
+
+
+def write_scratch(file: BinaryIO, content: bytes) -> None:
+    """Write to a `scratch_file`. Raises UnreadableImage if its folder has no room: what is read is not at fault."""
+    try:
+        write_all(file, content)
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        reason = f"no temporary file of it can be written in {folder}: {error.strerror}; name another folder in TMPDIR"
+        raise UnreadableImage(reason, path=folder, errno=error.errno) from None
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -219,8 +239,7 @@ def _copy(url: str, to: BinaryIO) -> None:
     to.truncate()
     with store.open(inner, "rb", block_size=8 * _CHUNK_BYTES, cache_type="readahead") as remote:
         while chunk := remote.read(_CHUNK_BYTES):
-            to.write(chunk)
-    to.flush()
+            write_scratch(to, chunk)
     expected = store.info(inner).get("size")
     if expected is not None and to.tell() != expected:
         raise OSError(f"{to.tell():,} of {expected:,} bytes came")

@@ -6,11 +6,10 @@ with `bytes` and `path`.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ from cirrus_client.gallery.source import AnySource, ImageFile, Listing, Source
 from cirrus_client.gallery.sources.columns import Columns
 from cirrus_client.gallery.sources.container import Container
 from cirrus_client.gallery.sources.listed import Entry, ListedSource
-from cirrus_client.gallery.sources.store import fetched, find, joined, split
+from cirrus_client.gallery.sources.store import fetched, find, joined, scratch_file, split, write_scratch
 from cirrus_client.kept_columns import is_text, kept_column, kept_type
 from cirrus_client.parquet import names_taken_twice, parquet_batches, parquet_schema
 
@@ -85,11 +84,10 @@ class TableSource:
         """See `PartedSource.open`. The images are written to a temporary file, one after the other."""
         with (
             fetched(joined(self.root, part.path)) as file,
-            tempfile.TemporaryFile() as images,
+            scratch_file() as images,
         ):
-            container = Container(self.root, part, cast(BinaryIO, images))
-            self._fill(container, file, cast(BinaryIO, images), part.path)
-            images.flush()
+            container = Container(self.root, part, images)
+            self._fill(container, file, images, part.path)
             yield container
 
     def _fill(self, container: Container, file: BinaryIO, images: BinaryIO, name: str) -> None:
@@ -114,7 +112,7 @@ class TableSource:
                     if content is None:
                         container.pass_over(identity.lstrip("/"), f"row {row:,} has no bytes of an image")
                     else:
-                        images.write(content)
+                        write_scratch(images, content)
                         container.add(identity.lstrip("/"), place, len(content), content, entry)
                         place += len(content)
                     row += 1
