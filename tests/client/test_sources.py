@@ -353,6 +353,21 @@ def test_columns_of_shards_that_differ_come_to_the_index_together(pictures, tmp_
     assert rows["a.parquet/00000000"] == {"price": 1.0, "only_a": "a", "only_b": None, "only_c": None}
 
 
+def test_the_items_of_an_index_are_a_list_of_images(pictures, tmp_path, encoder) -> None:
+    pytest.importorskip("faiss", reason="FAISS is not installed")
+    for name in ("first", "again"):
+        folder = tmp_path / name
+        shutil.copytree(pictures, folder)
+        if name == "again":
+            shutil.copy(tmp_path / "first.index" / "items.parquet", folder)
+        embed_gallery(folder / "items.parquet" if name == "again" else folder, tmp_path / f"{name}.out", encoder)
+        build_index(read_gallery(tmp_path / f"{name}.out"), tmp_path / f"{name}.index")
+    first, again = (open_index(tmp_path / f"{name}.index").items for name in ("first", "again"))
+    assert sorted(again.ids()) == sorted(first.ids())
+    content = (pictures / "000001.jpg").read_bytes()
+    assert [again.rows([row])[0].id for row in again.same_bytes(content)] == ["000001.jpg"]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [

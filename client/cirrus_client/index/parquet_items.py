@@ -204,7 +204,8 @@ def metadata_columns(metadata: pa.Table) -> tuple[str, ...]:
 
 
 def _columns_of(shard: GalleryShard) -> pa.Table:
-    items = shard.items.drop_columns(["size", "mtime_ns", "etag", "sha256"])
+    others = [name for name in shard.items.column_names if name in ("size", "mtime_ns", "etag", "sha256", DIGEST)]
+    items = shard.items.drop_columns(others)
     digests = [bytes.fromhex(text) if text else None for text in shard.items["sha256"].to_pylist()]
     return items.append_column(DIGEST, pa.array(digests, pa.binary(_DIGEST_BYTES)))
 
