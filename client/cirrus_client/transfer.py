@@ -5,6 +5,7 @@ The store has the files under their own names, and a manifest with the sha256 of
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -16,12 +17,12 @@ from tqdm import tqdm
 
 from cirrus_client.bundle import CONTRACT, Bundle
 from cirrus_client.errors import GalleryError, TransferError
-from cirrus_client.files import link_or_copy, naming, sha256_of_file, write_all
+from cirrus_client.files import leads_to, link_or_copy, naming, sha256_of_file, write_all
 from cirrus_client.gallery.sources.store import filesystem, patiently
 from cirrus_client.index.manifest import MANIFEST as INDEX_MANIFEST
 from cirrus_client.index.saved import check_index
 from cirrus_client.names import Writer
-from cirrus_client.outputs import MARK, OutputMark, check_replaceable, only_writer, replaced_directory
+from cirrus_client.outputs import MARK, OutputMark, check_replaceable, of_one_version, only_writer, replaced_directory
 from cirrus_client.records import Record, RelativePath, parse_record, read_record
 from cirrus_client.resuming import resumable
 
@@ -57,10 +58,20 @@ def push(folder: Path, url: str, *, show_progress: bool = False) -> Manifest:
     """Copy a bundle, an index, a suggester or a model repository to a store. Files that did not change are not sent.
 
     url: where its files shall be, like `s3://models/union` or `hf://name/repository`. Raises BundleError for a bundle
-    and SearchIndexError for an index that is not whole, TransferError for a folder that Cirrus did not write or that
-    lacks a file, or a store that does not take it, and MissingPackage if the scheme's package is missing.
+    and SearchIndexError for an index that is not whole, TransferError for a folder that Cirrus did not write, that
+    lacks a file or is replaced meanwhile, or a store that does not take it, and MissingPackage if the scheme's package
+    is missing.
     """
-    manifest = _described(folder)
+    manifest, descriptor = of_one_version(folder, lambda: (_described(folder), os.open(folder, os.O_RDONLY)))
+    try:
+        _send(manifest, folder, url, show_progress=show_progress, is_still=partial(leads_to, folder, descriptor))
+    finally:
+        os.close(descriptor)
+    return manifest
+
+
+def _send(manifest: Manifest, folder: Path, url: str, *, show_progress: bool, is_still: Callable[[], bool]) -> None:
+    """Copy files to a store, and then their manifest. is_still: returns whether the folder has them still."""
     store, root = _store(url)
     earlier = [_manifest(store, root, url, name) for name in (MANIFEST, _UNFINISHED)]
     there = {name: file for one in earlier if one is not None for name, file in one.files.items()}
@@ -74,10 +85,11 @@ def push(folder: Path, url: str, *, show_progress: bool = False) -> Manifest:
                 _asked(url, partial(_put, store, folder / name, target))
                 sent[name] = file
                 kept()
+        if not is_still():
+            raise TransferError(f"{folder} was replaced while it was pushed: push it again", path=folder, url=url)
         _asked(url, partial(_write, store, f"{root}/{MANIFEST}", manifest))
         if sent:
             _asked(url, partial(store.rm_file, f"{root}/{_UNFINISHED}"))
-    return manifest
 
 
 def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:

@@ -148,6 +148,26 @@ def test_a_push_that_was_interrupted_can_not_be_pulled_and_goes_on(
     pull(url, tmp_path / "out")
 
 
+def test_an_index_that_is_replaced_while_it_is_pushed_is_not_taken_for_whole(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, (_, index) = "memory://bucket/replaced", folders
+    put = transfer._put
+
+    def replacing(there: Any, source: Path, target: str) -> None:
+        put(there, source, target)
+        monkeypatch.setattr(transfer, "_put", put)
+        build_index(read_gallery(tmp_path / "gallery"), index, images="elsewhere")
+
+    monkeypatch.setattr(transfer, "_put", replacing)
+    with pytest.raises(TransferError, match="was replaced while it was pushed"):
+        push(index, url)
+    with pytest.raises(TransferError, match="nothing was pushed there"):
+        pull(url, tmp_path / "out")
+    push(index, url)
+    pull(url, tmp_path / "out")
+
+
 def test_what_is_no_folder_of_ours_or_no_store_is_named(
     store: ObjectStore, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
