@@ -189,6 +189,18 @@ def test_wide_features_are_written_before_they_fill_the_memory(bundle, tmp_path,
     assert [len(np.load(path)) for path in shards] == [10, 10, 5]
 
 
+def test_a_killed_job_keeps_which_files_it_has_read(bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(feature_cache, "_SHARD_ROWS", 2)
+    cache = FeatureCache(tmp_path / "cache", bundle)
+    for number in range(3):
+        cache.remember(FileKey(f"{number}.jpg", 1, 1, ""), f"{number:064x}")
+        cache.put(f"{number:064x}", np.full(64, number, dtype=np.float16))
+    cache._held.close()  # as the end of the process does
+    with FeatureCache(tmp_path / "cache", bundle) as again:
+        found = [again.digest_of(FileKey(f"{number}.jpg", 1, 1, "")) for number in range(3)]
+    assert found == [f"{0:064x}", f"{1:064x}", None]
+
+
 def test_a_cache_of_many_files_opens_few_at_a_time(bundle, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(feature_cache, "_SHARD_ROWS", 1)
     monkeypatch.setattr(feature_cache, "_OPEN", 3)

@@ -167,7 +167,7 @@ class FeatureCache:
             if key not in self._places:
                 self._new_rows[key] = features
             if len(self._new_rows) >= _rows_of_a_file(self.manifest.tensor):
-                self._write_rows()
+                self._write()
 
     def digest_of(self, file: FileKey) -> str | None:
         """Return the sha256 of a file that is unchanged since it was read, or None if it is new or has changed."""
@@ -184,10 +184,7 @@ class FeatureCache:
     def flush(self) -> None:
         """Write all rows and files that are not written yet."""
         with self._lock:
-            if self._new_rows:
-                self._write_rows()
-            if self._new_files:
-                self._write_files()
+            self._write()
 
     def close(self) -> None:
         """Write what is not written yet, and let other processes use the cache."""
@@ -208,6 +205,12 @@ class FeatureCache:
                 del self._open[next(iter(self._open))]
             self._open[shard] = self._shards[shard].opened()
         return self._open[shard]
+
+    def _write(self) -> None:
+        if self._new_rows:
+            self._write_rows()
+        if self._new_files:
+            self._write_files()
 
     def _write_rows(self) -> None:
         path = self._next(_FEATURES, "npy")
