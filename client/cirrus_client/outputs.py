@@ -84,8 +84,9 @@ def only_writer(lock: Path, output: Path) -> Iterator[None]:
     """
     descriptor = _locked(lock, output)
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with naming(output):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         lock.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -127,6 +128,18 @@ def test_only_one_writes_and_the_other_is_told_who(tmp_path: Path) -> None:
             write(tmp_path / "out")
         assert refused.value.holder is not None
     assert (tmp_path / "out" / "file").exists()
+
+
+def test_a_disk_without_room_for_a_lock_is_told_with_the_outputs_path(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as full, only_writer(tmp_path / "lock", tmp_path / "out"):
+            pytest.fail("the lock can't be written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.value.filename == str(tmp_path / "out")
+    assert not (tmp_path / "lock").exists()
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
