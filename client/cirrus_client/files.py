@@ -51,6 +51,11 @@ def temporary_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def temporary_name(path: Path) -> Path:
+    """Return a free name beside `path`. `remove_abandoned` removes what has it and is not held."""
+    return path.parent / f".{path.name}.{secrets.token_hex(6)}{_TEMPORARY}"
+
+
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove temporary files and directories in a folder whose process has ended.
 
@@ -169,7 +174,7 @@ def naming(path: Path) -> Iterator[None]:
 def _temporary_beside(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
     """Create and yield a temporary path, and hold it, so that nobody takes it for abandoned."""
     while True:
-        temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}{_TEMPORARY}"
+        temporary = temporary_name(path)
         create(temporary)
         descriptor = _open_to_lock(temporary)
         fcntl.flock(descriptor, fcntl.LOCK_EX)

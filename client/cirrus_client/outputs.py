@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from cirrus_client.files import (
     remove_abandoned,
     sync,
     temporary_directory,
+    temporary_name,
     write_model,
 )
 from cirrus_client.names import Writer
@@ -218,7 +218,7 @@ def _swap(new: Path, path: Path) -> None:
         previous = _previous(path)
         path.rename(previous)
         new.rename(path)
-        shutil.rmtree(previous)
+        previous.rename(new)
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -240,4 +240,4 @@ def _restore_previous(path: Path) -> None:
     if previous.exists() and not path.exists():
         previous.rename(path)
     elif previous.exists():
-        shutil.rmtree(previous)
+        previous.rename(temporary_name(path))  # on NFS it can't be removed while a file of it is open

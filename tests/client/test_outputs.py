@@ -228,6 +228,32 @@ def test_a_file_system_that_cannot_exchange_names_loses_nothing(tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_output_is_replaced_though_a_file_of_the_older_one_is_open_on_nfs(tmp_path: Path, monkeypatch) -> None:
+    """NFS exchanges no names, and keeps a removed file that is open under another name, and so its folder."""
+
+    def refuse(first: Path, second: Path) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    rmtree, is_open = shutil.rmtree, [True]
+
+    def as_on_nfs(path: Path, *, ignore_errors: bool = False) -> None:
+        if not is_open:
+            rmtree(path)
+        elif not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(outputs, "_exchange", refuse)
+    monkeypatch.setattr(shutil, "rmtree", as_on_nfs)
+    for content in ("first", "second", "third"):
+        write(tmp_path / "out", content)
+        assert (tmp_path / "out" / "deep" / "file").read_text() == content
+    shutil.copytree(tmp_path / "out", tmp_path / ".out.previous")  # a kill before it had another name
+    write(tmp_path / "out", "fourth")
+    is_open.clear()
+    write(tmp_path / "out", "last")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 _REPLACES = """
 import os, sys
 from pathlib import Path
