@@ -15,6 +15,7 @@ import pytest
 
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders import LocalEncoder, local
+from cirrus_client.engines.onnx_runtime import OnnxRuntimeEngine
 from cirrus_client.errors import BundleError, GalleryError, OutputError, SpaceMismatch
 from cirrus_client.gallery import FolderSource, Gallery, embed_gallery, feature_cache, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
@@ -52,6 +53,25 @@ def decoded(monkeypatch) -> list[bytes]:
 
     monkeypatch.setattr(local, "preprocess", recording)
     return images
+
+
+def test_a_batch_that_is_larger_than_the_graphs_take_is_divided(bundle, photos, tmp_path, monkeypatch) -> None:
+    small = Bundle(bundle.root, bundle.spec.model_copy(update={"max_batch": 4}))
+    sizes: list[int] = []
+    run = OnnxRuntimeEngine.run
+
+    def recording(self, inputs):
+        sizes.append(len(next(iter(inputs.values()))))
+        return run(self, inputs)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", recording)
+    images = [path.read_bytes() for path in sorted(photos.iterdir())[:10]]
+    with FeatureCache(tmp_path / "cache", small) as cache:
+        encoder = CachedEncoder(small, cache, engine="onnxruntime")
+        embeddings = encoder.encode_targets(images)
+    assert max(sizes) == 4
+    expected = LocalEncoder(bundle).encode_targets(images)
+    assert (embeddings * expected).sum(axis=1).min() > 0.99999
 
 
 def test_a_new_head_on_a_cached_gallery_opens_no_image(bundle, folder, tmp_path, decoded, monkeypatch) -> None:

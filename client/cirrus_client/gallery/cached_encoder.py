@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, prepare_all
+from cirrus_client.ensemble import Arrays
 from cirrus_client.gallery.feature_cache import CacheManifest, Features, FileKey
 from cirrus_client.gallery.source import ImageFile, Source
 from cirrus_client.image.inputs import ImageInput
@@ -116,19 +117,26 @@ class CachedEncoder:
         """See `Encoder.encode_prepared`."""
         if not prepared:
             return np.empty((0, *self.space.item_shape), dtype=np.float32)
-        tensor = self._cache.manifest.tensor.name
+        features = self._cache.manifest.tensor.name
         new = {item.digest: item.pixels for item in prepared if item.pixels is not None}
         fresh: dict[str, Features] = {}
         if new:
-            encoder = self._local.graph(GraphName.VISION_ENCODER, bulk=True)
-            encoded = encoder({TensorName.PIXELS: np.stack(list(new.values()))})[tensor].astype(np.float16)
-            fresh = dict(zip(new, encoded, strict=True))
+            pixels = np.stack(list(new.values()))
+            encoded = self._run(GraphName.VISION_ENCODER, {TensorName.PIXELS: pixels}, features)
+            fresh = dict(zip(new, encoded.astype(np.float16), strict=True))
             for digest, row in fresh.items():
                 self._cache.put(digest, row)
         rows: list[Any] = [fresh[item.digest] if item.features is None else item.features for item in prepared]
-        features = {tensor: np.stack(rows).astype(np.float32)}
-        answer: Embeddings = next(iter(self._local.graph(GraphName.TARGET_HEAD, bulk=True)(features).values()))
-        return answer
+        target = self._spec.graphs[GraphName.TARGET_HEAD].outputs[0].name
+        return self._run(GraphName.TARGET_HEAD, {features: np.stack(rows).astype(np.float32)}, target)
+
+    def _run(self, graph: GraphName, inputs: Arrays, output: str) -> NDArray[np.float32]:
+        """Return an output of a graph, which runs on at most as many rows at a time as the bundle's graphs take."""
+        engine, size, rows = self._local.graph(graph, bulk=True), self._spec.max_batch, len(next(iter(inputs.values())))
+        parts = [
+            {name: value[start : start + size] for name, value in inputs.items()} for start in range(0, rows, size)
+        ]
+        return np.concatenate([engine(part)[output] for part in parts])
 
 
 def _key(source: Source, file: ImageFile) -> FileKey:
