@@ -155,8 +155,10 @@ def _locked(lock: Path, output: Path) -> int:
                 path=output,
                 holder=holder,
             ) from None
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
+            if error.errno == errno.ESTALE:
+                continue  # another machine has removed it on NFS
             raise
         if leads_to(lock, descriptor):
             return descriptor

@@ -184,12 +184,15 @@ def test_files_are_locked_as_nfs_allows_it(tmp_path: Path, monkeypatch) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
-def test_a_lock_whose_file_its_last_holder_has_removed_is_none(tmp_path: Path, monkeypatch) -> None:
-    """On NFS, a file that is removed while it is open has a hidden name until it is closed, and so a link."""
+@pytest.mark.parametrize("machine", ["this", "another"])
+def test_a_lock_whose_file_its_last_holder_has_removed_is_none(tmp_path: Path, monkeypatch, machine: str) -> None:
+    """On NFS, a file that this machine removes while it is open has a hidden name until it is closed, and so a link."""
     flock = fcntl.flock
 
     def after_a_removal(descriptor: int, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)
+        if machine == "another":
+            raise OSError(errno.ESTALE, "Stale file handle")
         (tmp_path / "lock").rename(tmp_path / ".nfs0001")
         flock(descriptor, operation)
 
