@@ -29,7 +29,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import GalleryError, UnreadableImage
 from cirrus_client.gallery import Columns, ImageFile, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.sources.container import Container
-from cirrus_client.gallery.sources.store import described, expanded, in_threads
+from cirrus_client.gallery.sources.store import described, expanded, in_threads, look_up
 from cirrus_client.index import build_index, open_index
 from tests.conftest import BAD_IMAGES
 
@@ -531,6 +531,14 @@ def test_a_full_folder_of_temporary_files_is_named(at: str, pictures, tmp_path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [part.path for part in summary.unread] == ["x.parquet"]
     assert f"can be written in {tempfile.gettempdir()}: File too large" in summary.unread[0].reason
+
+
+def test_a_list_sees_what_has_changed_since_its_store_was_listed(store) -> None:
+    """In one process, fsspec keeps what it has listed."""
+    store.put("kept/a.jpg", b"one")
+    (listed,) = open_source("s3://photos/kept").list().files
+    store.put("kept/a.jpg", b"two")
+    assert look_up("s3://photos/kept/a.jpg", "a.jpg").etag != listed.etag
 
 
 def test_a_list_is_looked_up_a_part_at_a_time() -> None:

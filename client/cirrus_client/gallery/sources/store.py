@@ -118,6 +118,7 @@ def look_up(location: str, path: str, metadata: Mapping[str, Any] | None = None)
         status = os.stat(location)
         return ImageFile(path, status.st_size, status.st_mtime_ns, metadata=metadata)
     store, inner = filesystem(location)
+    store.invalidate_cache(inner)
     return described(patiently(lambda: store.info(inner)), path, metadata)
 
 
