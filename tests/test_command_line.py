@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -330,6 +331,19 @@ def test_ctrl_c_says_that_the_same_command_resumes(tiny_bundle, pictures, tmp_pa
     assert job.returncode == 130, messages
     assert messages.splitlines()[-1] == "cirrus: interrupted; the same command resumes where this one stopped"
     assert "600 images embedded" in run(*embed).stdout
+
+
+def test_a_signal_does_not_wait_for_a_server_that_is_silent(tiny_bundle, tmp_path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        (tmp_path / "urls.txt").write_text(f"http://127.0.0.1:{silent.getsockname()[1]}/a.jpg")
+        embed = ["embed", tmp_path / "urls.txt", "--bundle", tiny_bundle.root, "--out", tmp_path / "out"]
+        job = subprocess.Popen([*CIRRUS, *map(str, embed)], stderr=subprocess.PIPE, text=True)
+        connection, _ = silent.accept()
+        with connection:
+            job.send_signal(signal.SIGTERM)
+            _, messages = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert messages.splitlines()[-1].startswith("cirrus: ended by SIGTERM")
 
 
 @pytest.mark.parametrize("verb", [["export", "--recipe", "clip", "--backbone", "ViT-B-32", "--out", "o"], ["recipes"]])

@@ -12,7 +12,8 @@ import socket
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, islice
@@ -26,10 +27,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import GalleryError, UnreadableImage
-from cirrus_client.gallery import Columns, ImageFile, embed_gallery, open_source, read_gallery
+from cirrus_client.errors import EngineError, GalleryError, UnreadableImage
+from cirrus_client.gallery import Columns, ImageFile, Source, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.sources.container import Container
 from cirrus_client.gallery.sources.store import described, expanded, in_threads, look_up
+from cirrus_client.gallery.sources.tars import TarSource
 from cirrus_client.index import build_index, open_index
 from tests.conftest import BAD_IMAGES
 
@@ -531,6 +533,33 @@ def test_a_full_folder_of_temporary_files_is_named(at: str, pictures, tmp_path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [part.path for part in summary.unread] == ["x.parquet"]
     assert f"can be written in {tempfile.gettempdir()}: File too large" in summary.unread[0].reason
+
+
+def test_an_error_does_not_wait_for_a_part_that_is_being_fetched(folder, tmp_path, encoder) -> None:
+    waited: list[bool] = []
+    over = threading.Event()
+
+    class Slow(TarSource):
+        @contextmanager
+        def open(self, part: ImageFile) -> Iterator[Source]:
+            if part.path == "b.tar":
+                waited.append(not over.wait(20))
+            with super().open(part) as source:
+                yield source
+
+    class Broken:
+        space, concurrency, prepare = encoder.space, encoder.concurrency, encoder.prepare
+
+        def encode_prepared(self, prepared: Sequence[Any]) -> np.ndarray:
+            raise EngineError("the engine broke")
+
+    for name in ("a.tar", "b.tar"):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            tar.add(sorted(folder.rglob("*.jpg"))[0], "image.jpg")
+    with pytest.raises(EngineError):
+        embed_gallery(Slow(str(tmp_path / "*.tar")), tmp_path / "out", Broken())
+    over.set()
+    assert waited != [True]
 
 
 def test_a_list_sees_what_has_changed_since_its_store_was_listed(store) -> None:

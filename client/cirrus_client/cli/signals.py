@@ -37,6 +37,15 @@ def exit_code(number: int) -> int:
     return 128 + number
 
 
+def leave_if_ended(code: object) -> None:
+    """End the process at once if a signal ended its command: threads may wait for a network for minutes.
+
+    code: the command's exit code.
+    """
+    if isinstance(code, int) and code in map(exit_code, _SIGNALS):
+        os._exit(code)
+
+
 def cause(number: int) -> str:
     """Return what happened, in words."""
     return "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from cirrus_client.gallery.plan import KnownShard, Plan
 from cirrus_client.gallery.source import AnySource, ImageFile, PartedSource, PassedOver, Source
 from cirrus_client.gallery.sources.folder import nothing_found
 from cirrus_client.gallery.sources.kinds import open_source
+from cirrus_client.gallery.sources.store import impatient_threads
 from cirrus_client.gallery.store import read_gallery
 from cirrus_client.gallery.stream import Recollection, Rejected, Undone
 from cirrus_client.gallery.twins import Twins
@@ -213,7 +214,7 @@ def _here(tools: Tools) -> Workforce:
     def run(
         source: AnySource, units: Sequence[Unit], options: WorkOptions, on_done: Callable[[int], object]
     ) -> Iterator[OpenedPart | DoneShard]:
-        with ExitStack() as held, ThreadPoolExecutor(1, thread_name_prefix="open") as thread:
+        with ExitStack() as held, impatient_threads(1, "open") as thread:
             ahead: dict[int, tuple[ExitStack, Future[Source]]] = {}
 
             def open_ahead(place: int) -> None:

@@ -139,7 +139,8 @@ class EmbedStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for pool in (self._readers, self._decoders, self._encoders):
+        self._readers.shutdown(wait=error is None, cancel_futures=True)  # they may wait for a network for minutes
+        for pool in (self._decoders, self._encoders):
             pool.shutdown(cancel_futures=True)
 
     def embed(self, files: Sequence[ImageFile], on_done: Callable[[int], object] = lambda count: None) -> Embedded:

@@ -99,9 +99,21 @@ def in_threads(look: Callable[..., T], *columns: Iterable[Any]) -> Iterator[T]:
     Threads call it. Only some entries wait for them at a time, each of which takes a kilobyte.
     """
     entries = zip(*columns, strict=True)
-    with ThreadPoolExecutor(_LOOKERS, thread_name_prefix="look") as threads:
+    with impatient_threads(_LOOKERS, "look") as threads:
         while some := list(islice(entries, _LOOKED_AT_ONCE)):
             yield from threads.map(lambda entry: look(*entry), some)
+
+
+@contextmanager
+def impatient_threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads. The end of the block waits for them, but an error in it does not: a network may take minutes."""
+    threads = ThreadPoolExecutor(number, thread_name_prefix=name)
+    try:
+        yield threads
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    threads.shutdown()
 
 
 def expanded(pattern: str) -> list[str]:
