@@ -30,7 +30,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import EngineError, GalleryError, UnreadableImage
 from cirrus_client.gallery import Columns, ImageFile, Source, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.sources.container import Container
-from cirrus_client.gallery.sources.store import described, expanded, in_threads, look_up
+from cirrus_client.gallery.sources.store import described, expanded, filesystem, in_threads
 from cirrus_client.gallery.sources.tars import TarSource
 from cirrus_client.index import build_index, open_index
 from tests.conftest import BAD_IMAGES
@@ -562,12 +562,15 @@ def test_an_error_does_not_wait_for_a_part_that_is_being_fetched(folder, tmp_pat
     assert waited != [True]
 
 
-def test_a_list_sees_what_has_changed_since_its_store_was_listed(store) -> None:
-    """In one process, fsspec keeps what it has listed."""
-    store.put("kept/a.jpg", b"one")
-    (listed,) = open_source("s3://photos/kept").list().files
-    store.put("kept/a.jpg", b"two")
-    assert look_up("s3://photos/kept/a.jpg", "a.jpg").etag != listed.etag
+def test_what_has_changed_since_a_store_was_listed_in_this_process_is_seen(store, tmp_path) -> None:
+    (tmp_path / "urls.txt").write_text("s3://photos/kept/a.tar")
+    sources = (open_source(tmp_path / "urls.txt").list, open_source("s3://photos/kept/{a,a}.tar").parts)
+    for number, listed in enumerate(sources):
+        store.put("kept/a.tar", b"older")
+        filesystem("s3://photos")[0].find("photos/kept", detail=True)
+        store.put("kept/a.tar", bytes([number]))
+        (file,) = listed().files
+        assert file.size == 1
 
 
 def test_a_list_is_looked_up_a_part_at_a_time() -> None:

@@ -18,6 +18,7 @@ from cirrus_client.gallery.sources.folder import nothing_found, read_listed
 from cirrus_client.gallery.sources.remote import sorted_out
 from cirrus_client.gallery.sources.store import (
     fetched,
+    forget_listings,
     in_threads,
     joined,
     look_up,
@@ -57,6 +58,7 @@ class ListedSource:
             if path in entries:
                 twice.append(PassedOver(path, f"{self._name} names it twice; it counts once"))
             entries.setdefault(path, metadata)
+        forget_listings(joined(self._root, path) for path in entries)
         listing = sorted_out([*in_threads(self._looked_at, entries, entries.values()), *twice])
         if not listing.files:
             raise GalleryError(nothing_found(self._name, listing.skipped, listing.unread))

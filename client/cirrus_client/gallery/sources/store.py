@@ -77,6 +77,7 @@ def find(pattern: str) -> tuple[ImageFile, ...]:
     GalleryError if a named file is missing or nothing is there.
     """
     root, rest = split(pattern)
+    forget_listings([root])
     try:
         paths = {rest} if _is_file(pattern) else {path for name in expanded(rest) for path in _globbed(root, name)}
     except OSError as error:
@@ -116,6 +117,13 @@ def impatient_threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
     threads.shutdown()
 
 
+def forget_listings(locations: Iterable[str]) -> None:
+    """Have the stores of locations asked anew: in one process, fsspec answers from what it has listed before."""
+    for scheme, location in {scheme_of(location): location for location in locations}.items():
+        if scheme is not None:
+            filesystem(location)[0].invalidate_cache()
+
+
 def expanded(pattern: str) -> list[str]:
     """Return the names that braces stand for: `{000..002}` is 000, 001 and 002, `{a,b}` is a and b."""
     pieces = _BRACES.split(pattern)
@@ -130,7 +138,6 @@ def look_up(location: str, path: str, metadata: Mapping[str, Any] | None = None)
         status = os.stat(location)
         return ImageFile(path, status.st_size, status.st_mtime_ns, metadata=metadata)
     store, inner = filesystem(location)
-    store.invalidate_cache(inner)
     return described(patiently(lambda: store.info(inner)), path, metadata)
 
 
@@ -268,7 +275,6 @@ def _globbed(root: str, name: str) -> list[str]:
     if not scheme_of(root):
         return glob(name, root_dir=root, recursive=True)
     store, inner = filesystem(root)
-    store.invalidate_cache()
     found = patiently(lambda: store.glob(f"{inner.rstrip('/')}/{name}"))
     return [path[len(inner.rstrip("/")) + 1 :] for path in found]
 
