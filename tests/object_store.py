@@ -34,6 +34,7 @@ class ObjectStore:
     @contextmanager
     def started() -> Iterator[ObjectStore]:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from s3fs import S3FileSystem
         from werkzeug.serving import make_server
 
         stores: list[ObjectStore] = []
@@ -59,6 +60,7 @@ class ObjectStore:
             thread.join()
             os.environ.clear()
             os.environ.update(before)
+            S3FileSystem.clear_instance_cache()  # they keep this store's address for the next one
 
     def upload(self, folder: Path, prefix: str) -> str:
         """Upload the files of a folder, and return their URL."""
