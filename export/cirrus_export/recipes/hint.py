@@ -50,7 +50,8 @@ class Intent(Hint):
 class Habit(Hint):
     """HABIT (AAAI 2026): a query is HINT's one pass (`HABIT.extract_retrieval_compose` of Lee-zixu/HABIT).
 
-    Its file has SPRC's names and no others, so that only whoever brings it knows that it is read in one pass.
+    Its file has SPRC's names and no others, so that only whoever brings it knows that it is read in one pass. How its
+    loaders make pixels was not seen; HINT's are taken.
     """
 
     head_keys = QFormerRecipe.head_keys
