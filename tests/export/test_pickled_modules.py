@@ -86,6 +86,17 @@ def test_wrapped_ones_and_those_in_an_entry_are_read_without_their_wrappers(auth
     assert found.keys() == Model().state_dict().keys()
 
 
+def test_a_state_dict_beside_a_module_is_read_as_well(author, tmp_path, monkeypatch) -> None:
+    """So that weights which nobody asked for are a warning, as beside a plain state dict."""
+    model = Model()
+    file = save({"model": model, "ema": model.state_dict(), "step": 3}, tmp_path / "model.pt", monkeypatch)
+    found = read_checkpoint(file)
+    assert found.keys() == {"model", "ema"}
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found["ema"][name], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(found["model"][name], tensor, rtol=0, atol=0)
+
+
 def test_an_authors_model_that_was_saved_whole_is_the_same_recipe(small_clip, tmp_path) -> None:
     """As the code of HINT and its siblings does: `torch.save(model, ...)`."""
     plain = authors_file(tmp_path, "hint")

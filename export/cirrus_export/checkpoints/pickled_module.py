@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from torch import Tensor
 
@@ -26,28 +26,28 @@ log = logging.getLogger(__name__)
 
 
 def read_pickled_modules(path: Path) -> object | None:
-    """Return the state dict of a pickled module, or those of a mapping's modules by its keys; None if it holds none.
+    """Return the state dict of a pickled module, or those of a mapping that holds one, by its keys; None without one.
 
-    path: a file of `torch.save` in its zip format. What else is in the file is left out. Raises CheckpointError for a
-    module that holds itself, or a parameter that is no plain tensor; whatever zipfile, pickle and torch raise if the
-    file is broken.
+    path: a file of `torch.save` in its zip format. What is no weight is left out. Raises CheckpointError for a module
+    that holds itself, or a parameter that is no plain tensor; whatever zipfile, pickle and torch raise if the file is
+    broken.
     """
     with zipfile.ZipFile(path) as archive:
         (root,) = {name.removesuffix(_PICKLE) for name in archive.namelist() if name.endswith(f"/{_PICKLE}")}
         tensors = StoredTensors(path, archive, root)
         content = _Unpickler(tensors.stored(_PICKLE)).load()
-        modules = content if isinstance(content, Mapping) else {"": content}
-        found = {key: value for key, value in modules.items() if _is_module(value)}
-        states = {key: _state_dict(module, path, tensors) for key, module in found.items()}
-    for module in found.values():
-        log.info(
-            "checkpoint %s: holds a pickled %s: its tensors are read by their names, and not its code",
-            path,
-            module.kind,
-        )
-    if content is not modules:
-        return states.get("")
-    return states or None
+        entries = content if isinstance(content, Mapping) else {"": content}
+        modules = [value for value in entries.values() if _is_module(value)]
+        if not modules:
+            return None
+        for module in modules:
+            log.info(
+                "checkpoint %s: holds a pickled %s: its tensors are read by their names, and not its code",
+                path,
+                module.kind,
+            )
+        states = {key: _state_dict(value, path, tensors) for key, value in entries.items() if _has_weights(value)}
+        return states if content is entries else states[""]
 
 
 class _Object(metaclass=Frozen):
@@ -107,11 +107,19 @@ class _Unpickler(DescribingUnpickler):
         return Frozen("Object", (_Object,), {"kind": f"{module}.{name}"})
 
 
-def _is_module(value: object) -> bool:
+def _is_module(value: object) -> TypeGuard[_Object]:
     return isinstance(value, _Object) and isinstance(value.state, dict) and value.state.keys() >= _PARTS
 
 
-def _state_dict(module: _Object, path: Path, tensors: StoredTensors) -> dict[str, Tensor]:
+def _has_weights(value: object) -> bool:
+    """Return whether a value is a module, or a state dict beside one."""
+    return _is_module(value) or (
+        isinstance(value, Mapping) and bool(value) and all(isinstance(one, View | _Parameter) for one in value.values())
+    )
+
+
+def _state_dict(held: Any, path: Path, tensors: StoredTensors) -> dict[str, Tensor]:
+    """Return the tensors of a module, as its `state_dict` names them, or of a state dict."""
     counted = 0
 
     def named(part: object, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, View]]:
@@ -119,12 +127,11 @@ def _state_dict(module: _Object, path: Path, tensors: StoredTensors) -> dict[str
         counted += 1
         if not _is_module(part) or id(part) in above or counted > _MOST_MODULES:
             raise CheckpointError(f"checkpoint {path}: '{prefix}' is no module, or holds itself")
-        assert isinstance(part, _Object)
         state: Any = part.state
         passing = state.get("_non_persistent_buffers_set") or ()
         buffers = {name: value for name, value in state["_buffers"].items() if name not in passing}
         for name, value in (*state["_parameters"].items(), *buffers.items()):
-            view = value[0] if isinstance(value, _Parameter) else value
+            view = _view(value)
             if view is not None and not isinstance(view, View):
                 raise CheckpointError(f"checkpoint {path}: '{prefix}{name}' is no plain tensor")
             if view is not None:
@@ -133,4 +140,9 @@ def _state_dict(module: _Object, path: Path, tensors: StoredTensors) -> dict[str
             if below is not None:
                 yield from named(below, f"{prefix}{name}.", (*above, id(part)))
 
-    return {name: tensors.tensor(view) for name, view in named(module, "", ())}
+    views = named(held, "", ()) if _is_module(held) else ((name, _view(value)) for name, value in held.items())
+    return {name: tensors.tensor(view) for name, view in views}
+
+
+def _view(value: Any) -> Any:
+    return value[0] if isinstance(value, _Parameter) else value
