@@ -98,7 +98,7 @@ def test_a_state_dict_beside_a_module_is_read_as_well(author, tmp_path, monkeypa
 
 
 def test_an_authors_model_that_was_saved_whole_is_the_same_recipe(small_clip, tmp_path) -> None:
-    """As the code of HINT and its siblings does: `torch.save(model, ...)`."""
+    """As the code of HINT and INTENT does: `torch.save(model, ...)`."""
     plain = authors_file(tmp_path, "hint")
     model = nn.Module()
     for name, value in torch.load(plain, weights_only=True).items():
