@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +85,7 @@ class _FilesRecord(Record):
     sha256: str
 
 
-@dataclass
+@dataclass(eq=False)
 class _Shard:
     """A file of features. It is compared with its checksum when it is first read."""
 
@@ -129,7 +130,7 @@ class FeatureCache:
         self.manifest = _manifest(bundle)
         self._lock = threading.Lock()
         self._shards: list[_Shard] = []
-        self._open: dict[int, Features] = {}
+        self._opened = lru_cache(_OPEN)(_Shard.opened)
         self._places: dict[bytes, tuple[int, int]] = {}
         self._digests: dict[FileKey, bytes] = {}
         self._new_rows: dict[bytes, Features] = {}
@@ -158,7 +159,7 @@ class FeatureCache:
             if key in self._new_rows:
                 return self._new_rows[key]
             place = self._places.get(key)
-            return None if place is None else self._rows(place[0])[place[1]]
+            return None if place is None else self._opened(self._shards[place[0]])[place[1]]
 
     def put(self, digest: str, features: Features) -> None:
         """Add the features of an image. They are written in groups of 4,096, or of 256 MiB if that is less."""
@@ -198,13 +199,6 @@ class FeatureCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _rows(self, shard: int) -> Features:
-        if shard not in self._open:
-            while len(self._open) >= _OPEN:
-                del self._open[next(iter(self._open))]
-            self._open[shard] = self._shards[shard].opened()
-        return self._open[shard]
 
     def _write(self) -> None:
         if self._new_rows:
