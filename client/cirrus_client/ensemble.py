@@ -6,7 +6,7 @@ Triton ensemble.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,13 @@ def run(
         outputs = models[step.model]({port: tensors[name] for port, name in step.inputs.items()})
         tensors |= {name: outputs[port] for port, name in step.outputs.items()}
     return tensors
+
+
+def in_batches(arrays: Arrays, size: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield arrays of as many rows each, [N, ...], as batches of at most `size` rows."""
+    rows = len(next(iter(arrays.values())))
+    for start in range(0, rows, size):
+        yield {name: values[start : start + size] for name, values in arrays.items()}
 
 
 def bytes_array(items: list[bytes]) -> NDArray[np.object_]:

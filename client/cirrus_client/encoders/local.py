@@ -18,7 +18,7 @@ from cirrus_client.encoders.checked import CheckedEngine, check_pixels
 from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all, query_pairs
 from cirrus_client.encoders.reranker import Scores, check_reranked
 from cirrus_client.engines import Engine, open_graph
-from cirrus_client.ensemble import Arrays, EnsembleSpec, Model, StepSpec, run
+from cirrus_client.ensemble import Arrays, EnsembleSpec, Model, StepSpec, in_batches, run
 from cirrus_client.errors import ItemError
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import Decoding, preprocess
@@ -184,8 +184,7 @@ class LocalEncoder:
         given: pixels and token ids, or what some steps make of them; such a step does not run.
         """
         ensemble = self.bundle.spec.ensembles[name]
-        rows, size = len(next(iter(given.values()))), self.bundle.spec.max_batch
-        parts = [{key: value[start : start + size] for key, value in given.items()} for start in range(0, rows, size)]
+        parts = in_batches(given, self.bundle.spec.max_batch)
         return np.concatenate([self.run_steps(ensemble.steps, self._cut(part))[ensemble.output] for part in parts])
 
     def run_steps(self, steps: Sequence[StepSpec], given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

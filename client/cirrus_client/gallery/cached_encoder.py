@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings, prepare_all
-from cirrus_client.ensemble import Arrays
+from cirrus_client.ensemble import Arrays, in_batches
 from cirrus_client.gallery.feature_cache import CacheManifest, Features, FileKey
 from cirrus_client.gallery.source import ImageFile, Source
 from cirrus_client.image.inputs import ImageInput
@@ -132,11 +132,8 @@ class CachedEncoder:
 
     def _run(self, graph: GraphName, inputs: Arrays, output: str) -> NDArray[np.float32]:
         """Return an output of a graph, which runs on at most as many rows at a time as the bundle's graphs take."""
-        engine, size, rows = self._local.graph(graph, bulk=True), self._spec.max_batch, len(next(iter(inputs.values())))
-        parts = [
-            {name: value[start : start + size] for name, value in inputs.items()} for start in range(0, rows, size)
-        ]
-        return np.concatenate([engine(part)[output] for part in parts])
+        engine = self._local.graph(graph, bulk=True)
+        return np.concatenate([engine(part)[output] for part in in_batches(inputs, self._spec.max_batch)])
 
 
 def _key(source: Source, file: ImageFile) -> FileKey:

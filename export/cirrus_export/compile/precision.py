@@ -17,7 +17,7 @@ import onnx
 
 from cirrus_client.bundle import Precision
 from cirrus_client.engines import candidates
-from cirrus_client.ensemble import Arrays
+from cirrus_client.ensemble import Arrays, in_batches
 from cirrus_client.errors import EngineError
 from cirrus_export.compile.rounding import measure_rounding
 from cirrus_export.restored import restored
@@ -190,11 +190,7 @@ class _Batches:
     """Calibration inputs in batches, as ONNX Runtime's quantiser reads them."""
 
     def __init__(self, inputs: Arrays) -> None:
-        rows = len(next(iter(inputs.values())))
-        self._batches = iter(
-            {name: values[start : start + _CALIBRATION_BATCH] for name, values in inputs.items()}
-            for start in range(0, rows, _CALIBRATION_BATCH)
-        )
+        self._batches = in_batches(inputs, _CALIBRATION_BATCH)
 
     def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]
         return next(self._batches, None)
