@@ -9,7 +9,7 @@ import io
 import pickle
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,6 +30,9 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+
+
+_MOST_MODULES = 100_000
 
 
 class Frozen(type):
@@ -121,3 +124,34 @@ class StoredTensors:
         if entry.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"checkpoint {self._path}: {name} is compressed, which torch never does")
         return self._archive.read(entry)
+
+
+Inside = tuple[Mapping[str, View], Mapping[str, Any]]
+"""The tensors of a module itself, and the modules below it, by name."""
+
+
+def named_views(
+    path: Path, module: object, inside: Callable[[object, str], Inside | None]
+) -> Iterator[tuple[str, View]]:
+    """Yield the tensors of a module and of those below it, by the names that `state_dict` gives them.
+
+    path: for messages. inside: returns what a module has, None for what is no module; it is told the module's name.
+    Raises CheckpointError for what is no module, a module that holds itself, or too many.
+    """
+    counted = 0
+
+    def walk(part: object, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, View]]:
+        nonlocal counted
+        counted += 1
+        if counted > _MOST_MODULES:
+            raise CheckpointError(f"checkpoint {path}: has over {_MOST_MODULES:,} modules")
+        held = None if id(part) in above else inside(part, prefix)
+        if held is None:
+            raise CheckpointError(f"checkpoint {path}: '{prefix}' is no module, or holds itself")
+        views, modules = held
+        for name, view in views.items():
+            yield f"{prefix}{name}", view
+        for name, below in modules.items():
+            yield from walk(below, f"{prefix}{name}.", (*above, id(part)))
+
+    return walk(module, "", ())

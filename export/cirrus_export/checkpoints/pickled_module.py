@@ -10,18 +10,25 @@ import logging
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard
 
 from torch import Tensor
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.checkpoints.descriptions import DescribingUnpickler, Description, Frozen, StoredTensors, View
+from cirrus_export.checkpoints.descriptions import (
+    DescribingUnpickler,
+    Description,
+    Frozen,
+    Inside,
+    StoredTensors,
+    View,
+    named_views,
+)
 
 _PICKLE = "data.pkl"
 _PARTS = {"_parameters", "_buffers", "_modules"}
-_MOST_MODULES = 100_000
 log = logging.getLogger(__name__)
 
 
@@ -120,28 +127,26 @@ def _has_weights(value: object) -> bool:
 
 def _state_dict(held: Any, path: Path, tensors: StoredTensors) -> dict[str, Tensor]:
     """Return the tensors of a module, as its `state_dict` names them, or of a state dict."""
-    counted = 0
 
-    def named(part: object, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, View]]:
-        nonlocal counted
-        counted += 1
-        if not _is_module(part) or id(part) in above or counted > _MOST_MODULES:
-            raise CheckpointError(f"checkpoint {path}: '{prefix}' is no module, or holds itself")
+    def inside(part: object, prefix: str) -> Inside | None:
+        if not _is_module(part):
+            return None
         state: Any = part.state
         passing = state.get("_non_persistent_buffers_set") or ()
         buffers = {name: value for name, value in state["_buffers"].items() if name not in passing}
-        for name, value in (*state["_parameters"].items(), *buffers.items()):
-            view = _view(value)
+        views = {name: _view(value) for name, value in (*state["_parameters"].items(), *buffers.items())}
+        for name, view in views.items():
             if view is not None and not isinstance(view, View):
                 raise CheckpointError(f"checkpoint {path}: '{prefix}{name}' is no plain tensor")
-            if view is not None:
-                yield f"{prefix}{name}", view
-        for name, below in state["_modules"].items():
-            if below is not None:
-                yield from named(below, f"{prefix}{name}.", (*above, id(part)))
+        return _there(views), _there(state["_modules"])
 
-    views = named(held, "", ()) if _is_module(held) else ((name, _view(value)) for name, value in held.items())
+    views = named_views(path, held, inside) if _is_module(held) else ((name, _view(one)) for name, one in held.items())
     return {name: tensors.tensor(view) for name, view in views}
+
+
+def _there(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is not None: a parameter, a buffer or a module may be."""
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _view(value: Any) -> Any:

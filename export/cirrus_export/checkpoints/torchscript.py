@@ -16,10 +16,16 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.checkpoints.descriptions import DescribingUnpickler, Description, StoredTensors, View
+from cirrus_export.checkpoints.descriptions import (
+    DescribingUnpickler,
+    Description,
+    Inside,
+    StoredTensors,
+    View,
+    named_views,
+)
 
 _MOST_CODE_BYTES = 64 * 1024**2
-_MOST_MODULES = 100_000
 _CLASS = re.compile(r"^class (\w+)\(Module\):$", re.MULTILINE)
 _SETSTATE = re.compile(r"^  def\s+__setstate__\s*\(", re.MULTILINE)
 _DECLARED = re.compile(r"^  __(?:parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
@@ -92,19 +98,15 @@ class _Archive:
         (self._root,) = {name.removesuffix("constants.pkl") for name in self._names if name.endswith("/constants.pkl")}
         self._classes = dict(self._declared())
         self._tensors = StoredTensors(path, archive, self._root)
-        self._modules = 0
 
     def state_dict(self) -> dict[str, Tensor]:
         module = _Unpickler(self._tensors.stored("data.pkl"), self._path).load()
-        return {name: self._tensors.tensor(view) for name, view in self._views(module, "", ())}
+        return {name: self._tensors.tensor(view) for name, view in named_views(self._path, module, self._inside)}
 
-    def _views(self, module: Any, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, View]]:
-        """Yield the parameters and buffers of a module and those below it. above: the modules that hold this one."""
-        if not isinstance(module, _Module) or id(module) in above:
-            raise CheckpointError(f"checkpoint {self._path}: '{prefix}' is no module, or holds itself")
-        self._modules += 1
-        if self._modules > _MOST_MODULES:
-            raise CheckpointError(f"checkpoint {self._path}: has over {_MOST_MODULES:,} modules")
+    def _inside(self, module: object, prefix: str) -> Inside | None:
+        """Return the parameters and buffers of a module, and the modules below it."""
+        if not isinstance(module, _Module):
+            return None
         declared, restored_by_code = self._classes.get(module.kind, (None, False))
         if restored_by_code:
             raise CheckpointError(
@@ -113,11 +115,12 @@ class _Archive:
             )
         if not isinstance(module.state, dict):
             raise CheckpointError(f"checkpoint {self._path}: '{prefix}' has no attributes")
-        for name, value in module.state.items():
-            if isinstance(value, View) and (declared is None or name in declared):
-                yield f"{prefix}{name}", value
-            elif isinstance(value, _Module):
-                yield from self._views(value, f"{prefix}{name}.", (*above, id(module)))
+        views = {
+            name: value
+            for name, value in module.state.items()
+            if isinstance(value, View) and (declared is None or name in declared)
+        }
+        return views, {name: value for name, value in module.state.items() if isinstance(value, _Module)}
 
     def _declared(self) -> Iterator[tuple[str, tuple[set[str] | None, bool]]]:
         """Yield each class with its parameters and buffers, None if it does not list them, and if it has __setstate__.
