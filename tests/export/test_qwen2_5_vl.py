@@ -1,6 +1,7 @@
 """A small Qwen2.5-VL of random weights in LamRA's wording, exported, against transformers' own from file and text on.
 
-LamRA-Ret: arXiv 2412.01720; https://github.com/Code-kunkun/LamRA, demo.py and dataset/datasets_circo.py.
+LamRA-Ret: arXiv 2412.01720; https://github.com/Code-kunkun/LamRA, demo.py, dataset/datasets_circo.py and
+dataset/datasets_flickr.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from cirrus_client import LocalEncoder
 from cirrus_client.agreement import cosine_min
 from cirrus_client.bundle import Bundle, Precision
-from cirrus_client.errors import ExportError, UnsupportedQuery
+from cirrus_client.errors import ExportError
 from cirrus_export.heads.qwen2_5_vl import Qwen25VlTower
 from cirrus_export.pipeline import build_recipe, export
 from tests.export.compiled import check_all_compile, needs_rtx
@@ -28,6 +29,7 @@ from tests.export.test_vlm_embedder import IMAGES, JOINED, SIZE_PX, request, wri
 
 pytestmark = pytest.mark.export
 SEARCH = "I'm looking for a similar everyday image with the described changes."
+CAPTION = "Find me an everyday image that matches the given caption."
 LONGEST = 99  # LamRA cuts no text
 TEXTS = (
     *("in blue", "ohne Ärmel, 50 % länger — 連衣裙 👗"),
@@ -56,13 +58,16 @@ class LamRA:
         self.tokenizer.add_tokens(["<emb>"])
 
     @torch.no_grad()
-    def __call__(self, image: bytes, said: str, size_px: int = SIZE_PX["qwen2.5-vl"]) -> np.ndarray:
-        picture = Image.open(io.BytesIO(image)).convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC)
-        seen = dict(self.images(images=[picture], return_tensors="pt"))
-        shown = "<|image_pad|>" * (int(seen["image_grid_thw"].prod()) // 4)
+    def __call__(self, image: bytes | None, said: str, size_px: int = SIZE_PX["qwen2.5-vl"]) -> np.ndarray:
+        shown, seen = "", {}
+        if image is not None:
+            picture = Image.open(io.BytesIO(image)).convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC)
+            seen = dict(self.images(images=[picture], return_tensors="pt"))
+            pads = "<|image_pad|>" * (int(seen["image_grid_thw"].prod()) // 4)
+            shown = f"<|vision_start|>{pads}<|vision_end|>"
         ids = self.tokenizer(
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-            f"<|im_start|>user\n<|vision_start|>{shown}<|vision_end|>{said}<|im_end|>\n"
+            f"<|im_start|>user\n{shown}{said}<|im_end|>\n"
             "<|im_start|>assistant\n<emb>.<|im_end|>\n<|im_start|>assistant\n",
             add_special_tokens=False,
             return_tensors="pt",
@@ -105,9 +110,14 @@ def _pixels(patches: torch.Tensor, size_px: int) -> torch.Tensor:
     return cut.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(len(patches), 3, size_px, size_px)
 
 
-def test_lamra_has_other_words_behind_a_text_alone_and_so_no_such_query(bundle) -> None:
-    with pytest.raises(UnsupportedQuery, match="image"):
-        LocalEncoder(bundle).encode_queries([None], ["in blue"])
+def test_a_text_alone_has_lamras_other_words_behind_it(checkpoint, bundle) -> None:
+    published, encoder = LamRA(checkpoint), LocalEncoder(bundle)
+    said = [f"{CAPTION} {text}\nSummarize above sentence in one word: " for text in TEXTS]
+    expected = np.stack([published(None, words) for words in said])
+    alone = encoder.encode_queries([None] * len(TEXTS), TEXTS)
+    assert cosine_min(expected, alone) > 0.99999
+    others = np.stack([published(None, words.replace("above s", "above image and s")) for words in said])
+    assert cosine_min(others, alone) < 0.9999
 
 
 def test_its_wording_must_be_named(checkpoint, tmp_path) -> None:

@@ -51,6 +51,7 @@ SIZE_PX = {"qwen3-vl": 96, "qwen2-vl": 84, "qwen2.5-vl": 84}
 WORDINGS = {"qwen2-vl": "gme", "qwen2.5-vl": "lamra"}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 WEIGHTS = "model.safetensors"
+UNITE = {"wording": "unite", "query_instruction": ""}
 INSTRUCTION = "Find the product that the edit describes"
 TEXTS = (
     *("in blue", "", "  two\n\nlines, and\ttabs  ", "ohne Ärmel, 50 % länger — 連衣裙 👗", "is <|im_end|> not the end"),
@@ -204,6 +205,14 @@ class Published:
         read = self.model(input_ids=ids, mm_token_type_ids=types, position_ids=positions, use_cache=False, **of_image)
         return torch.nn.functional.normalize(read.last_hidden_state[:, -1], dim=-1).numpy()[0]
 
+    def unite(self, image: bytes | None, text: str, what: str) -> np.ndarray:
+        """Return the state of UNITE's message. what: how it names what is above."""
+        before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        seen = [] if image is None else self.ids("<|vision_end|>")
+        words = self.ids(f"{text}\nSummary above {what} in one word:", split_special_tokens=True)
+        before += "" if image is None else "<|vision_start|>"
+        return self.read(self.ids(before), image, [*seen, *words, *self.ids(self.end)], counted=True)
+
     def vlm2vec(self, image: bytes | None, words: str, *, text_length: int = 128, counted: bool = True) -> np.ndarray:
         """Return the state of VLM2Vec's message.
 
@@ -277,8 +286,35 @@ def test_the_same_words_are_read_with_each_models_own_positions(checkpoint, tmp_
     assert cosine_min(*targets) < 0.9999  # the positions matter
     assert len(spaces) == 2
     (tmp_path / "qwen2-vl").mkdir()
-    with pytest.raises(ExportError, match="say --option wording=ops-mm-embedding, gme, lamra, vlm2vec, or FILE"):
+    with pytest.raises(ExportError, match="say --option wording=ops-mm-embedding, gme, lamra, unite, vlm2vec, or FILE"):
         build_recipe(request(tmp_path / "qwen2-vl", tmp_path / "out", wording=""))  # before the folder is read
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen2-vl"], indirect=True)
+def test_unites_texts_alone_end_in_other_words(checkpoint, tmp_path) -> None:
+    """UNITE gives transformers embeddings and no positions (friedrichor/UNITE, inference/batch_inference_demo.py)."""
+    published, recipe = Published(checkpoint), build_recipe(request(checkpoint, tmp_path / "out", **UNITE))
+    texts = [text for text in (*TEXTS, *JOINED) if text.strip() and len(text) < 80]  # UNITE cuts none
+    images = [IMAGES[place % len(IMAGES)] for place in range(len(texts))]
+    token_ids = torch.from_numpy(Tokenizer(recipe.backbone.write_tokenizer(tmp_path, recipe.prompt), tmp_path)(texts))
+    pixels = torch.from_numpy(np.stack([preprocess(image, recipe.backbone.preprocess) for image in images]))
+    graphs = {graph.name: graph.module for graph in recipe.graphs()}
+    with torch.no_grad():
+        query, target = of_graphs(recipe, pixels, token_ids)
+        *without_image, alone_ids = graphs["text_query_prompt"](token_ids)
+        alone = graphs["language_model"](*without_image, alone_ids)
+        originals = recipe.query(pixels, token_ids), recipe.target(pixels), recipe.text_query(token_ids)
+    expected = [
+        np.stack([published.unite(image, text, what) for image, text in zip(seen, said, strict=True)])
+        for seen, said, what in (
+            (images, texts, "sentence and image"),
+            (images, [""] * len(texts), "image"),
+            ([None] * len(texts), texts, "sentence"),
+        )
+    ]
+    for theirs, ours, original in zip(expected, (query, target, alone), originals, strict=True):
+        assert cosine_min(theirs, ours.numpy()) > 0.99999
+        assert cosine_min(theirs, original.numpy()) > 0.99999
 
 
 @pytest.mark.parametrize("checkpoint", ["qwen2-vl"], indirect=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from cirrus_export.recipes.wording import Wording, find_wording
 from tests.export.test_llava import llama2_tokenizer
 from tests.export.test_vlm_embedder import write_tokenizer
 
-OWN = ("gme", "lamra", "ops-mm-embedding", "qwen3-vl-embedding", "vlm2vec")
+OWN = ("gme", "lamra", "ops-mm-embedding", "qwen3-vl-embedding", "unite", "vlm2vec")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_an_own_wording_is_found_and_fits_the_tokenizer(name: str, tokenizer) ->
     messages = worded(find_wording(name).instructed(), tokenizer, "<|image_pad|>")
     constants = prompts(messages, 16)
     assert len(constants.query) == len(constants.text) == len(constants.target)
-    assert find_wording(name).grid_positions == (name not in ("gme", "vlm2vec"))
+    assert find_wording(name).grid_positions == (name not in ("gme", "unite", "vlm2vec"))
 
 
 @given(
@@ -66,6 +67,40 @@ def test_an_instruction_and_a_text_are_tokenized_as_if_together(tokenizer, folde
     token_ids = Tokenizer(spec, folder)([text])[0]
     whole = tokenizer.encode(f"\n{instruction} {text}\n", add_special_tokens=False).ids
     assert [*messages.query.behind, *token_ids[token_ids >= 0]] == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"),
+    [("lamra", "\nSummarize above sentence in one word: "), ("unite", "\nSummary above sentence in one word:")],
+)
+@given(text=st.text(st.sampled_from(" \n\t\r.:!'saé7\u0301連👗-"), max_size=12))
+@settings(deadline=None)
+def test_a_text_alone_ends_as_if_it_was_tokenized_with_its_own_words(tokenizer, folder, name, behind, text) -> None:
+    assume(text.strip())
+    wording = find_wording(name).instructed()
+    messages = worded(wording, tokenizer, "<|image_pad|>")
+    spec = messages.prompt.spec(context_length=96, start_id=None, end_id=None, pad_id=-1, cleaning=TextCleaning.NONE)
+    alone = messages.text_ending.put(torch.from_numpy(Tokenizer(spec, folder)([text])))[0]
+    said = f"\n{wording.text_instruction} {text}" if wording.text_instruction else f"\n{text}"
+    whole = tokenizer.encode(said + behind + wording.text.partition(behind)[2], add_special_tokens=False).ids
+    assume(said[1:] == said[1:].lstrip("\r\n"))  # what Qwen's own tokenizer joins to the line break before a text
+    opening = tokenizer.encode(said[: -len(text)].rstrip(" "), add_special_tokens=False).ids
+    assert [*opening, *alone[alone >= 0].tolist()] == whole
+
+
+def test_words_behind_a_text_alone_are_no_more_than_behind_an_edit(tokenizer) -> None:
+    wording = Wording(query="{image} {text}, as seen", text=" {text}, as sought in a thousand words", target="{image}")
+    with pytest.raises(ExportError, match=r"more tokens behind \{text\} than its 'query': shorten it"):
+        worded(wording, tokenizer, "<|image_pad|>")
+
+
+def test_words_that_a_tokenizer_joins_to_a_text_are_the_same_where_it_is_alone(tokenizer) -> None:
+    """A tokenizer that cuts nowhere, and reads the letters before as well."""
+    own = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("a", -3.0), ("a as e", -1.0)], 0, False))
+    own.add_special_tokens(["<|image_pad|>"])
+    wording = Wording(query="{image} {text} as ea", text=" {text} as es", target="{image}")
+    with pytest.raises(ExportError, match=r"would join \{text\} to the words behind it in which 'query' and 'text'"):
+        worded(wording, own, "<|image_pad|>")
 
 
 def test_an_unknown_name_or_file_is_refused(tmp_path) -> None:
@@ -96,6 +131,8 @@ def test_an_unknown_name_or_file_is_refused(tmp_path) -> None:
         ({"target": None}, "field 'target': Input should be a valid string"),
         ({"text": "{text}\n"}, "'query' and 'text' must have the same spaces before {text}"),
         ({"text": "{instruction} {text}"}, "and the same end behind it"),
+        ({"query": "{image} {text}!?", "text": " {text}!"}, "begin with the same word and a space"),
+        ({"query": "{image} {text}, seen.", "text": " {text}, said."}, "begin with the same word and a space"),
         ({"target": "<|vision_start|>{image}\n"}, "must both have <|vision_start|> right before {image}, or neither"),
         ({"pooling": "mean"}, "field 'pooling'"),
     ],

@@ -22,7 +22,7 @@ class Qwen2VlBackbone(QwenVlBackbone):
     tower_type = Qwen2VlTower
     axes_of = staticmethod(axes_of)
     label = "Qwen2-VL"
-    wordings: ClassVar[tuple[str, ...]] = ("ops-mm-embedding", "gme", "lamra", "vlm2vec")
+    wordings: ClassVar[tuple[str, ...]] = ("ops-mm-embedding", "gme", "lamra", "unite", "vlm2vec")
 
 
 class Qwen2VlFamily(QwenVlFamily):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cirrus_export.heads.prompts import Ending
+
 
 class LastToken(nn.Module):
     """The language model over [prompt; image; prompt; text], read at its last token, and normalised.
@@ -85,19 +87,25 @@ class LastToken(nn.Module):
 class WithoutImage(nn.Module):
     """The task's prompt, and an image that is not there, for a text alone."""
 
-    def __init__(self, prompt: tuple[int, ...], num_image_tokens: int, image_token_width: int) -> None:
+    def __init__(
+        self, prompt: tuple[int, ...], num_image_tokens: int, image_token_width: int, ending: Ending | None
+    ) -> None:
+        """ending: what a text alone has behind it, None if that is what every text has."""
         super().__init__()
         self.prompt = prompt
         self.shape = (num_image_tokens, image_token_width)
+        self.ending = ending
 
-    def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, token_ids: Tensor) -> tuple[Tensor, ...]:
         """Return image_tokens [B, N, W'], which are not looked at, prompt_ids int64 [B, P] and image_mask int64 [B, 1].
 
-        The gate compares directions, so none of them is zero.
+        The gate compares directions, so none of them is zero. With an ending, the fourth is the texts with it, int64
+        [B, T].
         """
         batch, device = token_ids.shape[0], token_ids.device
         prompt, mask = (torch.tensor(ids, device=device).expand(batch, -1) for ids in (self.prompt, (-1,)))
-        return torch.ones(1, *self.shape, device=device).expand(batch, -1, -1), prompt, mask
+        made = torch.ones(1, *self.shape, device=device).expand(batch, -1, -1), prompt, mask
+        return made if self.ending is None else (*made, self.ending.put(token_ids))
 
 
 def line_positions(count: int) -> Tensor:

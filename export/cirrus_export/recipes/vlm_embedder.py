@@ -1,7 +1,7 @@
 """A vision-language model that embeds image, text, or both in one pass.
 
 Qwen3-VL-Embedding (arXiv 2601.04720), GME-Qwen2-VL (arXiv 2412.16855), Ops-MM-embedding, VLM2Vec (arXiv 2410.05160,
-2507.04590), and E5-V (arXiv 2407.12580).
+2507.04590), E5-V (arXiv 2407.12580), LamRA (arXiv 2412.01720), and UNITE (arXiv 2505.19650).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cirrus_export.recipes.worded import Message, prompts, worded
 from cirrus_export.recipes.wording import find_wording, wording_of
 
 _LANGUAGE, _QUERY, _TEXT_QUERY, _TARGET = "language_model", "query_prompt", "text_query_prompt", "target_prompt"
+_TEXT_ALONE = "text_ids"
 
 
 class VlmEmbedderOptions(Options):
@@ -107,7 +108,9 @@ class VlmEmbedder(Recipe):
         """Return transformers' own pass over a text."""
         if self._worded.text is None:
             return super().text_query(token_ids)
-        return self._original(Message(self._worded.text, ()), None, token_ids)
+        ending = self._worded.text_ending
+        alone = token_ids if ending is None else ending.put(token_ids)
+        return self._original(Message(self._worded.text, ()), None, alone)
 
     def target(self, pixels: Tensor) -> Tensor:
         """Return transformers' own pass over an image."""
@@ -130,7 +133,9 @@ class VlmEmbedder(Recipe):
             EnsembleName.ENCODE_TARGET: ensemble(vision, self._prompt_graph(_TARGET), language),
         }
         if self._wording.text:
-            wired[EnsembleName.ENCODE_TEXT_QUERY] = ensemble(self._text_query_graph(), language)
+            wired[EnsembleName.ENCODE_TEXT_QUERY] = ensemble(
+                self._text_query_graph(), language, fed={TensorName.TOKEN_IDS: _TEXT_ALONE}
+            )
         return wired
 
     def target_modules(self) -> dict[str, nn.Module]:
@@ -174,12 +179,16 @@ class VlmEmbedder(Recipe):
         )
 
     def _text_query_graph(self) -> Graph:
-        backbone = self.backbone
+        backbone, ending, texts = self.backbone, self._worded.text_ending, token_ids(self.text_lengths)
         return Graph(
             _TEXT_QUERY,
-            WithoutImage(self._prompts.text, backbone.num_image_tokens, backbone.image_token_width),
-            inputs=(token_ids(self.text_lengths),),
-            outputs=(*self._image_tokens(), *self._prompt()),
+            WithoutImage(self._prompts.text, backbone.num_image_tokens, backbone.image_token_width, ending),
+            inputs=(texts,),
+            outputs=(
+                *self._image_tokens(),
+                *self._prompt(),
+                *(() if ending is None else (texts.model_copy(update={"name": _TEXT_ALONE}),)),
+            ),
             text_lengths=self.text_lengths,
         )
 

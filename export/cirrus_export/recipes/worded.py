@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tokenizers
 
 from cirrus_client.errors import ExportError
 from cirrus_export.backbones.backbone import Prompt
-from cirrus_export.heads.prompts import padded
-from cirrus_export.recipes.wording import IMAGE, TEXT, Wording, text_part
+from cirrus_export.heads.prompts import Ending, padded
+from cirrus_export.recipes.wording import IMAGE, TEXT, Wording, shared_length, text_part
 
 _SPECIAL = re.compile(r"<\|[^|<>\s]+\|>|</?s>")
 _STARTS = ("a", "7", "(a", " a")
 """What texts begin with, for which tokenizers cut before them in different ways."""
+_ENDS = ("a", "7", ".", "a.", "a ", "a\n", "'", "é", "連", "👗")
+"""What texts end with, for which tokenizers cut behind them in different ways."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Message:
 class Worded:
     """Every task's message, and how a text is tokenized behind it.
 
-    text: the ids before a text alone, None if the wording has no message for it.
+    text: the ids before a text alone, None if the wording has no message for it. text_ending: what a text alone has
+    behind it in place of the end of `prompt`, None if that is the same.
     """
 
     query: Message
     text: tuple[int, ...] | None
+    text_ending: Ending | None
     target: Message
     prompt: Prompt
 
@@ -43,7 +48,8 @@ def worded(wording: Wording, tokenizer: tokenizers.Tokenizer, image_word: str) -
 
     image_word: the special token in an image's place. A message is tokenized as a whole up to the last space before its
     text. The text is tokenized with what is between that space and it, and with what is behind it up to the next
-    special token. Raises ExportError for a special token that the tokenizer has not, and if it would not cut there.
+    special token. Raises ExportError for a special token that the tokenizer has not, if it would not cut there, and if
+    it would join a text to what differs behind a text alone.
     """
     tasks = [task for task in ("query", "text", "target") if getattr(wording, task)]
     messages = {task: wording.message(task) for task in tasks}
@@ -61,8 +67,13 @@ def worded(wording: Wording, tokenizer: tokenizers.Tokenizer, image_word: str) -
         place = whole.index(image_id)
         return Message((*first, *whole[:place]), whole[place + 1 :])
 
-    opening, ending = text_part(wording.query)
-    joined = ending[: min((ending.index(special) for special in known if special in ending), default=len(ending))]
+    def behind(template: str) -> tuple[str, tuple[int, ...]]:
+        _, ending = text_part(template)
+        joined = ending[: min((ending.index(special) for special in known if special in ending), default=len(ending))]
+        return joined, (*ids(ending.removeprefix(joined)), *last)
+
+    opening, _ = text_part(wording.query)
+    joined, suffix_ids = behind(wording.query)
     before = {task: words.partition(TEXT)[0].removesuffix(opening) for task, words in messages.items()}
     own = next(
         (
@@ -82,18 +93,50 @@ def worded(wording: Wording, tokenizer: tokenizers.Tokenizer, image_word: str) -
             f"the checkpoint's tokenizer would join {TEXT} to the words before it: put a space or a special token "
             "between them in the wording"
         )
+
+    def ended(template: str) -> Callable[[str], tuple[int, ...]]:
+        joined, suffix_ids = behind(template)
+        return lambda text: (*ids(f"{own}{text}{joined}"), *suffix_ids)
+
     target = around_image(messages["target"])
     return Worded(
         query=around_image(before["query"]),
         text=(*first, *ids(before["text"])) if "text" in tasks else None,
+        text_ending=_ending_alone(ended(wording.query), ended(wording.text)) if wording.text else None,
         target=Message(target.before, (*target.behind, *last)),
         prompt=Prompt(
             template=f"{own}{TEXT}{joined}",
             null_text=f"{own}{joined}",
-            suffix_ids=(*ids(ending.removeprefix(joined)), *last),
+            suffix_ids=suffix_ids,
             cut_ids=ids(f"{own}a{joined}")[len(ids(f"{own}a")) :],
         ),
     )
+
+
+def _ending_alone(in_query: Callable[[str], tuple[int, ...]], alone: Callable[[str], tuple[int, ...]]) -> Ending | None:
+    """Return what replaces the end of a query's text where the text is alone, None if both end alike.
+
+    in_query, alone: the ids of a text with what is behind it. Raises ExportError.
+    """
+    queried, said = in_query(_ENDS[0]), alone(_ENDS[0])
+    if queried == said:
+        return None
+    shared = shared_length(queried, said)
+    ending = Ending(queried[shared:], said[shared:])
+    for text in _ENDS:
+        whole = in_query(text)
+        kept = len(whole) - len(ending.replaced)
+        if whole[kept:] != ending.replaced or (*whole[:kept], *ending.ids) != alone(text):
+            raise ExportError(
+                f"the checkpoint's tokenizer would join {TEXT} to the words behind it in which 'query' and 'text' of "
+                "the wording differ: let both have the same words first"
+            )
+    if len(ending.ids) > len(ending.replaced):
+        raise ExportError(
+            f"the wording's 'text' has {len(ending.ids) - len(ending.replaced)} more tokens behind {TEXT} than its "
+            "'query': shorten it"
+        )
+    return ending
 
 
 def _check_specials(words: str, known: set[str], image_word: str) -> None:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,8 @@ IMAGE_START = "<|vision_start|>"
 _NEEDED = {"query": [IMAGE, TEXT], "text": [TEXT], "target": [IMAGE]}
 _OPENING = re.compile(r"( +[^\s<>{}]*)?$")
 _PLACE = re.compile(r"\{\w+\}")
+_PARTS_TEXTS = re.compile(r"\w\s|<\|[^|<>\s]+\|>")
+"""Behind this, a tokenizer cuts alike whatever the text before it is."""
 _IMAGE_TOKEN = re.compile(r"<\|(image|video)_pad\|>")
 _JSON = ".json"
 _WAY_OUT = "docs/export-your-checkpoint.md says what a wording is"
@@ -61,8 +64,15 @@ class Wording(Record):
 
     @model_validator(mode="after")
     def _one_tokenizer_reads_every_text(self) -> Self:
-        if self.text and text_part(self.query) != text_part(self.text):
-            raise ValueError(f"'query' and 'text' must have the same spaces before {TEXT} and the same end behind it")
+        if not self.text:
+            return self
+        (before, behind), (alone_before, alone_behind) = text_part(self.query), text_part(self.text)
+        shared = behind[: shared_length(behind, alone_behind)]
+        if before != alone_before or not (behind == alone_behind or _PARTS_TEXTS.search(shared)):
+            raise ValueError(
+                f"'query' and 'text' must have the same spaces before {TEXT}, and the same end behind it or ends that "
+                "begin with the same word and a space, or the same special token"
+            )
         return self
 
     @model_validator(mode="after")
@@ -114,6 +124,11 @@ def text_part(template: str) -> tuple[str, str]:
     opening = _OPENING.search(before)
     assert opening is not None
     return opening[0], behind
+
+
+def shared_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return how many items two sequences have alike before the first that differs."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def wording_of(name: str, published: Sequence[str]) -> Wording:
