@@ -14,16 +14,25 @@ from cirrus_client.triton.wire import error_message
 
 
 class TritonPythonModel:
-    """The pairs of a request are read as one batch."""
+    """The pairs of all requests that waited are read as one batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
         contract = Path(args["model_repository"]) / args["model_version"] / CONTRACT
         self._suggester = LocalSuggester(contract.resolve().parent)  # where the checked files are
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        asked = [self._pixels(request) for request in requests]
+        readable = [pixels for pixels in asked if isinstance(pixels, np.ndarray)]
+        texts = iter(self._suggester.texts(np.concatenate(readable)) if readable else [])
+        return [
+            _answer([next(texts) for _ in pixels])
+            if isinstance(pixels, np.ndarray)
+            else pb_utils.InferenceResponse(error=pixels)
+            for pixels in asked
+        ]
 
-    def _answer(self, request: Any) -> Any:
+    def _pixels(self, request: Any) -> Any:
+        """Return the pixels of a request's pairs, or the TritonError that answers it."""
         sides = [
             pb_utils.get_input_tensor_by_name(request, side).as_numpy().ravel() for side in ("reference", "target")
         ]
@@ -32,8 +41,10 @@ class TritonPythonModel:
             try:
                 pixels.append(self._suggester.pixels(reference, target))
             except InvalidInput as error:  # the caller's mistake: HTTP 400, gRPC INVALID_ARGUMENT
-                refusal = pb_utils.TritonError(error_message(error, position), pb_utils.TritonError.INVALID_ARG)
-                return pb_utils.InferenceResponse(error=refusal)
-        texts = [text.encode() for text in self._suggester.texts(np.stack(pixels))]
-        answer = np.array(texts, dtype=np.object_).reshape(-1, 1)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("text", answer)])
+                return pb_utils.TritonError(error_message(error, position), pb_utils.TritonError.INVALID_ARG)
+        return np.stack(pixels)
+
+
+def _answer(texts: list[str]) -> Any:
+    column = np.array([text.encode() for text in texts], dtype=np.object_).reshape(-1, 1)
+    return pb_utils.InferenceResponse([pb_utils.Tensor("text", column)])

@@ -186,12 +186,17 @@ def _python_model(name: str, max_batch: int) -> pb.ModelConfig:
 def _model(name: str, max_batch: int) -> pb.ModelConfig:
     """Return a model with dynamic batching and a bounded queue."""
     config = pb.ModelConfig(name=name, max_batch_size=max_batch)
-    batching = config.dynamic_batching
-    batching.max_queue_delay_microseconds = LIMITS.queue_delay_us
-    batching.default_queue_policy.max_queue_size = LIMITS.queue_size
-    batching.default_queue_policy.default_timeout_microseconds = LIMITS.timeout_us
-    batching.default_queue_policy.timeout_action = pb.ModelQueuePolicy.REJECT
+    config.dynamic_batching.max_queue_delay_microseconds = LIMITS.queue_delay_us
+    bound_queue(config, size=LIMITS.queue_size, timeout_us=LIMITS.timeout_us)
     return config
+
+
+def bound_queue(config: pb.ModelConfig, *, size: int, timeout_us: int) -> None:
+    """Have a model batch the requests that wait, and refuse those that are too many or have waited too long."""
+    policy = config.dynamic_batching.default_queue_policy
+    policy.max_queue_size = size
+    policy.default_timeout_microseconds = timeout_us
+    policy.timeout_action = pb.ModelQueuePolicy.REJECT
 
 
 def _add_file_warmup(config: pb.ModelConfig, tensor: str, file: str) -> None:

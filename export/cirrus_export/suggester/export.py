@@ -49,6 +49,7 @@ from cirrus_export.compile.precision import check_precision, lower_precision
 from cirrus_export.compile.stored_weights import store_in_16_bits
 from cirrus_export.graph import Graph, pixels, token_ids, vector, vectors
 from cirrus_export.heads.frozen import freeze
+from cirrus_export.repository.models import bound_queue
 from cirrus_export.suggester.canary import make_canary
 from cirrus_export.suggester.edit_writer import EditPrompt, InstructBlipForConditionalGeneration, NextTokens, ReadImage
 from cirrus_export.suggester.gate import measure_pair, report, write_report
@@ -58,6 +59,8 @@ import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 log = logging.getLogger(__name__)
+_QUEUE_SIZE = 64
+_QUEUE_TIMEOUT_US = 120_000_000  # as long as a `TritonSuggester` waits
 
 
 class EditWording(Record):
@@ -254,5 +257,6 @@ def _write_repository(root: Path, spec: SuggestSpec) -> None:
         config.input.add(name=side, data_type=pb.TYPE_STRING, dims=[1])
     config.output.add(name="text", data_type=pb.TYPE_STRING, dims=[1])
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    bound_queue(config, size=_QUEUE_SIZE, timeout_us=_QUEUE_TIMEOUT_US)
     (folder.parent / "config.pbtxt").write_text(text_format.MessageToString(config))
     write_record(folder.parents[1], Flavour.PYTHON, {MODEL: ModelCode.SUGGEST})
