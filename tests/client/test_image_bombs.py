@@ -10,14 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cirrus_client.errors import InvalidImage
 from cirrus_client.image import limits
+from cirrus_client.image import preprocess as preprocess_module
 from cirrus_client.image.decode import FORMATS, check_header
+from cirrus_client.image.preprocess import Decoding, Pad, PreprocessSpec, preprocess
 from cirrus_client.image.request import split_images
 from cirrus_client.image.room import LARGE_BYTES, ROOM_BYTES, room_for
 from tests.bombs import BOMBS, jpeg_of_scans, png, png_of_zeros, tiff_of_one_tile, tiff_of_strips, webp_of_one_colour
@@ -147,6 +151,27 @@ def test_large_images_of_many_threads_fit_into_the_room_together() -> None:
         raise InvalidImage("it is given back after an error too")
     with room_for(ROOM_BYTES):
         pass
+
+
+@pytest.mark.parametrize(
+    ("image", "pad", "pixels"),
+    [(png_of_zeros(1, 11_000), Pad.TARGET, 8_801 * 11_000), (png_of_zeros(1, 1_900), Pad.NONE, 224 * 425_600)],
+    ids=["padded", "resized"],
+)
+def test_a_line_of_pixels_takes_the_room_of_what_it_is_fitted_to(image, pad, pixels, monkeypatch) -> None:
+    taken: list[int] = []
+
+    @contextmanager
+    def recorded(size: int) -> Iterator[None]:
+        taken.append(size)
+        yield
+
+    monkeypatch.setattr(preprocess_module, "room_for", recorded)
+    for decoding in (Decoding.EXACT, Decoding.FAST):
+        preprocess(image, PreprocessSpec(size_px=224, pad=pad), decoding)
+    preprocess(jpeg("teal", (4_000, 3_000)), PreprocessSpec(size_px=224, pad=pad))
+    *of_lines, of_photo = taken
+    assert min(of_lines) >= 4 * pixels > LARGE_BYTES > of_photo
 
 
 def test_a_fork_while_a_large_image_is_decoded_leaves_the_child_its_room() -> None:

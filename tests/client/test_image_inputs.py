@@ -15,6 +15,7 @@ from PIL import Image
 
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidImage, InvalidInput, UnreadableImage
+from cirrus_client.image import inputs
 from cirrus_client.image.inputs import image_bytes
 from cirrus_client.image.limits import MAX_IMAGE_BYTES
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
@@ -113,6 +114,14 @@ def test_a_pil_image_that_cannot_be_used_says_why(
 ) -> None:
     with pytest.raises(InvalidImage, match=f"query 0: .*{reason}"):
         encoder.encode_queries([make(tmp_path / "photo.jpg")], ["in blue"])
+
+
+def test_a_pil_image_that_becomes_too_large_a_file_is_named_as_one(monkeypatch) -> None:
+    monkeypatch.setattr(inputs, "MAX_IMAGE_BYTES", 100_000)
+    photo = noise()
+    assert len(photo) > 100_000
+    with pytest.raises(InvalidImage, match=r"PIL image of 500 x 500 pixels becomes a file of [\d,]+ bytes .* its own"):
+        image_bytes(Image.open(io.BytesIO(photo)))
 
 
 def test_a_pil_image_whose_folder_fails_is_no_verdict_on_it() -> None:

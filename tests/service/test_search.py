@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urljoin
 
@@ -16,6 +18,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.gallery import embed_gallery, open_source, read_gallery
 from cirrus_client.index import build_index, open_index
 from cirrus_client.retriever import open_retriever
+from cirrus_client.service import images
 from tests.conftest import BAD_IMAGES
 
 
@@ -101,6 +104,20 @@ def test_a_link_leads_to_the_image_and_to_a_thumbnail(client, pictures) -> None:
     assert max(Image.open(io.BytesIO(small.content)).size) == 32
     again = client.get(item["image"] + "&size=32", headers={"If-None-Match": small.headers["etag"]})
     assert again.status_code == 304
+
+
+def test_a_thumbnail_of_a_large_image_waits_for_room(client, monkeypatch) -> None:
+    taken: list[int] = []
+
+    @contextmanager
+    def recorded(size: int) -> Iterator[None]:
+        taken.append(size)
+        yield
+
+    monkeypatch.setattr(images, "room_for", recorded)
+    assert client.get("/v1/items/000008.jpg/image?size=33").status_code == 200
+    assert taken
+    assert min(taken) > 0
 
 
 def test_a_link_survives_a_browser_whatever_the_path_of_the_item(serve, encoder, pictures, tmp_path) -> None:

@@ -69,7 +69,13 @@ def _encoded(image: Image.Image) -> bytes:
         seen.copy().save(file, format="TIFF")  # a copy has no tags, of which XMP's orientation would turn it again
     else:
         seen.save(file, format="PNG")
-    return file.getvalue()
+    content = file.getvalue()
+    if len(content) > MAX_IMAGE_BYTES:
+        raise InvalidImage(
+            f"the PIL image of {image.width} x {image.height} pixels becomes a file of {len(content):,} bytes without "
+            f"loss, the limit is {MAX_IMAGE_BYTES:,}: give its own file, or a smaller image"
+        )
+    return content
 
 
 def _orientation(image: Image.Image) -> int:

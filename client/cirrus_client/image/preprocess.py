@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
+from math import prod
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from cirrus_client.errors import InvalidImage
-from cirrus_client.image.decode import check_header, decode_checked, memory_of
+from cirrus_client.image.decode import check_header, decode_checked, jpeg_scale, memory_of
 from cirrus_client.image.fast_resize import resize_fast
 from cirrus_client.image.formats.header import Header
 from cirrus_client.image.limits import MAX_IMAGE_PIXELS
@@ -27,6 +28,7 @@ from cirrus_client.image.room import room_for
 from cirrus_client.records import GrownRecord
 
 _SCALED_MARGIN = 2
+_BYTES_PER_PIXEL = 4
 
 
 class Pad(StrEnum):
@@ -128,7 +130,7 @@ def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding = Decoding
     header = check_header(image)
     check_elongation(header, spec)
     shorter_px = _SCALED_MARGIN * spec.size_px if decoding is Decoding.FAST else None
-    with room_for(memory_of(header, shorter_px)):
+    with room_for(max(memory_of(header, shorter_px), _memory_to_fit(header, spec, shorter_px))):
         return normalise(_fitted(header, spec, decoding, shorter_px), spec)
 
 
@@ -165,6 +167,14 @@ def check_elongation(header: Header, spec: PreprocessSpec) -> None:
                 f"the image of {header.width} x {header.height} pixels is too elongated: fitted to the model it would "
                 f"have {width} x {height} = {width * height:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
             )
+
+
+def _memory_to_fit(header: Header, spec: PreprocessSpec, shorter_px: int | None) -> int:
+    """Return about how many bytes of memory an image takes that is padded and resized."""
+    left, top = _margins(header.size, spec)
+    padded = header.width + 2 * left, header.height + 2 * top
+    decoded = (header.pixels + (prod(padded) if left or top else 0)) // jpeg_scale(header, shorter_px) ** 2
+    return _BYTES_PER_PIXEL * (decoded + prod(_resized_size(padded, spec)))
 
 
 def _fitted(header: Header, spec: PreprocessSpec, decoding: Decoding, shorter_px: int | None) -> Image.Image:

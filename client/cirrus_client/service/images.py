@@ -12,8 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from cirrus_client.errors import InvalidImage, UnknownItem, UnreadableImage
-from cirrus_client.image.decode import FORMATS, FORMATS_OF_PLUGINS, check_header, decode
+from cirrus_client.image.decode import FORMATS, FORMATS_OF_PLUGINS, check_header, decode_checked, memory_of
 from cirrus_client.image.inputs import read_image_file
+from cirrus_client.image.room import room_for
 from cirrus_client.index.items import Item, Items
 
 _CACHE_BYTES = 64 * 2**20
@@ -107,17 +108,23 @@ def _format(content: bytes, id: str) -> str:
 
 def _thumbnail(content: bytes, id: str, size_px: int) -> ImageFile:
     try:
-        image = decode(content, size_px)
+        header = check_header(content)
+        with room_for(memory_of(header, size_px)):
+            image = _small(decode_checked(header, size_px), size_px)
     except InvalidImage:
         raise UnknownItem(f"the image of item {id!r} is broken", id=id) from None
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_QUALITY)
+    return ImageFile(file.getvalue(), _MEDIA_TYPES["JPEG"], _etag(file.getvalue()))
+
+
+def _small(image: Image.Image, size_px: int) -> Image.Image:
     if image.mode in ("P", "LA", "PA", "RGBA") or "transparency" in image.info:
         seen = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
     image = image.convert("RGB")
     image.thumbnail((size_px, size_px))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY)
-    return ImageFile(file.getvalue(), _MEDIA_TYPES["JPEG"], _etag(file.getvalue()))
+    return image
 
 
 def _etag(content: bytes) -> str:
