@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import BuildOptions, SavedIndex, SearchKind, Storage, build_index, open_index
 from cirrus_client.index import saved as saving
 from cirrus_client.index.filter_models import Filter
-from cirrus_client.index.milvus import MilvusIndex
+from cirrus_client.index.milvus import MilvusIndex, connection
 from cirrus_client.index.milvus import collection as collections
 from cirrus_client.index.milvus.connection import connected
 from cirrus_client.index.milvus.fields import VECTOR
@@ -544,6 +545,17 @@ def test_a_token_is_sent_only_to_an_address_that_the_user_names(
     monkeypatch.setenv("CIRRUS_MILVUS_URI", server)
     assert len(open_index(tmp_path / "there").index) == 40
     assert b"secret" not in b"".join(path.read_bytes() for path in (tmp_path / "there").iterdir() if path.is_file())
+
+
+def test_a_token_that_is_set_later_is_used(monkeypatch) -> None:
+    """A notebook's user sees the refusal, sets the token, and asks again."""
+    tokens: list[str] = []
+    client = SimpleNamespace(MilvusClient=lambda uri, token, timeout: tokens.append(token))
+    monkeypatch.setattr(connection, "need", lambda package, purpose: client)
+    for token in ("", "root:secret"):
+        monkeypatch.setenv("CIRRUS_MILVUS_TOKEN", token)
+        connected("http://later:19530", named=True)
+    assert tokens == ["", "root:secret"]
 
 
 def test_opening_an_index_makes_no_files_where_it_says(small, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ WRITE_S = 60.0
 FLUSH_S = 600.0
 _CONNECT_S = 10.0
 _UNAVAILABLE = 2
-_clients: dict[tuple[int, str], Any] = {}
+_clients: dict[tuple[int, str, str], Any] = {}
 _connecting = threading.Lock()
 
 
@@ -62,7 +62,7 @@ def connected(uri: str, *, named: bool) -> Any:
     token = "" if is_file(uri) else _token(uri, named=named)
     for name in ("pymilvus", "milvus_lite"):  # they write a traceback to stderr for every error that they also raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    key = os.getpid(), uri
+    key = os.getpid(), uri, token
     with _connecting, reported(uri):
         if key not in _clients:
             _clients[key] = pymilvus.MilvusClient(uri=uri, token=token, timeout=_CONNECT_S)
