@@ -111,3 +111,9 @@ def check_answers(bundle: Bundle, photos: Path) -> None:
     else:
         with pytest.raises(UnsupportedQuery, match=r"has no image.*export a recipe that answers a text alone: bge-vl"):
             encoder.encode_queries([None], ["make it blue"])
+
+
+def write_modules(folder: Path, *modules: tuple[str, str]) -> None:
+    """Write sentence-transformers' list of modules, each with its folder and class."""
+    listed = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(listed))

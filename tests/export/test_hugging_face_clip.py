@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from cirrus_client.errors import CheckpointError, ExportError
 from cirrus_export.backbones.family import BackboneOptions
 from cirrus_export.backbones.open_clip import OpenClipBackbone
 from cirrus_export.backbones.registry import find_backbone, load_backbone
+from cirrus_export.checkpoints.sentence_transformers import model_folder
+from tests.export.author_files import write_modules
 
 from transformers import CLIPConfig, CLIPModel  # isort: skip  (behind cirrus_export, which lets torchvision be imported)
 import open_clip
@@ -89,6 +92,71 @@ def test_a_clip_of_transformers_embeds_as_it_does_there(backbone: str, given: st
     model, folder = saved
     path = folder if given == "folder" else folder / "model.safetensors"
     assert_same_embeddings(load_backbone(backbone, str(path)), model)
+
+
+@pytest.mark.parametrize(
+    ("inside", "kind"),
+    [
+        ("0_CLIPModel", "sentence_transformers.models.CLIPModel"),  # up to its fourth release
+        ("", "sentence_transformers.base.modules.transformer.Transformer"),
+    ],
+)
+def test_a_clip_of_sentence_transformers_is_found_in_its_folder(
+    inside: str, kind: str, saved, tmp_path, caplog
+) -> None:
+    model, folder = saved
+    shutil.copytree(folder, tmp_path / "clip" / inside)
+    write_modules(tmp_path / "clip", (inside, kind), ("1_Normalize", "sentence_transformers.models.Normalize"))
+    settings = {"prompts": {"query": "a photo of ", "document": ""}, "default_prompt_name": "query"}
+    (tmp_path / "clip" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    assert_same_embeddings(load_backbone("from-checkpoint", str(tmp_path / "clip")), model)
+    assert "puts 'a photo of ' before every text, and Cirrus does not" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["Dense", "Pooling", "Router", "mine.Turned"])
+def test_a_module_of_sentence_transformers_that_changes_embeddings_is_refused(kind: str, saved, tmp_path) -> None:
+    _, folder = saved
+    shutil.copytree(folder, tmp_path / "clip")
+    write_modules(tmp_path / "clip", ("", "sentence_transformers.models.Transformer"), ("1_More", f"models.{kind}"))
+    (tmp_path / "clip" / "1_More").mkdir()
+    (tmp_path / "clip" / "1_More" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
+    with pytest.raises(CheckpointError, match=rf"go through models\.{kind} \(1_More\) behind the model"):
+        load_backbone(NAME, str(tmp_path / "clip"))
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        ('{"0": "CLIP"}', "Input should be a valid array"),
+        ('[{"path": "../clip", "type": "Transformer"}]', "'../clip' is no folder beside it"),
+        ('[{"path": "", "type": "T"}, {"path": "1", "type": "Pooling"}]', "1/config.json: can't be read"),
+    ],
+)
+def test_modules_that_cannot_be_read_are_named(modules: str, message: str, tmp_path) -> None:
+    (tmp_path / "modules.json").write_text(modules)
+    with pytest.raises(CheckpointError, match=message):
+        model_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "read"),
+    [
+        ({"pooling_mode": "lasttoken", "embedding_dimension": 8}, True),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True, "word_embedding_dimension": 8}, True),
+        ({"pooling_mode": "mean"}, False),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True}, False),
+        ({"pooling_mode": ["mean", "lasttoken"]}, False),
+    ],
+)
+def test_a_pooling_is_read_by_who_pools_so_himself(config: dict[str, object], read: bool, tmp_path) -> None:
+    write_modules(tmp_path, ("", "gme.MultiModalTransformer"), ("1_Pooling", "sentence_transformers.models.Pooling"))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    if read:
+        assert model_folder(tmp_path, pooling="lasttoken") == tmp_path
+    else:
+        with pytest.raises(CheckpointError, match=r"go through sentence_transformers\.models\.Pooling"):
+            model_folder(tmp_path, pooling="lasttoken")
 
 
 def test_a_pytorch_model_bin_is_read_as_well(saved, tmp_path: Path) -> None:

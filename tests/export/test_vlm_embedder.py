@@ -45,6 +45,7 @@ from cirrus_export.compile import onnx_graph
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes import Recipe
 from tests.conftest import jpeg
+from tests.export.author_files import write_modules
 from tests.export.compiled import LOWER, check_all_compile, needs_rtx
 
 SIZE_PX = {"qwen3-vl": 96, "qwen2-vl": 84, "qwen2.5-vl": 84}
@@ -352,6 +353,20 @@ def test_gmes_folder_is_read_as_it_is_on_the_hub(checkpoint, tmp_path) -> None:
     with torch.no_grad():
         theirs, ours = (build_recipe(request(path, tmp_path / "out")).target(pixels) for path in (checkpoint, folder))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_a_folder_of_sentence_transformers_must_pool_the_last_token(checkpoint, tmp_path) -> None:
+    folder = tmp_path / checkpoint.name
+    (folder / "1_Pooling").mkdir(parents=True)
+    for file in checkpoint.iterdir():
+        (folder / file.name).symlink_to(file)
+    write_modules(folder, ("", "models.Transformer"), ("1_Pooling", "models.Pooling"), ("2_Normalize", "Normalize"))
+    config = folder / "1_Pooling" / "config.json"
+    config.write_text('{"pooling_mode_lasttoken": true}')
+    build_recipe(request(folder, tmp_path / "out"))
+    config.write_text('{"pooling_mode_mean_tokens": true}')
+    with pytest.raises(CheckpointError, match=r"go through models\.Pooling \(1_Pooling\)"):
+        build_recipe(request(folder, tmp_path / "out"))
 
 
 def test_attention_that_a_configuration_chooses_is_exported_with_its_mask(checkpoint, tmp_path) -> None:

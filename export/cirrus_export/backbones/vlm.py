@@ -21,6 +21,7 @@ from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
+from cirrus_export.checkpoints.sentence_transformers import model_folder
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
@@ -31,6 +32,8 @@ from cirrus_export.heads.prompts import NO_TOKEN
 CONTEXT_LENGTH = 128
 """Text tokens with the end of the prompt; an edit has about ten."""
 _LARGEST_PX = 4096
+_POOLING = "lasttoken"
+"""Sentence-transformers' name of what is read."""
 
 
 class VlmBackbone(Backbone):
@@ -205,7 +208,8 @@ class VlmFamily(Family):
         what = f"a {self.backbone_type.label}"
         if weights.folder is None:
             raise CheckpointError(f"--backbone {self.name}: {what}'s checkpoint is a folder: --pretrained FOLDER")
-        folder = base_folder(weights.folder)
+        given = model_folder(weights.folder, pooling=_POOLING)
+        folder = model_folder(base_folder(given), pooling=_POOLING)
         path = folder / "config.json"
         config = read_config(path, self.model_type, what=what)
         refuse_code(config, path, known=self.known_code)
@@ -213,8 +217,8 @@ class VlmFamily(Family):
         if not (folder / TOKENIZER).is_file():
             raise CheckpointError(f"checkpoint {folder}: {TOKENIZER} is missing; the model's processor saves it")
         model = self.read_model(folder, what)
-        if folder != weights.folder:
-            model = merge_adapter(model, weights.folder)
+        if folder != given:
+            model = merge_adapter(model, given)
         backbone = self.build(freeze(model), folder, weights.options)
         number = model.config.image_token_id
         if backbone.tokenizer.id_to_token(number) is None:

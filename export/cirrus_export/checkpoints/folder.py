@@ -1,4 +1,4 @@
-"""Checkpoints that are folders, as transformers and open_clip save them."""
+"""Checkpoints that are folders, as transformers, open_clip and sentence-transformers save them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints.adapter import refuse_adapter
+from cirrus_export.checkpoints.sentence_transformers import model_folder
 from cirrus_export.checkpoints.shards import INDEX
 
 _FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin")
@@ -14,8 +15,9 @@ _FILES = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch
 def weights_file(folder: Path) -> Path:
     """Return the file of a folder that holds its weights, or the index of the files that do.
 
-    Raises CheckpointError if there is none, or if the folder holds an adapter.
+    Raises CheckpointError if there is none, if the folder holds an adapter, or as `model_folder` does.
     """
+    folder = model_folder(folder)
     refuse_adapter(folder)
     found = [folder / file for name in _FILES for file in (name, f"{name}{INDEX}") if (folder / file).is_file()]
     if not found:
