@@ -361,13 +361,18 @@ def test_a_configuration_of_another_form_is_refused(fields, reason: str, tmp_pat
         load_backbone("from-checkpoint", str(tmp_path))
 
 
-def test_a_configuration_beside_an_architectures_file_may_not_deny_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool_type", ["tok", "avg"])
+def test_a_configuration_beside_an_architectures_file_may_not_deny_it(pool_type: str, tmp_path: Path) -> None:
+    """With "avg" no token stands for the image, so that the model gives one embedding per image alone."""
     architecture = open_clip.get_model_config(NAME)
+    architecture["vision_cfg"] |= {"pool_type": pool_type}
+    (tmp_path / f"small-{pool_type}.json").write_text(json.dumps(architecture))
+    open_clip.add_model_config(tmp_path / f"small-{pool_type}.json")
     save_file(open_clip.CLIP(**architecture).state_dict(), tmp_path / "open_clip_model.safetensors")
     config = tmp_path / "open_clip_config.json"
     config.write_text(json.dumps({"model_cfg": architecture}))
-    load_backbone(NAME, str(tmp_path))
+    load_backbone(f"small-{pool_type}", str(tmp_path))
     architecture["text_cfg"]["heads"] = 2
     config.write_text(json.dumps({"model_cfg": architecture}))
     with pytest.raises(CheckpointError, match=r"text_cfg.heads is 2, and the architecture's is 4: name another"):
-        load_backbone(NAME, str(tmp_path))
+        load_backbone(f"small-{pool_type}", str(tmp_path))

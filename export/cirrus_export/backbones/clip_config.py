@@ -79,7 +79,7 @@ def check_architecture(beside: ClipConfig | None, config: Mapping[str, Any]) -> 
     if wrong:
         raise CheckpointError(
             f"checkpoint {beside.file}: {wrong[0]} is {said[wrong[0]]}, and the architecture's is {known[wrong[0]]}: "
-            "name another --backbone, or from-checkpoint"
+            "name another --backbone, or from-checkpoint for a CLIP"
         )
 
 

@@ -18,7 +18,7 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
-from cirrus_export.backbones.clip_config import config_beside, tokenizer_beside
+from cirrus_export.backbones.clip_config import check_architecture, config_beside, tokenizer_beside
 from cirrus_export.backbones.clip_shape import shows_every_token
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
@@ -184,6 +184,7 @@ class PooledOpenClipFamily(Family):
         hub_tokenizer = self._tokenizer(name, config, tokenizer, of_transformers=of_transformers)
         preprocess = self.preprocess(name, weights)
         beside = config_beside(weights)
+        check_architecture(beside, config)
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
         warn_if_a_file_could_be_several(name, config, weights)
         model = create(name, quick_gelu=quick_gelu)
