@@ -355,7 +355,8 @@ def test_gmes_folder_is_read_as_it_is_on_the_hub(checkpoint, tmp_path) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_folder_of_sentence_transformers_must_pool_the_last_token(checkpoint, tmp_path) -> None:
+def test_a_folder_of_sentence_transformers_must_pool_the_last_token(checkpoint, tmp_path, caplog) -> None:
+    """Qwen3-VL-Embedding's names its instruction as the default prompt, which the wording has."""
     folder = tmp_path / checkpoint.name
     (folder / "1_Pooling").mkdir(parents=True)
     for file in checkpoint.iterdir():
@@ -363,7 +364,10 @@ def test_a_folder_of_sentence_transformers_must_pool_the_last_token(checkpoint, 
     write_modules(folder, ("", "models.Transformer"), ("1_Pooling", "models.Pooling"), ("2_Normalize", "Normalize"))
     config = folder / "1_Pooling" / "config.json"
     config.write_text('{"pooling_mode_lasttoken": true}')
+    settings = {"prompts": {"default": "Represent the user's input."}, "default_prompt_name": "default"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
     build_recipe(request(folder, tmp_path / "out"))
+    assert "before every text" not in caplog.text
     config.write_text('{"pooling_mode_mean_tokens": true}')
     with pytest.raises(CheckpointError, match=r"go through models\.Pooling \(1_Pooling\)"):
         build_recipe(request(folder, tmp_path / "out"))

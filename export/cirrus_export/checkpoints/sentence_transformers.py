@@ -38,8 +38,9 @@ class _Module(Record):
 def model_folder(folder: Path, *, pooling: str | None = None) -> Path:
     """Return the folder of the model in what sentence-transformers saved; any other folder is its own.
 
-    pooling: the mode of pooling that whoever reads the model does himself, None if its output is pooled. Raises
-    CheckpointError for a module behind the model that changes embeddings in another way, as a `Dense` does.
+    pooling: the mode of pooling of whoever reads the model and words its inputs himself, None if its output is pooled
+    and texts are read as they are; then a prompt before every text is warned of. Raises CheckpointError for a module
+    behind the model that changes embeddings in another way, as a `Dense` does.
     """
     path = folder / _MODULES
     if not path.is_file():
@@ -58,7 +59,7 @@ def model_folder(folder: Path, *, pooling: str | None = None) -> Path:
             )
     if first.path and Path(first.path).name != first.path:
         raise CheckpointError(f"checkpoint {path}: {first.path!r} is no folder beside it")
-    if (folder / _SETTINGS).is_file():
+    if pooling is None and (folder / _SETTINGS).is_file():
         _warn_of_prompt(folder / _SETTINGS)
     return folder / first.path
 
