@@ -110,7 +110,7 @@ def test_a_clip_of_sentence_transformers_is_found_in_its_folder(
     settings = {"prompts": {"query": "a photo of ", "document": ""}, "default_prompt_name": "query"}
     (tmp_path / "clip" / "config_sentence_transformers.json").write_text(json.dumps(settings))
     assert_same_embeddings(load_backbone("from-checkpoint", str(tmp_path / "clip")), model)
-    assert "puts 'a photo of ' before every text, and Cirrus does not" in caplog.text
+    assert "puts 'a photo of ' before texts, and Cirrus does not" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["Dense", "Pooling", "Router", "mine.Turned"])

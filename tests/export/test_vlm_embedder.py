@@ -355,22 +355,39 @@ def test_gmes_folder_is_read_as_it_is_on_the_hub(checkpoint, tmp_path) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_folder_of_sentence_transformers_must_pool_the_last_token(checkpoint, tmp_path, caplog) -> None:
-    """Qwen3-VL-Embedding's names its instruction as the default prompt, which the wording has."""
-    folder = tmp_path / checkpoint.name
+def of_sentence_transformers(checkpoint: Path, folder: Path) -> Path:
+    """Return a folder with a checkpoint's files and sentence-transformers' modules."""
     (folder / "1_Pooling").mkdir(parents=True)
     for file in checkpoint.iterdir():
         (folder / file.name).symlink_to(file)
     write_modules(folder, ("", "models.Transformer"), ("1_Pooling", "models.Pooling"), ("2_Normalize", "Normalize"))
-    config = folder / "1_Pooling" / "config.json"
-    config.write_text('{"pooling_mode_lasttoken": true}')
-    settings = {"prompts": {"default": "Represent the user's input."}, "default_prompt_name": "default"}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    return folder
+
+
+def test_a_folder_of_sentence_transformers_must_pool_the_last_token(checkpoint, tmp_path) -> None:
+    folder = of_sentence_transformers(checkpoint, tmp_path / checkpoint.name)
     build_recipe(request(folder, tmp_path / "out"))
-    assert "before every text" not in caplog.text
-    config.write_text('{"pooling_mode_mean_tokens": true}')
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     with pytest.raises(CheckpointError, match=r"go through models\.Pooling \(1_Pooling\)"):
         build_recipe(request(folder, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen3-vl"], indirect=True)
+def test_prompts_of_sentence_transformers_that_are_not_exported_are_warned_of(checkpoint, tmp_path, caplog) -> None:
+    """Qwen3-VL-Embedding's folder has its instruction as the default prompt."""
+    folder = of_sentence_transformers(checkpoint, tmp_path / checkpoint.name)
+    settings = folder / "config_sentence_transformers.json"
+    usual = {"prompts": {"default": "Represent the user's input."}, "default_prompt_name": "default"}
+    settings.write_text(json.dumps(usual))
+    build_recipe(request(folder, tmp_path / "out", query_instruction=""))
+    assert "sentence-transformers" not in caplog.text
+    settings.write_text(json.dumps({"prompts": {"query": "Find the dress.", "document": ""}}))
+    build_recipe(request(folder, tmp_path / "out"))  # the user says what queries are read with
+    assert "sentence-transformers" not in caplog.text
+    build_recipe(request(folder, tmp_path / "out", query_instruction=""))
+    assert "queries with 'Find the dress.', and it is exported with \"Represent the user's input.\"" in caplog.text
+    assert "documents" not in caplog.text
 
 
 def test_attention_that_a_configuration_chooses_is_exported_with_its_mask(checkpoint, tmp_path) -> None:

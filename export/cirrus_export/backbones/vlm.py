@@ -21,7 +21,7 @@ from cirrus_export.backbones.backbone import Backbone, Prompt
 from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.checkpoints.adapter import base_folder, merge_adapter
 from cirrus_export.checkpoints.config_code import read_config, refuse_code
-from cirrus_export.checkpoints.sentence_transformers import model_folder
+from cirrus_export.checkpoints.sentence_transformers import Prompts, model_folder, own_prompts
 from cirrus_export.checkpoints.state import StateDict
 from cirrus_export.checkpoints.tokenizer_file import TOKENIZER, read_tokenizer
 from cirrus_export.checkpoints.transformers_folder import load_model
@@ -41,7 +41,7 @@ class VlmBackbone(Backbone):
 
     wordings: names of how the published embedding models of the generation word their inputs. A space does not name the
     first one's target message. tower: makes image tokens of pixels, as it is exported. axes: of the frequencies of the
-    language model's rotation, see `LastToken`.
+    language model's rotation, see `LastToken`. own_prompts: those that the folder says, None if it was not read.
     """
 
     offers = "a vision-language model"
@@ -56,6 +56,7 @@ class VlmBackbone(Backbone):
         self.model = model
         self._tokenizer_file = tokenizer
         self.tokenizer = read_tokenizer(tokenizer)
+        self.own_prompts: Prompts | None = None
 
     @property
     @abstractmethod
@@ -220,6 +221,7 @@ class VlmFamily(Family):
         if folder != given:
             model = merge_adapter(model, given)
         backbone = self.build(freeze(model), folder, weights.options)
+        backbone.own_prompts = own_prompts(weights.folder)
         number = model.config.image_token_id
         if backbone.tokenizer.id_to_token(number) is None:
             field = "image_token_index" if "image_token_index" in config else "image_token_id"

@@ -5,7 +5,7 @@ https://sbert.net/docs/package_reference/sentence_transformer/modules.html
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _MODULES, _CONFIG = "modules.json", "config.json"
 _SAME_DIRECTION = frozenset({"Normalize", "Dropout"})
 _POOLING, _MODE = "Pooling", "pooling_mode"
 _SETTINGS = "config_sentence_transformers.json"
-log = logging.getLogger(__name__)
+_QUERY, _DOCUMENTS = "query", ("document", "passage", "corpus")
 
 
 class _Module(Record):
@@ -38,9 +38,8 @@ class _Module(Record):
 def model_folder(folder: Path, *, pooling: str | None = None) -> Path:
     """Return the folder of the model in what sentence-transformers saved; any other folder is its own.
 
-    pooling: the mode of pooling of whoever reads the model and words its inputs himself, None if its output is pooled
-    and texts are read as they are; then a prompt before every text is warned of. Raises CheckpointError for a module
-    behind the model that changes embeddings in another way, as a `Dense` does.
+    pooling: the mode of pooling that whoever reads the model does himself, None if its output is pooled. Raises
+    CheckpointError for a module behind the model that changes embeddings in another way, as a `Dense` does.
     """
     path = folder / _MODULES
     if not path.is_file():
@@ -59,17 +58,34 @@ def model_folder(folder: Path, *, pooling: str | None = None) -> Path:
             )
     if first.path and Path(first.path).name != first.path:
         raise CheckpointError(f"checkpoint {path}: {first.path!r} is no folder beside it")
-    if pooling is None and (folder / _SETTINGS).is_file():
-        _warn_of_prompt(folder / _SETTINGS)
     return folder / first.path
 
 
-def _warn_of_prompt(path: Path) -> None:
-    settings = _read(path)
-    name, prompts = settings.get("default_prompt_name"), settings.get("prompts")
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
-    if prompt:
-        log.warning("%s: sentence-transformers puts %r before every text, and Cirrus does not", path, prompt)
+@dataclass(frozen=True)
+class Prompts:
+    """What sentence-transformers puts before queries and before documents, each empty if it puts nothing there.
+
+    file: that says so.
+    """
+
+    file: Path
+    query: str = ""
+    document: str = ""
+
+
+def own_prompts(folder: Path) -> Prompts:
+    """Return the prompts of a folder that sentence-transformers saved. Raises CheckpointError if they can't be read."""
+    path = folder / _SETTINGS
+    settings = _read(path) if path.is_file() else {}
+    prompts = settings.get("prompts")
+    if not isinstance(prompts, dict):
+        return Prompts(path)
+    usual = prompts.get(settings.get("default_prompt_name"))
+
+    def said(*names: str) -> str:
+        return str(next((prompts[name] for name in names if prompts.get(name)), usual) or "")
+
+    return Prompts(path, said(_QUERY), said(*_DOCUMENTS))
 
 
 def _pools(folder: Path, mode: str | None) -> bool:

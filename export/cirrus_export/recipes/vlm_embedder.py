@@ -6,6 +6,8 @@ Qwen3-VL-Embedding (arXiv 2601.04720), GME-Qwen2-VL (arXiv 2412.16855), Ops-MM-e
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -30,6 +32,7 @@ from cirrus_export.recipes.wording import find_wording, wording_of
 
 _LANGUAGE, _QUERY, _TEXT_QUERY, _TARGET = "language_model", "query_prompt", "text_query_prompt", "target_prompt"
 _TEXT_ALONE = "text_ids"
+log = logging.getLogger(__name__)
 
 
 class VlmEmbedderOptions(Options):
@@ -78,6 +81,7 @@ class VlmEmbedder(Recipe):
                 f"{self._backbone.context_length}: shorten it"
             )
         self._backbone.check_length(len(self._prompts.query))
+        self._warn_of_other_prompts(options)
 
     @property
     def backbone(self) -> VlmBackbone:
@@ -150,6 +154,22 @@ class VlmEmbedder(Recipe):
         worded = f"instruction {wording.target_instruction!r}" if usual else f"message {wording.message('target')!r}"
         counted = ", image tokens counted like words" if wording.counted_positions else ""
         return f"last token, first {self.dim} values, l2-normalised, {worded}{counted}{self.backbone.seeing}"
+
+    def _warn_of_other_prompts(self, options: VlmEmbedderOptions) -> None:
+        """Warn of what sentence-transformers reads a model with, where the user has not said what to read it with."""
+        own, wording = self._backbone.own_prompts, self._wording
+        if own is None:
+            return
+        for what, option, prompt, said in (
+            ("queries", options.query_instruction, own.query, wording.query_instruction),
+            ("documents", options.target_instruction, own.document, wording.target_instruction),
+        ):
+            if not option and prompt.strip() not in ("", said):
+                log.warning(
+                    "%s: sentence-transformers reads this model's %s with %r, and it is exported with %r: "
+                    "--option query_instruction or target_instruction says another",
+                    *(own.file, what, prompt, said),
+                )
 
     def _original(self, message: Message, pixels: Tensor | None, token_ids: Tensor) -> Tensor:
         hidden = self.backbone.original(
