@@ -40,12 +40,18 @@ def _place(location: Sequence[str | int], kind: str, values: Any) -> Place:
         return tuple(location)
     place: list[str | int] = []
     for number, part in enumerate(location):
-        if part in (values if isinstance(values, Mapping) else range(len(values)) if isinstance(values, list) else ()):
+        if _has(values, part):
             values = values[part]
         elif kind != "missing" or number + 1 < len(location):
             continue
         place.append(part)
     return tuple(place)
+
+
+def _has(values: Any, part: str | int) -> bool:
+    if isinstance(values, list):
+        return isinstance(part, int) and 0 <= part < len(values)
+    return isinstance(values, Mapping) and part in values
 
 
 def _either(messages: Sequence[str]) -> str:

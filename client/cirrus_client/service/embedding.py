@@ -7,17 +7,34 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidRequest, ItemError, LimitExceeded, UnsupportedQuery
 from cirrus_client.service.collection import Version
-from cirrus_client.service.limits import MAX_TEXT_CHARS
+from cirrus_client.service.limits import MAX_INPUTS, MAX_TEXT_CHARS
 from cirrus_client.service.search import check_pixels
 from cirrus_client.service.stopwatch import Stopwatch
 
-MAX_INPUTS = 256
+T = TypeVar("T")
+
+
+def check_count(given: Any) -> Any:
+    """Return a list of a request as it is. Raises LimitExceeded for one that is too long, before its items are read."""
+    if isinstance(given, list) and len(given) > MAX_INPUTS:
+        raise LimitExceeded(
+            f"{len(given):,} inputs, the limit is {MAX_INPUTS}: send several requests",
+            limit="inputs",
+            allowed=MAX_INPUTS,
+        )
+    return given
+
+
+Inputs = Annotated[list[T], BeforeValidator(check_count)]
+"""A list of at most 256 items."""
 
 
 class Side(StrEnum):
@@ -56,12 +73,6 @@ async def embed(version: Version, contents: Sequence[Content], side: Side | None
     side: None takes an image alone for a gallery image and everything else for a query. Raises LimitExceeded,
     InvalidImage, InvalidText, UnsupportedQuery, and what the encoder raises.
     """
-    if len(contents) > MAX_INPUTS:
-        raise LimitExceeded(
-            f"{len(contents)} inputs, the limit is {MAX_INPUTS}: send several requests",
-            limit="inputs",
-            allowed=MAX_INPUTS,
-        )
     for place, content in enumerate(contents):
         if content.image is not None:
             check_pixels(content.image, version.max_pixels, place)

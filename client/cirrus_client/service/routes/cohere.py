@@ -12,7 +12,7 @@ from starlette.responses import Response
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidRequest, UnsupportedQuery
 from cirrus_client.service.body import read_json
-from cirrus_client.service.embedding import Content, as_base64, embed, side_of, tokens_of
+from cirrus_client.service.embedding import Content, Inputs, as_base64, embed, side_of, tokens_of
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.models import Answer
 from cirrus_client.service.openapi import PROBLEMS, body
@@ -28,7 +28,7 @@ class EmbedInput(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    content: list[Part]
+    content: Inputs[Part]
 
 
 class _Wanted(BaseModel):
@@ -36,9 +36,9 @@ class _Wanted(BaseModel):
 
     model: str | None = None
     input_type: str | None = None
-    texts: list[str] | None = None
-    images: list[str] | None = None
-    inputs: list[EmbedInput] | None = None
+    texts: Inputs[str] | None = None
+    images: Inputs[str] | None = None
+    inputs: Inputs[EmbedInput] | None = None
     output_dimension: int | None = None
 
 

@@ -12,7 +12,7 @@ from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidImage, InvalidRequest
 from cirrus_client.service.body import read_json
 from cirrus_client.service.collection import Version
-from cirrus_client.service.embedding import Content, as_base64, embed, side_of, tokens_of
+from cirrus_client.service.embedding import Content, Inputs, as_base64, check_count, embed, side_of, tokens_of
 from cirrus_client.service.fetch import ImageReader, from_data_uri
 from cirrus_client.service.models import Answer
 from cirrus_client.service.openapi import OPENAI_PROBLEMS, body
@@ -45,7 +45,7 @@ class Message(_Tolerant):
     """An image with an edit: one message is one embedding."""
 
     role: Literal["user"] = "user"
-    content: str | list[Part]
+    content: Annotated[str | list[Part], BeforeValidator(check_count)]
 
 
 class JinaInput(_Tolerant):
@@ -72,8 +72,12 @@ class EmbeddingsRequest(_Tolerant):
     """
 
     model: str | None = None
-    input: Annotated[str | JinaInput | list[str | JinaInput] | None, BeforeValidator(_without_token_ids)] = None
-    messages: list[Message] | None = None
+    input: Annotated[
+        str | JinaInput | list[str | JinaInput] | None,
+        BeforeValidator(check_count),
+        BeforeValidator(_without_token_ids),
+    ] = None
+    messages: Inputs[Message] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     input_type: str | None = None
