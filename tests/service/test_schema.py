@@ -76,6 +76,12 @@ def test_the_document_is_one_that_generators_of_clients_read(client) -> None:
             assert any(parameter["name"] == "X-Request-ID" for parameter in operation["parameters"])
 
 
+def test_the_document_is_the_same_each_time(client) -> None:
+    """Every request added a parameter to every operation."""
+    first, second = (client.get("/openapi.json").content for _ in range(2))
+    assert first == second
+
+
 def test_the_document_says_what_needs_a_key(serve) -> None:
     locked = serve(access=Access(Keys({"page": KEY}), only_loopback=False))
     paths = locked.get("/openapi.json").json()["paths"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -56,6 +57,7 @@ def complete(app: FastAPI, *, keys: bool) -> None:
     """Add schemas of bodies and problems to an application's OpenAPI document. keys: whether it asks for API keys."""
     described = app.openapi
 
+    @cache  # the application returns one document each time, which would grow
     def openapi() -> dict[str, Any]:
         document = described()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
