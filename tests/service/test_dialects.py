@@ -264,6 +264,9 @@ def test_images_are_fetched_from_allowed_hosts_alone(web, photo) -> None:
 
     assert fetched(f"http://{web}/image", web) == photo
     assert fetched(f"http://{web}/moved?/image", web) == photo
+    for hosts in ("nowhere.invalid", "nowhere.invalid:443"):  # of one name: the port is the scheme's
+        with pytest.raises(InvalidImage, match="can't be fetched"):
+            fetched("https://nowhere.invalid/image", hosts)
     refused = {
         f"http://{web}/image": "fetches nothing from",
         "http://169.254.169.254/latest": "fetches nothing from",

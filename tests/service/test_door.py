@@ -65,12 +65,20 @@ def test_the_page_and_health_need_no_key_and_a_session_opens_images(locked) -> N
     locked.cookies.clear()
 
 
+@pytest.mark.parametrize("other", ['consent={"a":1}', "a b=1", "plain", 'a="', "a[1]=2"])
+def test_a_cookie_of_another_application_does_not_hide_the_key(locked, other: str) -> None:
+    """They have one host, as below /search/ of a shop: the page asked for its key again and again."""
+    for cookies in (f"{other}; cirrus-key={KEY}", f"cirrus-key={KEY}; {other}"):
+        assert locked.get("/v1/collections", headers={"Cookie": cookies}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         ("page", "line 1: expected ID=KEY"),
         ("# keys\n\npage=short", "line 3: expected ID=KEY"),
         (f"page={KEY}\npage={OTHER}", "line 2: the id page is there twice"),
+        ("# none yet\n", "it has no key; expected ID=KEY"),
     ],
 )
 def test_a_wrong_file_of_keys_is_an_error_that_names_the_line(tmp_path: Path, lines: str, message: str) -> None:
@@ -102,7 +110,7 @@ def test_a_page_whose_name_points_here_is_refused(client, host: str) -> None:
     assert client.get("/v1/collections", headers={"Host": host}).status_code == 403
 
 
-@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "[::1]:8080"])
+@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "127.0.0.2:8080", "[::1]:8080"])
 def test_this_machine_is_not(client, host: str) -> None:
     assert client.get("/v1/collections", headers={"Host": host}).status_code == 200
 
@@ -115,6 +123,21 @@ def test_pages_elsewhere_may_not_call_unless_they_are_listed(client, serve) -> N
     listed = serve(access=Access(origins=("https://shop.example",)))
     answer = listed.post("/v1/search", json=QUERY, headers=elsewhere)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "shop.example", "https://shop.example/", "https://Shop.example", "https://shop.example:443", "https://a:x"],
+)
+def test_an_origin_that_no_browser_sends_is_refused_at_the_start(origin: str) -> None:
+    with pytest.raises(ServerError, match="expected an origin as browsers send it"):
+        run_service(ServiceOptions({}, origins=("https://shop.example:8443", origin)))
+
+
+@pytest.mark.parametrize("host", ["https://cdn.example", "cdn.example/images", "cdn.example:x", "", "me@cdn.example"])
+def test_a_host_of_images_that_is_none_is_refused_at_the_start(host: str) -> None:
+    with pytest.raises(ServerError, match="expected a host, or host:port"):
+        run_service(ServiceOptions({}, image_hosts=("cdn.example", "[::1]:8080", host)))
 
 
 def test_a_large_body_many_pixels_and_a_long_text_are_refused_by_their_limits(serve, photo) -> None:

@@ -13,10 +13,10 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 
 from cirrus_client.errors import InvalidImage
+from cirrus_client.service.addresses import DEFAULT_PORTS
 
 _TIMEOUT_S = 10.0
 _REDIRECTS = 3
-_PORTS = {"http": 80, "https": 443}
 
 
 class ImageReader:
@@ -28,7 +28,7 @@ class ImageReader:
     """
 
     def __init__(self, *, max_bytes: int, hosts: Collection[str] = ()) -> None:
-        """Keep the limits. hosts: names or addresses, with the port where it is not the scheme's, in lower case."""
+        """Keep the limits. hosts: names or addresses, in lower case, with the port unless it is the scheme's."""
         self._max_bytes = max_bytes
         self._hosts = frozenset(hosts)
 
@@ -58,10 +58,11 @@ class ImageReader:
         """Return the body of a web address, or where it leads on to."""
         parts = urlsplit(url)
         scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
-        port = parts.port or _PORTS.get(scheme, 0)
-        named = host if port == _PORTS.get(scheme) else f"{host}:{port}"
-        if scheme not in _PORTS or named not in self._hosts or parts.username or parts.password:
-            raise InvalidImage(f"the service fetches nothing from {named or 'there'}")
+        port = parts.port or DEFAULT_PORTS.get(scheme, 0)
+        shown = f"[{host}]" if ":" in host else host
+        names = {f"{shown}:{port}"} | ({shown} if port == DEFAULT_PORTS.get(scheme) else set())
+        if scheme not in DEFAULT_PORTS or not names & self._hosts or parts.username or parts.password:
+            raise InvalidImage(f"the service fetches nothing from {min(names, key=len) if host else 'there'}")
         address = await _address(host, port)
         pinned = parts._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}").geturl()
         headers = {"Host": parts.netloc, "Accept": "image/*", "Accept-Encoding": "identity"}

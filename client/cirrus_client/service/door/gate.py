@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,13 +14,13 @@ from cirrus_client.errors import AccessDenied, CirrusError
 from cirrus_client.service.door.keys import Keys
 from cirrus_client.service.door.rate import RateLimit
 from cirrus_client.service.problems import problem, problem_of
+from cirrus_client.triton.listening import is_loopback
 
 COOKIE = "cirrus-key"
 SESSION = "/v1/session"
 _OPEN = ("/healthz", "/readyz", "/openapi.json", SESSION)
 _CLOSED = ("/v1/", "/v2/", "/knn-service", "/indices-list", "/metadata", "/metrics")
 _PICTURE = "/image"  # a page loads dozens at once
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Gate:
     def _foreign(self, headers: Headers) -> str | None:
         """Return why a request comes from a page elsewhere, or None."""
         host = headers.get("host", "")
-        if self._access.only_loopback and _name_of(f"//{host}") not in _LOOPBACK:
+        if self._access.only_loopback and not is_loopback(_name_of(f"//{host}") or ""):
             return f"this service answers on this machine alone, and not as {host!r}"
         origin = headers.get("origin")
         if origin is None or origin in self._access.origins or origin.partition("://")[2] == host:
@@ -103,11 +103,7 @@ def _presented(headers: Headers) -> str | None:
     if given:
         scheme, _, key = given[0].partition(" ")
         return key.strip() if scheme.lower() == "bearer" and len(given) == 1 else ""
-    try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return None
-    return None if cookie is None else cookie.value
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE)
 
 
 def _name_of(url: str) -> str | None:

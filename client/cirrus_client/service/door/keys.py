@@ -37,7 +37,8 @@ def read_keys(file: Path | None, listed: str | None) -> Keys:
     """Read API keys. file: a line ID=KEY per key; lines that start with # and empty ones are skipped. listed: the same,
     separated by commas.
 
-    Raises ServerError, which names the line and no key, for anything else and for an id that is there twice.
+    Raises ServerError, which names the line and no key, for anything else, for an id that is there twice, and for a
+    file without a key.
     """
     keys: dict[str, str] = {}
     if file is not None:
@@ -47,6 +48,8 @@ def read_keys(file: Path | None, listed: str | None) -> Keys:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ServerError(f"API keys {file}: {reason}") from None
         _add(keys, lines, f"API keys {file}, line")
+        if not keys:
+            raise ServerError(f"API keys {file}: it has no key; {_WANTED}")
     _add(keys, [] if listed is None else listed.split(","), "API keys of --api-keys, entry")
     return Keys(keys)
 
