@@ -48,15 +48,7 @@ class Registry:
 
         Raises what opening raises, and ServerError if two versions have one space, by which requests ask for them.
         """
-        versions = [self._open(source) for source in sources]
-        spaces = [version.space for version in versions]
-        for version in versions:
-            if spaces.count(version.space) > 1:
-                raise ServerError(
-                    f"collection {name}: two of its versions have space {version.space[:16]}, by which requests ask "
-                    "for a version; give one of them as a collection of another name"
-                )
-        self._served[name] = Served(name, versions)
+        self._served[name] = Served(name, self._opened(name, sources))
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the collections; the first is the one of requests that name none."""
@@ -84,10 +76,15 @@ class Registry:
             f"collection {wanted!r} has no version of space {space}", name=f"{wanted}@{space}", known=self.names()
         )
 
-    def info(self, name: str, *, suggest: bool = False) -> CollectionInfo:
-        """Describe a collection. suggest: whether a suggester is served. Raises UnknownCollection."""
-        name, version = self.find(name)
+    def info(self, name: str, *, suggest: bool) -> CollectionInfo:
+        """Describe a collection, which takes its time: call it in a thread.
+
+        suggest: whether a suggester is served. Raises UnknownCollection.
+        """
+        name, _ = self.find(name)
         served = self._served[name]
+        versions, active = served.versions, served.active  # another thread may replace them
+        version = versions[active]
         return CollectionInfo(
             name=name,
             space=version.space,
@@ -101,7 +98,7 @@ class Registry:
             vectors=version.spec.space.vectors,
             columns=version.columns,
             fidelity=version.fidelity(),
-            versions=[one.info(active=place == served.active) for place, one in enumerate(served.versions)],
+            versions=[one.info(active=place == active) for place, one in enumerate(versions)],
             problem=served.problem,
         )
 
@@ -109,32 +106,33 @@ class Registry:
         """Return all versions with the names of their collections."""
         return [(served.name, version) for served in self._served.values() for version in served.versions]
 
-    async def reload(self, name: str) -> CollectionInfo:
+    async def reload(self, name: str) -> None:
         """Open the folders of a collection again, and serve what is in them now.
 
-        Raises what opening raises; the old version is served on. Raises UnknownCollection.
+        Raises what opening raises, and StoredDataError for a fault of the machine, like too little memory: the old
+        version is served on. Raises UnknownCollection.
         """
         name, _ = self.find(name)
         served = self._served[name]
         async with served.changing:
             try:
                 fresh = await asyncio.get_running_loop().run_in_executor(self._opening, self._reopened, served)
-            except (CirrusError, OSError) as error:
+            except (CirrusError, OSError, MemoryError) as error:
                 served.problem = f"the newer version is not served ({type(error).__name__}); the log says why"
-                log.error("collection %s: the newer version is not served: %s", name, error)
+                reason = str(error) or "there is not enough memory"
+                log.error("collection %s: the newer version is not served: %s", name, reason)
                 if isinstance(error, CirrusError):
                     raise
-                raise StoredDataError(f"collection {name}: {error}") from None
+                raise StoredDataError(f"collection {name}: {reason}") from None
             served.versions, served.problem = fresh, None
-            log.info("collection %s: now %d images", name, len(fresh[served.active].saved.items))
-        return self.info(name)
+            log.info("collection %s: its folders were opened again", name)
 
     async def watch(self, interval_s: float) -> None:
         """Reload collections whose folders are replaced, until cancelled. What can't be opened is tried once.
 
         A collection whose folders are again those that are served, as after a mount was away, has no problem left.
         """
-        tried: dict[str, object] = {}
+        tried: dict[str, list[State]] = {}
         while True:
             await asyncio.sleep(interval_s)
             for name, served in list(self._served.items()):
@@ -161,7 +159,18 @@ class Registry:
                 log.error("%s", error)
 
     def _reopened(self, served: Served) -> list[Version]:
-        return [self._open(version.source) for version in served.versions]
+        return self._opened(served.name, [version.source for version in served.versions])
+
+    def _opened(self, name: str, sources: Sequence[Source]) -> list[Version]:
+        versions = [self._open(source) for source in sources]
+        spaces = [version.space for version in versions]
+        for space in spaces:
+            if spaces.count(space) > 1:
+                raise ServerError(
+                    f"collection {name}: two of its versions have space {space[:16]}, by which requests ask for a "
+                    "version; give one of them as a collection of another name"
+                )
+        return versions
 
     async def close(self) -> None:
         """Close the connections of all versions."""
@@ -169,7 +178,7 @@ class Registry:
             await version.encoder.close()
         self._opening.shutdown()
 
-    async def switch(self, name: str, space: str) -> CollectionInfo:
+    def switch(self, name: str, space: str) -> None:
         """Make the version of a space the active one. Raises UnknownCollection, InvalidRequest if no version has it."""
         name, _ = self.find(name)
         served = self._served[name]
@@ -177,7 +186,6 @@ class Registry:
         if len(places) != 1:
             raise InvalidRequest(f"{len(places)} versions of {name!r} have a space {space}...", field="space")
         served.active = places[0]
-        return self.info(name)
 
 
 def _states(served: Served) -> list[State]:

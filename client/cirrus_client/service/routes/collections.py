@@ -25,19 +25,25 @@ class SwitchRequest(Asked):
 @router.get("/v1/collections", response_model=Collections)
 async def collections(request: Request) -> Response:
     """Return what is served: recipe, precision, space, size, columns, fidelity."""
-    registry, suggest = service(request).registry, service(request).suggester is not None
-    infos = [await asyncio.to_thread(registry.info, name, suggest=suggest) for name in registry.names()]
+    infos = [await _info(request, name) for name in service(request).registry.names()]
     return json_answer(Collections(collections=infos))
 
 
 @router.post("/v1/collections/{name}/reload", response_model=CollectionInfo)
 async def reload(request: Request, name: str) -> Response:
     """Open the collection's folders again, and serve what is in them now. Requests under way end on the old version."""
-    return json_answer(await service(request).registry.reload(name))
+    await service(request).registry.reload(name)
+    return json_answer(await _info(request, name))
 
 
 @router.post("/v1/collections/{name}/switch", response_model=CollectionInfo, openapi_extra=body(SwitchRequest))
 async def switch(request: Request, name: str) -> Response:
     """Let the version of another space answer the requests that name no space."""
     wanted = await read_json(request, SwitchRequest)
-    return json_answer(await service(request).registry.switch(name, wanted.space))
+    service(request).registry.switch(name, wanted.space)
+    return json_answer(await _info(request, name))
+
+
+async def _info(request: Request, name: str) -> CollectionInfo:
+    suggest = service(request).suggester is not None
+    return await asyncio.to_thread(service(request).registry.info, name, suggest=suggest)

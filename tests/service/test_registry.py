@@ -1,0 +1,129 @@
+"""How a newer version of a collection takes the place of the older one, and what is said about it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from cirrus_client.errors import ServerError, StoredDataError
+from cirrus_client.service.collection import Source, Version
+from cirrus_client.service.encoders import Encoders
+from cirrus_client.service.limits import Limits
+from cirrus_client.service.metrics import Metrics
+from cirrus_client.service.registry import Registry
+
+Opening = Callable[[Source], Version]
+
+
+class Folders:
+    """Opens sources, or does what a test puts in its place."""
+
+    def __init__(self, open_: Opening) -> None:
+        self.open = self.really = open_
+
+    def __call__(self, source: Source) -> Version:
+        return self.open(source)
+
+
+@pytest.fixture
+def folders() -> Iterator[Folders]:
+    with Encoders(Limits(), Metrics(), triton=None, engine="onnxruntime") as encoders:
+        yield Folders(encoders.open)
+
+
+@pytest.fixture
+def source(bundle, index_root) -> Source:
+    return Source(bundle.root, index_root)
+
+
+async def watched(registry: Registry, until: Callable[[], bool]) -> None:
+    watching = asyncio.create_task(registry.watch(0.01))
+    async with asyncio.timeout(10):
+        while not until():
+            await asyncio.sleep(0.01)
+    watching.cancel()
+
+
+def test_a_version_that_memory_has_no_room_for_is_a_problem_and_tried_once(folders, source) -> None:
+    registry = Registry(folders)
+    registry.add("shop", [source])
+    tried: list[Source] = []
+
+    def fails(source: Source) -> Version:
+        tried.append(source)
+        raise MemoryError
+
+    async def scenario() -> None:
+        folders.open = fails
+        with pytest.raises(StoredDataError, match="not enough memory"):
+            await registry.reload("shop")
+        (version,) = (version for _, version in registry.versions())
+        object.__setattr__(version, "state", (None, None))  # another one is on disk
+        await watched(registry, lambda: len(tried) > 1)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(scenario())
+    assert len(tried) == 2
+    assert registry.info("shop", suggest=False).problem is not None
+
+
+def test_versions_that_come_to_have_one_space_are_refused_and_the_old_ones_served(folders, source, text_source) -> None:
+    registry = Registry(folders)
+    registry.add("shop", [source, text_source])
+    spaces = [version.space for _, version in registry.versions()]
+    folders.open = lambda _: folders.really(source)
+    with pytest.raises(ServerError, match="two of its versions have space"):
+        asyncio.run(registry.reload("shop"))
+    assert [version.space for _, version in registry.versions()] == spaces
+
+
+def test_what_is_said_of_a_collection_is_of_one_version(folders, source, text_source, monkeypatch) -> None:
+    """The columns of a large index take seconds, and meanwhile a newer version may take its place."""
+    registry = Registry(folders)
+    registry.add("shop", [source])
+    (old,) = (version for _, version in registry.versions())
+    described, replaced = threading.Event(), threading.Event()
+
+    def columns() -> list:
+        described.set()
+        assert replaced.wait(10)
+        return []
+
+    monkeypatch.setattr(old.saved.items, "columns", columns)
+
+    async def scenario() -> None:
+        asked = asyncio.ensure_future(asyncio.to_thread(registry.info, "shop", suggest=False))
+        await asyncio.to_thread(described.wait, 10)
+        folders.open = lambda _: folders.really(text_source)
+        await registry.reload("shop")
+        replaced.set()
+        found = await asked
+        assert found.space == old.space == found.versions[0].space
+
+    asyncio.run(scenario())
+
+
+def test_what_is_said_after_a_swap_is_found_in_a_thread(client, monkeypatch) -> None:
+    """It stopped the service for as long as the columns of the new index take: two seconds for a million images."""
+    loop = client.portal.call(threading.get_ident)
+    seen: list[int] = []
+
+    def info(self: Registry, name: str, *, suggest: bool) -> object:
+        seen.append(threading.get_ident())
+        return really(self, name, suggest=suggest)
+
+    really = Registry.info
+    monkeypatch.setattr(Registry, "info", info)
+    monkeypatch.setattr(client.app.state, "service", replace(client.app.state.service, suggester=object()))
+    (collection, *_) = client.get("/v1/collections").json()["collections"]
+    answers = [
+        client.post(f"/v1/collections/{collection['name']}/reload"),
+        client.post(f"/v1/collections/{collection['name']}/switch", json={"space": collection["space"]}),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert all(answer.json()["suggest"] for answer in answers), "as in the list"
+    assert loop not in seen
