@@ -73,6 +73,31 @@ async def embed(version: Version, contents: Sequence[Content], side: Side | None
     side: None takes an image alone for a gallery image and everything else for a query. Raises LimitExceeded,
     InvalidImage, InvalidText, UnsupportedQuery, and what the encoder raises.
     """
+    await asyncio.to_thread(_check, version, contents)
+    sides = [side or (Side.QUERY if content.text is not None else Side.DOCUMENT) for content in contents]
+    queries = [place for place, one in enumerate(sides) if one is Side.QUERY]
+    documents = [place for place, one in enumerate(sides) if one is Side.DOCUMENT]
+    found = await asyncio.gather(_queries(version, contents, queries), _documents(version, contents, documents))
+    by_place = dict(zip([*queries, *documents], [*found[0], *found[1]], strict=True))
+    return [by_place[place] for place in range(len(contents))]
+
+
+async def tokens_of(version: Version, contents: Sequence[Content]) -> int:
+    """Return how many tokens the texts of contents are, as their usage is counted."""
+    texts = [content.text for content in contents if content.text is not None]
+    return await asyncio.to_thread(_count_tokens, version, texts) if texts else 0
+
+
+def as_base64(embedding: Embeddings) -> str:
+    """Return an embedding as base64 of little-endian float32."""
+    return base64.b64encode(embedding.astype("<f4").tobytes()).decode()
+
+
+def _count_tokens(version: Version, texts: Sequence[str]) -> int:
+    return int((version.tokenizer(texts) != version.spec.tokenizer.pad_id).sum())
+
+
+def _check(version: Version, contents: Sequence[Content]) -> None:
     for place, content in enumerate(contents):
         if content.image is not None:
             check_pixels(content.image, version.max_pixels, place)
@@ -82,23 +107,6 @@ async def embed(version: Version, contents: Sequence[Content], side: Side | None
                 limit="text",
                 allowed=MAX_TEXT_CHARS,
             )
-    sides = [side or (Side.QUERY if content.text is not None else Side.DOCUMENT) for content in contents]
-    queries = [place for place, one in enumerate(sides) if one is Side.QUERY]
-    documents = [place for place, one in enumerate(sides) if one is Side.DOCUMENT]
-    found = await asyncio.gather(_queries(version, contents, queries), _documents(version, contents, documents))
-    by_place = dict(zip([*queries, *documents], [*found[0], *found[1]], strict=True))
-    return [by_place[place] for place in range(len(contents))]
-
-
-def tokens_of(version: Version, contents: Sequence[Content]) -> int:
-    """Return how many tokens the texts of contents are, as their usage is counted."""
-    texts = [content.text for content in contents if content.text is not None]
-    return int((version.tokenizer(texts) != version.spec.tokenizer.pad_id).sum()) if texts else 0
-
-
-def as_base64(embedding: Embeddings) -> str:
-    """Return an embedding as base64 of little-endian float32."""
-    return base64.b64encode(embedding.astype("<f4").tobytes()).decode()
 
 
 async def _queries(version: Version, contents: Sequence[Content], places: Sequence[int]) -> Sequence[Embeddings]:

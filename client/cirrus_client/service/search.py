@@ -59,7 +59,7 @@ async def answer(
     embeddings = await _embeddings(version, queries, pairs, watch)
 
     async def ranked(query: Composed, embedding: Embeddings) -> list[Ranked]:
-        left_out = set() if request.include_reference else await _references(version, query)
+        left_out = set() if request.include_reference else await asyncio.to_thread(_references, version, query)
         rules = Rules(
             count=max(request.offset + request.k + 1, request.rerank or 0),
             left_out=frozenset(left_out),
@@ -99,11 +99,11 @@ def image_link(collection: str, space: str, id: str) -> str:
     return f"/v1/items/{quote(id, safe='/' if plain else '')}/image?collection={quote(f'{collection}@{space[:16]}')}"
 
 
-async def _references(version: Version, query: Composed) -> set[int]:
+def _references(version: Version, query: Composed) -> set[int]:
     """Return the rows of the items that a query names, and of those whose file is an image that it gives."""
     rows = {version.images.row(id) for id in {term.id for term in query if term.id is not None}}
     for content in {term.image for term in query if term.image is not None}:
-        rows.update(await asyncio.to_thread(version.saved.items.same_bytes, content))
+        rows.update(version.saved.items.same_bytes(content))
     return rows
 
 

@@ -75,7 +75,8 @@ async def knn_service(request: Request) -> Response:
     ranking = await version.searcher.rank(embedding, rules, None)
     shown = ranking[: wanted.num_images]
     items = await asyncio.to_thread(version.saved.items.rows, [one.row for one in shown])
-    described = await asyncio.gather(*(asyncio.to_thread(_described, version, item) for item in items))
+    loop, threads = asyncio.get_running_loop(), service(request).pictures
+    described = await asyncio.gather(*(loop.run_in_executor(threads, _described, version, item) for item in items))
     metadata = [*described, *({} for _ in ranking[len(described) :])]
     return _json(
         [{**fields, "id": one.row, "similarity": one.score} for one, fields in zip(ranking, metadata, strict=True)]

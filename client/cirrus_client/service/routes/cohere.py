@@ -102,7 +102,8 @@ async def _embedded(request: Request, wanted: _Wanted, *, version: str) -> tuple
     found = await embed(served, contents, side_of(wanted.input_type))
     if any(one.ndim == 2 for one in found):
         raise UnsupportedQuery("a gallery image of this collection has several vectors, which this API can't say")
-    said = {"api_version": {"version": version}, "billed_units": {"input_tokens": tokens_of(served, contents)}}
+    tokens = await tokens_of(served, contents)
+    said = {"api_version": {"version": version}, "billed_units": {"input_tokens": tokens}}
     return found, {"id": secrets.token_hex(16), "texts": wanted.texts or [], "meta": said}
 
 

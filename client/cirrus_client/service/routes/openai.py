@@ -145,7 +145,7 @@ async def embeddings(request: Request) -> Response:
         raise InvalidRequest(f"the space of {name} has {dim} dimensions, and no fewer", field="dimensions")
     contents = await _contents(wanted, service(request).images)
     found = await embed(version, contents, side_of(wanted.input_type or wanted.task))
-    tokens = tokens_of(version, contents)
+    tokens = await tokens_of(version, contents)
     answer = EmbeddingsAnswer(
         data=[_data(index, one, wanted.encoding_format) for index, one in enumerate(found)],
         model=name,
