@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.errors import InvalidFilter, SearchIndexError
+from cirrus_client.index.distinct import search_distinct
 from cirrus_client.index.faiss_build import index_in_memory
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.filters import matching
@@ -296,6 +297,49 @@ def test_one_item_per_value_is_found_without_reading_the_whole_index(values: int
     assert found == expected[: len(found)]
     assert len(found) == min(10, len(expected))
     assert values == 400 or sum(asked) < 3_000
+
+
+def test_what_an_approximate_index_missed_at_first_is_in_its_place(monkeypatch) -> None:
+    """The second search, among the values that were not found yet, is exact: what it found was put behind the rest."""
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
+    stored, query = embeddings(2_000, 1, seed=1), embeddings(1, 1, seed=2)[0]
+    table = pa.table({"image_path": [f"{n}.jpg" for n in range(2_000)], "brand": [n // 100 for n in range(2_000)]})
+    index, _ = index_in_memory(space, stored)
+    items = ParquetItems(table, images="/photos")
+    promising = np.arange(2_000) // 100 % 2 == 0
+    monkeypatch.setattr(index, "search", lambda queries, k: index.search_among(queries, k, promising))
+
+    async def ranked() -> list[float]:
+        searcher = Searcher(SimpleNamespace(index=index, items=items))
+        rules = Rules(count=20, groups=await searcher.groups("brand"))
+        return [one.score for one in await searcher.rank(query, rules, None)]
+
+    best = sorted((float((stored[start : start + 100] @ query).max()) for start in range(0, 2_000, 100)), reverse=True)
+    assert asyncio.run(ranked()) == pytest.approx(best)
+    assert search_distinct(index, query[None], 20, items.groups("brand")).scores[0] == pytest.approx(best)
+
+
+def test_a_search_that_fails_fails_none_of_another_filter(monkeypatch) -> None:
+    """A server that has the index may refuse one filter; all searches of the same moment got its error."""
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
+    stored, query = embeddings(50, 1, seed=1), embeddings(1, 1, seed=2)[0]
+    index, _ = index_in_memory(space, stored)
+
+    def refuse(*_: object) -> None:
+        raise SearchIndexError("refused")
+
+    monkeypatch.setattr(index, "search_among", refuse)
+
+    async def both() -> list[object]:
+        searcher = Searcher(SimpleNamespace(index=index, items=None))
+        asked = [
+            searcher.rank(query, Rules(count=3), among) for among in (None, None, np.ones(50, dtype=np.bool_), None)
+        ]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(both())
+    assert isinstance(found[2], SearchIndexError)
+    assert [len(one) for place, one in enumerate(found) if place != 2] == [3, 3, 3]
 
 
 def test_near_duplicates_are_folded_into_the_better_one(client, index_root) -> None:

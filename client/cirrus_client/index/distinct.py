@@ -23,12 +23,24 @@ def search_distinct(
     while True:
         hits = index.search(query, fetched) if among is None else index.search_among(query, fetched, among)
         new = (hits.rows[0] >= 0) & ~np.isin(hits.rows[0], rows)  # what is in no group is found again
-        rows, scores = np.concatenate([rows, hits.rows[0][new]]), np.concatenate([scores, hits.scores[0][new]])
+        rows, scores = best_first(rows, scores, hits.rows[0][new], hits.scores[0][new])
         first = first_of_groups(groups.numbers(rows))
         if len(first) >= k or np.count_nonzero(hits.rows[0] >= 0) < fetched:
             return Hits(rows[first][None, :k], scores[first][None, :k])
         fetched *= 4
         among = groups.others(rows, among)
+
+
+def best_first(
+    rows: NDArray[np.int64], scores: NDArray[np.float32], more: NDArray[np.int64], their_scores: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return what two searches found, best first, and those of equal score in the order of their rows.
+
+    The first search of an approximate index may have missed what the second finds, so that neither goes before.
+    """
+    rows, scores = np.concatenate([rows, more]), np.concatenate([scores, their_scores])
+    order = np.lexsort((rows, -scores))
+    return rows[order], scores[order]
 
 
 def first_of_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from cirrus_client.encoders.protocol import Embeddings
+from cirrus_client.errors import CirrusError
+from cirrus_client.index.distinct import best_first
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.items import Groups
 from cirrus_client.index.protocol import FilteredIndex, Index, Selection, filtered
@@ -32,6 +34,10 @@ class _Wanted:
     among: Selection | None
 
 
+_Found = tuple[Rows, Scores] | CirrusError
+"""What one query found, or why its search failed."""
+
+
 class Searcher:
     """Searches one index. Tasks of one event loop may share it. What recent filters select is kept."""
 
@@ -41,9 +47,7 @@ class Searcher:
         self._items = saved.items
         self._selections: _Recent[Selection] = _Recent()
         self._groups: _Recent[Groups] = _Recent()
-        self._batcher: Batcher[_Wanted, tuple[Rows, Scores]] = Batcher(
-            self._run, max_batch=_BATCH, max_waiting=_WAITING
-        )
+        self._batcher: Batcher[_Wanted, _Found] = Batcher(self._run, max_batch=_BATCH, max_waiting=_WAITING)
 
     async def selection(self, wanted: Filter | None) -> Selection | None:
         """Return the items in a filter; None for no filter. Raises InvalidFilter."""
@@ -70,12 +74,15 @@ class Searcher:
         groups = rules.groups if isinstance(self._index, FilteredIndex) else None
         rows, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         while True:
-            more, their_scores = (await self._batcher.submit([_Wanted(embedding, fetched, among)]))[0].result
+            found = (await self._batcher.submit([_Wanted(embedding, fetched, among)]))[0].result
+            if isinstance(found, CirrusError):
+                raise found
+            more, their_scores = found
             if groups is None:
                 rows, scores = more, their_scores
             else:  # items without a value are found again
                 new = ~np.isin(more, rows)
-                rows, scores = np.concatenate([rows, more[new]]), np.concatenate([scores, their_scores[new]])
+                rows, scores = best_first(rows, scores, more[new], their_scores[new])
             if not len(rows):
                 return []
             ranked = await asyncio.to_thread(select, rows, scores, rules, self._vectors)
@@ -91,23 +98,27 @@ class Searcher:
     def _vectors(self, rows: Rows) -> Embeddings:
         return filtered(self._index).vectors(rows)
 
-    async def _run(self, wanted: Sequence[_Wanted]) -> Sequence[tuple[Rows, Scores]]:
+    async def _run(self, wanted: Sequence[_Wanted]) -> Sequence[_Found]:
         return await asyncio.to_thread(self._search, wanted)
 
-    def _search(self, wanted: Sequence[_Wanted]) -> Sequence[tuple[Rows, Scores]]:
-        """Search for queries of the same filter and about the same k at once."""
+    def _search(self, wanted: Sequence[_Wanted]) -> Sequence[_Found]:
+        """Search for queries of the same filter and about the same k at once. Those of another filter fail alone."""
         alike: dict[Hashable, list[int]] = defaultdict(list)
         for place, one in enumerate(wanted):
             alike[id(one.among), one.k.bit_length()].append(place)
-        answers: dict[int, tuple[Rows, Scores]] = {}
+        answers: dict[int, _Found] = {}
         for places in alike.values():
             embeddings = np.stack([wanted[place].embedding for place in places])
             k, among = max(wanted[place].k for place in places), wanted[places[0]].among
-            hits = (
-                self._index.search(embeddings, k)
-                if among is None
-                else filtered(self._index).search_among(embeddings, k, among)
-            )
+            try:
+                hits = (
+                    self._index.search(embeddings, k)
+                    if among is None
+                    else filtered(self._index).search_among(embeddings, k, among)
+                )
+            except CirrusError as error:
+                answers |= dict.fromkeys(places, error)
+                continue
             for place, rows, scores in zip(places, hits.rows, hits.scores, strict=True):
                 answers[place] = rows[: wanted[place].k], scores[: wanted[place].k]
         return [answers[place] for place in range(len(wanted))]
