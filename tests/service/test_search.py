@@ -231,6 +231,10 @@ def test_terms_are_added_by_their_weights(client, encoder, index_root, pictures)
     hits = open_index(index_root).index.search((wanted / np.linalg.norm(wanted))[None], 10)
     items = [item.id for item in open_index(index_root).items.rows(hits.rows[0].tolist())]
     assert ids(found) == [id for id in items if id not in ("000001.jpg", "000002.jpg", "000030.jpg")][:5]
+    whole = [
+        {"id": f"{n:06}.jpg", "also": [{"id": f"{m:06}.jpg", "text": f"{n} {m}"} for m in range(8)]} for n in range(32)
+    ]
+    assert client.post("/v1/search", json={"queries": whole, "k": 1}).status_code == 200, "the largest request"
     opposite = [{"id": "000001.jpg", "weight": -1}]
     cancelled = client.post("/v1/search", json={"queries": [{"id": "000001.jpg", "also": opposite}]})
     assert problem(cancelled)["type"] == "urn:cirrus:UnsupportedQuery"

@@ -276,7 +276,8 @@ class TritonQueries:
         """Send a request of so many items when it is its turn. Raises TooManyRequests if too many are under way."""
         if self._under_way + count > self._max_waiting:
             raise TooManyRequests(
-                f"{self._under_way} queries are under way, the limit is {self._max_waiting}; try again later",
+                f"{self._under_way} queries are under way, the limit is {self._max_waiting}; try again later, "
+                "or send fewer at a time",
                 retry_after_s=1,
             )
         self._under_way += count

@@ -20,14 +20,14 @@ class Limits:
     """What one request may ask of the service.
 
     max_body_bytes: bytes of a request's body. max_pixels: pixels of one image. max_waiting: queries that wait for the
-    encoder; a further one is refused with 429. rate: requests per second and key; None does not limit. timeout_s: time
-    limit of one request. memory_bytes: of what images, texts and queries became, kept per bundle that encodes in this
-    process, so that nothing is encoded twice; 0 keeps nothing.
+    encoder, at least those of the largest request; a further one is refused with 429. rate: requests per second and
+    key; None does not limit. timeout_s: time limit of one request. memory_bytes: of what images, texts and queries
+    became, kept per bundle that encodes in this process, so that nothing is encoded twice; 0 keeps nothing.
     """
 
     max_body_bytes: int = 32 * 2**20
     max_pixels: int = 50_000_000
-    max_waiting: int = 256
+    max_waiting: int = MAX_QUERIES * (1 + MAX_TERMS)
     rate: float | None = None
     timeout_s: float = 30.0
     memory_bytes: int = 512 * 2**20
