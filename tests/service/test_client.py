@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import threading
@@ -22,6 +23,7 @@ from cirrus_client.errors import (
     InvalidImage,
     InvalidInput,
     InvalidRequest,
+    MissingPackage,
     ServerError,
     ServerUnavailable,
     UnknownCollection,
@@ -117,6 +119,42 @@ def test_tls_that_fails_says_what_to_do(running, tmp_path, monkeypatch) -> None:
             SearchClient(running.url)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "message"),
+    [
+        ("ALL_PROXY", "socks5h://127.0.0.1:1080", MissingPackage, "pip install socksio"),
+        ("ALL_PROXY", "ftp://proxy.example", ServerError, "the proxy that ALL_PROXY"),
+        ("HTTP_PROXY", "http://[::1", ServerError, "the proxy that ALL_PROXY"),
+    ],
+)
+def test_a_proxy_of_the_environment_that_can_not_be_used_is_told(monkeypatch, name, value, kind, message) -> None:
+    monkeypatch.setenv(name, value)
+    if kind is MissingPackage and importlib.util.find_spec("socksio"):
+        pytest.skip("socksio is installed")
+    for client in (SearchClient, AsyncSearchClient):
+        with pytest.raises(kind, match=message):
+            client("http://127.0.0.1:8080")
+
+
+def test_an_answer_that_can_not_be_unpacked_is_a_server_error() -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"junk")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with SearchClient(f"http://127.0.0.1:{web.server_port}") as client:
+            with pytest.raises(ServerError, match="a body that can't be unpacked"):
+                client.collections()
+            with pytest.raises(InvalidInput, match="no link of the service"):
+                client.image("/\x00")
+        web.shutdown()
+
+
 def test_the_services_errors_come_back_as_they_are(running, tmp_path) -> None:
     with SearchClient(running.url, key=KEY) as client:
         with pytest.raises(InvalidImage) as image:
@@ -180,11 +218,19 @@ def test_a_client_that_was_closed_or_used_before_a_fork_is_refused(running) -> N
 
 
 def test_what_is_no_service_is_a_server_error(tmp_path) -> None:
-    for url in ("localhost:8080", "http://", "http://127.0.0.1:x", "http://127.0.0.1:99999"):
+    for url in (
+        "localhost:8080",
+        "http://",
+        "http://127.0.0.1:x",
+        "http://127.0.0.1:99999",
+        "http://a\0b",
+        f"http://{'a' * 64}",
+    ):
         with pytest.raises(ServerError, match="expected a URL"):
             SearchClient(url)
-    with pytest.raises(InvalidInput, match="more than 0"):
-        SearchClient("http://127.0.0.1:1", timeout_s=0)
+    for timeout_s in (0, float("inf"), float("nan")):
+        with pytest.raises(InvalidInput, match="more than 0"):
+            SearchClient("http://127.0.0.1:1", timeout_s=timeout_s)
     with pytest.raises(ServerUnavailable, match="does not answer"):
         SearchClient("http://127.0.0.1:1").collections()
 
@@ -220,6 +266,8 @@ def test_a_language_model_finds_images_with_the_tool(running, pictures, expected
             answer = await model.call_tool("search_images", {"image": image, "text": "red", "k": 4})
             found = answer.structured_content["result"]
             assert [item["id"] for item in found] == expected
+            uri = await model.call_tool("search_images", {"image": f"data:image/jpeg;base64,{image}", "text": "red"})
+            assert [item["id"] for item in uri.structured_content["result"]][:4] == expected
             wrong = await model.call_tool("search_images", {"image": "AAAA"})
             assert wrong.is_error
             assert "not an image" in wrong.content[0].text

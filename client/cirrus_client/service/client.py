@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from cirrus_client.errors import (
     CirrusError,
     InvalidInput,
     InvalidRequest,
+    MissingPackage,
     ServerError,
     ServerTimeout,
     ServerUnavailable,
@@ -59,8 +61,8 @@ class _Client:
         check_url(url)
         if key is not None and not (key.isascii() and key.isprintable()):
             raise InvalidInput("the API key has characters that no header can have: give it as the service lists it")
-        if not timeout_s > 0:
-            raise InvalidInput(f"timeout_s is {timeout_s}, and a request takes some time: give more than 0")
+        if not 0 < timeout_s < TIMEOUT_MAX:
+            raise InvalidInput(f"timeout_s is {timeout_s}: give the seconds that one request may take, more than 0")
         need("httpx2", "SearchClient")
         self.url = without_password(url.rstrip("/"))
         self._made_here: MadeHere | None = None
@@ -92,14 +94,38 @@ class _Client:
         other = f"{answer.reason_phrase}, from a proxy before it or a server that is no search service"
         raise ServerError(f"{self.url} answered with status {answer.status_code}: {detail or other}", url=self.url)
 
-    def _unreachable(self, error: Exception) -> ServerError:
+    def _failed(self, error: Exception) -> CirrusError:
+        """Return the typed error of a request that got no answer, or one that can't be read."""
+        import httpx2
+
+        if isinstance(error, httpx2.InvalidURL):
+            return InvalidInput(f"this is no link of the service ({error}): give the `image` of a found item")
+        if not isinstance(error, httpx2.TransportError):
+            return ServerError(f"{self.url} answered with a body that can't be unpacked: {error}", url=self.url)
         kind = ServerTimeout if "Timeout" in type(error).__name__ else ServerUnavailable
         return kind(f"the search service at {self.url} does not answer: {failure(error)}", url=self.url)
 
     def _opened(self, kind: Callable[..., T]) -> T:
-        """Open an HTTP client. Raises ServerError if the certificates that it would trust can't be read."""
+        """Open an HTTP client.
+
+        Raises ServerError if the certificates that it would trust can't be read, or the environment names a proxy that
+        is none, and MissingPackage for a proxy of SOCKS without its package.
+        """
+        import httpx2
+
         try:
             return kind(**self._options)
+        except ImportError:
+            raise MissingPackage(
+                "the environment names a SOCKS proxy (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY), which needs a package: "
+                "pip install socksio, or unset the variable",
+                package="socksio",
+                requirement="socksio",
+            ) from None
+        except (ValueError, httpx2.InvalidURL) as error:
+            raise ServerError(
+                f"the proxy that ALL_PROXY, HTTP_PROXY or HTTPS_PROXY names can't be used: {error}", url=self.url
+            ) from None
         except OSError as error:  # of a file; what is no certificate is an SSLError, which is an OSError
             raise ServerError(
                 f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names can't be read: {error.strerror or error}",
@@ -186,8 +212,8 @@ class SearchClient(_Client):
         content = None if body is None else _json(body)
         try:
             answer = self._http.request(method, path, content=content, headers=_JSON, params=_parameters(collection))
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from None
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            raise self._failed(error) from None
         return self._checked(answer)
 
 
@@ -255,8 +281,8 @@ class AsyncSearchClient(_Client):
             answer = await self._http.request(
                 method, path, content=content, headers=_JSON, params=_parameters(collection)
             )
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from None
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            raise self._failed(error) from None
         return self._checked(answer)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 from cirrus_client.errors import CirrusError
 from cirrus_client.extras import need
 from cirrus_client.service.client import AsyncSearchClient
+from cirrus_client.service.fetch import ImageReader
 
 _MOST = 50
 
@@ -20,6 +20,7 @@ def tool_server(client: AsyncSearchClient) -> Any:
     from mcp.types import ToolAnnotations
 
     server = MCPServer("cirrus")
+    reader = ImageReader(max_bytes=0)  # it fetches nothing
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
     async def search_images(
@@ -27,13 +28,14 @@ def tool_server(client: AsyncSearchClient) -> Any:
     ) -> list[dict[str, Any]]:
         """Search a catalogue of images: for one like the given image, but as the text says.
 
-        image: an image file in base64. id: an item of an earlier answer, in the place of an image. text: the edit, like
-        "the same in blue". k: how many results, at most 50. Each result has an id, a score, metadata and a link.
+        image: an image file in base64, or as a data: URI of base64. id: an item of an earlier answer, in the place of
+        an image. text: the edit, like "the same in blue". k: how many results, at most 50. Each result has an id, a
+        score, metadata and a link.
         """
         try:
-            given = None if image is None else base64.b64decode(image)
+            given = None if image is None else await reader.read(image)
             (result,) = (await client.search(image=given, text=text, id=id, k=max(1, min(k, _MOST)))).results
-        except (CirrusError, ValueError) as error:
+        except CirrusError as error:
             raise ToolError(str(error)) from None
         return [
             {"id": item.id, "score": item.score, "metadata": item.metadata, "link": f"{client.url}{item.image}"}

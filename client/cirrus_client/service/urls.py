@@ -18,9 +18,10 @@ def check_url(url: str) -> None:
     """Raise ServerError unless a URL is one of HTTP, with a host."""
     try:
         parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
+        is_named = bool(parts.hostname) and url.isprintable() and bool((parts.hostname or "").encode("idna"))
+        if parts.scheme in ("http", "https") and is_named and (parts.port is None or parts.port):
             return
-    except ValueError:  # of a port that is no number
+    except ValueError:  # of a port that is no number, or a host that no name service knows
         pass
     raise ServerError(f"search service {url}: expected a URL, like http://127.0.0.1:8080", url=url)
 
