@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -171,6 +171,11 @@ def test_a_result_starts_a_search_and_every_search_is_a_link(
 def test_a_link_to_another_browsers_picture_says_so(page: Page, address: str) -> None:
     page.goto(f"{address}/?picture=0123456789abcdef&text=in+red")
     expect(page.locator("#problem")).to_contain_text("another browser")
+    page.goto(f"{address}/?id=000005.jpg")
+    found(page)
+    page.evaluate("for (const link of ['?picture=0123', '?'] ) history.pushState(null, '', link); history.back()")
+    expect(page.locator("#problem")).to_contain_text("another browser")
+    expect(page.locator(".card")).to_have_count(0)
 
 
 def test_a_sketch_is_drawn_and_searched(page: Page, address: str) -> None:
@@ -217,6 +222,48 @@ def test_filters_are_made_of_the_columns(page: Page, address: str, pictures: Pat
     assert len(found(page)) == 24
 
 
+def test_a_filter_takes_neither_the_focus_nor_a_text_that_is_not_sent_yet(
+    page: Page, address: str, pictures: Path
+) -> None:
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    page.fill("#text", "in red")
+    page.click("summary")
+    page.focus("fieldset[data-column=brand] input >> nth=1")
+    with page.expect_response("**/v1/search"):
+        page.keyboard.press("Space")
+    found(page)
+    expect(page.locator("fieldset[data-column=brand] input >> nth=1")).to_be_focused()
+    assert "text=in+red" in page.url
+    page.focus("fieldset[data-column=price] input[name='>=']")
+    page.keyboard.type("3")
+    with page.expect_response("**/v1/search"):
+        page.keyboard.press("Tab")
+    found(page)
+    expect(page.locator("fieldset[data-column=price] input[name='<=']")).to_be_focused()
+
+
+def test_a_filter_that_a_link_says_is_applied(page: Page, address: str) -> None:
+    for filter in ('{"column":"brand","op":"==","value":"b"}', '{"or":[{"column":"brand","op":"in","value":["b"]}]}'):
+        page.goto(f"{address}/?id=000005.jpg&filter={quote(filter)}")
+        found(page)
+        assert all("brand\nb\n" in f"{text}\n" for text in page.locator(".card dl").all_inner_texts())
+    page.goto(f"{address}/?id=000005.jpg&filter=" + quote('{"and":[5,null]}'))
+    assert len(found(page)) == 24
+
+
+def test_an_integer_is_shown_with_all_its_digits(page: Page, address: str, pictures: Path) -> None:
+    """JavaScript would show 1234567890123456800."""
+    sku = b'"metadata":{"sku":1234567890123456789,'
+    page.route(
+        "**/v1/search",
+        lambda route: route.fulfill(body=route.fetch().body().replace(b'"metadata":{', sku), status=200),
+    )
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    assert page.locator(".card dl").first.inner_text().startswith("sku\n1234567890123456789\n")
+
+
 def test_more_is_shown_on_request(page: Page, address: str, pictures: Path) -> None:
     page.goto(address)
     first = choose(page, pictures / "000005.jpg")
@@ -235,6 +282,65 @@ def test_two_collections_answer_the_same_query_side_by_side(page: Page, address:
     expect(page.locator("#results section")).to_have_count(2)
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_an_item_of_the_other_collection_stays_that_item(page: Page, address: str, pictures: Path) -> None:
+    """When the other one was put away, its item's id was looked for in the first one."""
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    page.select_option("#compare", "texts")
+    expect(page.locator("#results section")).to_have_count(2)
+    with page.expect_response("**/v1/search"):
+        page.click("#results section:nth-child(2) .card button >> nth=2")
+    found(page)
+    with page.expect_request(lambda asked: "/image?collection=texts" in asked.url and "size=" not in asked.url):
+        page.select_option("#compare", "")
+    found(page)
+
+
+def test_a_file_that_is_changed_is_searched_as_it_was_given(
+    page: Page, address: str, pictures: Path, tmp_path: Path
+) -> None:
+    """A browser sends no file that was changed: the service was said to be out of reach, for ever."""
+    file = tmp_path / "mine.jpg"
+    shutil.copy(pictures / "000005.jpg", file)
+    page.goto(address)
+    choose(page, file)
+    shutil.copy(pictures / "000009.jpg", file)
+    changed = search(page, "in red")
+    page.set_input_files("#file", pictures / "000005.jpg")
+    assert found(page) == changed
+
+
+def test_a_text_that_an_office_program_copied_is_pasted_as_text(page: Page, address: str) -> None:
+    page.goto(address)
+    prevented = """() => {
+        const clipboardData = new DataTransfer();
+        for (const type of ["text/plain", "text/html"]) clipboardData.setData(type, "in red");
+        clipboardData.items.add(new File([new Uint8Array([1])], "image.png", { type: "image/png" }));
+        const event = new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true });
+        return !document.getElementById("text").dispatchEvent(event);
+    }"""
+    assert not page.evaluate(prevented), "the browser pastes the text"
+    assert "picture=" not in page.url
+
+
+def test_a_suggestion_that_nobody_waits_for_any_more_is_no_defect(page: Page, address: str, pictures: Path) -> None:
+    page.route(
+        "**/v1/collections",
+        lambda route: route.fulfill(body=route.fetch().body().replace(b'"suggest":false', b'"suggest":true')),
+    )
+    page.route("**/v1/suggest", lambda route: None)
+    page.goto(address)
+    choose(page, pictures / "000005.jpg")
+    page.evaluate(
+        """() => { globalThis.told = []; const problem = document.getElementById("problem");
+        new MutationObserver(() => told.push(problem.textContent)).observe(problem, { childList: true }); }"""
+    )
+    page.click(".suggest >> nth=0")
+    expect(page.locator("#notice")).to_contain_text("Comparing")
+    search(page, "in red")
+    assert not any(page.evaluate("told"))
 
 
 def test_a_file_that_is_no_image_is_told_in_words(page: Page, address: str, tmp_path: Path, pictures: Path) -> None:
@@ -277,6 +383,10 @@ def test_a_service_with_keys_asks_for_one_and_keeps_it(
     (port,) = free_ports(1)
     with service(tmp_path, bundle, index_root, port, "--api-keys-file", str(tmp_path / "keys")) as address:
         page.goto(address)
+        expect(page.locator("#door")).to_be_visible()
+        page.keyboard.press("Escape")
+        page.click("#query button[type=submit]")
+        expect(page.locator("#door")).to_be_visible()
         page.fill("#key", "another-key-of-characters")
         page.click("text=Enter")
         expect(page.locator("#key-problem")).to_have_text("This key is not known here.")

@@ -72,9 +72,13 @@ async function ask(path, options) {
     if (error.name === "AbortError") throw error;
     throw new Failure(AWAY, { retryAfterS: 2 });
   }
-  if (answer.ok) return answer.status === 204 ? null : answer.json();
+  if (answer.ok) return answer.status === 204 ? null : JSON.parse(await answer.text(), withAllDigits);
   throw await failureOf(answer);
 }
+
+/** Keep an integer that JavaScript would round, like the id of a product, as its digits, where the browser tells them. */
+const withAllDigits = (_, value, context) =>
+  Number.isInteger(value) && !Number.isSafeInteger(value) ? (context?.source ?? value) : value;
 
 async function failureOf(answer) {
   const problem = await answer.json().catch(() => ({}));

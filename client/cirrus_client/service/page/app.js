@@ -1,7 +1,7 @@
 // The page: a reference, an edit text and filters become a search, and every search a link.
 
 import * as api from "./api.js";
-import { conditions, showFields } from "./filters.js";
+import { conditions, partsOf, showFields } from "./filters.js";
 import { element } from "./element.js";
 import { showResults } from "./results.js";
 import { prepareSketch } from "./sketch.js";
@@ -25,13 +25,14 @@ async function search() {
   const { signal } = running;
   say("", "");
   if (isEmpty(state)) {
-    byId("results").replaceChildren();
+    showNothing();
     say("Give a picture, a text, or both.");
     return;
   }
   const reference = await referenceOf(state);
   if (signal.aborted) return;
   if (reference === undefined) {
+    showNothing();
     say("", ELSEWHERE);
     return;
   }
@@ -53,19 +54,27 @@ async function search() {
   }
 }
 
+function showNothing() {
+  byId("results").replaceChildren();
+  byId("results").setAttribute("aria-busy", "false");
+}
+
 /** Only a column of the collection can be filtered by. */
 function filterFor(collection) {
   const names = new Set(infoOf(collection).columns.map((column) => column.name));
-  const parts = (state.filter?.and ?? []).filter((part) => names.has(part.column));
+  const parts = partsOf(state.filter).filter((part) => part.column === undefined || names.has(part.column));
   return parts.length ? { and: parts } : null;
 }
 
-async function referenceOf({ id, upload, from, compare }) {
+/** Return what is searched from: a Blob, {id}, null for nothing, or undefined for a picture that is not here. */
+async function referenceOf({ id, upload, from, compare, collection }) {
   if (upload) return (await uploads.find(upload)) ?? undefined;
   if (!id) return null;
-  if (!compare) return { id };
-  const picture = await fetch(api.imageOf(id, from ?? state.collection)).catch(() => null);
-  return picture?.ok ? picture.blob() : { id };
+  const isOwn = (from ?? collection) === collection;
+  if (isOwn && !compare) return { id };
+  const picture = await fetch(api.imageOf(id, from ?? collection)).catch(() => null);
+  if (picture?.ok) return picture.blob();
+  return isOwn ? { id } : undefined;
 }
 
 async function failed(error, again, signal) {
@@ -91,8 +100,9 @@ const facts = ({ collection, bundle, space }) =>
 
 // -- What is asked
 
+/** Search for something else, with the text as it is in its field. */
 function change(changes, options) {
-  state = { ...state, count: FIRST, ...changes };
+  state = { ...state, count: FIRST, text: byId("text").value, ...changes };
   toAddress(state, options);
   return showAndSearch();
 }
@@ -105,13 +115,14 @@ function startFrom(item, collection) {
 
 /** Write the edit that leads from the reference to an item into the text, for the user to change and to search with. */
 const suggestFor = (reference) => async (item, collection) => {
+  const { signal } = running;
   say("Comparing the two pictures …");
   try {
-    byId("text").value = await api.suggest({ collection, reference, target: item.id }, running.signal);
+    byId("text").value = await api.suggest({ collection, reference, target: item.id }, signal);
     say(`This is what leads to ${item.id}. Change it, or search.`);
     byId("text").focus();
   } catch (error) {
-    if (!running.signal.aborted) await failed(error, () => suggestFor(reference)(item, collection), running.signal);
+    if (!signal.aborted) await failed(error, () => suggestFor(reference)(item, collection), signal);
   }
 };
 
@@ -119,9 +130,14 @@ const showMore = () => change({ count: Math.min(state.count + FIRST, MOST) }, { 
 
 async function take(blob) {
   if (!blob) return;
-  const upload = await uploads.keep(blob);
-  await change({ upload, id: null, from: null, text: byId("text").value });
+  const upload = await uploads.keep(blob).catch(() => null);
+  if (upload === null) return say("", "This file can't be read.");
+  await change({ upload, id: null, from: null });
 }
+
+/** Whether a paste into the text is one of text: office programs add a picture of it. */
+const isText = ({ target, clipboardData }) =>
+  target === byId("text") && ["text/plain", "text/html"].every((type) => clipboardData.types.includes(type));
 
 function prepareReference() {
   const [drop, file, camera] = [byId("drop"), byId("file"), byId("camera")];
@@ -143,7 +159,7 @@ function prepareReference() {
   });
   addEventListener("paste", (event) => {
     const [pasted] = event.clipboardData.files;
-    if (!pasted) return;
+    if (!pasted || isText(event)) return;
     event.preventDefault();
     take(pasted);
   });
@@ -166,14 +182,13 @@ function show() {
 }
 
 async function showReference() {
-  const preview = byId("preview");
-  if (previewed) URL.revokeObjectURL(previewed);
-  previewed = null;
+  const [preview, wanted] = [byId("preview"), state];
   let source = state.id && api.thumbnail(api.imageOf(state.id, state.from ?? state.collection), PREVIEW_PX);
-  if (state.upload) {
-    const blob = await uploads.find(state.upload);
-    source = previewed = blob && URL.createObjectURL(blob);
-  }
+  const blob = state.upload && (await uploads.find(state.upload));
+  if (state !== wanted) return;
+  if (previewed) URL.revokeObjectURL(previewed);
+  previewed = blob ? URL.createObjectURL(blob) : null;
+  source = previewed ?? source;
   preview.hidden = !source;
   if (source) preview.src = source;
   preview.alt = state.id ? `Reference: ${state.id}` : "Your reference picture";
@@ -217,20 +232,27 @@ function askForKey(again) {
 
 // -- Start
 
-async function start() {
+let starting = null;
+
+/** Ask for the collections until they are known, once at a time, and do what the state says. */
+function start() {
+  starting ??= begin().finally(() => (starting = null));
+  return starting;
+}
+
+async function begin() {
   try {
     served = await api.collections();
   } catch (error) {
-    return failed(error, start);
+    return failed(error, begin);
   }
   if (!served.length) return say("", "Nothing is served.");
   showModels();
   return showAndSearch();
 }
 
-/** Do what the state says; before the collections are known, `start` is going to do it. */
 function showAndSearch() {
-  if (!served.length) return undefined;
+  if (!served.length) return start();
   state.collection = infoOf(state.collection).name;
   if (!served.some(({ name }) => name === state.compare) || state.compare === state.collection) state.compare = null;
   show();
@@ -239,7 +261,7 @@ function showAndSearch() {
 
 byId("query").addEventListener("submit", (event) => {
   event.preventDefault();
-  return change({ text: byId("text").value });
+  return change({});
 });
 byId("clear-filters").addEventListener("click", () => change({ filter: null }));
 byId("collection").addEventListener("change", () => change({ collection: byId("collection").value, compare: null, filter: null, ...alone() }));

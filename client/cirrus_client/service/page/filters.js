@@ -4,18 +4,33 @@ import { element } from "./element.js";
 
 const RANGES = { number: "number", integer: "number", date: "date", time: "datetime-local" };
 
-/** Show fields for the columns, filled from a filter. Columns that can't be chosen from have none. */
+let shown = null;
+
+/**
+ * Show fields for the columns, filled from a filter. Columns that can't be chosen from have none. Fields that say it
+ * already stay as they are, with the focus.
+ */
 export function showFields(box, columns, filter, changed) {
   const parts = partsOf(filter);
-  box.replaceChildren(...columns.map((column) => field(column, parts)).filter(Boolean));
-  box.onchange = () => changed(read(box, columns));
+  const wanted = JSON.stringify([columns, filter]);
+  if (wanted !== shown) box.replaceChildren(...columns.map((column) => field(column, parts)).filter(Boolean));
+  shown = wanted;
+  box.onchange = () => {
+    const given = read(box, columns);
+    shown = JSON.stringify([columns, given]);
+    changed(given);
+  };
   return box.children.length > 0;
 }
 
 /** Return how many conditions a filter has. */
 export const conditions = (filter) => partsOf(filter).length;
 
-const partsOf = (filter) => (filter ? (filter.and ?? [filter]) : []);
+/** Return the conditions that must all be true, of a filter in a link as well, which anybody may have written. */
+export function partsOf(filter) {
+  const parts = filter?.and ?? (filter ? [filter] : []);
+  return Array.isArray(parts) ? parts.filter((part) => part && typeof part === "object") : [];
+}
 
 function field(column, parts) {
   const own = parts.filter((part) => part.column === column.name);

@@ -30,17 +30,19 @@ export function prepareSketch(done) {
 
   let drawing = null;
   canvas.addEventListener("pointerdown", (event) => {
+    if (drawing) return;
     canvas.setPointerCapture(event.pointerId);
-    drawing = { width: Number(pen.value), points: [place(event)] };
+    drawing = { pointer: event.pointerId, width: Number(pen.value), points: [place(event)] };
     strokes.push(drawing);
     redraw();
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!drawing) return;
+    if (event.pointerId !== drawing?.pointer) return;
     drawing.points.push(...(event.getCoalescedEvents?.() ?? [event]).map(place));
     redraw();
   });
-  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (drawing = null));
+  for (const end of ["pointerup", "pointercancel"])
+    canvas.addEventListener(end, (event) => event.pointerId === drawing?.pointer && (drawing = null));
   byId("undo").addEventListener("click", () => (strokes.pop(), redraw()));
   byId("clear").addEventListener("click", () => ((strokes = []), redraw()));
   byId("cancel").addEventListener("click", () => dialog.close());

@@ -4,8 +4,9 @@ const STORE = "pictures";
 const KEPT = 50;
 const inMemory = new Map();
 
-/** Keep a picture and return the name by which a link means it: the start of its SHA-256. */
-export async function keep(blob) {
+/** Keep a copy of a picture, whose file may change, and return the name by which a link means it: of its SHA-256. */
+export async function keep(picture) {
+  const blob = new Blob([await picture.arrayBuffer()], { type: picture.type });
   const name = await nameOf(blob);
   inMemory.set(name, blob);
   await inStore("readwrite", (store) => store.put({ name, blob, at: Date.now() })).catch(() => {});
