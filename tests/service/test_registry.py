@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,8 @@ from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
 from cirrus_client.service.registry import Registry
+from cirrus_client.service.warming import keep_warm
+from cirrus_client.triton.server import TritonServer
 
 Opening = Callable[[Source], Version]
 
@@ -22,8 +27,10 @@ Opening = Callable[[Source], Version]
 class Folders:
     """Opens sources, or does what a test puts in its place."""
 
-    def __init__(self, open_: Opening) -> None:
-        self.open = self.really = open_
+    def __init__(self, encoders: Encoders) -> None:
+        self.encoders = encoders
+        self.really: Opening = encoders.open
+        self.open = self.really
 
     def __call__(self, source: Source) -> Version:
         return self.open(source)
@@ -32,7 +39,7 @@ class Folders:
 @pytest.fixture
 def folders() -> Iterator[Folders]:
     with Encoders(Limits(), Metrics(), triton=None, engine="onnxruntime") as encoders:
-        yield Folders(encoders.open)
+        yield Folders(encoders)
 
 
 @pytest.fixture
@@ -79,6 +86,43 @@ def test_versions_that_come_to_have_one_space_are_refused_and_the_old_ones_serve
     with pytest.raises(ServerError, match="two of its versions have space"):
         asyncio.run(registry.reload("shop"))
     assert [version.space for _, version in registry.versions()] == spaces
+
+
+def test_a_version_that_is_replaced_while_it_is_warmed_is_let_go(folders, source) -> None:
+    """Under a load that never ends it stayed in memory for ever, the whole index of it."""
+    registry = Registry(folders)
+    registry.add("shop", [source])
+    old = weakref.ref(registry.find("shop")[1])
+
+    async def scenario() -> None:
+        registry.find("shop")[1].encoder._in_flight = 1
+        warming = asyncio.create_task(keep_warm(registry))
+        await asyncio.sleep(0.1)
+        await registry.reload("shop")
+        async with asyncio.timeout(10):
+            while old() is not None:
+                gc.collect()
+                await asyncio.sleep(0.01)
+        warming.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_triton_that_could_not_be_started_again_is_tried_once_more(folders) -> None:
+    """After one failure it was left alone for ever."""
+    outcomes = [ServerError("its port is taken"), None]
+
+    class Server(TritonServer):
+        @property
+        def is_running(self) -> bool:
+            return not outcomes
+
+        def start(self) -> None:
+            if (error := outcomes.pop(0)) is not None:
+                raise error
+
+    folders.encoders._servers = [Server(Path("nowhere"))]
+    assert [folders.encoders.revive() for _ in range(3)] == [False, True, False]
 
 
 def test_what_is_said_of_a_collection_is_of_one_version(folders, source, text_source, monkeypatch) -> None:

@@ -49,7 +49,7 @@ class Source:
         return _facts(self.bundle / CONTRACT), _facts(self.index / MANIFEST)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Version:
     """An opened bundle and index. A request uses one version from its beginning to its end. Threads may share it."""
 

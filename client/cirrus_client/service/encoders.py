@@ -14,7 +14,7 @@ from typing import Self
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.remembering import RememberingEncoder
-from cirrus_client.errors import ServerUnavailable
+from cirrus_client.errors import CirrusError, ServerUnavailable
 from cirrus_client.names import EnsembleName, Flavour
 from cirrus_client.service.collection import Source, Version, open_version
 from cirrus_client.service.encoding import LocalQueries, QueryEncoder, TritonQueries
@@ -71,16 +71,20 @@ class Encoders:
         return open_version(source, state, bundle, encoder, max_pixels=self._limits.max_pixels)
 
     def revive(self) -> bool:
-        """Start Triton servers again that ended by themselves, and return whether there was one.
+        """Start Triton servers again that ended by themselves, and return whether one was.
 
-        See the class about the calling thread. Raises what `TritonServer.start` raises.
+        One that can't be started is logged, and tried again by the next call. See the class about the calling thread.
         """
-        ended = [server for server in self._servers if server.has_ended]
-        for server in ended:
+        revived = False
+        for server in [server for server in self._servers if not server.is_running]:
             log.error("tritonserver at %s has ended; it is started again", server.grpc_url)
             server.stop()
-            server.start()
-        return bool(ended)
+            try:
+                server.start()
+                revived = True
+            except (CirrusError, OSError) as error:
+                log.error("tritonserver at %s: %s", server.grpc_url, error)
+        return revived
 
     def __enter__(self) -> Self:
         return self
@@ -102,8 +106,8 @@ class Encoders:
         if isinstance(self._triton, RemoteTriton):
             return self._on_triton(self._triton.url, bundle, shared=_wait_for(self._triton.url, bundle.spec.name))
         server = self._server(bundle, self._triton)
-        self._servers.append(server)
         server.start()
+        self._servers.append(server)
         queries = self._on_triton(server.grpc_url, bundle, shared=False)
         weakref.finalize(queries, _in_a_thread(partial(self._stop, server)))
         return queries

@@ -26,7 +26,6 @@ from cirrus_client.triton.served_names import ServedNames
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-_PAUSE_S = 0.05
 _CANDIDATES = 16  # that may wait, per query that may
 Pair = tuple[bytes | None, str | None]
 """The image file and the text of a query. One of them may be None."""
@@ -127,10 +126,13 @@ class LocalQueries:
         done = await self._candidates.submit([(condition, one) for one in prepared])
         return np.array([one.result for one in done], dtype=np.float32)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for it."""
+        return not (self._in_flight or self._targets.busy or self._candidates.busy)
+
     async def learn(self, image: bytes) -> bool:
-        """Encode the image of an item ahead once nobody waits; see `RememberingEncoder.learn`."""
-        while self._in_flight or self._targets.busy or self._candidates.busy:
-            await asyncio.sleep(_PAUSE_S)
+        """Encode the image of an item ahead; see `RememberingEncoder.learn`. It is for when nobody waits."""
         return await asyncio.get_running_loop().run_in_executor(self._running, self._queries.learn, image)
 
     def waiting(self) -> int:

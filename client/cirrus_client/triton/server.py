@@ -109,9 +109,9 @@ class TritonServer:
         return self._process.pid
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the server was started and ended by itself."""
-        return self._process is not None and self._process.poll() is not None
+    def is_running(self) -> bool:
+        """Whether the server was started, and neither ended by itself nor was stopped."""
+        return self._process is not None and self._process.poll() is None
 
     def admin_headers(self, transport: Transport) -> dict[str, str]:
         """Return the headers that open Triton's administrative endpoints, like its statistics, to a request."""
