@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import threading
 import time
@@ -61,6 +62,17 @@ def test_metrics_count_searches_by_outcome_and_time_by_step(serve) -> None:
     assert len(cosines) == 2
     assert min(cosines) > 0.99999
     assert min(value for (name, _), value in found.items() if name.startswith("cirrus_index_built")) > 1.6e9
+
+
+def test_what_a_caller_invents_is_no_label_and_no_line(serve, caplog) -> None:
+    client = serve()
+    for number in range(3):
+        client.request(f"INVENTED{number}", "/healthz")
+    assert samples(client)["cirrus_http_requests_total", ("other", "/healthz", "405")] == 3
+    assert "INVENTED" not in client.get("/metrics").text
+    with caplog.at_level(logging.INFO):
+        client.get("/x%0AGET /forged 200")
+    assert "GET /x\\nGET /forged 200 404" in caplog.messages
 
 
 def test_a_gallery_item_that_was_a_reference_is_not_encoded_again_and_metrics_say_so(serve) -> None:

@@ -50,10 +50,10 @@ class Canaries:
     async def keep_on(self, interval_s: float) -> None:
         """Replay on a schedule, new versions at once and those that failed soon, until cancelled."""
         while True:
-            for passed_s in range(math.ceil(interval_s)):
+            passed_s = 0
+            while not (passed_s >= interval_s or self._has_new() or (passed_s > _AGAIN_S and self._has_failed())):
                 await asyncio.sleep(1)
-                if self._has_new() or (passed_s >= _AGAIN_S and self._has_failed()):
-                    break
+                passed_s += 1
             await self.replay()
 
     def _has_new(self) -> bool:

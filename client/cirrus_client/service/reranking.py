@@ -76,5 +76,5 @@ def _files(version: Version, window: Sequence[Ranked]) -> dict[int, bytes]:
         try:
             found[place] = version.images.read(item.id)
         except UnknownItem as error:
-            log.warning("%s is not re-ranked: %s", item.id, error)
+            log.warning("%r is not re-ranked: %s", item.id, error)
     return found

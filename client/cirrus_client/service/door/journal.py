@@ -16,6 +16,7 @@ from cirrus_client.service.tracing import Tracer
 from cirrus_client.triton.trace import TRACEPARENT
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CLIENT_GONE = 499
 log = logging.getLogger("cirrus_client.service.requests")
 
@@ -66,7 +67,8 @@ class Journal:
             watch: Stopwatch | None = state.get("watch")
             stages = {} if watch is None else watch.seconds
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.request(scope["method"], route, status)
+            self._metrics.request(scope["method"] if scope["method"] in _METHODS else "other", route, status)
             span.end(f"{scope['method']} {route}", fields, dict(stages.items()))
             fields |= {f"{stage}_ms": round(1e3 * seconds, 3) for stage, seconds in stages.items()}
-            log.info("%s %s %d", scope["method"], scope["path"], status, extra={"fields": fields})
+            line = scope["path"].replace("\n", "\\n")  # what a caller sends makes no lines of its own
+            log.info("%s %s %d", scope["method"], line, status, extra={"fields": fields})
