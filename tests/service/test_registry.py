@@ -88,6 +88,29 @@ def test_versions_that_come_to_have_one_space_are_refused_and_the_old_ones_serve
     assert [version.space for _, version in registry.versions()] == spaces
 
 
+def test_a_service_that_ends_waits_for_no_version_that_is_being_opened(folders, source) -> None:
+    """A large index takes minutes, and a Triton server elsewhere may never answer."""
+    registry = Registry(folders)
+    registry.add("shop", [source])
+    ends, opened = threading.Event(), threading.Event()
+
+    def waits(source: Source) -> Version:
+        ends.wait(10)
+        opened.set()
+        return folders.really(source)
+
+    async def scenario() -> None:
+        folders.open = waits
+        reloading = asyncio.create_task(registry.reload("shop"))
+        await asyncio.sleep(0.05)
+        await registry.close()
+        assert not opened.is_set()
+        ends.set()
+        await reloading
+
+    asyncio.run(scenario())
+
+
 def test_a_version_that_is_replaced_while_it_is_warmed_is_let_go(folders, source) -> None:
     """Under a load that never ends it stayed in memory for ever, the whole index of it."""
     registry = Registry(folders)

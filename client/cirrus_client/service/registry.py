@@ -173,10 +173,10 @@ class Registry:
         return versions
 
     async def close(self) -> None:
-        """Close the connections of all versions."""
+        """Close the connections of all versions. One that is being opened is not waited for: it may take minutes."""
         for _, version in self.versions():
             await version.encoder.close()
-        self._opening.shutdown()
+        self._opening.shutdown(wait=False, cancel_futures=True)
 
     def switch(self, name: str, space: str) -> None:
         """Make the version of a space the active one. Raises UnknownCollection, InvalidRequest if no version has it."""
