@@ -86,7 +86,15 @@ def test_every_option_that_the_chart_sets_is_one_of_the_service(helm: str) -> No
         (deployment,) = (document for document in rendered(helm, settings) if document["kind"] == "Deployment")
         (search,) = deployment["spec"]["template"]["spec"]["containers"]
         names = {variable["name"] for variable in search["env"]}
-        assert names <= taken, names - taken
+        assert names - {"FORWARDED_ALLOW_IPS"} <= taken, names - taken  # which is uvicorn's own
+        assert ("FORWARDED_ALLOW_IPS" in names) == ("ingress.enabled=true" in settings)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("settings", "expected"), [([], True), (["replicas=1"], False)])
+def test_one_pod_alone_does_not_keep_its_node_from_being_drained(helm, settings: list[str], expected: bool) -> None:
+    kinds = [document["kind"] for document in rendered(helm, [*SETTINGS["a volume"], *settings])]
+    assert ("PodDisruptionBudget" in kinds) is expected
 
 
 @pytest.mark.network
