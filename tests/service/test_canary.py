@@ -88,6 +88,9 @@ def test_a_ready_service_says_so_with_its_cosines(client) -> None:
     assert ready["status"] == "ready"
     assert [part["part"] for part in ready["parts"]] == ["pictures", "texts"]
     assert all(part["cosine"] > 0.99999 for part in ready["parts"])
+    assert {'cirrus_canary_passed{part="pictures"} 1.0', 'cirrus_canary_passed{part="texts"} 1.0'} <= set(
+        client.get("/metrics").text.splitlines()
+    )
 
 
 @pytest.mark.slow
@@ -97,3 +100,4 @@ def test_a_service_on_a_damaged_graph_is_alive_and_not_ready_and_names_the_stage
         refused = client.get("/readyz")
         assert (refused.status_code, problem(refused)["part"]) == (503, "query_head")
         assert client.get("/healthz").status_code == 200
+        assert f'cirrus_canary_passed{{part="{bundle.spec.name}"}} 0.0' in client.get("/metrics").text

@@ -203,7 +203,7 @@ def test_the_board_and_the_alerts_ask_for_metrics_that_there_are(serve) -> None:
     asked = {name for panel in board["panels"] for t in panel["targets"] for name in _METRIC.findall(t["expr"])}
     there = {name for name, _ in samples(client)}
     alerting = set(_METRIC.findall((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()))
-    assert "cirrus_canary_cosine" in alerting
+    assert "cirrus_canary_passed" in alerting
     assert asked | alerting <= there, (asked | alerting) - there
     gauges = {name for name in there if not name.endswith(("_total", "_bucket", "_sum", "_count", "_created"))}
     assert gauges <= asked, gauges - asked

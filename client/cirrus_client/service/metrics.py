@@ -62,6 +62,12 @@ class Metrics:
         self._cosine = Gauge(
             "cirrus_canary_cosine", "Smallest cosine of the canary's stages", labels, registry=self._registry
         )
+        self._passed = Gauge(
+            "cirrus_canary_passed",
+            "Whether the canaries of a collection, or the suggester's, passed: 0 is not ready",
+            ("part",),
+            registry=self._registry,
+        )
         self._info = Gauge(
             "cirrus_info", "What is served", (*labels, "bundle", "precision", "version"), registry=self._registry
         )
@@ -111,13 +117,17 @@ class Metrics:
         versions: Sequence[tuple[str, Version]],
         counts: Sequence[float],
         cosines: Mapping[tuple[str, str], float],
+        passed: Mapping[str, bool],
     ) -> bytes:
         """Return all metrics in Prometheus's form.
 
-        versions: what is served now, by collection. counts: the number of images of each.
+        versions: what is served now, by collection. counts: the number of images of each. cosines, passed: see
+        `Canaries`.
         """
-        for gauge in (self._waiting, self._images, self._built, self._cosine, self._info):
+        for gauge in (self._waiting, self._images, self._built, self._cosine, self._passed, self._info):
             gauge.clear()
+        for part, has_passed in passed.items():
+            self._passed.labels(part).set(has_passed)
         for (name, version), count in zip(versions, counts, strict=True):
             labels = (name, version.space[:16])
             self._waiting.labels(*labels).set(version.encoder.waiting())

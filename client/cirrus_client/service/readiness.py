@@ -96,6 +96,16 @@ class Canaries:
             if (verdict := self._verdicts.get(id(version))) is not None and verdict[1].cosine is not None
         }
 
+    def passed(self) -> dict[str, bool]:
+        """Return whether every canary of a collection passed, and the suggester's, by their names."""
+        found: dict[str, bool] = {}
+        for name, version in self._registry.versions():
+            if id(version) in self._verdicts:
+                found[name] = found.get(name, True) and self._verdicts[id(version)][1].error is None
+        if self._suggester is not None and self._texts is not None:
+            found[self._suggester.spec.name] = self._texts.error is None
+        return found
+
 
 def _verdict(name: str, version: Version) -> _Verdict:
     where = f"collection {name}, bundle {version.spec.name}"

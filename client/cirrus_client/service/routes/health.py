@@ -34,5 +34,5 @@ async def metrics(request: Request) -> Response:
     running = service(request)
     versions = running.registry.versions()
     counts = await asyncio.to_thread(lambda: [version.count() for _, version in versions])
-    text = running.metrics.text(versions, counts, running.canaries.cosines())
+    text = running.metrics.text(versions, counts, running.canaries.cosines(), running.canaries.passed())
     return Response(text, media_type=MEDIA_TYPE)
