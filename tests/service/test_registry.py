@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cirrus_client.errors import ServerError, StoredDataError
+from cirrus_client.errors import NotReady, ServerError, StoredDataError
 from cirrus_client.service.collection import Source, Version
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
+from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import Registry
 from cirrus_client.service.warming import keep_warm
 from cirrus_client.triton.server import TritonServer
@@ -127,6 +128,25 @@ def test_a_version_that_is_replaced_while_it_is_warmed_is_let_go(folders, source
                 gc.collect()
                 await asyncio.sleep(0.01)
         warming.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_service_stays_ready_while_an_index_is_replaced(folders, source) -> None:
+    """What encodes is the same. A load balancer took all its replicas out at once until the canary was replayed."""
+    registry = Registry(folders)
+    registry.add("shop", [source])
+    canaries = Canaries(registry)
+
+    async def scenario() -> None:
+        await canaries.replay()
+        before = registry.find("shop")[1]
+        await registry.reload("shop")
+        assert registry.find("shop")[1] is not before
+        assert (await canaries.readiness()).status == "ready"
+        canaries.forget()
+        with pytest.raises(NotReady, match="not replayed yet"):
+            await canaries.readiness()
 
     asyncio.run(scenario())
 

@@ -11,6 +11,7 @@ from cirrus_client.canary import read_canary
 from cirrus_client.errors import CirrusError, NotReady
 from cirrus_client.replay import CanaryResult, replay
 from cirrus_client.service.collection import Version
+from cirrus_client.service.encoding import QueryEncoder
 from cirrus_client.service.models import Readiness, ReadyPart
 from cirrus_client.service.registry import Registry
 from cirrus_client.suggest import LocalSuggester
@@ -29,26 +30,30 @@ class _Verdict:
 
 
 class Canaries:
-    """Replays the canaries of all versions, and the suggester's. Tasks of one event loop may share it."""
+    """Replays the canaries of all encoders, and the suggester's. Tasks of one event loop may share it.
+
+    A verdict is on an encoder: it stands for every version that the encoder is of, also after an index was replaced.
+    """
 
     def __init__(self, registry: Registry, suggester: LocalSuggester | None = None) -> None:
         """Keep the registry and the suggester. Nothing is replayed yet."""
         self._registry = registry
         self._suggester = suggester
         self._texts: _Verdict | None = None
-        self._verdicts: dict[int, tuple[Version, _Verdict]] = {}
+        self._verdicts: dict[int, tuple[QueryEncoder, _Verdict]] = {}
 
     async def replay(self) -> None:
-        """Replay the canary of every version that is served now, and the suggester's."""
-        verdicts: dict[int, tuple[Version, _Verdict]] = {}
+        """Replay the canary of every encoder of a version that is served now, and the suggester's."""
+        verdicts: dict[int, tuple[QueryEncoder, _Verdict]] = {}
         for name, version in self._registry.versions():
-            verdicts[id(version)] = version, await asyncio.to_thread(_verdict, name, version)
+            if id(version.encoder) not in verdicts:
+                verdicts[id(version.encoder)] = version.encoder, await asyncio.to_thread(_verdict, name, version)
         self._verdicts = verdicts
         if self._suggester is not None:
             self._texts = await asyncio.to_thread(_verdict_on_texts, self._suggester)
 
     async def keep_on(self, interval_s: float) -> None:
-        """Replay on a schedule, new versions at once and those that failed soon, until cancelled."""
+        """Replay on a schedule, new encoders at once and those that failed soon, until cancelled."""
         while True:
             passed_s = 0
             while not (passed_s >= interval_s or self._has_new() or (passed_s > _AGAIN_S and self._has_failed())):
@@ -57,7 +62,7 @@ class Canaries:
             await self.replay()
 
     def _has_new(self) -> bool:
-        return any(id(version) not in self._verdicts for _, version in self._registry.versions())
+        return any(self._of(version) is None for _, version in self._registry.versions())
 
     def _has_failed(self) -> bool:
         verdicts = [verdict for _, verdict in self._verdicts.values()]
@@ -71,9 +76,9 @@ class Canaries:
         """Return the state of every part. Raises NotReady, with the stage, if one does not answer rightly."""
         parts = []
         for name, version in self._registry.versions():
-            if id(version) not in self._verdicts:
+            verdict = self._of(version)
+            if verdict is None:
                 raise NotReady(f"collection {name}: its canary was not replayed yet", part=name)
-            verdict = self._verdicts[id(version)][1]
             if verdict.error is not None:
                 raise verdict.error
             await version.encoder.check()
@@ -91,20 +96,24 @@ class Canaries:
     def cosines(self) -> dict[tuple[str, str], float]:
         """Return the smallest cosine of each version, by collection and space; NaN where a stage did not answer."""
         return {
-            (name, version.space): verdict[1].cosine
+            (name, version.space): verdict.cosine
             for name, version in self._registry.versions()
-            if (verdict := self._verdicts.get(id(version))) is not None and verdict[1].cosine is not None
+            if (verdict := self._of(version)) is not None and verdict.cosine is not None
         }
 
     def passed(self) -> dict[str, bool]:
         """Return whether every canary of a collection passed, and the suggester's, by their names."""
         found: dict[str, bool] = {}
         for name, version in self._registry.versions():
-            if id(version) in self._verdicts:
-                found[name] = found.get(name, True) and self._verdicts[id(version)][1].error is None
+            if (verdict := self._of(version)) is not None:
+                found[name] = found.get(name, True) and verdict.error is None
         if self._suggester is not None and self._texts is not None:
             found[self._suggester.spec.name] = self._texts.error is None
         return found
+
+    def _of(self, version: Version) -> _Verdict | None:
+        found = self._verdicts.get(id(version.encoder))
+        return None if found is None else found[1]
 
 
 def _verdict(name: str, version: Version) -> _Verdict:
