@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from socket import create_connection
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -268,7 +269,7 @@ def test_every_option_can_come_from_the_environment(bundle, index_root, tmp_path
     assert answers == [200, 429, 429]
 
 
-def test_a_load_balancers_idle_connection_stays_open(bundle, index_root, tmp_path) -> None:
+def test_an_idle_connection_stays_open_and_one_of_endless_headers_does_not(bundle, index_root, tmp_path) -> None:
     """Longer than uvicorn's own 5 s, after which a proxy would send its next request into a closed connection."""
     with live(tmp_path, bundle.root, "--index", index_root, "--in-process") as service:
         address = urlsplit(service.url)
@@ -282,3 +283,7 @@ def test_a_load_balancers_idle_connection_stays_open(bundle, index_root, tmp_pat
             assert answer.status == 200
             time.sleep(pause_s)
         connection.close()
+        with create_connection((str(address.hostname), address.port)) as endless:
+            endless.settimeout(10)
+            endless.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"a" * 100_000)
+            assert endless.recv(100).startswith(b"HTTP/1.1 4"), "headers without an end are refused"
