@@ -24,7 +24,8 @@ from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.filters import matching
 from cirrus_client.index.parquet_items import ParquetItems
 from cirrus_client.index.protocol import BuildOptions, SearchKind, Storage
-from cirrus_client.service.ranking import Rules
+from cirrus_client.service import searcher
+from cirrus_client.service.ranking import Ranked, Rules, select
 from cirrus_client.service.searcher import Searcher
 from tests.service.test_search import ids, problem, search
 
@@ -361,6 +362,43 @@ def test_near_duplicates_are_folded_into_the_better_one(client, index_root) -> N
             kept[place] = []
     assert 1 < len(kept) < 59
     assert {item["id"]: item["duplicates"] for item in found} == {whole[place]: ids for place, ids in kept.items()}
+
+
+def test_images_that_are_all_alike_are_folded_without_reading_the_whole_index(monkeypatch) -> None:
+    """Of CLIP's embeddings many are: a fold of 0.9 read a million of them, one after the other."""
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
+    stored, query = embeddings(2, 1, seed=1)[[0] * 4_000 + [1]], embeddings(1, 1, seed=1)[0]
+    index, _ = index_in_memory(space, stored)
+    asked: list[int] = []
+    search = index.search
+    monkeypatch.setattr(index, "search", lambda queries, k: (asked.append(k), search(queries, k))[1])
+    monkeypatch.setattr(searcher, "_MOST_VECTORS", 1_000)
+
+    async def ranked() -> list[Ranked]:
+        return await Searcher(SimpleNamespace(index=index, items=None)).rank(query, Rules(count=10, fold=0.9), None)
+
+    (only,) = asyncio.run(ranked())
+    assert (only.row, only.duplicates) == (0, list(range(1, 1_000)))
+    assert asked == [40, 160, 640, 1_000]
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_duplicates_are_those_of_the_nearest_better_one(vectors: int) -> None:
+    held = embeddings(300, vectors, seed=1).reshape(300, vectors, 24)
+    scores = np.linspace(1, 0, 300, dtype=np.float32)
+    expected: dict[int, list[int]] = {}
+    for row in range(300):
+        to = {other: float((held[row] @ held[other].T).max(axis=1).mean()) for other in expected}
+        nearest = max(to, key=to.__getitem__, default=None)
+        if nearest is not None and to[nearest] >= 0.3:
+            expected[nearest].append(row)
+        elif len(expected) == 40:
+            break
+        else:
+            expected[row] = []
+    found = select(np.arange(300), scores, Rules(count=40, fold=0.3), lambda rows: held[rows])
+    assert {one.row: one.duplicates for one in found} == expected
+    assert any(expected.values())
 
 
 def test_scores_below_the_threshold_are_left_out(client) -> None:

@@ -14,6 +14,7 @@ from cirrus_client.index.items import Groups
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
+_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
@@ -68,27 +69,34 @@ def select(rows: Rows, scores: Scores, rules: Rules, vectors: Callable[[Rows], E
 
 
 def _folded(rows: Rows, scores: Scores, rules: Rules, vectors: Embeddings) -> list[Ranked]:
+    """Answer the best row, fold into it what is similar, and go on with the best row that is left."""
     assert rules.fold is not None
     kept: list[Ranked] = []
-    places: list[int] = []
-    for place, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True)):
-        if kept:
-            similar = _similarity(vectors[place], vectors[places])
-            nearest = int(np.argmax(similar))
-            if similar[nearest] >= rules.fold:
-                kept[nearest].duplicates.append(row)
-                continue
-        if len(kept) == rules.count:
-            break
-        kept.append(Ranked(row, score))
-        places.append(place)
+    nearest = np.zeros(len(rows), dtype=np.int64)  # of the kept rows before each, the most similar, and how similar
+    similar = np.full(len(rows), -np.inf, dtype=np.float32)
+    place = 0
+    while place < len(rows) and len(kept) < rules.count:
+        behind = slice(place + 1, None)
+        found = _similarity(vectors[behind], vectors[place])
+        nearer = found > similar[behind]
+        nearest[behind][nearer], similar[behind][nearer] = len(kept), found[nearer]
+        kept.append(Ranked(int(rows[place]), float(scores[place])))
+        place = _first_below(similar, rules.fold, place + 1)
+    for folded in np.flatnonzero(similar[:place] >= rules.fold).tolist():
+        kept[nearest[folded]].duplicates.append(int(rows[folded]))
     return kept
 
 
-def _similarity(of: Embeddings, to: Embeddings) -> Scores:
-    """Return the similarity of an image's vectors, [V, D], to those of n others, [n, V, D].
+def _first_below(similar: Scores, fold: float, start: int) -> int:
+    below = np.flatnonzero(similar[start:] < fold)
+    return start + int(below[0]) if len(below) else len(similar)
 
-    That is the cosine; for several vectors, the mean over the image's vectors of the best cosine with the other's.
+
+def _similarity(of: Embeddings, to: Embeddings) -> Scores:
+    """Return the similarity of n images, [n, V, D], to another one, [V, D].
+
+    That is the cosine; for several vectors, the mean over an image's vectors of the best cosine with the other's.
     """
-    similar: Scores = np.einsum("vd,nwd->nvw", of, to).max(axis=2).mean(axis=1)
-    return similar
+    parts = [of[start : start + _AT_ONCE] @ to.T for start in range(0, len(of), _AT_ONCE)]
+    found = [part.max(axis=2).mean(axis=1) for part in parts]
+    return np.concatenate([np.empty(0, dtype=np.float32), *found])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -25,6 +26,7 @@ T = TypeVar("T")
 _BATCH = 64
 _WAITING = 100_000  # what waits is bounded by the encoder's queue
 _KEPT = 16
+_MOST_VECTORS = 100_000
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ class Searcher:
     async def rank(self, embedding: Embeddings, rules: Rules, among: Selection | None) -> list[Ranked]:
         """Return the best items for a query embedding, float32 [D], that the rules answer, best first.
 
-        Where one item per group is answered, the search goes on among the groups that it has not found yet.
+        Where one item per group is answered, the search goes on among the groups that it has not found yet. Where
+        duplicates are folded, it ends at the best images that have `_MOST_VECTORS` vectors together.
         """
         fetched = rules.count + len(rules.left_out)
         if rules.collapses:
             fetched *= 4
+        most = sys.maxsize if rules.fold is None else max(fetched, _MOST_VECTORS // self._index.space.vectors)
         groups = rules.groups if isinstance(self._index, FilteredIndex) else None
         rows, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         while True:
@@ -88,9 +92,9 @@ class Searcher:
             ranked = await asyncio.to_thread(select, rows, scores, rules, self._vectors)
             exhausted = len(more) < fetched or more[-1] < 0
             below = not exhausted and rules.min_score is not None and their_scores[-1] < rules.min_score
-            if len(ranked) >= rules.count or exhausted or below:
+            if len(ranked) >= rules.count or exhausted or below or fetched == most:
                 return ranked
-            fetched *= 4
+            fetched = min(4 * fetched, most)
             if groups is not None:
                 answered = rows[~np.isin(rows, list(rules.left_out))]
                 among = await asyncio.to_thread(groups.others, answered, among)
