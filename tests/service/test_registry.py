@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cirrus_client.errors import NotReady, ServerError, StoredDataError
+from cirrus_client.ensemble import Arrays
+from cirrus_client.errors import NotReady, ServerError, ServerUnavailable, StoredDataError
+from cirrus_client.replay import LocalRunner
 from cirrus_client.service.collection import Source, Version
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
@@ -151,6 +153,28 @@ def test_a_service_stays_ready_while_an_index_is_replaced(folders, source) -> No
     asyncio.run(scenario())
 
 
+def test_what_is_not_ready_names_no_machine_and_the_log_does(folders, source, monkeypatch, caplog) -> None:
+    registry = Registry(folders)
+    registry.add("shop", [source])
+    version = registry.find("shop")[1]
+
+    class Away(LocalRunner):
+        def step(self, model: str, inputs: Arrays) -> Arrays:
+            raise ServerUnavailable("the server at inner.example:8001 is not available")
+
+    monkeypatch.setattr(version.encoder, "runner", lambda: Away(version.encoder._encoder))
+    canaries = Canaries(registry)
+
+    async def ready() -> None:
+        await canaries.replay()
+        await canaries.readiness()
+
+    with pytest.raises(NotReady, match="does not answer; the log says why") as refused:
+        asyncio.run(ready())
+    assert "inner.example" not in str(refused.value)
+    assert "inner.example" in caplog.text
+
+
 def test_a_triton_that_could_not_be_started_again_is_tried_once_more(folders) -> None:
     """After one failure it was left alone for ever."""
     outcomes = [ServerError("its port is taken"), None]
@@ -194,8 +218,9 @@ def test_what_is_said_of_a_collection_is_of_one_version(folders, source, text_so
     asyncio.run(scenario())
 
 
-def test_what_is_said_after_a_swap_is_found_in_a_thread(client, monkeypatch) -> None:
+def test_what_is_said_after_a_swap_is_found_in_a_thread(serve, monkeypatch) -> None:
     """It stopped the service for as long as the columns of the new index take: two seconds for a million images."""
+    client = serve()
     loop = client.portal.call(threading.get_ident)
     seen: list[int] = []
 
@@ -205,7 +230,7 @@ def test_what_is_said_after_a_swap_is_found_in_a_thread(client, monkeypatch) -> 
 
     really = Registry.info
     monkeypatch.setattr(Registry, "info", info)
-    monkeypatch.setattr(client.app.state, "service", replace(client.app.state.service, suggester=object()))
+    client.app.state.service = replace(client.app.state.service, suggester=object())
     (collection, *_) = client.get("/v1/collections").json()["collections"]
     answers = [
         client.post(f"/v1/collections/{collection['name']}/reload"),

@@ -196,7 +196,14 @@ def test_a_damaged_or_foreign_index_is_not_served_and_the_old_one_is(
             "the newer version is not served (SearchIndexError); the log says why"
         )
         assert "vectors.faiss" in service.log.read_text()
-        (index / "vectors.faiss").write_bytes(whole)
+        foreign = text_source.index
+        for name_of_file in ("index.json", "vectors.faiss", "items.parquet"):
+            (index / name_of_file).write_bytes((foreign / name_of_file).read_bytes())
+        mismatch = client.post(f"/v1/collections/{name}/reload")
+        assert (mismatch.status_code, problem(mismatch)["type"]) == (409, "urn:cirrus:SpaceMismatch")
+        assert str(tmp_path) not in mismatch.text
+        assert f"request {problem(mismatch)['request_id']}: SpaceMismatch: bundle" in service.log.read_text()
+        numbered(gallery_root, index, 0)
         assert client.post(f"/v1/collections/{name}/reload").json()["problem"] is None
 
 

@@ -30,7 +30,7 @@ from cirrus_client.service.door.rate import RateLimit
 from cirrus_client.service.fetch import ImageReader
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
-from cirrus_client.service.problems import problem, problem_of, request_id, status_of
+from cirrus_client.service.problems import is_for_the_log, problem, problem_of, request_id
 from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import Registry
 from cirrus_client.service.routes import (
@@ -131,7 +131,7 @@ async def _typed(request: Request, error: Exception) -> Response:
     assert isinstance(error, CirrusError)
     metrics: Metrics = request.app.state.service.metrics
     metrics.rejected(error)
-    if status_of(error) >= 500:
+    if is_for_the_log(error):
         log.error("request %s: %s: %s", request_id(request.scope), type(error).__name__, error)
     return problem_of(error, request.scope)
 

@@ -42,6 +42,7 @@ _PRIVATE = {"path", "url"}
 
 _WITHHELD: tuple[type[CirrusError], ...] = (
     errors.UnreadableImage,
+    errors.SpaceMismatch,
     errors.StoredDataError,
     errors.ServerError,
     errors.EngineError,
@@ -53,6 +54,11 @@ _WITHHELD: tuple[type[CirrusError], ...] = (
 def status_of(error: CirrusError) -> int:
     """Return the HTTP status of an error."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+
+
+def is_for_the_log(error: CirrusError) -> bool:
+    """Return whether the log says what happened: a fault of the service, or what an answer withholds."""
+    return status_of(error) >= HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, _WITHHELD)
 
 
 def problem(scope: Scope, status: int, *, kind: str, detail: str, attributes: Mapping[str, Any]) -> JSONResponse:

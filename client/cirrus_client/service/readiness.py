@@ -128,11 +128,19 @@ def _verdict(name: str, version: Version) -> _Verdict:
         result.check(where)
     except NotReady as error:
         log.error("%s", error)
-        return _Verdict(math.nan if result is None else result.lowest, error)
+        return _Verdict(math.nan if result is None else result.lowest, _told(error, where, result))
     except CirrusError as error:
         log.error("%s: its canary can't be replayed: %s", where, error)
         return _Verdict(math.nan, NotReady(f"{where}: its canary can't be replayed", part=name))
     return _Verdict(result.lowest, None)
+
+
+def _told(error: NotReady, where: str, result: CanaryResult | None) -> NotReady:
+    """Return an error as everybody may read it: why a stage does not answer names files and machines."""
+    problems = {} if result is None else {check.stage: check.problem for check in result.stages}
+    if problems.get(error.part) is None:
+        return error
+    return NotReady(f"{where}: stage {error.part} does not answer; the log says why", part=error.part)
 
 
 def _verdict_on_texts(suggester: LocalSuggester) -> _Verdict:
