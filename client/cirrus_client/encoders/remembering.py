@@ -275,7 +275,7 @@ class RememberingEncoder:
 
 
 def steps_from(ensemble: EnsembleSpec, tensor: str) -> tuple[StepSpec, ...]:
-    """Return the graphs of an ensemble that a tensor alone is enough for."""
+    """Return the steps of an ensemble that can run when one tensor alone is given."""
     steps: list[StepSpec] = []
     there = {tensor}
     for step in ensemble.steps:

@@ -25,7 +25,7 @@ _REPORT = "report.json"
 
 
 class Facts(NamedTuple):
-    """What is another after a file was replaced."""
+    """What tells a file from the one that replaces it."""
 
     inode: int
     mtime_ns: int
@@ -45,7 +45,7 @@ class Source:
     images: str | None = None
 
     def state(self) -> State:
-        """Return what differs after the bundle or the index was replaced: a few facts of their contracts' files."""
+        """Return the facts of the bundle's and the index's contract, which differ after one of them was replaced."""
         return _facts(self.bundle / CONTRACT), _facts(self.index / MANIFEST)
 
 

@@ -26,7 +26,7 @@ from cirrus_client.triton.served_names import ServedNames
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-_CANDIDATES = 16  # that may wait, per query that may
+_CANDIDATES = 16  # per waiting query, how many candidates may wait
 Pair = tuple[bytes | None, str | None]
 """The image file and the text of a query. One of them may be None."""
 

@@ -22,9 +22,9 @@ _REDIRECTS = 3
 class ImageReader:
     """Reads images that requests hold as text. Tasks of one event loop may share it.
 
-    A web address is fetched only if its host is allowed. Every redirect is checked again. A host that is named must
-    have public addresses alone, and the one that was checked is the one that is connected to; an address that is
-    allowed as a number is taken as it is.
+    A web address is fetched only if its host is allowed. Every redirect is checked again. A host that is allowed by
+    its name must have no address but public ones, and the connection goes to the address that was checked. A host that
+    is allowed by its number, like 10.0.0.5, may be private.
     """
 
     def __init__(self, *, max_bytes: int, hosts: Collection[str] = ()) -> None:
