@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from cirrus_client.bundle import Bundle
 from cirrus_client.ensemble import Arrays
 from cirrus_client.errors import NotReady, ServerError, ServerUnavailable, StoredDataError
 from cirrus_client.replay import LocalRunner
+from cirrus_client.service import encoders as encoders_module
 from cirrus_client.service.collection import Source, Version
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
 from cirrus_client.service.metrics import Metrics
+from cirrus_client.service.options import TritonOptions
 from cirrus_client.service.readiness import Canaries
 from cirrus_client.service.registry import Registry
 from cirrus_client.service.warming import keep_warm
+from cirrus_client.triton.listening import are_free, listening
 from cirrus_client.triton.server import TritonServer
 
 Opening = Callable[[Source], Version]
@@ -48,6 +55,37 @@ def folders() -> Iterator[Folders]:
 @pytest.fixture
 def source(bundle, index_root) -> Source:
     return Source(bundle.root, index_root)
+
+
+class OnlyListening(TritonServer):
+    """A server that listens on its ports and does nothing else."""
+
+    def start(self) -> None:
+        self.held = [listening("127.0.0.1", port) for port in (self.http_port, self.grpc_port, self.metrics_port)]
+
+    def stop(self) -> None:
+        for held in self.held:
+            held.close()
+
+
+def test_tritons_of_further_bundles_take_the_next_ports(bundle, index_root, tmp_path, monkeypatch) -> None:
+    """What reads their metrics finds them again when one has taken another's place."""
+    monkeypatch.setattr(encoders_module, "TritonServer", OnlyListening)
+    monkeypatch.setattr(encoders_module, "survives_cancellation", lambda url: True)
+    bundles = [Bundle.open(shutil.copytree(bundle.root, tmp_path / name)) for name in ("a", "b", "c")]
+    first = next(port for port in count(20_000, 10) if are_free("127.0.0.1", range(port, port + 9)))
+    options = TritonOptions(first, first + 1, first + 2)
+    with Encoders(Limits(), Metrics(), triton=options) as encoders:
+        opened = [encoders.open(Source(one.root, index_root)) for one in bundles]
+        assert [server.metrics_port - first for server in encoders._servers] == [2, 5, 8]
+        replaced = encoders._servers[1]
+        del opened[1]
+        deadline = time.monotonic() + 20
+        while replaced.held[0].fileno() >= 0 and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.01)
+        opened.append(encoders.open(Source(bundles[1].root, index_root)))
+        assert [server.metrics_port - first for server in encoders._servers] == [2, 8, 5]
 
 
 async def watched(registry: Registry, until: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -24,6 +24,7 @@ from cirrus_client.service.options import RemoteTriton, TritonOptions
 from cirrus_client.triton.cancellation import survives_cancellation
 from cirrus_client.triton.channel import has_model, is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
+from cirrus_client.triton.listening import are_free
 from cirrus_client.triton.repository import REPOSITORIES
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
@@ -31,6 +32,7 @@ from cirrus_client.triton.wire import served_name
 
 _LONGER_S = 60.0
 _STARTS_WITHIN_S = 300.0
+_LOOPBACK, _LARGEST_PORT = "127.0.0.1", 65_535
 log = logging.getLogger(__name__)
 
 
@@ -125,9 +127,16 @@ class Encoders:
         self._servers.remove(server)
         server.stop()
 
+    def _ports(self, first: TritonOptions) -> Sequence[int]:
+        """Return the ports of the next server: the given ones, or of a further one the next three, or three more."""
+        given = (first.http, first.grpc, first.metrics)
+        if not self._servers:
+            return given
+        further = (tuple(port + step for port in given) for step in range(0, _LARGEST_PORT - max(given), len(given)))
+        return next((ports for ports in further if are_free(_LOOPBACK, ports)), free_ports(len(given)))
+
     def _server(self, bundle: Bundle, first: TritonOptions) -> TritonServer:
-        ports = (first.http, first.grpc, first.metrics) if not self._servers else free_ports(3)
-        http, grpc, metrics = ports
+        http, grpc, metrics = self._ports(first)
         repository = bundle.root / REPOSITORIES / Flavour.PYTHON
         return TritonServer(
             repository,

@@ -12,7 +12,7 @@ from cirrus_client.service.limits import Limits
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """The ports of the first Triton server, on loopback; further servers take free ones.
+    """The ports of the first Triton server, on loopback; a further one takes the next three that are free.
 
     metrics_config, trace_config: see `TritonServer`.
     """

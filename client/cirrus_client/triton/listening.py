@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Collection
+from contextlib import ExitStack
 
 from cirrus_client.errors import ServerError
 
@@ -19,6 +21,17 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another host or port") from None
+
+
+def are_free(host: str, ports: Collection[int]) -> bool:
+    """Return whether all ports of an address can be had now."""
+    with ExitStack() as held:
+        try:
+            for port in ports:
+                held.enter_context(listening(host, port))
+        except ServerError:
+            return False
+    return True
 
 
 def is_loopback(host: str) -> bool:
