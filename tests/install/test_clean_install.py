@@ -1,6 +1,7 @@
 """The distributions as a user gets them: built, installed without constraints, and used from another folder.
 
-One environment has everything (`[cpu,serve,export,service]` and the demo), and one is the light client alone.
+One environment has everything (`[cpu,serve,export,service]` and the demo), one is the light client alone, and one has
+the lowest versions that pyproject.toml allows.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from cirrus_bench.service.process import serving
 from cirrus_client.triton.server import free_ports
 from tests.registry import need_registry
 
@@ -111,6 +116,21 @@ def light(built, tmp_path_factory) -> Environment:
     environment = new_environment(tmp_path_factory, "light")
     environment.install(wheel_in(built))
     return environment
+
+
+@pytest.fixture(scope="module")
+def lowest(built, tmp_path_factory) -> Environment:
+    environment = new_environment(tmp_path_factory, "lowest")
+    environment.install(f"{wheel_in(built)}[cpu,service]", *lowest_versions("search", "cpu", "service"))
+    return environment
+
+
+def lowest_versions(*extras: str) -> list[str]:
+    """The lowest version of each package that Cirrus and its extras require."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    allowed = [Requirement(one) for lines in lists for one in lines if not one.startswith("cirrus-cir")]
+    return [f"{one.name}=={bound.version}" for one in allowed for bound in one.specifier if bound.operator == ">="]
 
 
 def pinned(package: str) -> str:
@@ -263,3 +283,46 @@ def test_the_light_client_names_the_extra_that_a_command_needs(light, bundle, ph
         with pytest.raises(AssertionError, match=re.escape(way_out)) as caught:
             light.cirrus(*command)
         assert "Traceback" not in str(caught.value)
+
+
+def test_the_lowest_versions_that_are_allowed_embed_search_and_serve(lowest, tiny_bundle, pictures) -> None:
+    assert "embed" in lowest.cirrus("--help")
+    assert "60 images embedded" in lowest.cirrus("embed", pictures, "--bundle", tiny_bundle.root, "--out", "gallery")
+    lowest.cirrus("index", "gallery", "--out", "index", "--kind", "rabitq")
+    assert "rank" in lowest.cirrus(
+        "search", min(pictures.iterdir()), "in blue", "--bundle", tiny_bundle.root, "--index", "index"
+    )
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    cirrus, index = lowest.root / "bin" / "cirrus", lowest.work / "index"
+    command = [cirrus, "serve", tiny_bundle.root, "--index", index, "--in-process", "--port", port]
+    with (
+        serving([*map(str, command)], f"{url}/healthz", log=lowest.work / "service.log"),
+        urllib.request.urlopen(url) as page,
+    ):
+        assert b"<html" in page.read()
+
+
+def test_the_lowest_pillow_sees_a_decoded_image_as_its_file(lowest) -> None:
+    lowest.python("-c", DECODED)
+
+
+DECODED = """
+import io
+import numpy as np
+from PIL import Image
+from cirrus_client.image.decode import decode
+from cirrus_client.image.inputs import image_bytes
+
+colours = Image.effect_noise((40, 60), 90).convert("RGB")
+seen = np.asarray(decode(image_bytes(colours.convert("YCbCr"))).convert("RGB")).astype(int)
+assert np.abs(seen - np.asarray(colours)).max() <= 3
+
+xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+xmp += b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+file = io.BytesIO()
+colours.save(file, "WEBP", lossless=True, xmp=xmp)
+turned, in_memory = (decode(one).convert("RGB") for one in (file.getvalue(), image_bytes(Image.open(file))))
+assert turned.size == in_memory.size == (60, 40)
+assert turned.tobytes() == in_memory.tobytes()
+"""

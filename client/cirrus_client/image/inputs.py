@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, __version__
 
 from cirrus_client.errors import InvalidImage, UnreadableImage
 from cirrus_client.image.decode import check_size
@@ -15,6 +15,7 @@ from cirrus_client.image.modes import as_seen, upright
 
 _ORIENTATION = 0x0112
 _NOT_IN_PNG = frozenset({"CMYK", "YCbCr"})
+_READS_YCBCR = int(__version__.split(".")[0]) >= 13  # older Pillow takes the levels of an uncompressed TIFF for RGB
 
 ImageInput = bytes | bytearray | memoryview | str | Path | Image.Image
 """The bytes of an image file, its path, or a decoded image."""
@@ -64,6 +65,8 @@ def _encoded(image: Image.Image) -> bytes:
         if isinstance(error, OSError) and error.errno is not None:
             raise UnreadableImage(f"can't read the PIL image: {error.strerror}", errno=error.errno) from None
         raise InvalidImage(f"the PIL image can't be read: {error}") from None
+    if seen.mode == "YCbCr" and not _READS_YCBCR:
+        seen = seen.convert("RGB")
     file = io.BytesIO()
     if seen.mode in _NOT_IN_PNG:
         seen.copy().save(file, format="TIFF")  # a copy has no tags, of which XMP's orientation would turn it again

@@ -118,7 +118,7 @@ def _add_page(app: FastAPI) -> None:
     for path in sorted(PAGE.rglob("*")):
         if path.is_file():
             name = str(path.relative_to(PAGE))
-            app.add_api_route(
+            app.add_route(
                 "/" if name == INDEX else f"/{name}", partial(_page_file, files, name), include_in_schema=False
             )
 
