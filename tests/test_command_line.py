@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from datetime import datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -110,6 +112,9 @@ def test_metadata_of_some_images_is_told_with_their_number(index, tmp_path) -> N
     [
         (["--memory", "8GiB"], "--plan"),
         (["--key", "file"], "--metadata"),
+        (["--bundle", "union"], "--bundle: it is for what encodes --queries"),
+        (["--server", "here:8001", "--name", "union"], "--server: it is for what encodes --queries"),
+        (["--trust-plans"], "--trust-plans: it is for what encodes --queries"),
         (["--update", "--backend", "milvus"], "was built by faiss, and an update keeps it"),
     ],
 )
@@ -259,12 +264,42 @@ def test_an_address_that_is_not_host_and_port_names_the_cure(index, images, addr
         (["--cache", "c"], "--cache: it needs --bundle as well"),
         (["--head", "h.pt"], "--head: it needs --bundle as well"),
         (["--bundle", "B", "--name", "n"], "--name: it chooses among the bundles of a --server"),
+        (["--server", "h:1", "--trust-plans"], "--trust-plans: it needs --bundle"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, options, message) -> None:
     done = run("embed", tmp_path, "--out", tmp_path / "out", *options)
     assert done.exit_code == 2
     assert f"Invalid value for {message}" in done.stderr
+
+
+def test_a_name_chooses_nothing_where_no_server_is_asked(tiny_bundle) -> None:
+    done = run("verify", tiny_bundle.root, "--name", "union")
+    assert done.exit_code == 2
+    assert "Invalid value for --name: it chooses among the bundles of a --server" in done.stderr
+
+
+def test_a_search_prints_values_of_columns_as_the_service_answers_them(tiny_bundle, index, images, tmp_path) -> None:
+    values = {
+        "price": float("nan"),
+        "thumb": b"\xff\xfe\xff",
+        "since": datetime(2026, 5, 31, 12),
+        "sizes": [1.5, math.inf],
+    }
+    columns = {name: [value] * 2 for name, value in values.items()}
+    pq.write_table(pa.table({"image_path": sorted(os.listdir(images)), **columns}), tmp_path / "products.parquet")
+    built = (
+        "index",
+        index.parent / "gallery",
+        "--out",
+        tmp_path / "index",
+        "--metadata",
+        tmp_path / "products.parquet",
+    )
+    assert run(*built).exit_code == 0
+    asked = ("search", images / "plain.jpg", "--bundle", tiny_bundle.root, "--index", tmp_path / "index", "--json")
+    (first, _) = json.loads(run(*asked).stdout, parse_constant=pytest.fail)
+    assert first["metadata"] == {"price": None, "thumb": "//7/", "since": "2026-05-31T12:00:00", "sizes": [1.5, None]}
 
 
 def test_images_are_encoded_ahead_in_process_alone(tiny_bundle, index) -> None:

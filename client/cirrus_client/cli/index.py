@@ -102,6 +102,9 @@ def index(
         raise typer.BadParameter("it needs --plan, and limits no build", param_hint="--memory")
     if key != PATH and metadata is None:
         raise typer.BadParameter("it needs --metadata", param_hint="--key")
+    if queries is None:
+        encoding = {"--bundle": bundle, "--server": server, "--name": name, "--trust-plans": trust_plans or None}
+        _refuse(encoding, "it is for what encodes --queries: give them, or leave it out")
     if plan:
         print_plan(read_gallery(gallery), memory)
         return
@@ -116,7 +119,8 @@ def index(
     sample = _kept(read) if queries is None else read_query_sample(queries, read.space, encoder)
     columns = None if metadata is None else read_metadata(metadata, key=key)
     if update:
-        _check_kept({"--kind": kind, "--storage": storage, "--uri": uri, "--collection": collection})
+        kept = {"--kind": kind, "--storage": storage, "--uri": uri, "--collection": collection}
+        _refuse(kept, "an update keeps the index's own: leave it out, or build anew")
         before = set(read_manifest(out).shards)
         built = update_index(read, out, queries=sample, metadata=columns, images=root, backend=backend)
         same = sum(shard.rows for shard in built.shards if shard in before)
@@ -129,10 +133,11 @@ def index(
     echo(f"{out}: {built.count:,} images, {described(built.space)}{_agreement(built)}")
 
 
-def _check_kept(given: Mapping[str, object]) -> None:
+def _refuse(given: Mapping[str, object], reason: str) -> None:
+    """Raise BadParameter for the first option that was given."""
     for option, value in given.items():
         if value is not None:
-            raise typer.BadParameter("an update keeps the index's own: leave it out, or build anew", param_hint=option)
+            raise typer.BadParameter(reason, param_hint=option)
 
 
 def _kept(gallery: Gallery) -> QuerySample | None:

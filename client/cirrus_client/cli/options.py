@@ -34,12 +34,16 @@ TrustPlansOption = Annotated[
 ]
 
 
-def check_encoder_options(bundle: Path | Bundle | None, server: str | None, name: str | None) -> None:
-    """Raise BadParameter unless the options name one bundle, or one server."""
+def check_encoder_options(
+    bundle: Path | Bundle | None, server: str | None, name: str | None, *, trust_plans: bool
+) -> None:
+    """Raise BadParameter unless the options name one bundle, or one server, and what belongs to it."""
     if (bundle is None) == (server is None):
         raise typer.BadParameter("give exactly one of them", param_hint="--bundle, --server")
     if name is not None and server is None:
         raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
+    if trust_plans and bundle is None:
+        raise typer.BadParameter("it needs --bundle; a server has loaded its own", param_hint="--trust-plans")
 
 
 def open_encoder(
@@ -51,7 +55,7 @@ def open_encoder(
     trust_plans: bool = False,
 ) -> LocalEncoder | TritonEncoder:
     """Return the encoder that the options name. Raises BadParameter as `check_encoder_options` does."""
-    check_encoder_options(bundle, server, name)
+    check_encoder_options(bundle, server, name, trust_plans=trust_plans)
     if bundle is not None:
         return LocalEncoder(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, trust_plans=trust_plans))
     assert server is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from cirrus_client.cli.console import echo, print_table
 from cirrus_client.cli.options import (
@@ -22,6 +23,7 @@ from cirrus_client.cli.options import (
 from cirrus_client.names import Transport
 from cirrus_client.retriever import Match, open_retriever
 from cirrus_client.service.client import Query, SearchClient
+from cirrus_client.service.models import with_base64
 from cirrus_client.sheet import check_suffix, contact_sheet, save_sheet
 
 _TEXT_ALONE = "-"
@@ -71,9 +73,10 @@ def search(
     if (index is None) == (url is None):
         raise typer.BadParameter("give exactly one of them", param_hint="--index, --url")
     if url is not None:
-        if any(option is not None for option in (bundle, server, name, root, backend, sheet)):
+        if any(option is not None for option in (bundle, server, name, root, backend, sheet)) or trust_plans:
             raise typer.BadParameter(
-                "the service has its own", param_hint="--bundle, --server, --name, --root, --backend, --sheet"
+                "the service has its own",
+                param_hint="--bundle, --server, --name, --trust-plans, --root, --backend, --sheet",
             )
         options = {"collection": collection, "filter": _tree(filter), "unique": unique, "rerank": rerank}
         matches = _asked(url, api_key, Query(reference, text), k, options)
@@ -85,12 +88,18 @@ def search(
         retriever = open_retriever(encoder, index, images=root, backend=backend, reranker=encoder)
         matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter), unique=unique, rerank=rerank)
     if as_json:
-        typer.echo(json.dumps([asdict(match) for match in matches], indent=2, default=str))
+        typer.echo(_json(matches))
     else:
         _print(matches)
     if sheet is not None:
         save_sheet(contact_sheet(reference, text, matches), sheet)
         echo(f"contact sheet: {sheet}", err=True)
+
+
+def _json(matches: Sequence[Match]) -> str:
+    """Return matches as JSON. Values of columns are those of the service's answers: NaN is null, bytes are base64."""
+    plain = [with_base64(asdict(match)) for match in matches]
+    return json.dumps(to_jsonable_python(plain, inf_nan_mode="null", fallback=str), indent=2, allow_nan=False)
 
 
 def _print(matches: Sequence[Match]) -> None:

@@ -38,6 +38,8 @@ def verify(
     With --server, replay the bundle's golden inputs there, and compare every stage with the original's outputs; of a
     suggester, the texts of its golden pairs.
     """
+    if name is not None and server is None:
+        raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
     if server is not None and (bundle / SUGGESTER).exists():
         _hold_suggester(server, bundle, name, transport)
         return

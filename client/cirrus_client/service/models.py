@@ -27,16 +27,16 @@ class Answer(BaseModel):
     model_config = ConfigDict(ser_json_inf_nan="null")
 
 
-def _with_texts(value: Any) -> Any:
+def with_base64(value: Any) -> Any:
     """Return a value with base64 in the place of bytes, in the alphabet of images in requests, not that of URLs."""
     if isinstance(value, bytes):
         return b64encode(value).decode()
     if isinstance(value, dict):
-        return {name: _with_texts(inner) for name, inner in value.items()}
-    return list(map(_with_texts, value)) if isinstance(value, list | tuple) else value
+        return {name: with_base64(inner) for name, inner in value.items()}
+    return list(map(with_base64, value)) if isinstance(value, list | tuple) else value
 
 
-Metadata = Annotated[dict[str, Any], PlainSerializer(_with_texts, return_type=dict[str, Any], when_used="json")]
+Metadata = Annotated[dict[str, Any], PlainSerializer(with_base64, return_type=dict[str, Any], when_used="json")]
 """The columns of an item. Bytes are base64."""
 
 
