@@ -65,8 +65,11 @@ $(DEMO)/bundle/bundle.json: $(DEMO)/weights/clip.safetensors $(DEMO)/probe/capti
 	$(BIN)/cirrus export --recipe transagg-union --backbone cirrus-demo --pretrained $(DEMO)/weights/clip.safetensors \
 		--head $(DEMO)/weights/transagg_union.safetensors --probe $(DEMO)/probe --queries 240 --gallery 480 --out $(DEMO)/bundle
 
-$(DEMO)/index/index.json: $(DEMO)/bundle/bundle.json
-	test -d $(DEMO)/photos || $(BIN)/python -m cirrus_demo photos $(DEMO)/photos --count 600 --size-px 512
+# The last of the photos: a run that was interrupted is done again.
+$(DEMO)/photos/000599.jpg: $(READY)
+	$(BIN)/python -m cirrus_demo photos $(DEMO)/photos --count 600 --size-px 512
+
+$(DEMO)/index/index.json: $(DEMO)/bundle/bundle.json $(DEMO)/photos/000599.jpg
 	$(BIN)/cirrus embed $(DEMO)/photos --bundle $(BUNDLE) --out $(DEMO)/gallery
 	$(BIN)/python -m cirrus_demo products $(DEMO)/products.parquet --count 600
 	$(BIN)/cirrus index $(DEMO)/gallery --metadata $(DEMO)/products.parquet --out $(DEMO)/index
@@ -81,8 +84,8 @@ demo: $(DEMO)/index/index.json  ## a few searches with contact sheets under buil
 	for query in "0|is red and has long sleeves" "1|the same but dotted" "2|make it longer, in green"; do \
 		$(BIN)/cirrus search $(DEMO)/photos/00000$${query%%|*}.jpg "$${query#*|}" --bundle $(BUNDLE) \
 			--index $(DEMO)/index -k 11 --sheet $(DEMO)/sheets/photo-$${query%%|*}.png; done
-	sketch=$$(ls $(DEMO)/catalogue/sketches/*.jpg | head -n 1); \
-		$(BIN)/cirrus search "$$sketch" --bundle $(BUNDLE) --index $(DEMO)/index -k 11 --sheet $(DEMO)/sheets/sketch.png
+	sketches=($(DEMO)/catalogue/sketches/*.jpg); \
+		$(BIN)/cirrus search "$${sketches[0]}" --bundle $(BUNDLE) --index $(DEMO)/index -k 11 --sheet $(DEMO)/sheets/sketch.png
 
 search: $(DEMO)/index/index.json  ## search the demo gallery: make search IMAGE=photo.jpg TEXT="make it blue"
 	$(BIN)/cirrus search "$(IMAGE)" "$(TEXT)" --bundle $(BUNDLE) --index $(DEMO)/index --sheet $(DEMO)/search.png
