@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -103,11 +104,14 @@ class FullSizeReport(Report):
 def export_full_sizes(work: Path, sizes: Sequence[tuple[str, str]] = FULL_SIZES) -> FullSizeReport:
     """Export each architecture in a process of its own, remove its bundle, and return the report.
 
-    sizes: recipes and backbones. work: where bundles are written; rows that an earlier run finished there are kept.
-    Raises ExportError with the output of an export or a compilation that failed.
+    sizes: recipes and backbones. work: where bundles are written; rows that an interrupted run of the same machine and
+    packages finished there are kept. Raises ExportError with the output of an export or a compilation that failed.
     """
-    rows = [_export(recipe, backbone, work) for recipe, backbone in sizes]
-    return FullSizeReport(rows=tuple(rows), lvlm=_lvlm_needs(), machine=this_machine())
+    machine = this_machine()
+    finished = work / hashlib.sha256(machine.model_dump_json().encode()).hexdigest()[:12]
+    rows = [_row(recipe, backbone, work, finished) for recipe, backbone in sizes]
+    shutil.rmtree(finished)
+    return FullSizeReport(rows=tuple(rows), lvlm=_lvlm_needs(), machine=machine)
 
 
 def _lvlm_needs() -> LvlmNeeds:
@@ -179,12 +183,18 @@ def _run(*arguments: str) -> _Run:
     return _Run(time.perf_counter() - started, 1024 * usage.ru_maxrss)
 
 
-def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
-    out = work / f"{recipe}-{backbone}"
-    done = work / f"{out.name}.json"
+def _row(recipe: str, backbone: str, work: Path, finished: Path) -> FullSizeRow:
+    """Return the row of one export. finished: where the rows of a run lie until it is whole."""
+    done = finished / f"{recipe}-{backbone}.json"
     if done.is_file():
         return FullSizeRow.model_validate_json(done.read_bytes())
-    work.mkdir(parents=True, exist_ok=True)
+    row = _export(recipe, backbone, work / done.stem)
+    write_atomically(done, row.model_dump_json().encode())
+    return row
+
+
+def _export(recipe: str, backbone: str, out: Path) -> FullSizeRow:
+    out.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["--recipe", recipe, "--backbone", backbone, "--pretrained", "random", "--head", "random"]
     sizes = ["--queries", str(_QUERIES), "--gallery", str(_GALLERY), "--out", str(out)]
     log.info("exporting %s on %s at full size", recipe, backbone)
@@ -205,5 +215,4 @@ def _export(recipe: str, backbone: str, work: Path) -> FullSizeRow:
         compile_seconds=None if compiled is None else compiled.seconds,
     )
     shutil.rmtree(out)
-    write_atomically(done, row.model_dump_json().encode())
     return row

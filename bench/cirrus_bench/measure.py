@@ -65,6 +65,12 @@ class Machine(Record):
         """Names and versions of the packages in one line."""
         return ", ".join(f"{name} {found}" for name, found in self.packages.items())
 
+    def on_cpu(self, who: str) -> list[str]:
+        """Return lines that say that others than Cirrus ran on the CPU beside a GPU; none where there is no GPU."""
+        if self.gpu == "none":
+            return []
+        return ["", f"**{who} ran on the CPU**, and Cirrus on the GPU where its engine does: ratios compare the two."]
+
     def __str__(self) -> str:
         return (
             f"Machine: {self.processor}, {self.cores} cores, GPU: {self.gpu}. Python {self.python}, "

@@ -66,6 +66,7 @@ class SearchReport(Report):
             "",
             f"The {_K} best of clustered unit vectors of width {_DIM}, for {_QUERIES} queries at once and for one "
             "alone. Bare FAISS returns vectors; Cirrus returns images, also where an image has several vectors.",
+            *self.machine.on_cpu("Bare FAISS"),
             "",
             "| index | images | vectors per image | queries/s | one query, ms | top-10 agreement with exact |",
             "|---|--:|--:|--:|--:|--:|",

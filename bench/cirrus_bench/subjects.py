@@ -9,12 +9,13 @@ from typing import Generic, TypeVar
 
 from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.engines import candidates
-from cirrus_client.errors import EngineError, ExportError, FidelityError
+from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError
 from cirrus_client.plans import has_plans
 from cirrus_demo.catalogue import write_photos
 from cirrus_demo.probe import rendered_probe
 from cirrus_demo.weights import DemoWeights
 from cirrus_export.compile.tensorrt_engine import CompileOptions, check_machine, compile_plans
+from cirrus_export.draft import recorded_versions
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.recipes.clip import Clip
 from cirrus_export.recipes.recipe import Recipe
@@ -57,6 +58,15 @@ def demo_request(weights: DemoWeights, out: Path, precision: Precision) -> Expor
     )
 
 
+def kept_bundle(root: Path) -> Bundle | None:
+    """Return the bundle of an earlier run, or None if there is none that the installed versions of packages made."""
+    try:
+        bundle = Bundle.open(root, allow_failed=True)
+    except BundleError:
+        return None
+    return bundle if bundle.spec.versions == recorded_versions() else None
+
+
 def bench_photos(work: Path, *, count: int, size_px: int) -> list[Path]:
     """Return rendered JPEG photos, which the first run writes below `work`. size_px: their longer side."""
     folder = work / f"photos-{count}-{size_px}px"
@@ -92,13 +102,14 @@ def _bundle(request: ExportRequest) -> Bundle:
     A bundle with random weights may fail its fidelity gate; it is opened all the same, since the bench reports its
     fidelity itself.
     """
-    if not (request.out / "bundle.json").is_file():
+    bundle = kept_bundle(request.out)
+    if bundle is None:
         log.info("exporting %s at %s for the bench", request.backbone, request.precision)
         try:
             export(request, rendered_probe(queries=16, gallery=48))
         except FidelityError as error:
             log.warning("%s", error)
-    bundle = Bundle.open(request.out, allow_failed=True)
+        bundle = Bundle.open(request.out, allow_failed=True)
     if not has_plans(bundle.root):
         options = CompileOptions()
         try:

@@ -24,14 +24,15 @@ from cirrus_bench.gallery.measure import BenchRequest, measure_gallery
 from cirrus_bench.gallery.report import PAPER_GALLERIES
 from cirrus_bench.measure import time_interleaved
 from cirrus_bench.perf_analyzer import PerfAnalyzer
-from cirrus_bench.subjects import PRECISIONS, Subjects, demo_request
-from cirrus_client.bundle import Bundle, Precision
+from cirrus_bench.subjects import PRECISIONS, Subjects, demo_request, kept_bundle
+from cirrus_client.bundle import Bundle, Precision, write_contract
 from cirrus_client.engines import candidates
 from cirrus_client.image.preprocess import Decoding
 from cirrus_client.index import SearchKind
 from cirrus_demo.weights import DemoWeights
 from cirrus_export.backbones.registry import load_backbone
 from cirrus_export.compile.precision import quantised_layers
+from cirrus_export.draft import recorded_versions
 from cirrus_export.pipeline import build_recipe
 from cirrus_export.recipes.clip import Clip
 from cirrus_export.recipes.recipe import Parts
@@ -89,6 +90,17 @@ def demo_subjects(
     assert isinstance(recipe, TransAggUnion)
     assert backbone == request.backbone
     return Subjects(recipe, {one: exported(one) for one in PRECISIONS if candidates(one)})
+
+
+def test_a_bundle_of_other_packages_is_not_measured_again(tiny_bundle, tmp_path) -> None:
+    def kept(versions: dict[str, str]) -> Bundle | None:
+        write_contract(tmp_path, tiny_bundle.spec.model_copy(update={"versions": versions}))
+        return kept_bundle(tmp_path)
+
+    shutil.copytree(tiny_bundle.root, tmp_path, dirs_exist_ok=True)
+    assert kept(recorded_versions()) is not None
+    assert kept(recorded_versions() | {"torch": "2.0.0"}) is None
+    assert kept_bundle(tmp_path / "none") is None
 
 
 def test_operations_are_those_of_the_layers() -> None:

@@ -44,6 +44,22 @@ def test_a_committed_page_is_rendered_from_its_json(name: str) -> None:
     assert committed(KINDS[name], name).markdown() == (COMMITTED / f"{name}.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("kind", "who"),
+    [
+        (GalleryReport, "PyTorch, the baseline included,"),
+        (SearchReport, "Bare FAISS"),
+        (ServicePeersReport, "infinity"),
+    ],
+)
+def test_what_ran_on_the_cpu_beside_a_gpu_is_told(kind: type[Report], who: str) -> None:
+    report = committed(kind)
+    machine = report.machine.model_copy(update={"gpu": "NVIDIA H200"})
+    told = f"\n\n**{who} ran on the CPU**, and Cirrus on the GPU where its engine does: ratios compare the two.\n\n"
+    assert told in report.model_copy(update={"machine": machine}).markdown()
+    assert "ran on the CPU" not in report.markdown()
+
+
 def test_every_committed_report_is_read() -> None:
     assert {path.stem for path in COMMITTED.glob("*.json")} == set(KINDS)
 

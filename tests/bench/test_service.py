@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the service is not installed (pip install 'cirrus-cir[service]')")
 pytest.importorskip("faiss", reason="FAISS is not installed (pip install 'cirrus-cir[search]')")
 
+from cirrus_bench.errors import PeerError
+from cirrus_bench.service import measure
 from cirrus_bench.service.load import Caller, at_a_rate, in_flight
 from cirrus_bench.service.subjects import index_of, running, served_copy
 from cirrus_client.bundle import Bundle
@@ -72,3 +74,12 @@ def test_a_service_is_asked_and_its_errors_are_counted(tiny_bundle: Bundle, inde
     assert 0 < latency.p50_ms <= latency.p95_ms <= latency.p99_ms
     assert (steady.requests, steady.errors) == (20, 10)
     assert steady.seconds >= 0.9
+
+
+def test_a_time_without_an_answer_is_no_figure(tiny_bundle: Bundle, pictures: Path) -> None:
+    def refuses(body: bytes) -> tuple[float, bool]:
+        return 1e-4, False
+
+    photos = sorted(pictures.iterdir())[:16]
+    with pytest.raises(PeerError, match="the service refused a query"):
+        measure._references(tiny_bundle, refuses, photos)

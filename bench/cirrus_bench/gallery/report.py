@@ -118,6 +118,7 @@ class GalleryReport(Report):
             "rounds in one run. Spread is (slowest - fastest) / median.",
             "",
             "## End to end: from files to embeddings on disk",
+            *self.machine.on_cpu("PyTorch, the baseline included,"),
             "",
             *_end_to_end(self),
             "",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cirrus_bench.subjects import PRECISIONS, demo_request
+from cirrus_bench.subjects import PRECISIONS, demo_request, kept_bundle
 from cirrus_client.agreement import agreement, cosine_min, top
-from cirrus_client.bundle import Bundle, Precision
+from cirrus_client.bundle import Precision
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
 from cirrus_client.records import Record
@@ -39,11 +39,7 @@ def query_agreement(work: Path) -> tuple[QueryAgreement, ...]:
     for precision in PRECISIONS:
         if candidates(precision):
             out = work / f"demo-{precision}"
-            bundle = (
-                Bundle.open(out)
-                if (out / "bundle.json").is_file()
-                else export(demo_request(weights, out, precision), probe)
-            )
+            bundle = kept_bundle(out) or export(demo_request(weights, out, precision), probe)
             encoder = LocalEncoder(bundle)
             found[precision] = encoder.encode_queries(images, texts)
             targets = encoder.encode_targets(probe.gallery) if targets is None else targets

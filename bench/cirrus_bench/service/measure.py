@@ -12,8 +12,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
+from cirrus_bench.errors import PeerError
 from cirrus_bench.measure import this_machine
 from cirrus_bench.service.agreement import query_agreement
+from cirrus_bench.service.load import Ask as Service
 from cirrus_bench.service.load import Caller, Endurance, at_a_rate, in_flight
 from cirrus_bench.service.report import Ask, Flight, Reference, ServiceReport
 from cirrus_bench.service.subjects import index_of, running, served_copy
@@ -108,7 +110,7 @@ def measure_service(request: ServiceRequest) -> ServiceReport:
     )
 
 
-def _one_at_a_time(bundle: Bundle, index: Path, photos: Sequence[Path], bodies: _Bodies, ask: Caller) -> Ask:
+def _one_at_a_time(bundle: Bundle, index: Path, photos: Sequence[Path], bodies: _Bodies, ask: Service) -> Ask:
     """Ask the same queries bare and served, ten in a row in turn.
 
     A machine that gets slower gets slower for both. The first queries of a row do not count: threads of what ran before
@@ -128,9 +130,7 @@ def _one_at_a_time(bundle: Bundle, index: Path, photos: Sequence[Path], bodies: 
         return run
 
     def served(number: int) -> float:
-        seconds, good = ask(bodies.uploads[number % len(images)])
-        assert good, "the service refused a query"
-        return seconds
+        return answered_s(ask, bodies.uploads[number % len(images)])
 
     works = {"uncut": bare(uncut), "bare": bare(cutting), "served": served}
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -162,7 +162,15 @@ def _flights(
     return flights
 
 
-def _references(bundle: Bundle, ask: Caller, photos: Sequence[Path]) -> Reference:
+def answered_s(ask: Service, body: bytes) -> float:
+    """Return the seconds that an answer takes. Raises PeerError if it is none: a refusal is faster than an answer."""
+    seconds, good = ask(body)
+    if not good:
+        raise PeerError(f"the service refused a query, so its time is none of a search: {body[-200:]!r}")
+    return seconds
+
+
+def _references(bundle: Bundle, ask: Service, photos: Sequence[Path]) -> Reference:
     """Ask about each photo by upload, as an item that is new, and as an item that was a reference before."""
     half = len(photos) // 2
     uploads = [
@@ -174,7 +182,7 @@ def _references(bundle: Bundle, ask: Caller, photos: Sequence[Path]) -> Referenc
     same = known
     for body in uploads[:_WARM_UP]:
         ask(body)
-    times = [[1e3 * ask(body)[0] for body in bodies] for bodies in (uploads[_WARM_UP:], new, known, same)]
+    times = [[1e3 * answered_s(ask, body) for body in bodies] for bodies in (uploads[_WARM_UP:], new, known, same)]
     return Reference(
         precision=bundle.spec.precision,
         uploaded_ms=median(times[0]),

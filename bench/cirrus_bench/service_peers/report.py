@@ -71,6 +71,7 @@ class ServicePeersReport(Report):
             "clip-retrieval get the same request and answer rows and scores; infinity answers an embedding, and the "
             "client searches FAISS.",
         ]
+        lines += self.machine.on_cpu("infinity")
         if self.missing:
             lines += ["", *(f"- Not measured: {name}: {reason}" for name, reason in self.missing.items())]
         for kind, title in ((QueryKind.IMAGE, "An image"), (QueryKind.TEXT, "A text")):
