@@ -79,7 +79,7 @@ def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambd
 
         config = uvicorn.Config(
             create_app(opening, limits=options.limits, access=access, metrics=metrics, tracer=tracer),
-            http="h11",  # reads 64 KiB of headers at most; httptools, if it is installed, any number
+            http="h11",  # reads 64 KiB of headers at most; httptools, which other packages may install, any number
             log_config=None,
             access_log=False,
             server_header=False,
