@@ -80,7 +80,7 @@ def own_prompts(folder: Path) -> Prompts:
     prompts = settings.get("prompts")
     if not isinstance(prompts, dict):
         return Prompts(path)
-    usual = prompts.get(settings.get("default_prompt_name"))
+    usual = prompts.get(str(settings.get("default_prompt_name")))
 
     def said(*names: str) -> str:
         return str(next((prompts[name] for name in names if prompts.get(name)), usual) or "")
