@@ -116,8 +116,7 @@ def test_a_text_alone_has_lamras_other_words_behind_it(checkpoint, bundle) -> No
     expected = np.stack([published(None, words) for words in said])
     alone = encoder.encode_queries([None] * len(TEXTS), TEXTS)
     assert cosine_min(expected, alone) > 0.99999
-    others = np.stack([published(None, words.replace("above s", "above image and s")) for words in said])
-    assert cosine_min(others, alone) < 0.9999
+    assert cosine_min(published(None, said[0].replace("above s", "above image and s"))[None], alone[:1]) < 0.9999
 
 
 def test_its_wording_must_be_named(checkpoint, tmp_path) -> None:

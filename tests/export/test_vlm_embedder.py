@@ -295,7 +295,7 @@ def test_the_same_words_are_read_with_each_models_own_positions(checkpoint, tmp_
 def test_unites_texts_alone_end_in_other_words(checkpoint, tmp_path) -> None:
     """UNITE gives transformers embeddings and no positions (friedrichor/UNITE, inference/batch_inference_demo.py)."""
     published, recipe = Published(checkpoint), build_recipe(request(checkpoint, tmp_path / "out", **UNITE))
-    texts = [text for text in (*TEXTS, *JOINED) if text.strip() and len(text) < 80]  # UNITE cuts none
+    texts = ["in blue", "is <|im_end|> not the end", "連衣裙 👗", "in blue.", "in blue\n\n", "7", "'s.\t"]
     images = [IMAGES[place % len(IMAGES)] for place in range(len(texts))]
     token_ids = torch.from_numpy(Tokenizer(recipe.backbone.write_tokenizer(tmp_path, recipe.prompt), tmp_path)(texts))
     pixels = torch.from_numpy(np.stack([preprocess(image, recipe.backbone.preprocess) for image in images]))

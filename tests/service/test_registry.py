@@ -81,7 +81,7 @@ def test_tritons_of_further_bundles_take_the_next_ports(bundle, index_root, tmp_
         replaced = encoders._servers[1]
         del opened[1]
         deadline = time.monotonic() + 20
-        while replaced.held[0].fileno() >= 0 and time.monotonic() < deadline:
+        while any(held.fileno() >= 0 for held in replaced.held) and time.monotonic() < deadline:
             gc.collect()
             time.sleep(0.01)
         opened.append(encoders.open(Source(bundles[1].root, index_root)))

@@ -7,7 +7,6 @@ from typing import Any
 from cirrus_client.errors import CirrusError
 from cirrus_client.extras import need
 from cirrus_client.service.client import AsyncSearchClient
-from cirrus_client.service.fetch import ImageReader
 
 _MOST = 50
 
@@ -18,6 +17,8 @@ def tool_server(client: AsyncSearchClient) -> Any:
     from mcp.server import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.types import ToolAnnotations
+
+    from cirrus_client.service.fetch import ImageReader
 
     server = MCPServer("cirrus")
     reader = ImageReader(max_bytes=0)  # it fetches nothing
