@@ -28,7 +28,7 @@ from cirrus_client.image.room import room_for
 from cirrus_client.records import GrownRecord
 
 _SCALED_MARGIN = 2
-_BYTES_PER_PIXEL = 4
+_BYTES_PER_FITTED_PIXEL = 4
 
 
 class Pad(StrEnum):
@@ -159,8 +159,7 @@ def check_elongation(header: Header, spec: PreprocessSpec) -> None:
 
     Raises InvalidImage.
     """
-    left, top = _margins(header.size, spec)
-    padded = header.width + 2 * left, header.height + 2 * top
+    padded = _padded_size(header.size, spec)
     for width, height in (padded, _resized_size(padded, spec)):
         if width * height > MAX_IMAGE_PIXELS:
             raise InvalidImage(
@@ -171,10 +170,9 @@ def check_elongation(header: Header, spec: PreprocessSpec) -> None:
 
 def _memory_to_fit(header: Header, spec: PreprocessSpec, shorter_px: int | None) -> int:
     """Return about how many bytes of memory an image takes that is padded and resized."""
-    left, top = _margins(header.size, spec)
-    padded = header.width + 2 * left, header.height + 2 * top
-    decoded = (header.pixels + (prod(padded) if left or top else 0)) // jpeg_scale(header, shorter_px) ** 2
-    return _BYTES_PER_PIXEL * (decoded + prod(_resized_size(padded, spec)))
+    padded = _padded_size(header.size, spec)
+    decoded = (header.pixels + (prod(padded) if padded != header.size else 0)) // jpeg_scale(header, shorter_px) ** 2
+    return _BYTES_PER_FITTED_PIXEL * (decoded + prod(_resized_size(padded, spec)))
 
 
 def _fitted(header: Header, spec: PreprocessSpec, decoding: Decoding, shorter_px: int | None) -> Image.Image:
@@ -208,6 +206,11 @@ def _margins(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
     target = longer / spec.target_ratio
     horizontal, vertical = (max(int((target - side) / 2), 0) for side in size)
     return horizontal, vertical
+
+
+def _padded_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
+    (width, height), (left, top) = size, _margins(size, spec)
+    return width + 2 * left, height + 2 * top
 
 
 def _padded(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
