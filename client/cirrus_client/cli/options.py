@@ -34,14 +34,19 @@ TrustPlansOption = Annotated[
 ]
 
 
+def check_name(name: str | None, server: str | None) -> None:
+    """Raise BadParameter for a bundle's name without a server."""
+    if name is not None and server is None:
+        raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
+
+
 def check_encoder_options(
     bundle: Path | Bundle | None, server: str | None, name: str | None, *, trust_plans: bool
 ) -> None:
     """Raise BadParameter unless the options name one bundle, or one server, and what belongs to it."""
     if (bundle is None) == (server is None):
         raise typer.BadParameter("give exactly one of them", param_hint="--bundle, --server")
-    if name is not None and server is None:
-        raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
+    check_name(name, server)
     if trust_plans and bundle is None:
         raise typer.BadParameter("it needs --bundle; a server has loaded its own", param_hint="--trust-plans")
 
