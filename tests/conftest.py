@@ -9,8 +9,10 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -279,6 +281,19 @@ def server(bundle: Bundle) -> Iterator[TritonServer]:
         bundle.root / "triton" / "python", http_port=http, grpc_port=grpc, metrics_port=metrics
     ) as running:
         yield running
+
+
+def record_room(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the bytes of room that a module takes from now on, in order. None of them is waited for."""
+    taken: list[int] = []
+
+    @contextmanager
+    def recorded(size: int) -> Iterator[None]:
+        taken.append(size)
+        yield
+
+    monkeypatch.setattr(module, "room_for", recorded)
+    return taken
 
 
 def jpeg(colour: str = "red", size: tuple[int, int] = (120, 160)) -> bytes:

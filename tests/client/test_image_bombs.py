@@ -10,9 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,7 @@ from cirrus_client.image.preprocess import Decoding, Pad, PreprocessSpec, prepro
 from cirrus_client.image.request import split_images
 from cirrus_client.image.room import LARGE_BYTES, ROOM_BYTES, room_for
 from tests.bombs import BOMBS, jpeg_of_scans, png, png_of_zeros, tiff_of_one_tile, tiff_of_strips, webp_of_one_colour
-from tests.conftest import jpeg, png_header
+from tests.conftest import jpeg, png_header, record_room
 
 ROOT = Path(__file__).parents[2]
 LONGEST_S, LARGEST_MIB = 20.0, 2048
@@ -159,14 +157,7 @@ def test_large_images_of_many_threads_fit_into_the_room_together() -> None:
     ids=["padded", "resized"],
 )
 def test_a_line_of_pixels_takes_the_room_of_what_it_is_fitted_to(image, pad, pixels, monkeypatch) -> None:
-    taken: list[int] = []
-
-    @contextmanager
-    def recorded(size: int) -> Iterator[None]:
-        taken.append(size)
-        yield
-
-    monkeypatch.setattr(preprocess_module, "room_for", recorded)
+    taken = record_room(preprocess_module, monkeypatch)
     for decoding in (Decoding.EXACT, Decoding.FAST):
         preprocess(image, PreprocessSpec(size_px=224, pad=pad), decoding)
     preprocess(jpeg("teal", (4_000, 3_000)), PreprocessSpec(size_px=224, pad=pad))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urljoin
 
@@ -19,7 +17,7 @@ from cirrus_client.gallery import embed_gallery, open_source, read_gallery
 from cirrus_client.index import build_index, open_index
 from cirrus_client.retriever import open_retriever
 from cirrus_client.service import images
-from tests.conftest import BAD_IMAGES
+from tests.conftest import BAD_IMAGES, record_room
 
 
 def search(client: TestClient, *queries: dict, **options: object) -> dict:
@@ -107,14 +105,7 @@ def test_a_link_leads_to_the_image_and_to_a_thumbnail(client, pictures) -> None:
 
 
 def test_a_thumbnail_of_a_large_image_waits_for_room(client, monkeypatch) -> None:
-    taken: list[int] = []
-
-    @contextmanager
-    def recorded(size: int) -> Iterator[None]:
-        taken.append(size)
-        yield
-
-    monkeypatch.setattr(images, "room_for", recorded)
+    taken = record_room(images, monkeypatch)
     assert client.get("/v1/items/000008.jpg/image?size=33").status_code == 200
     assert taken
     assert min(taken) > 0
