@@ -133,7 +133,7 @@ class Encoders:
         if not self._servers:
             return given
         further = (tuple(port + step for port in given) for step in range(0, _LARGEST_PORT - max(given), len(given)))
-        return next((ports for ports in further if are_free(_LOOPBACK, ports)), free_ports(len(given)))
+        return next((ports for ports in further if are_free(_LOOPBACK, ports)), None) or free_ports(len(given))
 
     def _server(self, bundle: Bundle, first: TritonOptions) -> TritonServer:
         http, grpc, metrics = self._ports(first)

@@ -41,7 +41,7 @@ class VlmBackbone(Backbone):
 
     wordings: names of how the published embedding models of the generation word their inputs. A space does not name the
     first one's target message. tower: makes image tokens of pixels, as it is exported. axes: of the frequencies of the
-    language model's rotation, see `LastToken`. own_prompts: those that the folder says, None if it was not read.
+    language model's rotation, see `LastToken`. own_prompts: those that the folder names.
     """
 
     offers = "a vision-language model"
@@ -56,7 +56,7 @@ class VlmBackbone(Backbone):
         self.model = model
         self._tokenizer_file = tokenizer
         self.tokenizer = read_tokenizer(tokenizer)
-        self.own_prompts: Prompts | None = None
+        self.own_prompts = Prompts()
 
     @property
     @abstractmethod

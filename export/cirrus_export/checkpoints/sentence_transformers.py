@@ -68,7 +68,7 @@ class Prompts:
     file: that says so.
     """
 
-    file: Path
+    file: Path = Path()
     query: str = ""
     document: str = ""
 

@@ -158,8 +158,6 @@ class VlmEmbedder(Recipe):
     def _warn_of_other_prompts(self, options: VlmEmbedderOptions) -> None:
         """Warn of what sentence-transformers reads a model with, where the user has not said what to read it with."""
         own, wording = self._backbone.own_prompts, self._wording
-        if own is None:
-            return
         for what, option, prompt, said in (
             ("queries", options.query_instruction, own.query, wording.query_instruction),
             ("documents", options.target_instruction, own.document, wording.target_instruction),
