@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -94,16 +95,17 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     shared.mkdir(exist_ok=True)
+    return partial(made_once, shared)
 
-    def make_once(name: str, make: Make) -> Path:
-        path = shared / name
-        with (shared / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                make(path)
-        return path
 
-    return make_once
+def made_once(shared: Path, name: str, make: Make) -> Path:
+    """Make a folder or file unless it is there, one process at a time, and return its path."""
+    path = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -131,11 +133,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def conversions(once) -> Iterator[None]:
-    """Exports of this run share graphs that are the same."""
-    from tests.conversions import shared_conversions
+def conversions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Exports of this run and of later ones share graphs that are the same."""
+    from tests.conversions import kept_conversions, shared_conversions
 
-    with shared_conversions(once):
+    kept = kept_conversions(request.config.cache.mkdir("conversions"))
+    with shared_conversions(partial(made_once, kept)):
         yield
 
 

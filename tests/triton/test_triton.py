@@ -204,12 +204,14 @@ def test_hundreds_of_bad_requests_leave_the_server_well(server, encoder) -> None
 
 
 def test_a_taken_port_and_a_folder_that_is_no_repository_are_refused_before_starting(bundle, tmp_path) -> None:
+    free, other = free_ports(2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=f"can't listen on 127.0.0.1:{port}"):
-            TritonServer(bundle.root / "triton" / "python", http_port=port).start()
-    for ports in ({"http_port": port, "grpc_port": port}, {"http_port": 65536}):
-        with pytest.raises(ServerError, match=r"can't listen on 127\.0\.0\.1:.* choose another host or port"):
+            TritonServer(bundle.root / "triton" / "python", http_port=port, grpc_port=free, metrics_port=other).start()
+    for refused in (free, 65536):
+        ports = {"http_port": refused, "grpc_port": free, "metrics_port": other}
+        with pytest.raises(ServerError, match=rf"can't listen on 127\.0\.0\.1:{refused}.* choose another host or port"):
             TritonServer(bundle.root / "triton" / "python", **ports).start()
     with pytest.raises(BundleError, match="no model repository"):
         TritonServer(tmp_path).start()
