@@ -133,12 +133,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def conversions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Exports of this run and of later ones share graphs that are the same."""
+def conversions(request: pytest.FixtureRequest, once) -> Iterator[None]:
+    """Exports of this run share graphs that are the same; with later runs, too, unless pytest's cache is off."""
     from tests.conversions import kept_conversions, shared_conversions
 
-    kept = kept_conversions(request.config.cache.mkdir("conversions"))
-    with shared_conversions(partial(made_once, kept)):
+    cache = getattr(request.config, "cache", None)
+    with shared_conversions(partial(made_once, kept_conversions(cache.mkdir("conversions"))) if cache else once):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from starlette.testclient import TestClient
 pytest.importorskip("milvus_lite", reason="Milvus is not installed (pip install 'cirrus-cir[milvus-lite]')")
 
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.errors import ServerUnavailable
 from cirrus_client.gallery import read_gallery
 from cirrus_client.index import BuildOptions, build_index, open_index, read_metadata
+from cirrus_client.index.milvus.collection import Collection
 from tests.service.conftest import Serve
 from tests.service.test_search import ids, problem, search
 
@@ -96,6 +99,20 @@ def test_items_images_columns_and_rows_are_answered_as_from_faiss(client, milvus
     assert milvus.post("/metadata", json=rows).json() == client.post("/metadata", json=rows).json()
     assert milvus.post("/metadata", json={"ids": [60]}).status_code == 404
     assert "cirrus_" in milvus.get("/metrics").text
+
+
+def test_a_server_that_is_away_hides_no_other_collection(milvus, monkeypatch) -> None:
+    def away(*_: object) -> None:
+        raise ServerUnavailable("Milvus at http://inner.example:19530 does not answer")
+
+    monkeypatch.setattr(Collection, "query", away)
+    pictures, texts = milvus.get("/v1/collections").json()["collections"]
+    assert (pictures["images"], pictures["versions"][0]["images"]) == (None, None)
+    assert "can't be asked" in pictures["problem"]
+    assert pictures["columns"]
+    assert (texts["images"] > 0, texts["problem"]) == (True, None)
+    assert re.search(r'cirrus_index_images\{collection="pictures",.*\} NaN', milvus.get("/metrics").text)
+    assert milvus.get("/readyz").status_code == 503
 
 
 @pytest.mark.parametrize(

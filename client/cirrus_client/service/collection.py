@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -94,12 +93,12 @@ class Version:
         """The bundle's tokenizer."""
         return Tokenizer(self.spec.tokenizer, self.bundle.root)
 
-    def count(self) -> float:
-        """Return the number of images; NaN if the server that has the index can't be asked."""
+    def count(self) -> int | None:
+        """Return the number of images; None if the server that has the index can't be asked."""
         try:
             return len(self.saved.items)
         except CirrusError:
-            return math.nan
+            return None
 
     def bundle_info(self) -> BundleInfo:
         """Return what an answer says about the bundle."""
@@ -111,7 +110,7 @@ class Version:
         return VersionInfo(
             space=self.space,
             bundle=self.bundle_info(),
-            images=len(self.saved.items),
+            images=self.count(),
             opened=self.opened.isoformat(timespec="seconds"),
             active=active,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -115,14 +116,14 @@ class Metrics:
     def text(
         self,
         versions: Sequence[tuple[str, Version]],
-        counts: Sequence[float],
+        counts: Sequence[int | None],
         cosines: Mapping[tuple[str, str], float],
         passed: Mapping[str, bool],
     ) -> bytes:
         """Return all metrics in Prometheus's form.
 
-        versions: what is served now, by collection. counts: the number of images of each. cosines, passed: see
-        `Canaries`.
+        versions: what is served now, by collection. counts: the number of images of each, or None. cosines,
+        passed: see `Canaries`.
         """
         for gauge in (self._waiting, self._images, self._built, self._cosine, self._passed, self._info):
             gauge.clear()
@@ -131,7 +132,7 @@ class Metrics:
         for (name, version), count in zip(versions, counts, strict=True):
             labels = (name, version.space[:16])
             self._waiting.labels(*labels).set(version.encoder.waiting())
-            self._images.labels(*labels).set(count)
+            self._images.labels(*labels).set(math.nan if count is None else count)
             self._built.labels(*labels).set(version.built)
             if (name, version.space) in cosines:
                 self._cosine.labels(*labels).set(cosines[name, version.space])

@@ -168,11 +168,14 @@ class Fidelity(Answer):
 
 
 class VersionInfo(Answer):
-    """A version of a collection. active: whether a request that names no space gets it. opened: ISO 8601, UTC."""
+    """A version of a collection. active: whether a request that names no space gets it. opened: ISO 8601, UTC.
+
+    images: null while the server that has the index can't be asked.
+    """
 
     space: str
     bundle: BundleInfo
-    images: int
+    images: int | None
     opened: str
     active: bool
 
@@ -180,7 +183,8 @@ class VersionInfo(Answer):
 class CollectionInfo(Answer):
     """What is served under a name. accepts: of "image", "image+text" and "text" those that the recipe answers.
 
-    problem: why the newest files on disk are not served; null if they are. weighted: whether `also` may be used.
+    images: see `VersionInfo`. problem: why the newest files on disk are not served, or that the server of the index
+    can't be asked; null if all is well. weighted: whether `also` may be used.
     rerank: whether `rerank` may be used.
     """
 
@@ -191,7 +195,7 @@ class CollectionInfo(Answer):
     weighted: bool
     rerank: bool
     suggest: bool
-    images: int
+    images: int | None
     dim: int
     vectors: int
     columns: list[Column]

@@ -14,6 +14,7 @@ from cirrus_client.service.collection import Source, State, Version
 from cirrus_client.service.models import CollectionInfo
 
 WATCH_S = 1.0
+_AWAY = "the server that has its index can't be asked; GET /readyz says why"
 log = logging.getLogger(__name__)
 OpenVersion = Callable[[Source], Version]
 """Opens a source. It takes its time: newer versions are opened in a thread."""
@@ -85,6 +86,7 @@ class Registry:
         served = self._served[name]
         versions, active = served.versions, served.active  # another thread may replace them
         version = versions[active]
+        infos = [one.info(active=place == active) for place, one in enumerate(versions)]
         return CollectionInfo(
             name=name,
             space=version.space,
@@ -93,13 +95,13 @@ class Registry:
             weighted=version.weighted,
             rerank=version.reranks,
             suggest=suggest,
-            images=len(version.saved.items),
+            images=infos[active].images,
             dim=version.spec.space.dim,
             vectors=version.spec.space.vectors,
             columns=version.columns,
             fidelity=version.fidelity(),
-            versions=[one.info(active=place == active) for place, one in enumerate(versions)],
-            problem=served.problem,
+            versions=infos,
+            problem=served.problem or (_AWAY if infos[active].images is None else None),
         )
 
     def versions(self) -> list[tuple[str, Version]]:

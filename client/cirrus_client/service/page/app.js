@@ -95,7 +95,7 @@ function told(answers) {
 }
 
 const facts = ({ collection, bundle, space }) =>
-  `${collection}: ${infoOf(collection).images.toLocaleString("en")} pictures, ${bundle.recipe} on ${bundle.backbone}, ` +
+  `${collection}: ${infoOf(collection).images?.toLocaleString("en") ?? "unknown"} pictures, ${bundle.recipe} on ${bundle.backbone}, ` +
   `${bundle.precision}, space ${space.slice(0, 12)}`;
 
 // -- What is asked

@@ -25,7 +25,7 @@ class SwitchRequest(Asked):
 @router.get("/v1/collections", response_model=Collections)
 async def collections(request: Request) -> Response:
     """Return what is served: recipe, precision, space, size, columns, fidelity."""
-    infos = [await _info(request, name) for name in service(request).registry.names()]
+    infos = await asyncio.gather(*(_info(request, name) for name in service(request).registry.names()))
     return json_answer(Collections(collections=infos))
 
 
