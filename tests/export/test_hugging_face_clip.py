@@ -212,7 +212,7 @@ def copied(folder: Path, out: Path, **changes: object) -> Path:
         ({"vision_config__layer_norm_eps": 1e-6}, "layer_norm_eps"),
         ({"vision_config__hidden_size": 128}, r"describes towers \(128, 64\) wide"),
         ({"vision_config": "x"}, "is no configuration of a CLIP"),
-        ({"model_type": "metaclip_2"}, "describes a model of type 'metaclip_2', expected 'clip'"),
+        ({"model_type": "metaclip_2"}, "describes a MetaCLIP 2, and --backbone"),
     ],
 )
 def test_a_configuration_of_another_model_is_refused(changes, reason, saved, tmp_path: Path) -> None:

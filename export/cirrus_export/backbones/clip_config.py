@@ -22,8 +22,9 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from transformers import CLIPConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-OF_OPEN_CLIP = "open_clip_config.json"
-_OF_TRANSFORMERS, _MODEL_TYPE = "config.json", "clip"
+OF_OPEN_CLIP, OF_TRANSFORMERS = "open_clip_config.json", "config.json"
+METACLIP_2 = "metaclip_2"
+_MODEL_TYPE = "clip"
 _TOWERS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
 _LAYER_NORM_EPS = 1e-5
@@ -40,6 +41,7 @@ class ClipConfig:
 
     heads: of attention in the vision and in the text tower, None if it leaves them to the model. image_size_px: the
     side of an image, None if it is not said. architecture: the whole model in open_clip's terms, if it is open_clip's.
+    end_id: of the token that a text of MetaCLIP 2 is read off, None for a CLIP.
     """
 
     file: Path
@@ -47,6 +49,7 @@ class ClipConfig:
     heads: tuple[int, int] | None = None
     image_size_px: int | None = None
     architecture: Mapping[str, Any] | None = None
+    end_id: int | None = None
 
 
 def config_beside(weights: Weights) -> ClipConfig | None:
@@ -59,7 +62,7 @@ def config_beside(weights: Weights) -> ClipConfig | None:
     if state is None or folder is None:
         return None
     if is_hugging_face_clip(state):
-        path = folder / _OF_TRANSFORMERS
+        path = folder / OF_TRANSFORMERS
         content = read_settings(path)
         return _of_transformers(path, content, state) if all(key in content for key in _TOWERS[:2]) else None
     path = folder / OF_OPEN_CLIP
@@ -117,7 +120,8 @@ def _unseen(path: Path, architecture: Mapping[str, Any]) -> dict[str, object]:
 
 def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> ClipConfig:
     kind = str(content.get("model_type", _MODEL_TYPE))
-    if kind != _MODEL_TYPE and kind in CONFIG_MAPPING_NAMES:  # a type that transformers does not know says nothing
+    # a type that transformers does not know says nothing
+    if kind not in (_MODEL_TYPE, METACLIP_2) and kind in CONFIG_MAPPING_NAMES:
         raise CheckpointError(f"checkpoint {path}: describes a model of type {kind!r}, expected {_MODEL_TYPE!r}")
     try:
         config = CLIPConfig(**{key: content[key] for key in _TOWERS if key in content})
@@ -126,6 +130,7 @@ def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> C
         sizes = int(vision.hidden_size), int(text.hidden_size)
         heads = int(vision.num_attention_heads), int(text.num_attention_heads)
         image_size_px = int(vision.image_size)
+        end_id = int(text.eos_token_id) if kind == METACLIP_2 else None
     except Exception as error:  # transformers raises whatever a value leads to
         raise CheckpointError(f"checkpoint {path}: is no configuration of a CLIP ({error}); copy it again") from None
     activations, epsilons = found
@@ -137,4 +142,4 @@ def _of_transformers(path: Path, content: dict[str, Any], state: StateDict) -> C
     widths = tuple(state[norm].shape[0] for norm in _LAST_NORMS if norm in state)
     if sizes != widths:
         raise CheckpointError(f"checkpoint {path}: describes towers {sizes} wide, in {state.source} they are {widths}")
-    return ClipConfig(path, _ACTIVATIONS[activations.pop()], heads, image_size_px)
+    return ClipConfig(path, _ACTIVATIONS[activations.pop()], heads, image_size_px, end_id=end_id)

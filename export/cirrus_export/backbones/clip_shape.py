@@ -75,6 +75,7 @@ def shaped_as(state: StateDict, quick_gelu: bool, beside: ClipConfig | None) -> 
         heads=heads[1] if heads else max(1, text_width // _HEAD_WIDTH),
         mlp_ratio=_mlp_ratio(state, "transformer."),
         layers=count_layers(state, r"^transformer\.resblocks\.(\d+)\."),
+        **_pooling(beside),
     )
     dim = state["text_projection"].shape[1]
     return open_clip.CLIP(dim, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu)
@@ -92,6 +93,12 @@ def _built_as(architecture: Mapping[str, Any], quick_gelu: bool, file: Path) -> 
         f"checkpoint {file}: its model_cfg is no CLIP of OpenAI's form, the only one that --backbone from-checkpoint "
         "builds: name the model"
     )
+
+
+def _pooling(beside: ClipConfig | None) -> dict[str, Any]:
+    """Return open_clip's settings of how a text is read off its end."""
+    end_id = None if beside is None else beside.end_id
+    return {} if end_id is None else {"pool_type": "eos", "eos_id": end_id}
 
 
 def _mlp_ratio(state: StateDict, tower: str) -> float:

@@ -21,6 +21,9 @@ from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.checkpoints.folder import weights_file
 from cirrus_export.checkpoints.state import StateDict, read_state_dict
 
+FROM_CHECKPOINT = "from-checkpoint"
+"""The value of `--backbone` that takes family and sizes from the weights."""
+
 
 class BackboneOptions(Record):
     """What a user says of a backbone that its weights do not show; None leaves it to the weights.

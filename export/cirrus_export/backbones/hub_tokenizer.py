@@ -39,8 +39,8 @@ class SpecialTokens:
 SPECIAL_TOKENS = {
     "timm/*-SigLIP2*": SpecialTokens(start=None, end="<eos>", pad="<pad>", of_transformers=TextCleaning.SIGLIP2),
     "timm/*-SigLIP*": SpecialTokens(start=None, end="</s>", pad="</s>", of_transformers=TextCleaning.SIGLIP),
-    "google/mt5-*": SpecialTokens(start=None, end="</s>", pad="<pad>"),
-    "facebook/xlm-v-base": SpecialTokens(start="<s>", end="</s>", pad="<pad>"),
+    "google/mt5-*": SpecialTokens(start=None, end="</s>", pad="<pad>", of_transformers=TextCleaning.NONE),
+    "facebook/xlm-v-base": SpecialTokens(start="<s>", end="</s>", pad="<pad>", of_transformers=TextCleaning.NONE),
     # CLIPA: open_clip's strip_sep_token replaces the end token, [SEP], by 0, the padding
     "bert-base-uncased": SpecialTokens(start="[CLS]", end="[PAD]", pad="[PAD]"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cirrus_client.errors import CheckpointError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, Prompt, TextToken, WordBackbone, at_end_of_text
@@ -14,6 +15,7 @@ from cirrus_export.backbones.clip_config import check_architecture, config_besid
 from cirrus_export.backbones.clip_shape import check_sizes, shaped_as, shows_every_token
 from cirrus_export.backbones.clip_tokenizer import check_clip_vocabulary, clip_null_token_ids, write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
+from cirrus_export.backbones.metaclip_2 import is_metaclip_2
 from cirrus_export.backbones.open_clip_models import (
     LOGIT_BIAS,
     OPENAI,
@@ -194,7 +196,8 @@ class OpenClipFamily(Family):
     def kind_of(self, state: StateDict) -> str | None:
         """Recognise a vision transformer beside a text tower, in OpenAI's key names or in those of transformers."""
         is_openai = "visual.class_embedding" in state and "token_embedding.weight" in state
-        return "a CLIP" if is_openai or is_hugging_face_clip(state) else None
+        is_clip = is_openai or (is_hugging_face_clip(state) and not is_metaclip_2(state))
+        return "a CLIP" if is_clip else None
 
     def tags(self, name: str) -> Sequence[str]:
         """Return the tags of a model's published weights."""
@@ -218,6 +221,11 @@ class OpenClipFamily(Family):
         config = OPENAI if name is None else self.config(name)
         from_openai = _is_from_openai(weights)
         beside = None if from_openai else config_beside(weights)
+        if beside is not None and beside.end_id is not None:
+            raise CheckpointError(
+                f"checkpoint {beside.file}: describes a MetaCLIP 2, and --backbone {name} is a CLIP: name its "
+                "architecture, like ViT-H-14-worldwide-quickgelu, or from-checkpoint"
+            )
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=from_openai, beside=beside)
         activation = activation_in_space(quick_gelu, config, weights, from_openai=from_openai)
         named = None if state is None else _openai_state(state)

@@ -21,21 +21,26 @@ from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
 from cirrus_export.backbones.clip_config import check_architecture, config_beside, tokenizer_beside
 from cirrus_export.backbones.clip_shape import shows_every_token
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
-from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
+from cirrus_export.backbones.family import FROM_CHECKPOINT, Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
+from cirrus_export.backbones.metaclip_2 import check_named, is_metaclip_2, shaped_as_metaclip_2
 from cirrus_export.backbones.open_clip_models import (
     LOGIT_BIAS,
+    OPENAI,
     Config,
     activation_in_space,
     create,
     fetch,
+    preprocess_beside,
     preprocess_of,
     tags_of,
     uses_quick_gelu,
     warn_if_a_file_could_be_several,
 )
+from cirrus_export.checkpoints.hugging_face_clip import KEYS as CLIP_KEYS
+from cirrus_export.checkpoints.hugging_face_clip import in_openai_names, is_hugging_face_clip
+from cirrus_export.checkpoints.hugging_face_siglip import KEYS as SIGLIP_KEYS
 from cirrus_export.checkpoints.hugging_face_siglip import (
-    KEYS,
     follow_config_beside,
     in_open_clips_names,
     is_hugging_face_siglip,
@@ -48,6 +53,7 @@ import open_clip
 _CONTEXT_LENGTH = 77
 _HUB_TOKENIZER = "hf_tokenizer_name"
 _KIND_KEYS = ("visual.trunk.", "visual.attnpool.", "visual.attn_pool.", "text.")
+_POOLED, _CLIP = "a pooled model of open_clip", "a CLIP"
 
 
 class PooledOpenClipBackbone(PooledBackbone):
@@ -139,13 +145,18 @@ class PooledOpenClipFamily(Family):
         return [name for name in open_clip.list_models() if not shows_every_token(open_clip.get_model_config(name))]
 
     def kind_named(self, name: str) -> str:
-        """Return the one kind that there is."""
-        return "a pooled model of open_clip"
+        """Return whether a file of the model has a CLIP's keys, as CLIPA's and MetaCLIP 2's have, or others."""
+        config = open_clip.get_model_config(name)
+        vision = config["vision_cfg"]
+        of_timm = "timm_model_name" in vision or not isinstance(vision.get("layers"), int)
+        return _POOLED if of_timm or config.get("custom_text") else _CLIP
 
     def kind_of(self, state: StateDict) -> str | None:
-        """Recognise a timm tower, an attention pooling, a text tower under a name of its own, and a SigLIP."""
+        """Recognise a timm tower, an attention pooling, a text tower under a name of its own, SigLIP and MetaCLIP 2."""
+        if is_metaclip_2(state):
+            return _CLIP
         found = is_hugging_face_siglip(state) or any(key.startswith(_KIND_KEYS) for key in state)
-        return "a pooled model of open_clip" if found else None
+        return _POOLED if found else None
 
     def tags(self, name: str) -> Sequence[str]:
         """Return the tags of a model's published weights."""
@@ -172,32 +183,54 @@ class PooledOpenClipFamily(Family):
     def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> PooledOpenClipBackbone:
         """See `Family.load`."""
         if name is None:
-            raise ExportError(
-                "--backbone from-checkpoint: the file holds a model of open_clip whose form can't be told from its "
-                "keys: name it, like --backbone ViT-B-16-SigLIP2"
-            )
+            return self._from_checkpoint(weights, tokenizer)
         config = open_clip.get_model_config(name)
         weights = weights.from_folder()
-        of_transformers = weights.state is not None and is_hugging_face_siglip(weights.state)
+        state = weights.state
+        is_siglip = state is not None and is_hugging_face_siglip(state)
+        is_clip = state is not None and is_hugging_face_clip(state)
         if tokenizer is None and _HUB_TOKENIZER in config["text_cfg"]:
             tokenizer = tokenizer_beside(weights)
-        hub_tokenizer = self._tokenizer(name, config, tokenizer, of_transformers=of_transformers)
+        hub_tokenizer = self._tokenizer(name, config, tokenizer, of_transformers=is_siglip or is_clip)
         preprocess = self.preprocess(name, weights)
         beside = config_beside(weights)
         check_architecture(beside, config)
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
         warn_if_a_file_could_be_several(name, config, weights)
         model = create(name, quick_gelu=quick_gelu)
-        if weights.state is not None and of_transformers:
-            load_strictly(model, in_open_clips_names(weights.state), theirs=KEYS.theirs)
-            follow_config_beside(model, weights.state)
-        elif weights.state is not None:
+        if state is not None and is_siglip:
+            load_strictly(model, in_open_clips_names(state), theirs=SIGLIP_KEYS.theirs)
+            follow_config_beside(model, state)
+        elif state is not None and is_clip:
+            load_strictly(model, in_openai_names(state), theirs=CLIP_KEYS.theirs)
+            if beside is not None:
+                check_named(model, config, beside)
+        elif state is not None:
             unused = () if "logit_bias" in model.state_dict() else (LOGIT_BIAS,)
-            load_strictly(model, pass_over(weights.state, unused))
+            load_strictly(model, pass_over(state, unused))
         elif weights.tag is not None:
             fetch(model, name, weights.tag)
         activation = activation_in_space(quick_gelu, config, weights, from_openai=weights.fine_tuned)
         return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer, activation)
+
+    def _from_checkpoint(self, weights: Weights, tokenizer: Path | None) -> PooledOpenClipBackbone:
+        """Build a MetaCLIP 2 of transformers, the one model whose form its file and configuration show."""
+        state, beside = weights.state, config_beside(weights)
+        if state is None or beside is None or beside.end_id is None:
+            raise ExportError(
+                f"--backbone {FROM_CHECKPOINT}: the file holds a model of open_clip whose form can't be told from its "
+                "keys: name it, like --backbone ViT-B-16-SigLIP2"
+            )
+        quick_gelu = uses_quick_gelu(None, OPENAI, weights, from_openai=False, beside=beside)
+        named = in_openai_names(state)
+        model, config = shaped_as_metaclip_2(named, beside)
+        load_strictly(model, named, theirs=CLIP_KEYS.theirs)
+        file = tokenizer or tokenizer_beside(weights)
+        hub_tokenizer = self._tokenizer(FROM_CHECKPOINT, config, file, of_transformers=True)
+        side_px = config["vision_cfg"]["image_size"]
+        preprocess = preprocess_beside(weights, side_px) or PreprocessSpec(size_px=side_px)
+        activation = activation_in_space(quick_gelu, OPENAI, weights, from_openai=False)
+        return PooledOpenClipBackbone(model.eval().requires_grad_(False), config, preprocess, hub_tokenizer, activation)
 
     def _tokenizer(self, name: str, config: Config, file: Path | None, *, of_transformers: bool) -> HubTokenizer | None:
         text = config["text_cfg"]

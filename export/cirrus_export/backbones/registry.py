@@ -13,7 +13,7 @@ from cirrus_client.errors import CheckpointError, ExportError, PluginError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.backbones.backbone import Backbone
-from cirrus_export.backbones.family import BackboneOptions, Family, Sizes, Weights
+from cirrus_export.backbones.family import FROM_CHECKPOINT, BackboneOptions, Family, Sizes, Weights
 from cirrus_export.checkpoints.folder import weights_file
 from cirrus_export.checkpoints.state import StateDict, out_of_its_holder, read_state_dict
 
@@ -30,7 +30,6 @@ FAMILIES = {
     "qwen3_vl": "cirrus_export.backbones.qwen3_vl:Qwen3VlFamily",
 }
 ENTRY_POINTS = "cirrus.backbones"
-FROM_CHECKPOINT = "from-checkpoint"
 RANDOM = "random"
 _RANDOM_SEED = 20240607
 log = logging.getLogger(__name__)
