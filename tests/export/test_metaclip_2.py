@@ -13,6 +13,7 @@ from PIL import Image
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
+from safetensors.torch import save_file
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, processors
 from transformers import CLIPImageProcessorPil, MetaClip2Config, MetaClip2Model
@@ -145,8 +146,9 @@ def of_clips_classes() -> list[str]:
 
 
 @pytest.mark.parametrize("name", of_clips_classes())
-def test_a_file_that_open_clip_saved_is_one_of_the_named_model(name: str) -> None:
-    """Its keys are a CLIP's, though the model is not of OpenAI's form."""
+@torch.no_grad()
+def test_a_file_that_open_clip_saved_is_one_of_the_named_model(name: str, tmp_path: Path) -> None:
+    """Its keys are a CLIP's, though the model is not of OpenAI's form. A configuration beside it says the form."""
     config = open_clip.get_model_config(name)
     small = {"layers": 1, "width": 16, "heads": 2, "vocab_size": 8, "image_size": 28}
     config["vision_cfg"]["head_width"] = 8
@@ -154,5 +156,18 @@ def test_a_file_that_open_clip_saved_is_one_of_the_named_model(name: str) -> Non
         config[tower] | {key: size for key, size in small.items() if key in config[tower]}
         for tower in ("vision_cfg", "text_cfg")
     ]
-    state = StateDict(open_clip.CLIP(16, *towers).state_dict(), "file.pt")
+    model = open_clip.CLIP(16, *towers).eval()
+    state = StateDict(model.state_dict(), "file.pt")
     assert PooledOpenClipFamily().kind_named(name) in [family.kind_of(state) for family in families()]
+
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    described = dict(zip(("vision_cfg", "text_cfg"), towers, strict=True)) | {"embed_dim": 16, "quick_gelu": False}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": described}))
+    words = ["<s>", "<pad>", "</s>", "[PAD]", "[CLS]", "<unk>"]
+    made = FastTokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    backbone = load_backbone("from-checkpoint", str(tmp_path))
+    assert (backbone.preprocess.size_px, backbone.context_length) == (28, towers[1]["context_length"])
+    images, ids = torch.randn(2, 3, 28, 28), torch.randint(3, 8, (2, backbone.context_length))
+    torch.testing.assert_close(backbone.embed_image(images), model.encode_image(images))
+    torch.testing.assert_close(backbone.embed_text(ids), model.encode_text(ids))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.backbones.clip_config import ClipConfig
+from cirrus_export.backbones.clip_config import OF_OPEN_CLIP, ClipConfig
+from cirrus_export.checkpoints.image_settings import read_settings
 from cirrus_export.checkpoints.state import StateDict, count_layers
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
@@ -29,6 +30,18 @@ def shows_every_token(config: Mapping[str, Any]) -> bool:
         and not any(key in text for key in ("hf_model_name", "hf_tokenizer_name"))
         and not any(text.get(key) for key in ("no_causal_mask", "proj_bias", "embed_cls"))
     )
+
+
+def has_openai_keys(state: StateDict) -> bool:
+    """Return whether a file holds a vision transformer beside a text tower, in the key names of OpenAI's CLIP."""
+    return "visual.class_embedding" in state and "token_embedding.weight" in state
+
+
+def is_said_to_differ(state: StateDict) -> bool:
+    """Return whether open_clip's configuration beside a file says that it is no CLIP of OpenAI's form."""
+    model = read_settings(Path(state.source).parent / OF_OPEN_CLIP).get("model_cfg")
+    whole = isinstance(model, dict) and all(isinstance(model.get(part), dict) for part in ("vision_cfg", "text_cfg"))
+    return whole and not shows_every_token(model)
 
 
 def check_sizes(clip: open_clip.CLIP, beside: ClipConfig | None) -> None:

@@ -12,7 +12,13 @@ from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, Prompt, TextToken, WordBackbone, at_end_of_text
 from cirrus_export.backbones.clip_config import check_architecture, config_beside, folder_of
-from cirrus_export.backbones.clip_shape import check_sizes, shaped_as, shows_every_token
+from cirrus_export.backbones.clip_shape import (
+    check_sizes,
+    has_openai_keys,
+    is_said_to_differ,
+    shaped_as,
+    shows_every_token,
+)
 from cirrus_export.backbones.clip_tokenizer import check_clip_vocabulary, clip_null_token_ids, write_clip_tokenizer
 from cirrus_export.backbones.family import Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.metaclip_2 import is_metaclip_2
@@ -195,9 +201,9 @@ class OpenClipFamily(Family):
 
     def kind_of(self, state: StateDict) -> str | None:
         """Recognise a vision transformer beside a text tower, in OpenAI's key names or in those of transformers."""
-        is_openai = "visual.class_embedding" in state and "token_embedding.weight" in state
-        is_clip = is_openai or (is_hugging_face_clip(state) and not is_metaclip_2(state))
-        return "a CLIP" if is_clip else None
+        if has_openai_keys(state):
+            return None if is_said_to_differ(state) else "a CLIP"
+        return "a CLIP" if is_hugging_face_clip(state) and not is_metaclip_2(state) else None
 
     def tags(self, name: str) -> Sequence[str]:
         """Return the tags of a model's published weights."""

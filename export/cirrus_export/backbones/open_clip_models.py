@@ -182,9 +182,12 @@ def warn_if_a_file_could_be_several(name: str, config: Config, weights: Weights)
 
 
 def create(name: str, *, quick_gelu: bool) -> nn.Module:
-    """Build a model with random weights, in evaluation mode. Nothing is fetched."""
+    """Build a model with random weights, in evaluation mode. Nothing is fetched.
+
+    name: open_clip's, or `local-dir:FOLDER` for what the folder's `open_clip_config.json` describes.
+    """
     with _no_word_of_random_weights():
-        model: nn.Module = open_clip.create_model(name, force_quick_gelu=quick_gelu)
+        model: nn.Module = open_clip.create_model(name, load_weights=False, force_quick_gelu=quick_gelu)
     return model.eval().requires_grad_(False)
 
 

@@ -18,8 +18,14 @@ from cirrus_client.errors import ExportError
 from cirrus_client.image.preprocess import PreprocessSpec
 from cirrus_client.tokenizer import Tokenizer, TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, PooledBackbone, Prompt
-from cirrus_export.backbones.clip_config import check_architecture, config_beside, tokenizer_beside
-from cirrus_export.backbones.clip_shape import shows_every_token
+from cirrus_export.backbones.clip_config import (
+    OF_OPEN_CLIP,
+    ClipConfig,
+    check_architecture,
+    config_beside,
+    tokenizer_beside,
+)
+from cirrus_export.backbones.clip_shape import has_openai_keys, is_said_to_differ, shows_every_token
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import FROM_CHECKPOINT, Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
@@ -31,7 +37,6 @@ from cirrus_export.backbones.open_clip_models import (
     activation_in_space,
     create,
     fetch,
-    preprocess_beside,
     preprocess_of,
     tags_of,
     uses_quick_gelu,
@@ -53,6 +58,8 @@ import open_clip
 _CONTEXT_LENGTH = 77
 _HUB_TOKENIZER = "hf_tokenizer_name"
 _KIND_KEYS = ("visual.trunk.", "visual.attnpool.", "visual.attn_pool.", "text.")
+_FOLDER = "local-dir:"
+"""What open_clip's name of a model that a folder describes begins with."""
 _POOLED, _CLIP = "a pooled model of open_clip", "a CLIP"
 
 
@@ -152,8 +159,11 @@ class PooledOpenClipFamily(Family):
         return _POOLED if of_timm or config.get("custom_text") else _CLIP
 
     def kind_of(self, state: StateDict) -> str | None:
-        """Recognise a timm tower, an attention pooling, a text tower under a name of its own, SigLIP and MetaCLIP 2."""
-        if is_metaclip_2(state):
+        """Recognise a timm tower, an attention pooling, a text tower under a name of its own, SigLIP and MetaCLIP 2.
+
+        Also a file with a CLIP's keys of which the configuration beside it says that it is another model.
+        """
+        if is_metaclip_2(state) or (has_openai_keys(state) and is_said_to_differ(state)):
             return _CLIP
         found = is_hugging_face_siglip(state) or any(key.startswith(_KIND_KEYS) for key in state)
         return _POOLED if found else None
@@ -164,13 +174,7 @@ class PooledOpenClipFamily(Family):
 
     def check(self, name: str) -> None:
         """Refuse a text tower that is a language model of transformers."""
-        language_model = open_clip.get_model_config(name)["text_cfg"].get("hf_model_name")
-        if language_model is not None:
-            raise ExportError(
-                f"backbone {name}: its text tower is transformers' {language_model}, whose configuration and padding "
-                "mask are fetched from a hub; Cirrus exports the text towers that are open_clip's own: name another "
-                "--backbone"
-            )
+        _check_towers(f"backbone {name}", open_clip.get_model_config(name))
 
     def sizes(self, name: str) -> Sizes:
         """Return the width of the embeddings."""
@@ -182,22 +186,22 @@ class PooledOpenClipFamily(Family):
 
     def load(self, name: str | None, weights: Weights, tokenizer: Path | None) -> PooledOpenClipBackbone:
         """See `Family.load`."""
-        if name is None:
-            return self._from_checkpoint(weights, tokenizer)
-        config = open_clip.get_model_config(name)
         weights = weights.from_folder()
-        state = weights.state
+        state, beside = weights.state, config_beside(weights)
+        if name is None and state is not None and beside is not None and beside.end_id is not None:
+            return self._metaclip_2(state, beside, weights, tokenizer)
+        form, config = _form(name, beside)
         is_siglip = state is not None and is_hugging_face_siglip(state)
         is_clip = state is not None and is_hugging_face_clip(state)
         if tokenizer is None and _HUB_TOKENIZER in config["text_cfg"]:
             tokenizer = tokenizer_beside(weights)
-        hub_tokenizer = self._tokenizer(name, config, tokenizer, of_transformers=is_siglip or is_clip)
-        preprocess = self.preprocess(name, weights)
-        beside = config_beside(weights)
+        hub_tokenizer = self._tokenizer(form, config, tokenizer, of_transformers=is_siglip or is_clip)
+        preprocess = preprocess_of(name or FROM_CHECKPOINT, config, weights)
         check_architecture(beside, config)
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
-        warn_if_a_file_could_be_several(name, config, weights)
-        model = create(name, quick_gelu=quick_gelu)
+        if name is not None:
+            warn_if_a_file_could_be_several(name, config, weights)
+        model = create(form, quick_gelu=quick_gelu)
         if state is not None and is_siglip:
             load_strictly(model, in_open_clips_names(state), theirs=SIGLIP_KEYS.theirs)
             follow_config_beside(model, state)
@@ -208,29 +212,24 @@ class PooledOpenClipFamily(Family):
         elif state is not None:
             unused = () if "logit_bias" in model.state_dict() else (LOGIT_BIAS,)
             load_strictly(model, pass_over(state, unused))
-        elif weights.tag is not None:
+        elif name is not None and weights.tag is not None:
             fetch(model, name, weights.tag)
         activation = activation_in_space(quick_gelu, config, weights, from_openai=weights.fine_tuned)
         return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer, activation)
 
-    def _from_checkpoint(self, weights: Weights, tokenizer: Path | None) -> PooledOpenClipBackbone:
-        """Build a MetaCLIP 2 of transformers, the one model whose form its file and configuration show."""
-        state, beside = weights.state, config_beside(weights)
-        if state is None or beside is None or beside.end_id is None:
-            raise ExportError(
-                f"--backbone {FROM_CHECKPOINT}: the file holds a model of open_clip whose form can't be told from its "
-                "keys: name it, like --backbone ViT-B-16-SigLIP2"
-            )
+    def _metaclip_2(
+        self, state: StateDict, beside: ClipConfig, weights: Weights, tokenizer: Path | None
+    ) -> PooledOpenClipBackbone:
         quick_gelu = uses_quick_gelu(None, OPENAI, weights, from_openai=False, beside=beside)
         named = in_openai_names(state)
         model, config = shaped_as_metaclip_2(named, beside)
         load_strictly(model, named, theirs=CLIP_KEYS.theirs)
         file = tokenizer or tokenizer_beside(weights)
         hub_tokenizer = self._tokenizer(FROM_CHECKPOINT, config, file, of_transformers=True)
-        side_px = config["vision_cfg"]["image_size"]
-        preprocess = preprocess_beside(weights, side_px) or PreprocessSpec(size_px=side_px)
         activation = activation_in_space(quick_gelu, OPENAI, weights, from_openai=False)
-        return PooledOpenClipBackbone(model.eval().requires_grad_(False), config, preprocess, hub_tokenizer, activation)
+        preprocess = preprocess_of(FROM_CHECKPOINT, config, weights)
+        model.eval().requires_grad_(False)
+        return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer, activation)
 
     def _tokenizer(self, name: str, config: Config, file: Path | None, *, of_transformers: bool) -> HubTokenizer | None:
         text = config["text_cfg"]
@@ -238,3 +237,33 @@ class PooledOpenClipFamily(Family):
             refuse_tokenizer(name, file)
             return None
         return find_hub_tokenizer(name, text, file, of_transformers=of_transformers)
+
+
+def _form(name: str | None, beside: ClipConfig | None) -> tuple[str, Config]:
+    """Return what open_clip builds a model by, and its configuration: by its name, or by the file beside its weights.
+
+    Raises ExportError if neither says it, or if the text tower is a language model of transformers.
+    """
+    if name is not None:
+        return name, open_clip.get_model_config(name)
+    if beside is None or beside.architecture is None:
+        raise ExportError(
+            f"--backbone {FROM_CHECKPOINT}: the file holds a model of open_clip whose form can't be told from its "
+            f"keys: name it, like --backbone ViT-B-16-SigLIP2, or put its {OF_OPEN_CLIP} beside it"
+        )
+    config = dict(beside.architecture)
+    _check_towers(f"checkpoint {beside.file}", config)
+    return f"{_FOLDER}{beside.file.parent}", config
+
+
+def _check_towers(where: str, config: Config) -> None:
+    """Refuse towers that are built by what is fetched."""
+    language_model = config["text_cfg"].get("hf_model_name")
+    if language_model is not None:
+        raise ExportError(
+            f"{where}: its text tower is transformers' {language_model}, whose configuration and padding mask are "
+            "fetched from a hub; Cirrus exports the text towers that are open_clip's own: name another --backbone"
+        )
+    vision = str(config["vision_cfg"].get("timm_model_name", ""))
+    if ":" in vision:
+        raise ExportError(f"{where}: timm_model_name is {vision}, which is fetched from a hub: name another --backbone")

@@ -31,6 +31,8 @@ FAMILIES = {
 }
 ENTRY_POINTS = "cirrus.backbones"
 RANDOM = "random"
+_OF_OPEN_CLIP = ("hf-hub:", "local-dir:")
+"""What open_clip puts before a repository of the hub, and before a folder."""
 _RANDOM_SEED = 20240607
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,8 @@ def find_backbone(
     Raises ExportError for an unknown name, tag or option; CheckpointError for a fine-tuned backbone of another kind and
     for a file that no family recognises; PluginError for a name that two families claim.
     """
+    if name.startswith(_OF_OPEN_CLIP):
+        raise ExportError(f"backbone '{name}' is not read by that name: {_read_instead(name.partition(':')[2])}")
     if name == FROM_CHECKPOINT:
         source = _from_checkpoint(pretrained, fine_tuned, tokenizer)
     else:
@@ -147,6 +151,8 @@ def _owner(name: str) -> Family:
     if not owners:
         known = sorted({known for family in every for known in family.names()} | {FROM_CHECKPOINT})
         near = difflib.get_close_matches(name, known, n=8, cutoff=0.5)
+        if not near and "/" in name:
+            raise ExportError(f"there is no backbone '{name}'; {_read_instead(name)}")
         raise ExportError(f"there is no backbone '{name}'; near it: {', '.join(near) or 'nothing; see open_clip'}")
     return owners[0]
 
@@ -172,6 +178,7 @@ def _from_checkpoint(pretrained: str | None, fine_tuned: StateDict | None, token
     else:
         raise ExportError(
             f"--backbone {FROM_CHECKPOINT} takes its sizes from weights: --pretrained must be a file or a folder"
+            + ("" if pretrained is None else f", and there is no {pretrained}{_or_a_repository(pretrained)}")
         )
     for family in families():
         if family.kind_of(state) is not None:
@@ -200,10 +207,29 @@ def _weights(name: str, family: Family, pretrained: str | None, fine_tuned: Stat
     if tag in tags:
         return Weights(tag=tag, file=path)
     if not tags:
-        raise ExportError(f"--pretrained {pretrained}: there is no such file, and {name} has no tags to fetch")
+        raise ExportError(
+            f"--pretrained {pretrained}: there is no such file, and {name} has no tags to fetch"
+            + _or_a_repository(pretrained)
+        )
     raise ExportError(
         f"--pretrained {pretrained}: neither a file nor a tag of {name}; its tags: {', '.join(tags)}; "
-        "'random' draws weights"
+        f"'random' draws weights{_or_a_repository(pretrained)}"
+    )
+
+
+def _read_instead(where: str) -> str:
+    """Return how to read a folder, or a repository of the Hugging Face hub, that was named as a backbone."""
+    folder = where if Path(where).exists() else "FOLDER"
+    fetched = "" if Path(where).exists() else f"hf download {where} --local-dir {folder}, and "
+    return f"{fetched}--backbone {FROM_CHECKPOINT} --pretrained {folder}"
+
+
+def _or_a_repository(pretrained: str) -> str:
+    repository = pretrained.removeprefix(_OF_OPEN_CLIP[0])
+    if repository.count("/") != 1 or repository.startswith((".", "/")):
+        return ""
+    return (
+        f"; a repository of the Hugging Face hub: hf download {repository} --local-dir FOLDER, and --pretrained FOLDER"
     )
 
 
