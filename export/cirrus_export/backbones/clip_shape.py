@@ -40,8 +40,9 @@ def has_openai_keys(state: StateDict) -> bool:
 def is_said_to_differ(state: StateDict) -> bool:
     """Return whether open_clip's configuration beside a file says that it is no CLIP of OpenAI's form."""
     model = read_settings(Path(state.source).parent / OF_OPEN_CLIP).get("model_cfg")
-    whole = isinstance(model, dict) and all(isinstance(model.get(part), dict) for part in ("vision_cfg", "text_cfg"))
-    return whole and not shows_every_token(model)
+    if not isinstance(model, dict) or not all(isinstance(model.get(part), dict) for part in ("vision_cfg", "text_cfg")):
+        return False
+    return not shows_every_token(model)
 
 
 def check_sizes(clip: open_clip.CLIP, beside: ClipConfig | None) -> None:
