@@ -115,7 +115,7 @@ def test_metadata_of_some_images_is_told_with_their_number(index, tmp_path) -> N
         (["--bundle", "union"], "--bundle: it is for what encodes --queries"),
         (["--server", "here:8001", "--name", "union"], "--server: it is for what encodes --queries"),
         (["--trust-plans"], "--trust-plans: it is for what encodes --queries"),
-        (["--update", "--backend", "milvus"], "was built by faiss, and an update keeps it"),
+        (["--update", "--backend", "milvus"], "was built by faiss and not by milvus: leave out --backend"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(index, given: list[str], message: str, tmp_path) -> None:
@@ -302,10 +302,19 @@ def test_a_search_prints_values_of_columns_as_the_service_answers_them(tiny_bund
     assert first["metadata"] == {"price": None, "thumb": "//7/", "since": "2026-05-31T12:00:00", "sizes": [1.5, None]}
 
 
-def test_images_are_encoded_ahead_in_process_alone(tiny_bundle, index) -> None:
-    done = run("serve", tiny_bundle.root, "--index", index, "--warm")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--index", "i", "--warm"], "--warm: it needs --in-process"),
+        (["--api-keys-file", "k", "--rate", "1"], "--api-keys-file, --rate: it is about searches: give --index"),
+        (["--index", "i", "--trust-network"], "--trust-network: it is about Triton alone"),
+        (["--index", "i", "--in-process", "--grpc-port", "9"], "--grpc-port: it is about the Triton server that is"),
+    ],
+)
+def test_an_option_of_serve_that_would_do_nothing_is_refused(options: list[str], message: str) -> None:
+    done = run("serve", "bundle", *options)
     assert done.exit_code == 2
-    assert "Invalid value for --warm: it needs --in-process" in done.stderr
+    assert f"Invalid value for {message}" in done.stderr
 
 
 def test_a_reader_that_ends_early_ends_a_command_in_silence(search) -> None:
@@ -451,7 +460,12 @@ def test_a_batch_that_no_memory_holds_is_refused(images, tiny_bundle, tmp_path) 
 
 
 def test_what_is_no_bundle_is_told_before_what_this_machine_lacks(tmp_path) -> None:
-    assert "is not a bundle" in message_of(run("compile", tmp_path / "nothere"))
+    (tmp_path / "gallery.json").touch()
+    assert "nothere: there is no such folder; `cirrus export` makes a bundle" in message_of(
+        run("compile", tmp_path / "nothere")
+    )
+    assert "is not a bundle but a gallery: it has no bundle.json" in message_of(run("compile", tmp_path))
+    assert "is not a model repository but a gallery" in message_of(run("serve", tmp_path))
 
 
 def test_embed_takes_tars_and_says_what_it_found(images, tiny_bundle, tmp_path) -> None:

@@ -29,12 +29,12 @@ from cirrus_client.errors import BundleError
 from cirrus_client.external_data import external_files
 from cirrus_client.files import check_files, write_model
 from cirrus_client.image.preprocess import PreprocessSpec
-from cirrus_client.names import EnsembleName
+from cirrus_client.names import EnsembleName, FolderRecord
 from cirrus_client.outputs import of_one_version
 from cirrus_client.records import Name, Record, RelativePath, read_record
 from cirrus_client.tokenizer import TokenizerSpec
 
-CONTRACT = "bundle.json"
+CONTRACT = FolderRecord.BUNDLE
 PROBE_QUERIES = "probe_queries.npy"
 _WAY_OUT = "export it again or copy it whole"
 
@@ -148,6 +148,10 @@ class SpaceSpec(Record):
         """Return the names of the components in which two spaces differ, sorted."""
         names = {*self.components, *other.components}
         return tuple(sorted(name for name in names if self.components.get(name) != other.components.get(name)))
+
+    def differences_in_words(self, other: SpaceSpec) -> str:
+        """Return what two spaces differ in, for a message."""
+        return ", ".join(self.differences(other)) or "width or similarity"
 
     @staticmethod
     def of(components: Mapping[str, str], *, dim: int, vectors: int, similarity: Similarity) -> SpaceSpec:
@@ -312,6 +316,5 @@ def _read_contract(root: Path) -> BundleSpec:
         root / CONTRACT,
         BundleSpec,
         raises=BundleError,
-        missing=f"{root} is not a bundle: it has no {CONTRACT}; make one with `cirrus export`",
         way_out=_WAY_OUT,
     )

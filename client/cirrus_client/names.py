@@ -1,4 +1,4 @@
-"""Names that several modules compare: ensembles, graphs and tensors, transports, repositories, and writers."""
+"""Names that several modules compare: ensembles, graphs and tensors, transports, repositories, folders, and writers."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ class ModelCode(StrEnum):
     TOKENIZE = "tokenize"
     GRAPH_RUNNER = "graph_runner"
     SUGGEST = "suggest"
+
+
+class FolderRecord(StrEnum):
+    """The files that tell what a folder is: each kind has one at its top."""
+
+    BUNDLE = "bundle.json"
+    SUGGESTER = "suggest.json"
+    REPOSITORY = "repository.json"
+    GALLERY = "gallery.json"
+    INDEX = "index.json"
 
 
 class Writer(StrEnum):

@@ -20,9 +20,17 @@ from pydantic import (
 from cirrus_client.errors import CirrusError, StoredDataError
 from cirrus_client.files import NOT_UTF8, is_not_utf8, write_atomically
 from cirrus_client.invalid_fields import first_problem
+from cirrus_client.names import FolderRecord
 
 R = TypeVar("R", bound="Record")
 _SEAL = "checksum"
+_FOLDERS = {
+    FolderRecord.BUNDLE: ("a bundle", "cirrus export"),
+    FolderRecord.SUGGESTER: ("a suggester", "cirrus export-suggester"),
+    FolderRecord.REPOSITORY: ("a model repository", "cirrus repository"),
+    FolderRecord.GALLERY: ("a gallery", "cirrus embed"),
+    FolderRecord.INDEX: ("an index", "cirrus index"),
+}
 
 
 def _stays_below(path: str) -> str:
@@ -69,20 +77,26 @@ class GrownRecord(Record):
 
 
 def read_record(
-    path: Path, kind: type[R], *, raises: type[StoredDataError], missing: str, way_out: str, sealed: bool = False
+    path: Path,
+    kind: type[R],
+    *,
+    raises: type[StoredDataError],
+    missing: str | None = None,
+    way_out: str,
+    sealed: bool = False,
 ) -> R:
     """Read a record from a JSON file.
 
-    missing: the message if there is no such file. way_out: what the user can do about a damaged file. sealed: the file
-    is one of `write_sealed`, and its checksum must be right. Raises `raises`, with the path and the name of the first
-    wrong field.
+    missing: the message if there is no such file; None for a `FolderRecord`, whose message says what the folder is
+    instead. way_out: what the user can do about a damaged file. sealed: the file is one of `write_sealed`, and its
+    checksum must be right. Raises `raises`, with the path and the name of the first wrong field.
     """
     if is_not_utf8(str(path)):
         raise raises(f"{path}: {NOT_UTF8}", path=path)
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise raises(missing, path=path) from None
+        raise raises(missing or _not_such_a_folder(path), path=path) from None
     except OSError as error:
         raise raises(f"{path} can't be read: {error.strerror}; {way_out}", path=path) from None
     if sealed:
@@ -114,6 +128,17 @@ def parse_record(content: str | bytes, kind: type[R], *, source: str, raises: ty
         return kind.model_validate_json(content)
     except ValidationError as error:
         raise raises(f"{source}: {first_problem(error, content)[1]}; {way_out}") from None
+
+
+def _not_such_a_folder(record: Path) -> str:
+    """Return the message about a folder without the record of its kind."""
+    root = record.parent
+    wanted, command = _FOLDERS[FolderRecord(record.name)]
+    if not root.exists():
+        return f"{root}: there is no such folder; `{command}` makes {wanted}"
+    others = (kind for other, (kind, _) in _FOLDERS.items() if (root / other).exists())
+    found = next((f" but {kind}" for kind in others), "")
+    return f"{root} is not {wanted}{found}: it has no {record.name}; make one with `{command}`"
 
 
 def _texts(value: object) -> Iterator[str]:

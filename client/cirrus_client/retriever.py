@@ -329,11 +329,10 @@ def _check_terms(terms: Sequence[Term], space: SpaceSpec) -> None:
 
 def _check_fit(space: SpaceSpec, index: Index, items: Items) -> None:
     if space.fingerprint != index.space.fingerprint:
-        differing = space.differences(index.space)
         raise SpaceMismatch(
             f"the query encoder's space is {space.fingerprint}, the index's space is {index.space.fingerprint}; they "
-            f"differ in {', '.join(differing) or 'width or similarity'}: embed the gallery with this encoder's bundle",
-            components=differing,
+            f"differ in {space.differences_in_words(index.space)}: embed the gallery with this encoder's bundle",
+            components=space.differences(index.space),
         )
     if isinstance(items, ParquetItems) and len(index) != len(items):
         raise SearchIndexError(f"the index has {len(index)} rows, but {len(items)} images are named")

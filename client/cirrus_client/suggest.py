@@ -23,12 +23,13 @@ from cirrus_client.ensemble import bytes_array
 from cirrus_client.errors import BundleError, InvalidImage
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
+from cirrus_client.names import FolderRecord
 from cirrus_client.records import GrownRecord, Name, RelativePath, read_record
 from cirrus_client.triton.channel import open_channel
 from cirrus_client.triton.requests import FAILURES, check_address, error_text, typed_error
 from cirrus_client.triton.wire import parse_error
 
-CONTRACT = "suggest.json"
+CONTRACT = FolderRecord.SUGGESTER
 TOKENIZER = "tokenizer.json"
 READ_IMAGE, NEXT_TOKENS = "read_image", "next_tokens"
 MODEL = "suggest"
@@ -217,7 +218,6 @@ def read_suggester(root: Path) -> SuggestSpec:
         root / CONTRACT,
         SuggestSpec,
         raises=BundleError,
-        missing=f"{root} is not a suggester: it has no {CONTRACT}; make one with `cirrus export-suggester`",
         way_out=WAY_OUT,
     )
     check_model_files(root, spec.graphs, spec.files, what="suggester")

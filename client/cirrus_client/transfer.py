@@ -142,7 +142,7 @@ def _described(folder: Path) -> Manifest:
         folder / MARK,
         OutputMark,
         raises=TransferError,
-        missing=f"{folder} is no bundle, index, suggester or model repository",
+        missing=f"{folder} is no bundle, index, suggester or model repository as Cirrus wrote it: it has no {MARK}",
         way_out="give a folder that Cirrus wrote",
     )
     names = sorted(

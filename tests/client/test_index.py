@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
@@ -31,7 +32,7 @@ from cirrus_client.index import (
     read_query_sample,
 )
 from cirrus_client.index.faiss_backend import FaissBackend
-from cirrus_client.index.faiss_build import index_in_memory
+from cirrus_client.index.faiss_build import build_faiss, index_in_memory
 from cirrus_client.index.faiss_index import FaissIndex
 from cirrus_client.index.items import located
 from cirrus_client.index.vectors import GalleryVectors, Part
@@ -418,6 +419,9 @@ def test_code_is_run_for_an_index_only_if_the_user_names_it(tmp_path: Path) -> N
         open_index(tmp_path / "index")
     assert refused.value.field == "backend"
     assert len(open_index(tmp_path / "index", backend=backend).index) == 30
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    with pytest.raises(SearchIndexError, match="was built by faiss and not by"):
+        open_index(tmp_path / "index", backend=backend)
 
 
 _BUILD = """
@@ -455,6 +459,12 @@ def test_queries_that_do_not_fit_are_refused(queries: np.ndarray, k: int, reason
         searched(space(8), unit_rows(0, 30, 8)).search(queries, k)
 
 
+def test_too_few_queries_are_refused_before_anything_is_built() -> None:
+    options = BuildOptions(SearchKind.APPROXIMATE, queries=QuerySample(unit_rows(0, 1, 8), "one.npy"))
+    with pytest.raises(SearchIndexError, match=r"one\.npy: 1 query embeddings.*give at least 2"):
+        build_faiss(SimpleNamespace(space=space(8)), options)
+
+
 def test_too_little_memory_names_what_would_fit(tmp_path: Path) -> None:
     class Huge:
         space, rows = space(8), {"shard": 2**50}
@@ -476,12 +486,21 @@ def test_an_index_is_not_written_where_its_name_is_not_utf8(tmp_path: Path) -> N
     assert not (tmp_path / "index").exists()
 
 
-@pytest.mark.parametrize("line", ["[1]", "{", '{"image": 7}', '{"text": ["a"]}', "7", "[" * 100_000])
+@pytest.mark.parametrize(
+    "line", ["[1]", "{", '{"image": 7}', '{"img": "a.jpg", "text": "x"}', '{"text": ["a"]}', "7", "[" * 100_000]
+)
 def test_a_line_that_is_no_query_is_named(tmp_path: Path, line: str, encoder) -> None:
     path = tmp_path / "queries.jsonl"
     path.write_text(f'{{"text": "in blue", "image": "a.jpg"}}\n{line}\n')
-    with pytest.raises(SearchIndexError, match="line 2: expected an object"):
+    with pytest.raises(SearchIndexError, match=r"queries\.jsonl, line 2: .*each line is like"):
         read_query_sample(path, encoder.space, encoder)
+
+
+def test_a_query_that_cannot_be_encoded_is_named_by_its_line(tmp_path: Path, zero_shot) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"text": "red"}\n' * 40 + '{"image": "gone.jpg"}\n')
+    with pytest.raises(SearchIndexError, match=r"queries\.jsonl, line 41: can't read image file .*gone\.jpg"):
+        read_query_sample(path, zero_shot.space, zero_shot)
 
 
 def test_a_text_may_hold_line_breaks_of_other_scripts(tmp_path: Path, zero_shot) -> None:

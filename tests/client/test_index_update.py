@@ -140,7 +140,7 @@ def test_metadata_and_root_stay_unless_they_are_given(tmp_path: Path) -> None:
 
 def test_an_index_of_another_space_or_none_is_refused_and_kept(tmp_path: Path) -> None:
     gallery = gallery_of(tmp_path / "gallery", {1, 2})
-    with pytest.raises(SearchIndexError, match="is not an index"):
+    with pytest.raises(SearchIndexError, match="there is no such folder; `cirrus index`"):
         update_index(gallery, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     build_index(gallery_of(tmp_path / "other", {1}, vectors=3), tmp_path / "index")

@@ -140,6 +140,12 @@ def test_a_host_of_images_that_is_none_is_refused_at_the_start(host: str) -> Non
         run_service(ServiceOptions({}, image_hosts=("cdn.example", "[::1]:8080", host)))
 
 
+@pytest.mark.parametrize("endpoint", ["collector:4318", "http://collector:4318", "ftp://collector/v1/traces"])
+def test_a_collector_that_takes_no_traces_is_refused_at_the_start(endpoint: str) -> None:
+    with pytest.raises(ServerError, match="like http://localhost:4318/v1/traces"):
+        run_service(ServiceOptions({}, otlp_endpoint=endpoint))
+
+
 def test_a_large_body_many_pixels_and_a_long_text_are_refused_by_their_limits(serve, photo) -> None:
     small = serve(limits=Limits(max_body_bytes=4_000, max_pixels=1_000))
     large = problem(small.post("/v1/search", content=b"x" * 5_000))

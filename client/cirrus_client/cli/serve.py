@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,12 @@ from cirrus_client.triton.server import TritonServer, find_server
 _LIMITS = Limits()
 _PORTS = 65535
 _NONE: list[str] = []
+_OF_TRITON_HERE = ("http_port", "grpc_port", "metrics_port", "metrics_config", "trace_config")
+_OF_SEARCHES = (
+    *("collection", "root", "in_process", "triton", "port", "api_keys_file", "api_keys", "insecure", "cors_origin"),
+    *("image_host", "suggester", "max_body_bytes", "max_pixels", "max_waiting", "rate", "timeout_s", "memory_mib"),
+    *("warm", "canary_s", "otlp_endpoint", "log_format"),
+)
 
 
 class LogFormat(StrEnum):
@@ -34,6 +41,7 @@ class LogFormat(StrEnum):
 
 
 def serve(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="A bundle, a suggester, or what `cirrus repository` wrote.")],
     index: Annotated[
         Path | None,
@@ -112,11 +120,17 @@ def serve(
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="json writes one object per line.")] = LogFormat.TEXT,
 ) -> None:
-    """Serve a bundle with the Triton server of the nvidia-pytriton wheel, until interrupted.
+    """Serve a bundle with the Triton server of the nvidia-pytriton wheel, or searches of --index, until interrupted.
 
-    With --index, serve a search API and a page as well.
+    With --index, a search API and a page are served as well.
     """
     switch_off()
+    if index is None:
+        _refuse(context, _OF_SEARCHES, "it is about searches: give --index")
+    else:
+        _refuse(context, ("trust_network",), "it is about Triton alone: leave out --index")
+    if in_process or triton is not None:
+        _refuse(context, _OF_TRITON_HERE, "it is about the Triton server that is started here, and none is")
     if warm and not in_process:
         raise typer.BadParameter(
             "it needs --in-process: on Triton nothing is kept but whole answers", param_hint="--warm"
@@ -158,10 +172,6 @@ def serve(
             )
         )
         return
-    if in_process or collection or root or triton:
-        raise typer.BadParameter(
-            "it is about searches: give --index", param_hint="--in-process, --collection, --root, --triton"
-        )
     running = TritonServer(
         find_repository(bundle),
         host=host,
@@ -178,6 +188,14 @@ def serve(
             f"metrics http://127.0.0.1:{metrics_port}/metrics; log {running.log_path}; stop with Ctrl-C"
         )
         running.wait()
+
+
+def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raise BadParameter for the options that are given though they would do nothing."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        raise typer.BadParameter(reason, param_hint=", ".join(f"--{name.replace('_', '-')}" for name in given))
 
 
 def _serve_searches(options: ServiceOptions) -> None:

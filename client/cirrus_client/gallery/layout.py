@@ -34,10 +34,11 @@ from cirrus_client.errors import GalleryError
 from cirrus_client.files import sha256_of_file
 from cirrus_client.gallery.source import ImageFile
 from cirrus_client.gallery.stream import Rejected
+from cirrus_client.names import FolderRecord
 from cirrus_client.parquet import read_parquet
 from cirrus_client.records import Record, read_record
 
-MANIFEST = "gallery.json"
+MANIFEST = FolderRecord.GALLERY
 BUNDLE = "bundle"
 LOCK = ".lock"
 QUERIES = "queries"
@@ -196,7 +197,6 @@ def read_manifest(root: Path) -> GalleryManifest:
         root / MANIFEST,
         GalleryManifest,
         raises=GalleryError,
-        missing=f"{root} is not a gallery: it has no {MANIFEST}; make one with `cirrus embed`",
         way_out="embed into another folder, or restore the file from a copy",
         sealed=True,
     )

@@ -283,7 +283,8 @@ def _check_same(root: Path, found: GalleryManifest, given: GalleryManifest) -> N
     if found.space.fingerprint != given.space.fingerprint:
         raise SpaceMismatch(
             f"gallery {root} was embedded in space {found.space.fingerprint}, the encoder's space is "
-            f"{given.space.fingerprint}; embed into another folder",
+            f"{given.space.fingerprint}; they differ in {found.space.differences_in_words(given.space)}: embed into "
+            "another folder",
             components=found.space.differences(given.space),
         )
     if found.images != given.images:

@@ -50,8 +50,11 @@ def build_faiss(
     exact float32 index, and if there are no queries to measure it on. Raises SearchIndexError if vectors or queries do
     not fit the space.
     """
+    is_measured = options.kind is not SearchKind.EXACT or options.storage is not Storage.FLOAT32
     if options.queries is not None:
         check_vectors("queries", options.queries.embeddings, (vectors.space.dim,))
+        if is_measured:
+            _check_halves(options.queries)
     kind = KINDS[options.kind]
     if older is None:
         index = kind.build(vectors, options.storage)
@@ -59,7 +62,7 @@ def build_faiss(
         index = kind.updated(older.index, older.places, vectors, options.storage)
     if options.kind is not SearchKind.EXACT:
         return index, _tuned(index, vectors, options.queries)
-    if options.storage is Storage.FLOAT32 or options.queries is None:
+    if options.queries is None or not is_measured:
         return index, None
     return index, _measured(index, vectors, options.queries)
 
@@ -83,7 +86,7 @@ def _tuned(index: faiss.Index, vectors: GalleryVectors, sample: QuerySample | No
             "agreement with exact search is not known; give --queries to measure it"
         )
         return None
-    _tune(index, _Judge.of(vectors, _queries(sample)[::2][:_QUERIES]), _TARGET)
+    _tune(index, _Judge.of(vectors, np.ascontiguousarray(sample.embeddings[::2][:_QUERIES])), _TARGET)
     return _measured(index, vectors, sample)
 
 
@@ -119,7 +122,7 @@ def _tune(index: faiss.Index, judge: _Judge, target: float) -> None:
 
 def _measured(index: faiss.Index, vectors: GalleryVectors, sample: QuerySample) -> Agreement:
     """Measure the agreement on every second query: those that the index is not tuned on."""
-    measuring = _queries(sample)[1::2][:_QUERIES]
+    measuring = np.ascontiguousarray(sample.embeddings[1::2][:_QUERIES])
     return Agreement(
         share=_Judge.of(vectors, measuring).share(index),
         k=min(_K, vectors.images),
@@ -128,10 +131,9 @@ def _measured(index: faiss.Index, vectors: GalleryVectors, sample: QuerySample) 
     )
 
 
-def _queries(sample: QuerySample) -> Embeddings:
+def _check_halves(sample: QuerySample) -> None:
     if len(sample.embeddings) < 2:
         raise SearchIndexError(
             f"{sample.source}: {len(sample.embeddings)} query embeddings; an index is tuned on one half and measured "
             "on the other, so give at least 2, better some hundreds"
         )
-    return np.ascontiguousarray(sample.embeddings)

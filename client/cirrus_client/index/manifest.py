@@ -17,9 +17,10 @@ from cirrus_client.files import sha256_of_file
 from cirrus_client.gallery.store import Gallery
 from cirrus_client.index.parquet_items import ITEMS
 from cirrus_client.index.protocol import Agreement, SearchKind, Storage
+from cirrus_client.names import FolderRecord
 from cirrus_client.records import Record, read_record
 
-MANIFEST = "index.json"
+MANIFEST = FolderRecord.INDEX
 
 
 class IndexedShard(Record):
@@ -56,7 +57,6 @@ def read_manifest(root: Path) -> IndexManifest:
         root / MANIFEST,
         IndexManifest,
         raises=SearchIndexError,
-        missing=f"{root} is not an index: it has no {MANIFEST}; make one with `cirrus index`",
         way_out="build it again with `cirrus index`",
         sealed=True,
     )

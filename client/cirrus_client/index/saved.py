@@ -97,14 +97,8 @@ def update_index(
     with replaced_directory(out, Writer.INDEX) as root:
         old = read_manifest(out)
         _check_named(out, old, backend)
-        if backend not in (None, old.backend):
-            raise SearchIndexError(
-                f"index {out}: was built by {old.backend}, and an update keeps it: leave out --backend, or build anew",
-                path=out,
-                field="backend",
-            )
         if gallery.space.fingerprint != old.space.fingerprint:
-            differing = ", ".join(gallery.space.differences(old.space)) or "width or similarity"
+            differing = gallery.space.differences_in_words(old.space)
             raise SearchIndexError(
                 f"index {out}: the gallery {gallery.root} has another space, which differs in {differing}: build "
                 "another index of it",
@@ -152,7 +146,13 @@ def _read_whole(root: Path, images: str | None, backend: str | None) -> SavedInd
 
 
 def _check_named(root: Path, manifest: IndexManifest, backend: str | None) -> None:
-    """Raise SearchIndexError if an index names code to run that the user did not name."""
+    """Raise SearchIndexError if an index names code that the user did not name, or the user names another backend."""
+    if ":" not in manifest.backend and backend not in (None, manifest.backend):
+        raise SearchIndexError(
+            f"index {root}: was built by {manifest.backend} and not by {backend}: leave out --backend",
+            path=root,
+            field="backend",
+        )
     if ":" in manifest.backend and manifest.backend != backend:
         raise SearchIndexError(
             f"index {root}: was built by {manifest.backend}, which is code and no backend's name; if you trust it, "

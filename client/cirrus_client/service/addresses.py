@@ -1,4 +1,4 @@
-"""Addresses that the user allows: origins of pages that may call, and hosts from which images are fetched."""
+"""Addresses that the user names: origins of pages that may call, hosts of images, and the collector of traces."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def check_host(host: str) -> None:
     parts = _split(f"//{host}")
     if parts is None or parts.netloc != host or "@" in host:
         raise ServerError(f"--image-host {host}: expected a host, or host:port, like cdn.example or cdn.example:8443")
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raise ServerError unless a collector is named by a URL with a path: nothing is added to it."""
+    parts = _split(endpoint)
+    if parts is None or parts.scheme not in DEFAULT_PORTS or not parts.path.strip("/"):
+        raise ServerError(
+            f"--otlp-endpoint {endpoint}: expected a URL that takes traces, like http://localhost:4318/v1/traces"
+        )
 
 
 def _split(url: str) -> SplitResult | None:

@@ -142,13 +142,13 @@ def open_version(source: Source, state: State, bundle: Bundle, encoder: QueryEnc
     Raises SearchIndexError if the index is damaged, SpaceMismatch if it was built in another space than the bundle's.
     """
     saved = open_index(source.index, images=source.images)
-    differing = bundle.spec.space.differences(saved.index.space)
-    if saved.index.space.fingerprint != bundle.spec.space.fingerprint:
+    space, other = bundle.spec.space, saved.index.space
+    if other.fingerprint != space.fingerprint:
         raise SpaceMismatch(
-            f"bundle {source.bundle} has space {bundle.spec.space.fingerprint}, index {source.index} has space "
-            f"{saved.index.space.fingerprint}; they differ in {', '.join(differing) or 'width or similarity'}: embed "
-            "the gallery with this bundle",
-            components=differing,
+            f"bundle {source.bundle} has space {space.fingerprint}, index {source.index} has space "
+            f"{other.fingerprint}; they differ in {space.differences_in_words(other)}: embed the gallery with this "
+            "bundle",
+            components=space.differences(other),
         )
     return Version(source, state, bundle, saved, encoder, Searcher(saved), GalleryImages(saved.items), max_pixels)
 

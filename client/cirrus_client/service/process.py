@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 
 from cirrus_client.errors import ServerError
-from cirrus_client.service.addresses import check_host, check_origin
+from cirrus_client.service.addresses import check_endpoint, check_host, check_origin
 from cirrus_client.service.app import Service, create_app
 from cirrus_client.service.door.gate import Access
 from cirrus_client.service.door.keys import read_keys
@@ -39,13 +39,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def run_service(options: ServiceOptions, *, announce: Callable[[], None] = lambda: None) -> None:
     """Serve until a signal ends it. announce: is called when everything is ready.
 
-    Raises ServerError if a port is taken, everybody could call, or an allowed address is none, and what opening the
+    Raises ServerError if a port is taken, everybody could call, or an address is none, and what opening the
     collections raises.
     """
     for origin in options.origins:
         check_origin(origin)
     for host in options.image_hosts:
         check_host(host)
+    if options.otlp_endpoint is not None:
+        check_endpoint(options.otlp_endpoint)
     access = _access(options)
     metrics = Metrics()
     tracer = None if options.otlp_endpoint is None else OpenTelemetry(options.otlp_endpoint)

@@ -16,11 +16,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cirrus_client.errors import BundleError
 from cirrus_client.files import check_files, sha256_of_file, write_model
-from cirrus_client.names import Flavour, ModelCode
+from cirrus_client.names import Flavour, FolderRecord, ModelCode
 from cirrus_client.outputs import MARK
 from cirrus_client.records import Name, Record, RelativePath, read_record
 
-RECORD = "repository.json"
+RECORD = FolderRecord.REPOSITORY
 REPOSITORIES = "triton"
 _CODE_FILE = "model.py"
 _CONFIG = "config.pbtxt"
@@ -66,7 +66,6 @@ def read_repository(root: Path) -> RepositorySpec:
         root / RECORD,
         RepositorySpec,
         raises=BundleError,
-        missing=f"{root} is no model repository that this version of Cirrus wrote: it has no {RECORD}; {_WAY_OUT}",
         way_out=_WAY_OUT,
     )
     check_files(root, spec.files, what="model repository", raises=BundleError, way_out=_WAY_OUT)
