@@ -155,10 +155,13 @@ def _export() -> Finding:
 
 def _plans(bundle: Bundle) -> list[Finding]:
     """One finding for each library that has compiled plans of the bundle, or one that says that there are none."""
-    from cirrus_client.plans import Library, has_plans
+    from cirrus_client.plans import Library, compile_again, has_plans
 
     found = [library for library in Library if has_plans(bundle.root, library)]
-    return [_plans_of(bundle, library) for library in found or [Library.TENSORRT]]
+    if not found:
+        plans, way_out = f"TensorRT plans of {bundle.spec.name}", compile_again(bundle.root, Library.TENSORRT)
+        return [Finding(plans, State.ABSENT, "not compiled", way_out)]
+    return [_plans_of(bundle, library) for library in found]
 
 
 def _plans_of(bundle: Bundle, library: Library) -> Finding:
