@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +67,26 @@ def test_the_stock_openai_client_embeds_texts(running, texts, encoding) -> None:
     assert client.models.retrieve(answer.model).id == answer.model == client.models.list().data[0].id
     assert [one.index for one in answer.data] == [0, 1]
     assert answer.usage.total_tokens == answer.usage.prompt_tokens > 4
+
+
+def test_the_pages_sample_of_the_openai_client_works_where_no_text_alone_is_a_query(
+    running, bundle, pictures, monkeypatch
+) -> None:
+    pytest.importorskip("openai", reason="the openai client is not installed")
+    page = (Path(__file__).parents[2] / "docs" / "search-service.md").read_text()
+    (sample,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import openai" in block)
+    for shown, here in (
+        ("http://127.0.0.1:8080", running.url),
+        ("unused", KEY),
+        ("union", "composed"),
+        ("dress", "000003"),
+    ):
+        sample = sample.replace(f'"{shown}', f'"{here}')
+    monkeypatch.chdir(pictures)
+    names: dict[str, Any] = {}
+    exec(sample, names)
+    expected = LocalEncoder(bundle).encode_queries([pictures / "000003.jpg"], ["the same in blue"])
+    assert close(names["answer"].data[0].embedding, expected[0])
 
 
 def test_the_stock_openai_client_gets_typed_errors(running) -> None:
