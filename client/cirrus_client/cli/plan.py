@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -24,7 +26,7 @@ def print_plan(gallery: Gallery, memory: str | None) -> None:
         echo("nothing fits: give more memory, or split the gallery into several collections")
     else:
         storage = "" if best.storage == "float32" else f" --storage {best.storage}"
-        echo(f"for this gallery: cirrus index {gallery.root} --kind {best.kind}{storage}")
+        echo(f"for this gallery: cirrus index {gallery.root} --out INDEX --kind {best.kind}{storage}")
     echo(
         f"times are scaled from those of {measured_figures().machine}; agreement is that of the gallery measured there"
     )
@@ -56,9 +58,7 @@ def _duration(seconds: float) -> str:
 
 
 def _bytes(memory: str) -> int:
-    try:
-        return TypeAdapter(ByteSize).validate_python(memory)
-    except ValidationError:
-        raise typer.BadParameter(
-            f"{memory!r} is no amount of memory, like 8GiB or 500MB", param_hint="--memory"
-        ) from None
+    if not memory[-1:].isdigit():  # "8" would be eight bytes
+        with suppress(ValidationError):
+            return TypeAdapter(ByteSize).validate_python(memory)
+    raise typer.BadParameter(f"{memory!r} is no amount of memory, like 8GiB or 500MB", param_hint="--memory")
