@@ -187,6 +187,7 @@ def _manifest(store: Any, root: str, url: str, name: str) -> Manifest | None:
 
 
 def _write(store: Any, target: str, manifest: Manifest) -> None:
+    _make_folder_of(store, target)
     store.pipe_file(target, manifest.model_dump_json(indent=2).encode())
 
 
@@ -209,8 +210,13 @@ def _asked(url: str, job: Callable[[], T]) -> T:
 
 
 def _put(store: Any, source: Path, target: str) -> None:
-    store.makedirs(target.rpartition("/")[0], exist_ok=True)
+    _make_folder_of(store, target)
     store.put_file(str(source), target)
+
+
+def _make_folder_of(store: Any, target: str) -> None:
+    """Make the folder of a file to write where a store has folders, like `file://`."""
+    store.makedirs(target.rpartition("/")[0], exist_ok=True)
 
 
 def _has_size(store: Any, target: str, size: int) -> bool:

@@ -242,9 +242,9 @@ def test_an_index_that_is_not_whole_is_not_pushed(
 
 
 def test_one_process_pulls_into_a_folder_at_a_time(
-    store: ObjectStore, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, get, refused = f"s3://{BUCKET}/twice", transfer._get, []
+    url, get, refused = f"file://{tmp_path}/a/new/folder", transfer._get, []
 
     def meanwhile(there: Any, source: str, target: Path) -> None:
         monkeypatch.setattr(transfer, "_get", get)
