@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 _LONGEST_VALUE = 60
 _WISH = "Input should be "
+_UNKNOWN = "there is no such field"
 
 Place = tuple[str | int, ...]
 
@@ -31,7 +32,8 @@ def first_problem(error: ValidationError, content: object = None) -> tuple[str |
     field = ".".join(map(str, place)) or None
     where = "its content" if field is None else f"field '{field}'"
     found = "" if alike[0]["type"] == "missing" else f", found {_shortened(alike[0]['input'])}"
-    return field, f"{where}: {_either([problem['msg'] for problem in alike])}{found}{_and_more(others)}"
+    messages = [_UNKNOWN if problem["type"] == "extra_forbidden" else problem["msg"] for problem in alike]
+    return field, f"{where}: {_either(messages)}{found}{_and_more(others)}"
 
 
 def _place(location: Sequence[str | int], kind: str, values: Any) -> Place:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Discriminator, StrictBool, Tag, ValidationError
 from cirrus_client.invalid_fields import first_problem
 
 
-class Leaf(BaseModel):
+class Leaf(BaseModel, extra="forbid"):
     """A node without further ones."""
 
     name: str
@@ -43,6 +43,11 @@ class Content(BaseModel):
     [
         ({}, "format", "field 'format': Field required"),
         ({"format": 2}, "format", "field 'format': Input should be 1, found 2"),
+        (
+            {"format": 1, "tree": {"name": "a", "nmae": 1}},
+            "tree.nmae",
+            "field 'tree.nmae': there is no such field, found 1",
+        ),
         ({"format": 2, "given": 5}, "format", "field 'format': Input should be 1, found 2 (1 more problem)"),
         (
             {"format": 1, "given": {"name": 5}},

@@ -315,12 +315,13 @@ def test_the_backbone_inside_a_unions_file_wins_and_is_quick_gelu(weights, head_
     ("changes", "reason"),
     [
         ({"recipe": "nope"}, "there is no recipe 'nope'"),
-        ({"backbone": "ViT-Q-99"}, "there is no backbone 'ViT-Q-99'"),
+        ({"backbone": "ViT-Q-99"}, "there is no backbone 'ViT-Q-99'; there are ViT-"),
+        ({"backbone": "~"}, "there is no backbone '~'; there are blip-base-coco, .*ViT-B-16, .*FILE.py:Class"),
         ({"pretrained": "nope"}, "there is no such file, and cirrus-demo has no tags"),
         ({"backbone": "ViT-B-32", "pretrained": "nope"}, "neither a file nor a tag of ViT-B-32; its tags: openai, "),
         ({"head": None}, "needs --head"),
         ({"options": {"pad_mask": "soft"}}, "option 'pad_mask'"),
-        ({"options": {"pad": "bool"}}, "option 'pad'"),
+        ({"options": {"pad": "bool"}}, "transagg-union: option 'pad': there is no such field"),
         ({"recipe": "clip"}, "has no head"),
         ({"backbone": "ViT-H-14-quickgelu", "pretrained": "dfn5b"}, r"trained on images .* \(.* resize_mode squash\)"),
         (

@@ -153,7 +153,11 @@ def _owner(name: str) -> Family:
         near = difflib.get_close_matches(name, known, n=8, cutoff=0.5)
         if not near and "/" in name:
             raise ExportError(f"there is no backbone '{name}'; {_read_instead(name)}")
-        raise ExportError(f"there is no backbone '{name}'; near it: {', '.join(near) or 'nothing; see open_clip'}")
+        alike = near or [family.names()[0] for family in every]
+        raise ExportError(
+            f"there is no backbone '{name}'; there are {', '.join(alike)} and others; or give module:Class or "
+            "FILE.py:Class"
+        )
     return owners[0]
 
 
