@@ -18,7 +18,7 @@ bench = typer.Typer(help="Measure speed and retrieval quality.", no_args_is_help
 
 
 def _made(folder: Path) -> Path:
-    """Make a folder and write into it, before hours are measured whose report would have no place."""
+    """Make a report's folder and check that it can be written, before hours are spent measuring."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder):
         return folder
@@ -125,7 +125,7 @@ def scale(
     images: Annotated[int, typer.Option(min=64, help="Photos per run.")] = 192,
     size_px: Annotated[int, typer.Option(min=64, help="Longer side of the photos.")] = 1024,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, of one run per number of workers.")] = 3,
-    workers: Annotated[int, typer.Option(min=2, help="The most workers of one core.")] = 2,
+    workers: Annotated[int, typer.Option(min=2, help="Workers of the larger run, with a core each.")] = 2,
     work: Annotated[Path, typer.Option(help="Where photos are kept for the next run.")] = Path("build/bench"),
 ) -> None:
     """Measure embedding on a Ray cluster of this machine, with one worker and with several, pinned to a core each."""

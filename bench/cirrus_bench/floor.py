@@ -83,7 +83,7 @@ class _Counter:
         return GraphWork(dict(operations), moved + self._weight_bytes())
 
     def _operations(self, node: onnx.NodeProto) -> int:
-        """Two per output value and summed term."""
+        """Return the operations of a product: a multiplication and an addition per output value and summed term."""
         left, right, output = (self._shape(node, name) for name in (*node.input[:2], node.output[0]))
         if node.op_type == "Conv":
             return 2 * prod(output) * prod(right[1:])
@@ -109,7 +109,7 @@ class _Counter:
         return self._kinds.get(name)
 
     def _weight_bytes(self) -> int:
-        """Weights in the type that they are stored in after constant folding; of a table, the rows that are read."""
+        """Return the bytes of the weights as stored after constant folding; of a table, those of the rows read."""
         readers: dict[str, list[onnx.NodeProto]] = {name: [] for name in self._constants}
         for node in self._graph.node:
             for name in node.input:

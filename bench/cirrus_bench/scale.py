@@ -49,8 +49,8 @@ class ScaleRow(Record):
 class ScaleReport(Report):
     """All rows of one run, the row of one worker first.
 
-    load: of the machine before it, per core. committed_per_s: images of one vector of width 512 that the driver writes
-    to a gallery per second, in shards of 10,000.
+    load: the machine's load average before the run, per core. committed_per_s: images of one vector of width 512 that
+    the driver writes to a gallery per second, in shards of 10,000.
     """
 
     file_name: ClassVar[str] = "scale"

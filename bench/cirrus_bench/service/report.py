@@ -54,7 +54,7 @@ class ServiceReport(Report):
     """One model at several precisions, bare and served.
 
     in_a_row: queries that the bare engine and the service are asked, one at a time, before it is the other's turn.
-    agreements: of the demo's trained model.
+    agreements: top-10 agreement by precision, of the demo's trained model.
     """
 
     file_name: ClassVar[str] = "service"

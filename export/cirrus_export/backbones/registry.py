@@ -15,7 +15,7 @@ from cirrus_client.plugins import find_subclass, known_plugins
 from cirrus_export.backbones.backbone import Backbone
 from cirrus_export.backbones.family import FROM_CHECKPOINT, BackboneOptions, Family, Sizes, Weights
 from cirrus_export.checkpoints.folder import weights_file
-from cirrus_export.checkpoints.state import StateDict, out_of_its_holder, read_state_dict
+from cirrus_export.checkpoints.state import StateDict, read_state_dict, without_trainer
 
 FAMILIES = {
     "blip": "cirrus_export.backbones.blip:BlipFamily",
@@ -256,7 +256,7 @@ def _report_unused(pretrained: str | None, fine_tuned: StateDict) -> None:
 
 def _known(state: StateDict) -> StateDict:
     """Return a backbone out of the one attribute that holds it, if a family recognises it so."""
-    return out_of_its_holder(state, lambda held: any(family.kind_of(held) is not None for family in families()))
+    return without_trainer(state, lambda held: any(family.kind_of(held) is not None for family in families()))
 
 
 def _check_kind(asked_as: str, name: str, family: Family, state: StateDict) -> None:

@@ -92,10 +92,10 @@ def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
     return StateDict(named, source, prefix)
 
 
-def out_of_its_holder(state: StateDict, is_known: Callable[[StateDict], bool]) -> StateDict:
-    """Return a model without the name of the attribute in which a trainer's module, like SPN4CIR's, holds it whole.
+def without_trainer(state: StateDict, is_known: Callable[[StateDict], bool]) -> StateDict:
+    """Return a model's state dict out of a trainer's, like SPN4CIR's, whose keys all begin with one attribute's name.
 
-    is_known: True of a state dict that has the keys looked for. A name whose removal does not lead to one is kept.
+    is_known: whether a state dict has the keys looked for. The name is kept if they are not found without it.
     """
     names = {key.partition(".")[0] for key in state}
     if len(names) != 1 or is_known(state):

@@ -16,8 +16,8 @@ from cirrus_export.heads.qwen_vl import VisionTower
 class Qwen2VlTower(VisionTower):
     """Where a patch is, its rotation alone says."""
 
-    def places(self, hidden: Tensor) -> Tensor:
-        """See `VisionTower.places`."""
+    def positioned(self, hidden: Tensor) -> Tensor:
+        """See `VisionTower.positioned`."""
         return hidden
 
     def merged(self, merger: Any, hidden: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from cirrus_export.heads.qwen_vl import VisionTower
 
 
 class Qwen3VlTower(VisionTower):
-    """Patches have learnt places, and three blocks give the language model tokens as well (deepstack)."""
+    """Patches have learnt positions, and three blocks give the language model tokens as well (deepstack)."""
 
-    where: Tensor
+    learnt_positions: Tensor
 
     def __init__(self, visual: Qwen3VLVisionModel, size_px: int) -> None:
         super().__init__(visual, size_px)
@@ -30,11 +30,11 @@ class Qwen3VlTower(VisionTower):
                 align_corners=visual.interpolation_align_corners,
                 spatial_merge_size=self.config.spatial_merge_size,
             )
-            self._keep("where", (visual.pos_embed(indices) * weights[:, :, None]).sum(1))
+            self._keep("learnt_positions", (visual.pos_embed(indices) * weights[:, :, None]).sum(1))
 
-    def places(self, hidden: Tensor) -> Tensor:
-        """See `VisionTower.places`."""
-        return hidden + self.where
+    def positioned(self, hidden: Tensor) -> Tensor:
+        """See `VisionTower.positioned`."""
+        return hidden + self.learnt_positions
 
     def merged(self, merger: Any, hidden: Tensor) -> Tensor:
         """See `VisionTower.merged`."""

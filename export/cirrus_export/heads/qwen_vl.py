@@ -1,6 +1,6 @@
 """A Qwen-VL's vision tower and language model for images of one size, with every grid and position a constant.
 
-The same functions as transformers' own models, whose code reads the sizes of images from tensors and can't be exported
+It computes what transformers' own models do, whose code reads the sizes of images from tensors and can't be exported
 (Qwen2-VL: arXiv 2409.12191; Qwen2.5-VL: arXiv 2502.13923; Qwen3-VL: arXiv 2511.21631).
 """
 
@@ -20,7 +20,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 
 class VisionTower(nn.Module, ABC):
-    """Pixels to the tokens that the language model reads, with those of every deepstack layer behind them."""
+    """Turns pixels into the tokens that the language model reads, those of every deepstack layer behind them."""
 
     cos: Tensor
     sin: Tensor
@@ -42,12 +42,12 @@ class VisionTower(nn.Module, ABC):
             self._keep("embed_weight", weight.sum(dim=2).flatten(1))  # an image is its own second frame
 
     @abstractmethod
-    def places(self, hidden: Tensor) -> Tensor:
-        """Return the patches [B, P, V] with what says where they are, besides the rotation."""
+    def positioned(self, hidden: Tensor) -> Tensor:
+        """Return the patches [B, P, V] with the position embeddings that a model has besides its rotary ones."""
 
     @abstractmethod
     def merged(self, merger: Any, hidden: Tensor) -> Tensor:
-        """Return [B, N, W] of [B, N * merge^2, V]: transformers' merger, for a batch."""
+        """Return tokens [B, N, W] of patches [B, N * merge^2, V]: what transformers' merger does, for a batch."""
 
     def deepstack(self) -> Mapping[int, Any]:
         """Return the merger behind a block, by the block's number."""
@@ -61,7 +61,7 @@ class VisionTower(nn.Module, ABC):
         """Return image_tokens [B, N, W * (1 + K)] of pixels float32 [B, 3, S, S]."""
         visual = self.visual
         hidden = F.linear(patches(pixels, self.config).flatten(2), self.embed_weight, visual.patch_embed.proj.bias)
-        hidden = self.places(hidden)
+        hidden = self.positioned(hidden)
         mergers, deep = self.deepstack(), []
         for number, block in enumerate(visual.blocks):
             hidden = hidden + self._attention(block.attn, block.norm1(hidden), self.attended(number))

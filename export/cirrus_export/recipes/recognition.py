@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cirrus_client.errors import CheckpointError
 from cirrus_export.checkpoints.shards import is_index
-from cirrus_export.checkpoints.state import StateDict, out_of_its_holder, tensor_names
+from cirrus_export.checkpoints.state import StateDict, tensor_names, without_trainer
 from cirrus_export.checkpoints.wrappers import listed
 from cirrus_export.recipes.recipe import Recipe
 from cirrus_export.recipes.registry import RECIPES
@@ -29,7 +29,7 @@ def read_head_of(recipe: type[Recipe], path: Path) -> StateDict:
         if not fitting or recipe.name in fitting:
             raise
         raise CheckpointError(f"{error}; it is a head for --recipe {_either(fitting)}") from None
-    head = out_of_its_holder(head, lambda state: _matched(recipe, state) > 0)
+    head = without_trainer(head, lambda state: _matched(recipe, state) > 0)
     _check(recipe, head if _matched(recipe, head) else tensor_names(path), path)
     return head
 

@@ -60,7 +60,7 @@ class TransAggRecipe(TwoTowerRecipe):
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
-        """Those of the backbone, if the fusion masks padding; `PadMask.ADDITIVE` reads it."""
+        """The backbone's lengths; the full context alone with `PadMask.ADDITIVE`, whose fusion reads padding."""
         lengths = super().text_lengths
         return lengths if self._pad_mask is PadMask.BOOL else lengths[-1:]
 
@@ -80,7 +80,7 @@ class TransAggRecipe(TwoTowerRecipe):
 
     @staticmethod
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
-        """Compare the width of the embeddings."""
+        """Raise CheckpointError if the head is of another width than the backbone's embeddings."""
         if head is not None:
             checkpoint.check_width(head, sizes.dim)
 

@@ -39,7 +39,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Original:
-    """The modules of both graphs, with what starts and what ends a text."""
+    """The torch modules behind both graphs, the prompt that a text follows, and the token that ends it."""
 
     read: ReadImage
     following: NextTokens
@@ -62,7 +62,10 @@ class Original:
 
 
 def greedy(following: NextTokens, tokens: torch.Tensor, prompt: Sequence[int], end_id: int) -> list[int]:
-    """Return the original's greedy decoding with transformers' own `generate`, of both images' tokens [2, Q, D]."""
+    """Return the token ids that transformers' own `generate` decodes greedily, without the one that ends them.
+
+    tokens: of both images, float32 [2, Q, D]. prompt: token ids.
+    """
     prefix = following.embedded(tokens[:1], tokens[1:], torch.tensor([prompt]))
     with torch.no_grad():
         generated = following.language_model.generate(
@@ -80,10 +83,10 @@ def greedy(following: NextTokens, tokens: torch.Tensor, prompt: Sequence[int], e
 def calibration(
     originals: Sequence[Written], prompt: Sequence[int], end_id: int, cache: tuple[int, ...]
 ) -> dict[str, Arrays]:
-    """Return real inputs of both graphs, to lower their precision with.
+    """Return inputs of both graphs, by the graph's name, on which a lower precision is calibrated.
 
-    NEXT_TOKENS reads the prompt and the whole text at once, so that its layers see what all steps give them. Shorter
-    texts are followed by end tokens. cache: the shape of an empty cache, [L, 2, H, N, E].
+    NEXT_TOKENS reads the prompt and the whole text at once, so that its layers see the values of all steps. End
+    tokens fill up shorter texts. cache: the shape of an empty cache, [L, 2, H, N, E].
     """
     longest = max(len(written.token_ids) for written in originals)
     read = [[*prompt, *written.token_ids, *[end_id] * (longest - len(written.token_ids))] for written in originals]
