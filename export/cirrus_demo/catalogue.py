@@ -194,7 +194,7 @@ def sketch_path(root: Path, image_id: str) -> Path:
 
 
 def _distinct_families(split: Split, kind: Kind, count: int, rng: np.random.Generator) -> list[tuple[Garment, ...]]:
-    """Families that share no description, so that a gallery has each but once."""
+    """Return families that share no description, so that a gallery has each description once."""
     families: list[tuple[Garment, ...]] = []
     seen: set[Garment] = set()
     for _ in range(count):

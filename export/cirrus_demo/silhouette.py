@@ -98,7 +98,7 @@ def _sides(path: skia.Path) -> tuple[float, float]:
 
 
 def _front_depth(neckline: Neckline) -> float:
-    """How far below the neck point the front of the neckline reaches."""
+    """Return how far below the neck point the front of the neckline reaches."""
     return {
         Neckline.ROUND: 0.2,
         Neckline.V: 0.46,

@@ -123,7 +123,7 @@ def ask_singly(tools: Sequence[Tool], queries: Sequence[Query]) -> dict[Tool, Si
 def ask_together(
     tools: Sequence[Tool], queries: Sequence[Query], *, concurrency: int, rounds: int
 ) -> dict[Tool, Together]:
-    """Ask the tools in turn all queries, so many of them in flight."""
+    """Ask each tool all queries, one tool after the other. concurrency: queries in flight."""
     bodies = {tool: [tool.body(query) for query in queries] for tool in tools}
     latencies: dict[Tool, list[Latency]] = {tool: [] for tool in tools}
     errors = dict.fromkeys(tools, 0)

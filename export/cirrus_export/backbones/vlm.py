@@ -39,9 +39,9 @@ _POOLING = "lasttoken"
 class VlmBackbone(Backbone):
     """Transformers' model for images of one size, and its tokenizer.
 
-    wordings: names of how the published embedding models of the generation word their inputs. A space does not name the
-    first one's target message. tower: makes image tokens of pixels, as it is exported. axes: of the frequencies of the
-    language model's rotation, see `LastToken`. own_prompts: those that the folder names.
+    wordings: names of how the published embedding models of the generation word their inputs. A space names the target
+    message, but not that of the first one. tower: turns pixels into image tokens, as it is exported. axes: of the
+    language model's rotary frequencies, see `LastToken`. own_prompts: those that the folder names.
     """
 
     offers = "a vision-language model"
@@ -135,7 +135,7 @@ class VlmBackbone(Backbone):
 
     @property
     def seeing(self) -> str:
-        """What of how an image becomes tokens neither weights nor pixels show, in words. Part of a space."""
+        """What decides how an image becomes tokens besides weights and pixels, in words. It is part of a space."""
         return ""
 
     @property

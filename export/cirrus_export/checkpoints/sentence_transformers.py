@@ -38,7 +38,7 @@ class _Module(Record):
 def model_folder(folder: Path, *, pooling: str | None = None) -> Path:
     """Return the folder of the model in what sentence-transformers saved; any other folder is its own.
 
-    pooling: the mode of pooling that whoever reads the model does himself, None if its output is pooled. Raises
+    pooling: the mode in which Cirrus pools the model's output itself; None if the model's output is pooled. Raises
     CheckpointError for a module behind the model that changes embeddings in another way, as a `Dense` does.
     """
     path = folder / _MODULES

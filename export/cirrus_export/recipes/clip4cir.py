@@ -37,7 +37,7 @@ class Clip4Cir(TwoTowerRecipe):
 
     @staticmethod
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
-        """Compare the width of the embeddings."""
+        """Raise CheckpointError if the head is of another width than the backbone's embeddings."""
         if head is not None:
             checkpoint.check_width(head, sizes.dim)
 

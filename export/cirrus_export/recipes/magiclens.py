@@ -60,7 +60,7 @@ class MagicLensRecipe(TwoTowerRecipe):
 
     @staticmethod
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
-        """Compare the width of the embeddings."""
+        """Raise CheckpointError if the head is of another width than the backbone's embeddings."""
         if head is not None:
             checkpoint.check_width(head, sizes.dim)
 

@@ -62,7 +62,7 @@ class Searle(TwoTowerRecipe):
 
     @staticmethod
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
-        """Compare the widths of embeddings and words."""
+        """Raise CheckpointError if the head is of other widths than the backbone's embeddings and words."""
         if head is not None:
             checkpoint.check_phi(head, sizes.dim, sizes.word_width)
 
@@ -161,7 +161,7 @@ class Pic2Word(Searle):
 
     @staticmethod
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
-        """Compare the widths of embeddings and words."""
+        """Raise CheckpointError if the head is of other widths than the backbone's embeddings and words."""
         if head is not None:
             checkpoint.check_im2text(head, sizes.dim, sizes.word_width)
 
