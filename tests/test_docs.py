@@ -11,6 +11,7 @@ import io
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,6 +127,13 @@ def test_the_api_page_names_everything_public() -> None:
     table = page.partition("## Every name")[2]
     named = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
     assert named == set(cirrus_client.__all__)
+
+
+def test_the_api_page_names_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (DOCS / "python-api.md").read_text().partition("## Extras")[2].partition("\n## ")[0]
+    named = re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    assert sorted(named) == sorted(extras.keys() - {"dev"})
 
 
 def test_the_api_page_lists_the_attributes_of_every_error_that_has_some() -> None:
