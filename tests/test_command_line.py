@@ -474,10 +474,12 @@ def test_embed_takes_tars_and_says_what_it_found(images, tiny_bundle, tmp_path) 
             tar.add(path, path.name)
             tar.add(path, f"again-{path.name}")
         tar.add(__file__, "code.py")
+        tar.add(__file__, "code.jpg")
     done = run("embed", tmp_path / "{0..0}.tar", "--bundle", tiny_bundle.root, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "4 images embedded" in done.stdout
     assert "2 of them have the bytes of another image, and its embedding" in done.stdout
+    assert "1 file was rejected as no usable image:\n  0.tar/code.jpg: " in done.stdout
     assert "0.tar/code.py: it does not begin as an image does" in done.stdout
 
 

@@ -182,13 +182,13 @@ def _report(summary: GallerySummary, out: Path) -> None:
     echo(f"{out}: {summary.embedded:,} images embedded, {summary.new:,} files dealt with in this run")
     if summary.copies:
         echo(f"{summary.copies:,} of them have the bytes of another image, and its embedding")
-    _list("rejected, because of what is in them", [(item.file.path, item.reason) for item in summary.rejected])
+    _list("rejected as no usable image", [(item.file.path, item.reason) for item in summary.rejected])
     _list("skipped", [(item.path, item.reason) for item in summary.skipped])
     if summary.missing:
         echo(f"{summary.missing:,} embedded images are no longer in the source: --prune removes them")
     undone = [(item.file.path, item.reason) for item in summary.undone]
     unread = [(item.path, item.reason) for item in summary.unread]
-    _list("not done, because this machine could not read them; the same command tries again", [*undone, *unread])
+    _list("left undone by a fault of this machine; the same command tries again", [*undone, *unread])
 
 
 def _list(what: str, files: list[tuple[str, str]]) -> None:
