@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")]
 ServerOption = Annotated[
-    str | None, typer.Option("--server", "-s", help="Encode on the Triton server at this host:port.")
+    str | None, typer.Option("--server", "-s", help="Ask the Triton server at this host:port.")
 ]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Which bundle, if the server has several.", show_default=False)
