@@ -302,6 +302,12 @@ def test_a_search_prints_values_of_columns_as_the_service_answers_them(tiny_bund
     assert first["metadata"] == {"price": None, "thumb": "//7/", "since": "2026-05-31T12:00:00", "sizes": [1.5, None]}
 
 
+def test_what_a_search_service_has_itself_is_refused_by_its_name() -> None:
+    done = run("search", "a.jpg", "--url", "http://127.0.0.1:1", "--root", "photos", "--transport", "http")
+    assert done.exit_code == 2
+    assert "Invalid value for --transport, --root: it is not for a search service" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

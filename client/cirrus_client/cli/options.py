@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
     from cirrus_client.triton.encoder import TritonEncoder
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", help="Encode in this process with this bundle.")]
-ServerOption = Annotated[
-    str | None, typer.Option("--server", "-s", help="Ask the Triton server at this host:port.")
-]
+ServerOption = Annotated[str | None, typer.Option("--server", "-s", help="Ask the Triton server at this host:port.")]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Which bundle, if the server has several.", show_default=False)
 ]
@@ -32,6 +31,14 @@ TrustPlansOption = Annotated[
     bool,
     typer.Option("--trust-plans", help="Run version-compatible TensorRT plans of the bundle: they contain code."),
 ]
+
+
+def refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raise BadParameter for the options that are given though they would do nothing."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        raise typer.BadParameter(reason, param_hint=", ".join(f"--{name.replace('_', '-')}" for name in given))
 
 
 def check_name(name: str | None, server: str | None) -> None:

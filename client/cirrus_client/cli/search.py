@@ -19,6 +19,7 @@ from cirrus_client.cli.options import (
     TransportOption,
     TrustPlansOption,
     open_encoder,
+    refuse_given,
 )
 from cirrus_client.names import Transport
 from cirrus_client.retriever import Match, open_retriever
@@ -27,9 +28,11 @@ from cirrus_client.service.models import with_base64
 from cirrus_client.sheet import check_suffix, contact_sheet, save_sheet
 
 _TEXT_ALONE = "-"
+_NOT_OF_A_SERVICE = ("bundle", "server", "name", "transport", "trust_plans", "root", "backend", "sheet")
 
 
 def search(
+    context: typer.Context,
     image: Annotated[
         Path | None, typer.Argument(help=f"Reference image or sketch; '{_TEXT_ALONE}' for a query of text alone.")
     ] = None,
@@ -73,11 +76,7 @@ def search(
     if (index is None) == (url is None):
         raise typer.BadParameter("give exactly one of them", param_hint="--index, --url")
     if url is not None:
-        if any(option is not None for option in (bundle, server, name, root, backend, sheet)) or trust_plans:
-            raise typer.BadParameter(
-                "the service has its own",
-                param_hint="--bundle, --server, --name, --trust-plans, --root, --backend, --sheet",
-            )
+        refuse_given(context, _NOT_OF_A_SERVICE, "it is not for a search service: leave out --url")
         options = {"collection": collection, "filter": _tree(filter), "unique": unique, "rerank": rerank}
         matches = _asked(url, api_key, Query(reference, text), k, options)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.cli.console import echo
+from cirrus_client.cli.options import refuse_given
 from cirrus_client.cli.served import find_repository
 from cirrus_client.extras import need
 from cirrus_client.service.collection import Source
@@ -126,11 +126,11 @@ def serve(
     """
     switch_off()
     if index is None:
-        _refuse(context, _OF_SEARCHES, "it is about searches: give --index")
+        refuse_given(context, _OF_SEARCHES, "it is about searches: give --index")
     else:
-        _refuse(context, ("trust_network",), "it is about Triton alone: leave out --index")
+        refuse_given(context, ("trust_network",), "it is about Triton alone: leave out --index")
     if in_process or triton is not None:
-        _refuse(context, _OF_TRITON_HERE, "it is about the Triton server that is started here, and none is")
+        refuse_given(context, _OF_TRITON_HERE, "it is about the Triton server that is started here, and none is")
     if warm and not in_process:
         raise typer.BadParameter(
             "it needs --in-process: on Triton nothing is kept but whole answers", param_hint="--warm"
@@ -188,14 +188,6 @@ def serve(
             f"metrics http://127.0.0.1:{metrics_port}/metrics; log {running.log_path}; stop with Ctrl-C"
         )
         running.wait()
-
-
-def _refuse(context: typer.Context, names: Sequence[str], reason: str) -> None:
-    """Raise BadParameter for the options that are given though they would do nothing."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-    if given:
-        raise typer.BadParameter(reason, param_hint=", ".join(f"--{name.replace('_', '-')}" for name in given))
 
 
 def _serve_searches(options: ServiceOptions) -> None:
