@@ -129,6 +129,12 @@ def test_the_api_page_names_everything_public() -> None:
     assert named == set(cirrus_client.__all__)
 
 
+def test_contributors_are_told_every_marker() -> None:
+    markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| marker |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {marker.partition(":")[0] for marker in markers}
+
+
 def test_the_api_page_names_every_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     table = (DOCS / "python-api.md").read_text().partition("## Extras")[2].partition("\n## ")[0]
