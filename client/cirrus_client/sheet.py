@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,14 +23,26 @@ _COLUMNS = 6
 _BACKGROUND = "white"
 _QUERY_FRAME = "#1f6feb"
 _RESULT_FRAME = "#d0d7de"
+_PICTURE_SIZE = (_TILE_PX - 8, _TILE_PX - 8)
+log = logging.getLogger(__name__)
 
 
 def contact_sheet(image: ImageInput | None, text: str | None, matches: Sequence[Match]) -> Image.Image:
-    """Return the query (framed in blue) followed by its results with rank, score and file name."""
-    tiles = [_tile(image, f"query: {text or 'image alone'}", _QUERY_FRAME)]
+    """Return the query (framed in blue) followed by its results with rank, score and file name.
+
+    A result whose image can't be read is a grey tile, and a warning says how many there are.
+    """
+    found = [_picture(match.image) for match in matches]
+    lost = [match.image for match, picture in zip(matches, found, strict=True) if picture is None]
+    if lost:
+        log.warning(
+            "%d of %d images can't be shown, like %s: --root says where they are", len(lost), len(found), lost[0]
+        )
+    tiles = [_tile(None if image is None else _picture(image), f"query: {text or 'image alone'}", _QUERY_FRAME)]
+    grey = Image.new("RGB", _PICTURE_SIZE, _RESULT_FRAME)
     tiles += [
-        _tile(match.image, f"{match.rank}.  {match.score:.3f}\n{Path(match.id).name}", _RESULT_FRAME)
-        for match in matches
+        _tile(picture or grey, f"{match.rank}.  {match.score:.3f}\n{Path(match.id).name}", _RESULT_FRAME)
+        for match, picture in zip(matches, found, strict=True)
     ]
     columns = min(_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -41,11 +54,10 @@ def contact_sheet(image: ImageInput | None, text: str | None, matches: Sequence[
     return sheet
 
 
-def _tile(image: ImageInput | None, caption: str, frame: str) -> Image.Image:
+def _tile(picture: Image.Image | None, caption: str, frame: str) -> Image.Image:
     tile = Image.new("RGB", (_TILE_PX, _TILE_PX + _CAPTION_PX), _BACKGROUND)
     draw = ImageDraw.Draw(tile)
-    if image is not None:
-        picture = _picture(image)
+    if picture is not None:
         tile.paste(picture, ((_TILE_PX - picture.width) // 2, (_TILE_PX - picture.height) // 2))
     draw.rectangle((0, 0, _TILE_PX - 1, _TILE_PX - 1), outline=frame, width=3)
     font = ImageFont.load_default(size=13)
@@ -53,11 +65,11 @@ def _tile(image: ImageInput | None, caption: str, frame: str) -> Image.Image:
     return tile
 
 
-def _picture(image: ImageInput) -> Image.Image:
+def _picture(image: ImageInput) -> Image.Image | None:
     try:
-        return ImageOps.contain(on_white(decode(image_bytes(image))).convert("RGB"), (_TILE_PX - 8, _TILE_PX - 8))
+        return ImageOps.contain(on_white(decode(image_bytes(image))).convert("RGB"), _PICTURE_SIZE)
     except ItemError:
-        return Image.new("RGB", (_TILE_PX - 8, _TILE_PX - 8), _RESULT_FRAME)
+        return None
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

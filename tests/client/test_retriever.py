@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,13 +37,16 @@ def retriever(index_root, encoder):
     return open_retriever(encoder, index_root)
 
 
-def test_an_image_alone_finds_itself_and_a_sheet_can_be_drawn(retriever, photos) -> None:
+def test_an_image_alone_finds_itself_and_a_sheet_can_be_drawn(retriever, photos, caplog) -> None:
     image = sorted(photos.iterdir())[7]
     matches = retriever.search(image=image, text="", k=5)
     assert [match.rank for match in matches] == [1, 2, 3, 4, 5]
     assert [match.score for match in matches] == sorted((match.score for match in matches), reverse=True)
     sheet = contact_sheet(image, "in blue", matches)
     assert sheet.width > sheet.height > 200
+    assert not caplog.messages
+    contact_sheet(image, None, [*matches[:2], replace(matches[2], image="gone/3.jpg")])
+    assert caplog.messages == ["1 of 3 images can't be shown, like gone/3.jpg: --root says where they are"]
 
 
 def test_a_text_moves_the_ranking(retriever, photos) -> None:
