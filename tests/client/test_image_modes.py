@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidImage
-from cirrus_client.image.decode import decode
+from cirrus_client.image.decode import FORMATS, decode
 from cirrus_client.image.inputs import image_bytes
 from cirrus_client.image.modes import CONVERTED, KEPT, on_white
 from cirrus_client.image.preprocess import PreprocessSpec, Transparency, preprocess
@@ -211,3 +211,7 @@ def test_dropping_the_transparency_of_a_palette_is_not_worth_a_warning() -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert preprocess(image_bytes(sketch("P")), spec).shape == (3, 32, 32)
+
+
+def test_the_page_names_every_format_that_is_decoded() -> None:
+    assert all(name in PAGE.upper() for name in FORMATS)

@@ -103,8 +103,8 @@ def test_an_outside_index_backend_answers_as_faiss_does(
     assert json.loads((tmp_path / "plain" / "index.json").read_text())["backend"] == backend
     image = sorted(photos.iterdir())[3]
     answers = [
-        open_retriever(LocalEncoder(bundle), tmp_path / name, backend=backend).search(image=image, text="in blue", k=7)
-        for name in ("plain", "faiss")
+        open_retriever(LocalEncoder(bundle), tmp_path / name, backend=its).search(image=image, text="in blue", k=7)
+        for name, its in (("plain", backend), ("faiss", None))
     ]
     assert [match.id for match in answers[0]] == [match.id for match in answers[1]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cirrus_client.image.decode import FORMATS
 from cirrus_client.image.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_REQUEST_BYTES, MAX_REQUEST_PIXELS
 from cirrus_client.tokenizer import MAX_TEXT_CHARACTERS
 from cirrus_export.draft import MAX_BATCH
@@ -25,7 +24,3 @@ def test_the_table_of_limits_has_the_codes_numbers() -> None:
     request = f"{MAX_REQUEST_BYTES // 2**20} MiB, {MAX_REQUEST_PIXELS // 10**6:,} million pixels"
     assert rows["images of a request"] == request
     assert rows["text"] == f"{MAX_TEXT_CHARACTERS:,} characters"
-
-
-def test_every_format_that_is_decoded_is_named() -> None:
-    assert all(name in PAGE.upper() for name in FORMATS)
