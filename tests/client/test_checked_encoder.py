@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from cirrus_client.engines import Engine
 from cirrus_client.errors import EngineError
 from cirrus_client.gallery import read_gallery
 from cirrus_client.gallery.cluster_tools import BundleTools
+from cirrus_client.image.preprocess import Decoding
 from tests.service.test_canary import damaged
 
 
@@ -53,6 +55,13 @@ def test_a_worker_of_a_cluster_checks_its_own_machine(photos, bundle, tmp_path) 
     encoder, _ = BundleTools(damaged(bundle, tmp_path / "wrong", "gallery").root)(None)
     with pytest.raises(EngineError, match="runs gallery wrongly on"):
         encoder.encode_targets([photos / "000001.jpg"])
+
+
+def test_a_copy_by_pickle_has_the_options_and_is_checked_too(bundle) -> None:
+    options = {"engine": "onnxruntime", "decoding": Decoding.FAST, "threads": 1, "cut_texts": False}
+    copy = pickle.loads(pickle.dumps(LocalEncoder(bundle, checked=True, **options)))
+    assert {name: getattr(copy, f"_{name}") for name in options} == options
+    assert isinstance(copy.graph("gallery"), CheckedEngine)
 
 
 def test_every_place_of_a_batch_is_compared_in_the_jobs_own_batch(bundle) -> None:

@@ -15,7 +15,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.memory import RecentArrays
 from cirrus_client.encoders.remembering import Kept, RememberingEncoder
 
-TEXTS = ("in blue", "with stripes", "", None)
+TEXTS = ("in blue", "in blue with stripes", "", None)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,8 @@ def test_answers_are_those_of_an_encoder_that_remembers_nothing(
         found = remembering.encode_prepared_queries(prepared)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         assert remembering.nbytes <= max_bytes
+        kept = [array for arrays, _ in remembering._recent._kept.values() for array in arrays.values()]
+        assert all(array.base is None for array in kept), "a view keeps the whole of its batch"
 
 
 def test_each_graph_runs_for_what_is_new_alone(tiny_bundle: Bundle, images) -> None:
@@ -84,14 +86,15 @@ def test_a_known_image_is_not_decoded_and_it_is_counted(tiny_bundle: Bundle, ima
     assert seen == [(Kept.QUERY, False), (Kept.IMAGE, True)]
 
 
-def test_an_image_that_is_twice_in_a_batch_is_encoded_once(tiny_bundle: Bundle, images) -> None:
+def test_an_image_that_is_twice_is_encoded_once_in_batches_that_the_graphs_take(tiny_bundle, images) -> None:
     sizes: list[int] = []
-    plain = LocalEncoder(tiny_bundle)
+    plain = LocalEncoder(Bundle(tiny_bundle.root, tiny_bundle.spec.model_copy(update={"max_batch": 3})))
     engine = plain.graph("vision_encoder")
     run = engine.run
     engine.run = lambda inputs: sizes.append(len(inputs["pixels"])) or run(inputs)  # type: ignore[method-assign]
-    encoded(RememberingEncoder(plain, max_bytes=0), [(images[0], "in blue"), (images[0], "with stripes")])
-    assert sizes == [1]
+    pairs = [(images[0], "in blue"), (images[0], "with stripes"), *((image, "in blue") for image in images[1:])]
+    encoded(RememberingEncoder(plain, max_bytes=0), pairs)
+    assert sizes == [2, 2]
 
 
 def test_texts_alone_are_remembered_as_queries(tiny_zero_shot_bundle: Bundle) -> None:
@@ -115,11 +118,11 @@ def test_threads_that_share_it_get_their_own_answers(tiny_bundle: Bundle, images
 
 def test_what_was_not_used_for_longest_goes_first() -> None:
     recent = RecentArrays(2 * 512 + 2 * 40)
-    for key in "abacd":
+    for key in "abac":
         if recent.get(key) is None:
             recent.put(key, {"tensor": np.zeros(10, dtype=np.float32)})
-    assert [recent.get(key) is not None for key in "abcd"] == [False, False, True, True]
-    recent.put("d", {"tensor": np.zeros(5, dtype=np.float32)})
+    assert [recent.get(key) is not None for key in "abc"] == [True, False, True]
+    recent.put("c", {"tensor": np.zeros(5, dtype=np.float32)})
     assert (len(recent), recent.nbytes) == (2, 2 * 512 + 60)
     recent.put("large", {"tensor": np.zeros(10_000, dtype=np.float32)})
     assert (len(recent), recent.nbytes) == (0, 0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import logging
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cirrus_client.errors import ServerError, TooManyRequests
 from cirrus_client.service.door.gate import Access
@@ -147,7 +149,8 @@ def test_a_collector_that_takes_no_traces_is_refused_at_the_start(endpoint: str)
 
 
 def test_a_large_body_many_pixels_and_a_long_text_are_refused_by_their_limits(serve, photo) -> None:
-    small = serve(limits=Limits(max_body_bytes=4_000, max_pixels=1_000))
+    width, height = Image.open(io.BytesIO(photo)).size
+    small = serve(limits=Limits(max_body_bytes=4_000, max_pixels=width * height - 1))
     large = problem(small.post("/v1/search", content=b"x" * 5_000))
     assert (large["type"], large["limit"], large["allowed"]) == ("urn:cirrus:LimitExceeded", "max_body_bytes", 4_000)
     streamed = small.post("/v1/search", content=(b"x" * 1_000 for _ in range(10)))
@@ -155,7 +158,7 @@ def test_a_large_body_many_pixels_and_a_long_text_are_refused_by_their_limits(se
     image = base64.b64encode(photo).decode()
     assert len(image) < 3_900
     pixels = problem(small.post("/v1/search", json={"queries": [{"image": image}]}))
-    assert "pixels, the service takes 1,000" in pixels["detail"]
+    assert f"pixels, the service takes {width * height - 1:,}" in pixels["detail"]
     text = problem(small.post("/v1/search", json={"queries": [{"id": "000001.jpg", "text": "a" * 2_001}]}))
     assert text["field"] == "queries.0.text"
 

@@ -291,7 +291,8 @@ def test_one_item_per_value_is_found_without_reading_the_whole_index(values: int
 
     async def ranked() -> list[int]:
         searcher = Searcher(SimpleNamespace(index=index, items=items))
-        rules = Rules(count=10, left_out=frozenset({left_out}), groups=await searcher.groups("brand"))
+        groups = await searcher.groups("brand")
+        rules = Rules(count=10, left_out=frozenset({left_out}), min_score=-1, groups=groups)
         return [one.row for one in await searcher.rank(query, rules, None)]
 
     found = asyncio.run(ranked())
@@ -320,7 +321,7 @@ def test_what_an_approximate_index_missed_at_first_is_in_its_place(monkeypatch) 
     assert search_distinct(index, query[None], 20, items.groups("brand")).scores[0] == pytest.approx(best)
 
 
-def test_a_search_that_fails_fails_none_of_another_filter(monkeypatch) -> None:
+def test_searches_of_one_moment_find_as_many_as_each_wants_and_fail_alone(monkeypatch) -> None:
     """A server that has the index may refuse one filter; all searches of the same moment got its error."""
     space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
     stored, query = embeddings(50, 1, seed=1), embeddings(1, 1, seed=2)[0]
@@ -333,14 +334,13 @@ def test_a_search_that_fails_fails_none_of_another_filter(monkeypatch) -> None:
 
     async def both() -> list[object]:
         searcher = Searcher(SimpleNamespace(index=index, items=None))
-        asked = [
-            searcher.rank(query, Rules(count=3), among) for among in (None, None, np.ones(50, dtype=np.bool_), None)
-        ]
+        wanted = ((2, None), (3, None), (3, np.ones(50, dtype=np.bool_)), (3, None))
+        asked = [searcher.rank(query, Rules(count=count), among) for count, among in wanted]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     found = asyncio.run(both())
     assert isinstance(found[2], SearchIndexError)
-    assert [len(one) for place, one in enumerate(found) if place != 2] == [3, 3, 3]
+    assert [len(one) for place, one in enumerate(found) if place != 2] == [2, 3, 3]
 
 
 def test_near_duplicates_are_folded_into_the_better_one(client, index_root) -> None:
@@ -398,6 +398,8 @@ def test_duplicates_are_those_of_the_nearest_better_one(vectors: int) -> None:
             expected[row] = []
     found = select(np.arange(300), scores, Rules(count=40, fold=0.3), lambda rows: held[rows])
     assert {one.row: one.duplicates for one in found} == expected
+    half = np.array([[[1, 0]], [[0.5, 0.75**0.5]]], dtype=np.float32)
+    assert select(np.arange(2), scores[:2], Rules(count=2, fold=0.5), lambda rows: half) == [Ranked(0, 1, [1])]
     assert any(expected.values())
 
 

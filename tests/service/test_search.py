@@ -72,6 +72,7 @@ def test_pages_of_an_answer_are_the_whole_answer(client) -> None:
     pages = [search(client, query, k=20, offset=offset)["results"][0] for offset in (0, 20, 40)]
     assert [item for page in pages for item in page["items"]] == whole["items"]
     assert [page["more"] for page in pages] == [True, True, False]
+    assert not whole["more"]
     assert [item["rank"] for item in whole["items"]] == list(range(1, 60))
 
 
@@ -214,7 +215,8 @@ def test_base64_may_be_broken_into_lines(client, photo, expected) -> None:
 
 
 def test_terms_are_added_by_their_weights(client, encoder, index_root, pictures) -> None:
-    terms = [{"id": "000002.jpg", "text": "red", "weight": 0.5}, {"id": "000030.jpg", "weight": -0.7}]
+    third = base64.b64encode((pictures / "000030.jpg").read_bytes()).decode()
+    terms = [{"id": "000002.jpg", "text": "red", "weight": 0.5}, {"image": third, "weight": -0.7}]
     found = search(client, {"id": "000001.jpg", "also": terms}, k=5)["results"][0]
     images = [pictures / f"{n:06}.jpg" for n in (1, 2, 30)]
     one, two, three = encoder.encode_queries(images, [None, "red", None])
