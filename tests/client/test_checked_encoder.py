@@ -72,6 +72,18 @@ def test_every_place_of_a_batch_is_compared_in_the_jobs_own_batch(bundle) -> Non
         CheckedEngine(Mixing(engine), "gallery", canary)({"pixels": pixels[:14]})
 
 
+def test_an_answer_that_is_no_number_is_refused_each_time(bundle) -> None:
+    class Nothing(Mixing):
+        def run(self, inputs):
+            return {name: value * np.nan for name, value in super().run(inputs).items()}
+
+    engine, canary = LocalEncoder(bundle).graph("gallery"), read_canary(bundle)
+    held = CheckedEngine(Nothing(engine), "gallery", canary)
+    for _ in ("first", "again"):
+        with pytest.raises(EngineError, match="is nan, under"):
+            held({"pixels": canary.tensors["pixels"]})
+
+
 def test_threads_wait_for_one_check_and_get_their_own_answers(bundle) -> None:
     engine, canary = LocalEncoder(bundle).graph("gallery"), read_canary(bundle)
     inner = Mixing(engine)

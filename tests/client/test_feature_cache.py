@@ -69,6 +69,7 @@ def test_a_batch_that_is_larger_than_the_graphs_take_is_divided(bundle, photos, 
     with FeatureCache(tmp_path / "cache", small) as cache:
         encoder = CachedEncoder(small, cache, engine="onnxruntime")
         embeddings = encoder.encode_targets(images)
+    LocalEncoder(small, engine="onnxruntime").encode_targets(images)
     assert max(sizes) == 4
     expected = LocalEncoder(bundle).encode_targets(images)
     assert (embeddings * expected).sum(axis=1).min() > 0.99999

@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Lambda, Normalize, Resize, ToTensor
 from torchvision.transforms import functional as TF
 
+from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import EngineError, InvalidImage
 from cirrus_client.image.decode import decode
 from cirrus_client.image.fast_resize import resize_fast
@@ -167,6 +168,13 @@ def test_fast_decoding_moves_pixels_little(shape) -> None:
     moved = np.abs(exact - fast).mean()
     assert moved < 0.05
     assert (moved > 0) == (min(shape) >= 4 * spec.size_px)  # decoded at a half or less
+
+
+def test_fast_decoding_is_for_the_gallery_alone(tiny_bundle) -> None:
+    fast, exact = (LocalEncoder(tiny_bundle, decoding=decoding) for decoding in (Decoding.FAST, Decoding.EXACT))
+    photo = jpeg(1000, 800)
+    np.testing.assert_array_equal(fast.prepare_image(photo), exact.prepare_image(photo))
+    assert not np.array_equal(fast.prepare(photo), exact.prepare(photo))
 
 
 @pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])

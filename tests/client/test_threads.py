@@ -115,11 +115,11 @@ def test_threads_share_a_retriever(bundle: Bundle, photos: Path, index_root: Pat
 
 
 def test_a_graph_is_loaded_once_whoever_asks_first(bundle: Bundle, photos: Path, monkeypatch) -> None:
-    loaded: list[str] = []
+    loaded: list[tuple[str, bool]] = []
     original = local.open_graph
 
     def recording(bundle, name, **options):
-        loaded.append(name)
+        loaded.append((name, options["bulk"]))
         return original(bundle, name, **options)
 
     monkeypatch.setattr(local, "open_graph", recording)
@@ -127,7 +127,9 @@ def test_a_graph_is_loaded_once_whoever_asks_first(bundle: Bundle, photos: Path,
     image = image_of(photos, 0)
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda _: encoder.encode_queries([image], ["in blue"]), range(2 * THREADS)))
+    encoder.encode_targets([image])
     assert sorted(loaded) == sorted(set(loaded))
+    assert [name for name, bulk in loaded if bulk] == ["gallery"]
 
 
 def _answer_in_child(call: Callable[[], object], pipe) -> None:

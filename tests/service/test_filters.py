@@ -179,6 +179,13 @@ def test_what_is_no_filter_is_refused_by_its_form(node: Any) -> None:
         _FILTER.validate_python(node)
 
 
+def test_what_recent_filters_select_is_kept_and_the_oldest_is_not() -> None:
+    recent, made = searcher._Recent(), []
+    for key in (*range(16), 0, 16, 0, 1):
+        recent.get(key, lambda key=key: made.append(key))
+    assert made == [*range(16), 16, 1]
+
+
 def test_a_deep_or_large_filter_is_refused_in_no_time(client) -> None:
     query = {"queries": [{"id": "000001.jpg"}]}
     deep: dict[str, Any] = {"column": "price", "op": "null"}
@@ -240,6 +247,9 @@ def test_a_filtered_answer_is_the_whole_answer_without_the_others(client) -> Non
     assert ids(found) == kept
     assert not found["more"]
     assert ids(search(client, query, k=3, offset=2, filter=wanted)["results"][0]) == kept[2:5]
+    others = search(client, query, k=59, filter={"not": wanted})["results"][0]
+    assert ids(search(client, query, k=59, filter={"not": {"not": wanted}})["results"][0]) == kept
+    assert sorted([*kept, *ids(others)]) == sorted(item["id"] for item in whole)
     nothing = {"column": "price", "op": ">", "value": 10_000}
     assert search(client, query, filter=nothing)["results"][0] == {"items": [], "more": False}
 

@@ -71,8 +71,8 @@ def test_what_a_caller_invents_is_no_label_and_no_line(serve, caplog) -> None:
     assert samples(client)["cirrus_http_requests_total", ("other", "/healthz", "405")] == 3
     assert "INVENTED" not in client.get("/metrics").text
     with caplog.at_level(logging.INFO):
-        client.get("/x%0AGET /forged 200")
-    assert "GET /x\\nGET /forged 200 404" in caplog.messages
+        client.get("/é%0D%0AGET /forged 200%1B[2K%E2%80%A8x")
+    assert r"GET /é\r\nGET /forged 200\x1b[2K\u2028x 404" in caplog.messages
 
 
 def test_a_gallery_item_that_was_a_reference_is_not_encoded_again_and_metrics_say_so(serve) -> None:

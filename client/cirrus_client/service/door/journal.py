@@ -70,5 +70,9 @@ class Journal:
             self._metrics.request(scope["method"] if scope["method"] in _METHODS else "other", route, status)
             span.end(f"{scope['method']} {route}", fields, dict(stages.items()))
             fields |= {f"{stage}_ms": round(1e3 * seconds, 3) for stage, seconds in stages.items()}
-            line = scope["path"].replace("\n", "\\n")  # what a caller sends makes no lines of its own
-            log.info("%s %s %d", scope["method"], line, status, extra={"fields": fields})
+            log.info("%s %s %d", scope["method"], _in_one_line(scope["path"]), status, extra={"fields": fields})
+
+
+def _in_one_line(path: str) -> str:
+    """Return a path with what ends a line, or moves a terminal's cursor, escaped: a caller writes no lines of a log."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in path)
