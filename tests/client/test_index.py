@@ -231,11 +231,15 @@ def test_a_sample_has_vectors_of_every_place_among_those_of_an_image(images: int
 
 
 def test_metadata_comes_with_the_images_that_it_names(tmp_path: Path) -> None:
-    write_gallery(tmp_path / "gallery", space(8), unit_rows(0, 30, 8), shard_size=10)
+    """In the place of a column of that name that the source had."""
+    files = tuple(ImageFile(f"{number:06d}.jpg", 1, 1, metadata={"price": -1}) for number in range(30))
+    writer = GalleryWriter.open(tmp_path / "gallery", images="/photos", space=space(8))
+    writer.commit(Shard(files), Embedded(unit_rows(0, 30, 8), files))
     gallery = read_gallery(tmp_path / "gallery")
     metadata = pa.table({"image_path": ["000003.jpg", "000007.jpg", "unknown.jpg"], "price": [3, 7, 0]})
     build_index(gallery, tmp_path / "index", metadata=metadata)
-    items = open_index(tmp_path / "index").items.rows(range(30))
+    *items, below, behind = open_index(tmp_path / "index").items.rows([*range(30), -1, 30])
+    assert below is behind is None
     prices = {item.id: item.metadata["price"] for item in items if item.metadata["price"] is not None}
     assert prices == {"000003.jpg": 3, "000007.jpg": 7}
     twice = pa.table({"image_path": ["000003.jpg", "000003.jpg"]})

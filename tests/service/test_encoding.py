@@ -12,9 +12,10 @@ import pytest
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.remembering import KnownQuery, RememberingEncoder
-from cirrus_client.errors import InvalidImage
+from cirrus_client.errors import InvalidImage, TooManyRequests
 from cirrus_client.service.encoding import LocalQueries
 from cirrus_client.service.stopwatch import Stopwatch
+from tests.tiny import write_tiny_reranking_bundle
 
 _PATIENCE_S = 30
 
@@ -63,3 +64,19 @@ def test_a_query_that_is_refused_leaves_the_next_one_alone(tiny_bundle: Bundle, 
 
     expected = LocalEncoder(tiny_bundle).encode_queries(images[:1], ["in blue"])
     np.testing.assert_allclose(asyncio.run(found()), expected, atol=1e-5)
+
+
+def test_more_candidates_than_may_wait_are_refused(images: list[bytes], tmp_path: Path) -> None:
+    bundle = write_tiny_reranking_bundle(tmp_path / "reranking")
+
+    async def scored(candidates: list[bytes]) -> np.ndarray:
+        queries = LocalQueries(RememberingEncoder(LocalEncoder(bundle), max_bytes=0), max_waiting=1)
+        try:
+            return await queries.scores((images[0], "in blue"), candidates)
+        finally:
+            await queries.close()
+
+    expected = LocalEncoder(bundle).scores(images[0], "in blue", images * 8)
+    np.testing.assert_allclose(asyncio.run(scored(images * 8)), expected, rtol=1e-4)
+    with pytest.raises(TooManyRequests, match="the limit is 16"):
+        asyncio.run(scored(images * 8 + images[:1]))

@@ -311,6 +311,30 @@ def test_one_item_per_value_is_found_without_reading_the_whole_index(values: int
     assert values == 400 or sum(asked) < 3_000
 
 
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_the_best_image_of_each_value_is_that_of_brute_force_also_among_equal_images(vectors: int) -> None:
+    similarity = Similarity.COSINE if vectors == 1 else Similarity.MAX_COSINE
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=vectors, similarity=similarity)
+    chance = np.random.default_rng(3)
+    index, _ = index_in_memory(space, embeddings(30, vectors, seed=1)[chance.integers(0, 30, 300)])
+    brands = [number or None for number in chance.integers(0, 12, 300).tolist()]
+    table = pa.table({"image_path": [f"{n}.jpg" for n in range(300)], "brand": brands})
+    saved = SimpleNamespace(index=index, items=ParquetItems(table, images="/photos"))
+    groups, queries = saved.items.groups("brand"), embeddings(5, 1, seed=2)
+
+    async def ranked(query: np.ndarray, k: int, among: np.ndarray | None) -> list[int]:
+        return [one.row for one in await Searcher(saved).rank(query, Rules(count=k, groups=groups), among)]
+
+    for among in (None, chance.random(300) < 0.5):
+        for query, rows in zip(queries, index.search(queries, 300).rows.tolist(), strict=True):
+            wanted = [row for row in rows if among is None or among[row]]
+            of_brand = {brands[row]: row for row in reversed(wanted)}
+            expected = [row for row in wanted if brands[row] is None or of_brand[brands[row]] == row]
+            for k in (1, 3, 10, 40):
+                found = search_distinct(index, query[None], k, groups, among).rows[0].tolist()
+                assert found == asyncio.run(ranked(query, k, among)) == expected[:k]
+
+
 def test_what_an_approximate_index_missed_at_first_is_in_its_place(monkeypatch) -> None:
     """The second search, among the values that were not found yet, is exact: what it found was put behind the rest."""
     space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)

@@ -21,6 +21,7 @@ from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import build_index
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.collection import Source
+from cirrus_client.service.door import flow
 from cirrus_client.service.door.flow import Flow
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
@@ -127,6 +128,43 @@ def test_a_request_that_takes_too_long_is_ended_and_answered() -> None:
     sent, ends = run_flow(Limits(timeout_s=0.05), gone_after_s=None)
     assert ends == ["cancelled"]
     assert sent[0]["status"] == 504
+
+
+def test_bodies_have_a_limit_each_and_one_together_whatever_their_parts(monkeypatch) -> None:
+    async def app(scope, receive, send) -> None:
+        await receive()
+        await scope["ends"].wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def scenario() -> None:
+        door, now, later = Flow(app, Limits(max_body_bytes=6)), asyncio.Event(), asyncio.Event()
+        now.set()
+
+        async def status(*parts: bytes, ends: asyncio.Event = now) -> int:
+            messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+            messages[-1]["more_body"] = False
+            sent: list[dict] = []
+
+            async def receive() -> dict:
+                return messages.pop(0) if messages else await asyncio.sleep(60, {"type": "http.disconnect"})
+
+            async def send(message: dict) -> None:
+                sent.append(message)
+
+            await door({"type": "http", "path": "/", "headers": [], "ends": ends}, receive, send)
+            return sent[0]["status"]
+
+        assert await status(b"abc", b"abc") == 200
+        assert await status(b"abc", b"abc", b"d") == 413
+        held = asyncio.ensure_future(status(b"abc", b"abc", ends=later))
+        await asyncio.sleep(0.01)
+        assert [await status(b"abc", part) for part in (b"d", b"de")] == [200, 429]
+        later.set()
+        assert await held == await status(b"abc", b"de") == 200
+
+    monkeypatch.setattr(flow, "_HELD_BYTES", 10)
+    asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
 def numbered(gallery, index, number: int) -> None:
