@@ -30,6 +30,7 @@ from cirrus_client.index import (
     build_index,
     open_index,
     read_query_sample,
+    ties,
 )
 from cirrus_client.index.faiss_backend import FaissBackend
 from cirrus_client.index.faiss_build import build_faiss, index_in_memory
@@ -116,9 +117,12 @@ def test_an_approximate_index_is_measured_on_queries_it_was_not_tuned_on(
 
 def test_without_queries_no_agreement_is_promised(caplog) -> None:
     gallery = unit_rows(3, 3000, 16)
-    _, agreement = index_in_memory(space(16), gallery, options=BuildOptions(SearchKind.APPROXIMATE))
+    index, agreement = index_in_memory(space(16), gallery, options=BuildOptions(SearchKind.APPROXIMATE))
     assert agreement is None
     assert "agreement with exact search is not known" in caplog.text
+    exact, found = (one.search(gallery[::10].copy(), 10).rows for one in (searched(space(16), gallery), index))
+    shared = [len(set(left) & set(right)) for left, right in zip(exact, found, strict=True)]
+    assert sum(shared) / exact.size > 0.99, "its own images find each other"
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
@@ -175,6 +179,14 @@ def test_reading_in_blocks_is_reading_at_once(images: int, per_part: int, vector
     rows = np.random.default_rng(seed).integers(0, images, (5, 3))
     np.testing.assert_allclose(streamed.scores_of(queries, rows), np.take_along_axis(scores, rows, axis=1), atol=1e-5)
     assert 0 < len(streamed.sample(10)) <= images * vectors
+
+
+def test_a_value_of_the_gallery_that_is_not_finite_is_named_by_its_row() -> None:
+    gallery = unit_rows(0, 30, 8)
+    gallery[25, 3] = np.nan
+    parts = tuple(Part(10, lambda start=start: gallery[start : start + 10]) for start in (0, 10, 20))
+    with pytest.raises(SearchIndexError, match="gallery: row 25 holds values that are not finite"):
+        list(GalleryVectors(space(8), parts).blocks())
 
 
 @pytest.mark.parametrize("kind", list(SearchKind))
@@ -518,11 +530,12 @@ def zero_shot(tiny_zero_shot_bundle) -> LocalEncoder:
 
 
 @pytest.mark.parametrize("vectors", [1, 3])
-@pytest.mark.parametrize("kinds", [4, 150], ids=["many of a kind", "pairs"])
+@pytest.mark.parametrize(("kinds", "most"), [(4, 16_384), (150, 20)], ids=["many of a kind", "pairs"])
 def test_images_of_equal_bytes_come_in_the_order_of_their_rows_however_many_are_asked_for(
-    tmp_path: Path, vectors: int, kinds: int
+    tmp_path: Path, monkeypatch, vectors: int, kinds: int, most: int
 ) -> None:
-    """So that pages of answers have every image once."""
+    """So that pages of answers have every image once. most: images of one score that are looked for."""
+    monkeypatch.setattr(ties, "_MOST_FETCHED", most)
     chance = np.random.default_rng(3)
     of_kind = unit_rows(1, kinds * vectors, 16).reshape(kinds, *space(16, vectors).item_shape)
     embeddings = of_kind[chance.integers(0, kinds, 300)]

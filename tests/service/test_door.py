@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cirrus_client.errors import ServerError, TooManyRequests
+from cirrus_client.service.door import rate
 from cirrus_client.service.door.gate import Access
 from cirrus_client.service.door.keys import Keys, read_keys
 from cirrus_client.service.door.rate import RateLimit
@@ -38,6 +39,15 @@ def test_without_a_right_key_nothing_is_answered(locked, header: str | None, pat
     answer = locked.get(path, headers=headers)
     assert (answer.status_code, problem(answer)["type"]) == (401, "urn:cirrus:AccessDenied")
     assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_every_endpoint_needs_a_key_but_those_that_say_whether_the_service_lives(locked) -> None:
+    paths = locked.get("/openapi.json").json()["paths"]
+    asked = {path: method for path, methods in paths.items() for method in methods}
+    answers = {path: locked.request(method, path.replace("{", "").replace("}", "")) for path, method in asked.items()}
+    opened = {path for path, answer in answers.items() if answer.status_code != 401}
+    assert {"/metrics", "/metadata", "/knn-service", "/v2/embed"} <= set(paths)
+    assert opened == {"/healthz", "/readyz", "/v1/session"}
 
 
 def test_two_keys_at_once_are_refused(locked) -> None:
@@ -163,7 +173,7 @@ def test_a_large_body_many_pixels_and_a_long_text_are_refused_by_their_limits(se
     assert text["field"] == "queries.0.text"
 
 
-def test_a_caller_that_sends_too_often_waits_and_others_do_not() -> None:
+def test_a_caller_that_sends_too_often_waits_and_others_do_not(monkeypatch) -> None:
     now = 0.0
     limit = RateLimit(2, clock=lambda: now)
     for _ in range(4):
@@ -176,6 +186,13 @@ def test_a_caller_that_sends_too_often_waits_and_others_do_not() -> None:
     limit.take("a")
     with pytest.raises(TooManyRequests):
         limit.take("a")
+    monkeypatch.setattr(rate, "_MOST_CALLERS", 1)  # the others are forgotten
+    now = 1_000.0
+    for caller in ("a", "c"):
+        for _ in range(4):
+            limit.take(caller)
+        with pytest.raises(TooManyRequests):
+            limit.take(caller)
 
 
 def test_the_rate_of_a_key_is_limited_over_http(serve) -> None:
@@ -183,6 +200,8 @@ def test_the_rate_of_a_key_is_limited_over_http(serve) -> None:
     answers = [limited.get("/v1/collections", headers={"Authorization": f"Bearer {key}"}) for key in (KEY, KEY, OTHER)]
     assert [answer.status_code for answer in answers] == [200, 429, 200]
     assert int(answers[1].headers["retry-after"]) >= 1
+    pictures = [limited.get("/v1/items/1/image", headers={"Authorization": f"Bearer {KEY}"}) for _ in range(3)]
+    assert [picture.status_code for picture in pictures] == [404] * 3, "a page loads dozens at once"
     assert limited.get("/healthz").status_code == 200
 
 

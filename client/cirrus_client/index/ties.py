@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.index.protocol import Hits
 
-_MOST_FETCHED = 16_384
+_MOST_FETCHED = 16_384  # beyond those that are asked for
 _GROWTH = 16  # a search costs one look at every vector, and few more for many hits
 
 Find = Callable[[Embeddings, int], Hits]
@@ -31,8 +31,9 @@ def in_order(find: Find, queries: Embeddings, k: int, images: int) -> Hits:
     best = _sorted(find(queries, fetched))
     rows, scores = best.rows[:, :k], best.scores[:, :k]
     tied = _open_ended(best, k)
-    while len(tied) and fetched < min(images, _MOST_FETCHED):
-        fetched = min(_GROWTH * fetched, images, _MOST_FETCHED)
+    most = min(images, k + _MOST_FETCHED)
+    while len(tied) and fetched < most:
+        fetched = min(_GROWTH * fetched, most)
         wider = _sorted(find(queries[tied], fetched))
         found = min(k, wider.rows.shape[1])
         rows[tied, :found], scores[tied, :found] = wider.rows[:, :found], wider.scores[:, :found]
