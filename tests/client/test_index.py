@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cirrus_client.bundle import Similarity, SpaceSpec
 from cirrus_client.encoders import LocalEncoder
-from cirrus_client.errors import OutputError, SearchIndexError, StoredDataError
+from cirrus_client.errors import OutputError, SearchIndexError, SpaceMismatch, StoredDataError
 from cirrus_client.gallery import Embedded, GalleryWriter, ImageFile, Shard, read_gallery
 from cirrus_client.index import (
     BuildOptions,
@@ -29,6 +29,7 @@ from cirrus_client.index import (
     Storage,
     build_index,
     open_index,
+    query_sample,
     read_query_sample,
     ties,
 )
@@ -519,9 +520,18 @@ def test_a_query_that_cannot_be_encoded_is_named_by_its_line(tmp_path: Path, zer
         read_query_sample(path, zero_shot.space, zero_shot)
 
 
-def test_a_text_may_hold_line_breaks_of_other_scripts(tmp_path: Path, zero_shot) -> None:
-    (tmp_path / "queries.jsonl").write_text('{"text": "in\u2028blue"}\n{"text": "red"}')
-    assert len(read_query_sample(tmp_path / "queries.jsonl", zero_shot.space, zero_shot).embeddings) == 2
+def test_queries_of_a_file_are_those_of_its_lines(tmp_path: Path, zero_shot, pictures, monkeypatch) -> None:
+    """An image lies beside the file, and a text may hold line breaks of other scripts."""
+    monkeypatch.setattr(query_sample, "_BATCH_SIZE", 2)
+    content = (pictures / "000003.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content)
+    lines = ['{"text": "in\u2028blue"}', '{"image": "a.jpg", "text": "red"}', '{"image": "a.jpg"}']
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    found = read_query_sample(tmp_path / "queries.jsonl", zero_shot.space, zero_shot).embeddings
+    expected = zero_shot.encode_queries([None, content, content], ["in\u2028blue", "red", None])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(SpaceMismatch, match="the encoder's space differs from the gallery's in backbone"):
+        read_query_sample(tmp_path / "queries.jsonl", space(64), zero_shot)
 
 
 @pytest.fixture

@@ -133,6 +133,7 @@ def test_pages_elsewhere_may_not_call_unless_they_are_listed(client, serve) -> N
     assert client.post("/v1/search", json=QUERY, headers={"Origin": "http://localhost"}).status_code == 200
     assert "access-control-allow-origin" not in client.get("/healthz").headers
     listed = serve(access=Access(origins=("https://shop.example",)))
+    assert listed.post("/v1/search", json=QUERY, headers={"Origin": "https://evil.example"}).status_code == 403
     answer = listed.post("/v1/search", json=QUERY, headers=elsewhere)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://shop.example")
 
