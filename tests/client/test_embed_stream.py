@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cirrus_client.errors import EngineError, InvalidImage, UnreadableImage
+from cirrus_client.gallery import stream as stream_module
 from cirrus_client.gallery.source import ImageFile, Listing
 from cirrus_client.gallery.stream import EmbedStream
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
@@ -198,6 +199,22 @@ def test_a_source_that_is_gone_is_not_waited_for_once_per_image() -> None:
         embedded = stream.embed(files(500))
     assert (len(embedded.accepted), len(embedded.undone)) == (4, 496)
     assert len(reads) <= 500 + 2 * 40
+
+
+def test_images_that_fail_among_others_that_do_not_are_no_store_that_is_gone(monkeypatch) -> None:
+    monkeypatch.setattr(stream_module, "_PAUSES_S", (0.0, 0.0))
+    tries: dict[int, int] = {}
+
+    class Failing(Numbers):
+        def read(self, file: ImageFile) -> bytes:
+            tries[number(file)] = tries.get(number(file), 0) + 1
+            if number(file) % 2 == 0 or tries[number(file)] == 1:
+                raise UnreadableImage("not now")
+            return super().read(file)
+
+    with EmbedStream(Failing(), CountingEncoder(), batch_size=4) as stream:
+        embedded = stream.embed(files(90)[20:])
+    assert [number(file) for file in embedded.accepted] == [n for n in range(20, 90) if n % 2]
 
 
 class Counted(bytes):

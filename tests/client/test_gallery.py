@@ -69,6 +69,9 @@ def test_broken_files_are_listed_with_their_reason_and_skipped(folder, tmp_path,
     assert set(reasons) == {f"{name}.jpg" for name in BAD_IMAGES}
     for name, (_, reason) in BAD_IMAGES.items():
         assert reason in reasons[f"{name}.jpg"]
+    os.utime(next(folder.rglob("0*.jpg")), ns=(1, 1))
+    again = embed_gallery(folder, tmp_path / "out", encoder, show_progress=False)
+    assert (again.embedded, again.new, again.rejected) == (60, 1, summary.rejected)
 
 
 @pytest.mark.slow
@@ -119,6 +122,26 @@ def test_only_what_changed_is_embedded_again_and_what_is_gone_stays_until_it_is_
     summary = embed_gallery(folder, out, encoder, prune=True)
     assert (summary.embedded, summary.new, summary.missing) == (60, 0, 0)
     assert by_path(out).keys() == after.keys() - {gone}
+
+
+def test_an_image_whose_etag_alone_has_changed_is_embedded_again(folder, tmp_path, encoder) -> None:
+    """As a store lists it, without times; the new image may have the size of the old one."""
+
+    class Tagged(FolderSource):
+        def list(self) -> Listing:
+            files = [ImageFile(file.path, -1, 0, sha256_of_file(folder / file.path)) for file in super().list().files]
+            return Listing(tuple(files))
+
+        def read(self, file: ImageFile) -> bytes:
+            return (folder / file.path).read_bytes()
+
+    embed_gallery(Tagged(folder), tmp_path / "out", encoder)
+    first, second, *_ = sorted(folder.rglob("*.jpg"))
+    shutil.copyfile(second, first)
+    summary = embed_gallery(Tagged(folder), tmp_path / "out", encoder)
+    assert (summary.embedded, summary.new, summary.copies) == (60, 1, 1)
+    found = by_path(tmp_path / "out")
+    np.testing.assert_array_equal(*(found[str(path.relative_to(folder))] for path in (first, second)))
 
 
 def test_a_folder_that_is_away_for_one_run_loses_no_embedding(folder, tmp_path, encoder) -> None:

@@ -214,6 +214,7 @@ def test_every_answer_forbids_what_is_from_elsewhere(client, path: str) -> None:
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == "'none'"
     assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == ("private, max-age=3600" if path.endswith("/image") else "no-cache")
 
 
 def test_a_request_keeps_its_own_id_if_it_is_a_plain_one(client) -> None:

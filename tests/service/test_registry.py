@@ -17,7 +17,7 @@ import pytest
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.ensemble import Arrays
-from cirrus_client.errors import NotReady, ServerError, ServerUnavailable, StoredDataError
+from cirrus_client.errors import InvalidRequest, NotReady, ServerError, ServerUnavailable, StoredDataError
 from cirrus_client.replay import LocalRunner
 from cirrus_client.service import encoders as encoders_module
 from cirrus_client.service.collection import Source, Version
@@ -93,6 +93,7 @@ async def watched(registry: Registry, until: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not until():
             await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # it looks ten times more
     watching.cancel()
 
 
@@ -112,7 +113,6 @@ def test_a_version_that_memory_has_no_room_for_is_a_problem_and_tried_once(folde
         (version,) = (version for _, version in registry.versions())
         object.__setattr__(version, "state", (None, None))  # another one is on disk
         await watched(registry, lambda: len(tried) > 1)
-        await asyncio.sleep(0.1)
 
     asyncio.run(scenario())
     assert len(tried) == 2
@@ -123,6 +123,8 @@ def test_versions_that_come_to_have_one_space_are_refused_and_the_old_ones_serve
     registry = Registry(folders)
     registry.add("shop", [source, text_source])
     spaces = [version.space for _, version in registry.versions()]
+    with pytest.raises(InvalidRequest, match="2 versions of 'shop' have a space"):
+        registry.switch("shop", "")
     folders.open = lambda _: folders.really(source)
     with pytest.raises(ServerError, match="two of its versions have space"):
         asyncio.run(registry.reload("shop"))

@@ -105,6 +105,12 @@ def test_a_link_leads_to_the_image_and_to_a_thumbnail(client, pictures) -> None:
     assert again.status_code == 304
 
 
+def test_a_thumbnail_shows_what_is_transparent_as_a_page_does() -> None:
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    for image in (clear, clear.convert("LA"), clear.convert("P")):
+        assert images._small(image, 32).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_a_thumbnail_of_a_large_image_waits_for_room(client, monkeypatch) -> None:
     taken = record_room(images, monkeypatch)
     assert client.get("/v1/items/000008.jpg/image?size=33").status_code == 200
