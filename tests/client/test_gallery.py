@@ -47,8 +47,13 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 
 
 def by_path(gallery_root: Path) -> dict[str, np.ndarray]:
+    """The embeddings of a gallery. Its digests are those of the files that are still there."""
     gallery = read_gallery(gallery_root)
     assert len(set(gallery.paths)) == len(gallery.paths)
+    for shard in gallery.shards():
+        for path, digest in zip(*(shard.items[name].to_pylist() for name in ("image_path", "sha256")), strict=True):
+            file = Path(gallery.images) / path
+            assert not file.exists() or sha256_of_file(file) == digest
     return dict(zip(gallery.paths, gallery.embeddings, strict=True))
 
 

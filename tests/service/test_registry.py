@@ -17,9 +17,17 @@ import pytest
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.ensemble import Arrays
-from cirrus_client.errors import InvalidRequest, NotReady, ServerError, ServerUnavailable, StoredDataError
+from cirrus_client.errors import (
+    InvalidRequest,
+    NotReady,
+    ServerError,
+    ServerUnavailable,
+    StoredDataError,
+    UnknownCollection,
+)
 from cirrus_client.replay import LocalRunner
 from cirrus_client.service import encoders as encoders_module
+from cirrus_client.service import readiness
 from cirrus_client.service.collection import Source, Version
 from cirrus_client.service.encoders import Encoders
 from cirrus_client.service.limits import Limits
@@ -125,6 +133,8 @@ def test_versions_that_come_to_have_one_space_are_refused_and_the_old_ones_serve
     spaces = [version.space for _, version in registry.versions()]
     with pytest.raises(InvalidRequest, match="2 versions of 'shop' have a space"):
         registry.switch("shop", "")
+    with pytest.raises(UnknownCollection, match="has no version of space"):
+        registry.find(f"shop@{spaces[0][:8]}-")
     folders.open = lambda _: folders.really(source)
     with pytest.raises(ServerError, match="two of its versions have space"):
         asyncio.run(registry.reload("shop"))
@@ -193,15 +203,18 @@ def test_a_service_stays_ready_while_an_index_is_replaced(folders, source) -> No
     asyncio.run(scenario())
 
 
-def test_what_is_not_ready_names_no_machine_and_the_log_does(folders, source, monkeypatch, caplog) -> None:
+def test_what_is_not_ready_names_no_machine_and_is_tried_again_soon(
+    folders, source, text_source, monkeypatch, caplog
+) -> None:
     registry = Registry(folders)
-    registry.add("shop", [source])
+    registry.add("shop", [source, text_source])
     version = registry.find("shop")[1]
 
     class Away(LocalRunner):
         def step(self, model: str, inputs: Arrays) -> Arrays:
             raise ServerUnavailable("the server at inner.example:8001 is not available")
 
+    runner = version.encoder.runner
     monkeypatch.setattr(version.encoder, "runner", lambda: Away(version.encoder._encoder))
     canaries = Canaries(registry)
 
@@ -213,6 +226,18 @@ def test_what_is_not_ready_names_no_machine_and_the_log_does(folders, source, mo
         asyncio.run(ready())
     assert "inner.example" not in str(refused.value)
     assert "inner.example" in caplog.text
+    assert canaries.passed() == {"shop": False}, "though another version of it answers rightly"
+
+    async def ready_again() -> None:
+        again = asyncio.create_task(canaries.keep_on(1_000))
+        async with asyncio.timeout(20):
+            while not canaries.passed()["shop"]:
+                await asyncio.sleep(0.05)
+        again.cancel()
+
+    monkeypatch.setattr(readiness, "_AGAIN_S", 0)
+    monkeypatch.setattr(version.encoder, "runner", runner)
+    asyncio.run(ready_again())
 
 
 def test_a_triton_that_could_not_be_started_again_is_tried_once_more(folders) -> None:
