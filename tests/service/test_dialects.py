@@ -21,10 +21,12 @@ from cirrus_client.errors import InvalidImage
 from cirrus_client.index import open_index
 from cirrus_client.service import fetch
 from cirrus_client.service.fetch import ImageReader
+from tests.conftest import jpeg
 from tests.service.live import Live, live
 from tests.service.test_search import problem
 
 KEY = "k" * 24
+PHOTO = f"data:image/jpeg;base64,{base64.b64encode(jpeg()).decode()}"
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,7 @@ def test_images_and_edits_in_every_form(asked, encoder, photo) -> None:
         ({"input": "red", "dimensions": 8}, "InvalidRequest"),
         ({"input": "red", "input_type": "clustering"}, "InvalidRequest"),
         ({"input": "red", "input_type": "document"}, "UnsupportedQuery"),
+        ({"input": [{"image": PHOTO, "text": "red"}], "input_type": "document"}, "UnsupportedQuery"),
         ({"input": [{}]}, "UnsupportedQuery"),
         ({"input": ["red"] * 257}, "LimitExceeded"),
         ({"input": [None] * 20_000}, "LimitExceeded"),

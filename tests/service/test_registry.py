@@ -96,6 +96,16 @@ def test_tritons_of_further_bundles_take_the_next_ports(bundle, index_root, tmp_
         assert [server.metrics_port - first for server in encoders._servers] == [2, 8, 5]
 
 
+def test_a_bundle_that_was_replaced_gets_another_encoder(bundle, index_root, text_source, tmp_path) -> None:
+    place = shutil.copytree(bundle.root, tmp_path / "bundle")
+    with Encoders(Limits(), Metrics(), triton=None, engine="onnxruntime") as encoders:
+        first, again = (encoders.open(Source(place, index_root)) for _ in range(2))
+        assert first.encoder is again.encoder
+        shutil.rmtree(place)
+        shutil.copytree(text_source.bundle, place)
+        assert encoders.open(Source(place, text_source.index)).encoder is not first.encoder
+
+
 async def watched(registry: Registry, until: Callable[[], bool]) -> None:
     watching = asyncio.create_task(registry.watch(0.01))
     async with asyncio.timeout(10):

@@ -148,11 +148,7 @@ class GalleryWriter:
         there is something to prune.
         """
         shards, found = self._shards_of_parts(), {part.path: self._part_record(part.path) for part in parts}
-        missing = {
-            path: record.missing
-            for path, record in found.items()
-            if record is not None and frozenset(record.shards) == shards.get(path, frozenset())
-        }
+        missing = {path: record.missing for path, record in found.items() if record is not None}
         done = {
             part.path
             for part in parts
