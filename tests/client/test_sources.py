@@ -280,6 +280,9 @@ def test_a_tar_that_was_written_anew_costs_only_the_images_that_have_changed(fol
     summary = embed_gallery(source, tmp_path / "out", encoder)
     assert summary.embedded == COUNT + 1 + summary.missing - 1
     assert embed_gallery(source, tmp_path / "out", encoder).missing == summary.missing > 0
+    for tar in (tmp_path / "tars").iterdir():
+        os.utime(tar, ns=(1, 1))
+    assert embed_gallery(source, tmp_path / "out", encoder).missing == summary.missing
     after = by_name_alone(tmp_path / "out")
     assert after["000003.jpg"] == after["000999.jpg"] == {before["000030.jpg"]}
     embed_gallery(source, tmp_path / "out", encoder, prune=True)
@@ -601,6 +604,7 @@ def test_of_a_broken_tar_what_can_be_read_is_embedded_and_the_rest_is_told(damag
     assert 0 < summary.embedded < COUNT
     assert [item.path for item in summary.unread] == ["00000.tar"]
     assert "it is broken after" in summary.unread[0].reason
+    assert embed_gallery(source, tmp_path / "out", encoder).unread == summary.unread, "it is never taken for done"
     write_tars(folder, tmp_path / "tars", tars=1)
     assert embed_gallery(source, tmp_path / "out", encoder).is_whole
 

@@ -71,7 +71,7 @@ def test_the_stock_openai_client_embeds_texts(running, texts, encoding) -> None:
     assert close(found, texts.encode_queries([None, None], ["in blue", "red"]))
     assert client.models.retrieve(answer.model).id == answer.model == client.models.list().data[0].id
     assert [one.index for one in answer.data] == [0, 1]
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens > 4
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens == len("in blue") + len("red") + 4
 
 
 def test_the_pages_sample_of_the_openai_client_works_where_no_text_alone_is_a_query(
@@ -231,9 +231,10 @@ def test_clip_retrievals_requests_are_answered_in_its_form(asked, encoder, index
     rows = [one["id"] for one in found]
     described = asked.post("/metadata", json={"ids": rows, "indice_name": "composed"}).json()
     assert [one["metadata"]["image_path"] for one in described] == [item.id for item in saved.items.rows(rows)]
-    embedding = encoder.encode_queries([photo], ["red"])[0].tolist()
+    embedding = (3 * encoder.encode_queries([photo], ["red"])[0]).tolist()  # of any length
     same = asked.post("/knn-service", json={"embedding_input": embedding, "num_images": 7, "indice_name": "composed"})
     assert [one["id"] for one in same.json()] == rows
+    assert close([one["similarity"] for one in same.json()], hits.scores[0])
 
 
 @pytest.mark.parametrize(
