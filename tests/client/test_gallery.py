@@ -171,6 +171,9 @@ def test_a_file_is_rejected_for_its_bytes_and_only_as_long_as_it_has_them(folder
     assert [item.file.path for item in summary.rejected] == ["copied.jpg"]
     again = embed_gallery(folder, tmp_path / "out", encoder)
     assert (again.new, len(again.rejected)) == (0, 1)
+    faults = {path.name: [OSError(errno.EIO, "Input/output error")] * 9}
+    unread = embed_gallery(Faulty(folder, faults), tmp_path / "out", encoder)
+    assert (unread.rejected, unread.undone) == (again.rejected, ())
     path.write_bytes(whole)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     repaired = embed_gallery(folder, tmp_path / "out", encoder)

@@ -605,8 +605,11 @@ def test_of_a_broken_tar_what_can_be_read_is_embedded_and_the_rest_is_told(damag
     assert [item.path for item in summary.unread] == ["00000.tar"]
     assert "it is broken after" in summary.unread[0].reason
     assert embed_gallery(source, tmp_path / "out", encoder).unread == summary.unread, "it is never taken for done"
+    broken = path.read_bytes()
     write_tars(folder, tmp_path / "tars", tars=1)
     assert embed_gallery(source, tmp_path / "out", encoder).is_whole
+    path.write_bytes(broken)
+    assert embed_gallery(source, tmp_path / "out", encoder, prune=True).embedded == COUNT
 
 
 def test_what_a_list_names_and_is_not_there_is_told(pictures, tmp_path, encoder) -> None:

@@ -26,6 +26,7 @@ from cirrus_client.index.parquet_items import ParquetItems
 from cirrus_client.index.protocol import BuildOptions, SearchKind, Storage
 from cirrus_client.service import searcher
 from cirrus_client.service.ranking import Ranked, Rules, select
+from cirrus_client.service.routes import clip_retrieval
 from cirrus_client.service.searcher import Searcher
 from tests.service.test_search import ids, problem, search
 
@@ -377,7 +378,7 @@ def test_searches_of_one_moment_find_as_many_as_each_wants_and_fail_alone(monkey
     assert [len(one) for place, one in enumerate(found) if place != 2] == [2, 3, 3]
 
 
-def test_near_duplicates_are_folded_into_the_better_one(client, index_root) -> None:
+def test_near_duplicates_are_folded_into_the_better_one(client, index_root, monkeypatch) -> None:
     from cirrus_client.index import open_index
 
     query = {"id": "000004.jpg"}
@@ -396,6 +397,11 @@ def test_near_duplicates_are_folded_into_the_better_one(client, index_root) -> N
             kept[place] = []
     assert 1 < len(kept) < 59
     assert {item["id"]: item["duplicates"] for item in found} == {whole[place]: ids for place, ids in kept.items()}
+    monkeypatch.setattr(clip_retrieval, "_DUPLICATE", limit)
+    body = {"embedding_input": held[0].tolist(), "num_images": 60, "deduplicate": True}
+    unlike = saved.index.vectors(np.array([one["id"] for one in client.post("/knn-service", json=body).json()]))[:, 0]
+    assert 1 < len(unlike) < 60
+    assert np.triu(unlike @ unlike.T, 1).max() < limit
 
 
 def test_images_that_are_all_alike_are_folded_without_reading_the_whole_index(monkeypatch) -> None:

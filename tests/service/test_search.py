@@ -103,6 +103,8 @@ def test_a_link_leads_to_the_image_and_to_a_thumbnail(client, pictures) -> None:
     assert max(Image.open(io.BytesIO(small.content)).size) == 32
     again = client.get(item["image"] + "&size=32", headers={"If-None-Match": small.headers["etag"]})
     assert again.status_code == 304
+    older = client.get(item["image"] + "&size=32", headers={"If-None-Match": whole.headers["etag"]})
+    assert older.content == small.content
 
 
 def test_a_thumbnail_shows_what_is_transparent_as_a_page_does() -> None:
