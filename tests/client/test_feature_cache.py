@@ -105,6 +105,31 @@ def test_moved_and_touched_files_are_read_but_not_encoded_and_only_new_ones_are(
     assert {"moved.jpg", "new.jpg"} <= set(gallery.paths)
 
 
+def test_a_file_is_known_by_its_folder_and_its_time_too(bundle, photos, tmp_path) -> None:
+    contents = [path.read_bytes() for path in sorted(photos.iterdir())[:2]]
+    contents = [content.ljust(max(map(len, contents)), b"\0") for content in contents]
+    expected = LocalEncoder(bundle).encode_targets(contents)
+    assert expected[0] @ expected[1] < 0.99
+    for step, (folder, place, time_ns) in enumerate((("a", 0, 1), ("b", 1, 1), ("a", 1, 2))):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "1.jpg").write_bytes(contents[place])
+        os.utime(tmp_path / folder / "1.jpg", ns=(time_ns, time_ns))
+        with FeatureCache(tmp_path / "cache", bundle) as cache:
+            encoder = CachedEncoder(bundle, cache)
+            embed_gallery(tmp_path / folder, tmp_path / f"out{step}", encoder, recollection=encoder)
+        assert read_gallery(tmp_path / f"out{step}").embeddings[0] @ expected[place] > 0.9999
+
+
+def test_the_bytes_that_a_file_had_last_are_remembered(bundle, tmp_path) -> None:
+    key = FileKey("1.jpg", 1, 1, "")
+    with FeatureCache(tmp_path / "cache", bundle) as cache:
+        for digest in ("aa", "bb"):
+            cache.remember(key, digest)
+            cache.flush()
+    with FeatureCache(tmp_path / "cache", bundle) as again:
+        assert again.digest_of(key) == "bb"
+
+
 def test_a_cache_of_another_backbone_and_a_damaged_one_are_refused(bundle, clip_bundle, folder, tmp_path) -> None:
     embed(bundle, folder, tmp_path / "gallery", tmp_path / "cache")
     with pytest.raises(SpaceMismatch, match="differs from the bundle in preprocess"):
