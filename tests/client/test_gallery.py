@@ -149,6 +149,19 @@ def test_an_image_whose_etag_alone_has_changed_is_embedded_again(folder, tmp_pat
     np.testing.assert_array_equal(*(found[str(path.relative_to(folder))] for path in (first, second)))
 
 
+def test_a_shard_does_not_count_beside_the_one_that_replaces_it(folder, tmp_path, encoder, monkeypatch) -> None:
+    """A job that is killed between the record of the newer one and the removal of the older leaves both."""
+    embed_gallery(folder, tmp_path / "out", encoder)
+    os.utime(next(folder.rglob("*.jpg")), ns=(1, 1))
+    with monkeypatch.context() as killed:
+        killed.setattr(GalleryWriter, "drop", lambda self, shard: None)
+        embed_gallery(folder, tmp_path / "out", encoder)
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 2
+    assert len(by_path(tmp_path / "out")) == 60
+    assert embed_gallery(folder, tmp_path / "out", encoder).new == 0
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 1
+
+
 def test_a_folder_that_is_away_for_one_run_loses_no_embedding(folder, tmp_path, encoder) -> None:
     shutil.copytree(folder / "deep", folder / "mounted")
     embed_gallery(folder, tmp_path / "out", encoder, shard_size=17)

@@ -335,6 +335,11 @@ def test_columns_come_along_to_the_gallery(folder, tmp_path, encoder) -> None:
         for row in shard.items.to_pylist():
             assert row["label"] == Path(row["image_path"]).name[:3]
             assert row["source_size"] is not None
+    table = hugging_face_table(folder)
+    changed = table.set_column(table.column_names.index("label"), "label", pa.array(["new"] * len(table)))
+    embedded(write_table(changed, tmp_path / "x.parquet"), tmp_path / "of table", encoder)
+    shards = read_gallery(tmp_path / "of table").shards()
+    assert {label for shard in shards for label in shard.items["label"].to_pylist()} == {"new"}
 
 
 def test_columns_of_shards_that_differ_come_to_the_index_together(pictures, tmp_path, encoder) -> None:
