@@ -259,15 +259,17 @@ def test_a_file_that_changes_or_goes_after_it_was_listed_is_undone(folder, tmp_p
     class Moving(FolderSource):
         def list(self) -> Listing:
             listing = super().list()
-            first, second = (folder / file.path for file in listing.files[:2])
+            first, second, third = (folder / file.path for file in listing.files[:3])
             first.write_bytes(first.read_bytes()[:500])
             second.unlink()
+            os.utime(third, ns=(1, 1))
             return listing
 
     summary = embed_gallery(Moving(folder), tmp_path / "out", encoder)
     assert summary.rejected == ()
-    changed, gone = (item.reason for item in summary.undone)
+    changed, gone, touched = (item.reason for item in summary.undone)
     assert "has changed since it was listed" in changed
+    assert "has changed since it was listed" in touched
     assert "No such file or directory" in gone
     summary = embed_gallery(folder, tmp_path / "out", encoder)
     assert (summary.embedded, summary.is_whole, len(summary.rejected)) == (58, True, 1)

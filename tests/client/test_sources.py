@@ -30,7 +30,7 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import EngineError, GalleryError, UnreadableImage
 from cirrus_client.gallery import Columns, ImageFile, Source, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.sources.container import Container
-from cirrus_client.gallery.sources.store import described, expanded, filesystem, in_threads
+from cirrus_client.gallery.sources.store import described, expanded, filesystem, in_threads, patiently, read_remote
 from cirrus_client.gallery.sources.tars import TarSource
 from cirrus_client.index import build_index, open_index
 from tests.conftest import BAD_IMAGES
@@ -579,6 +579,34 @@ def test_what_has_changed_since_a_store_was_listed_in_this_process_is_seen(store
         store.put("kept/a.tar", bytes([number]))
         (file,) = listed().files
         assert file.size == 1
+
+
+def test_a_store_is_asked_three_times_unless_its_answer_is_final(monkeypatch) -> None:
+    monkeypatch.setattr("cirrus_client.gallery.sources.store._PAUSES_S", (0, 0))
+
+    def asked(*errors: Exception) -> int:
+        left = list(errors)
+
+        def job() -> int:
+            if left:
+                raise left.pop(0)
+            return len(errors) + 1
+
+        return patiently(job)
+
+    reset = RuntimeError("connection reset")
+    assert asked(reset, TimeoutError()) == 3
+    with pytest.raises(OSError, match="RuntimeError: connection reset"):
+        asked(reset, reset, reset)
+    with pytest.raises(FileNotFoundError):
+        asked(FileNotFoundError(), reset)
+
+
+def test_an_image_of_another_length_than_the_store_listed_is_unreadable() -> None:
+    filesystem("memory://cut/")[0].pipe_file("/cut/a.jpg", b"abc")
+    assert read_remote("memory://cut/a.jpg", ImageFile("a.jpg", 3, 0)) == b"abc"
+    with pytest.raises(UnreadableImage, match="has 3 bytes and was listed with 4"):
+        read_remote("memory://cut/a.jpg", ImageFile("a.jpg", 4, 0))
 
 
 def test_a_list_is_looked_up_a_part_at_a_time() -> None:

@@ -188,7 +188,7 @@ def test_what_is_no_folder_of_ours_or_no_store_is_named(
         push(folders[0], f"s3://{BUCKET}/damaged")
 
 
-def test_a_manifest_that_leads_out_of_the_folder_is_refused(
+def test_a_manifest_that_leads_out_of_the_folder_or_leaves_a_file_out_is_refused(
     store: ObjectStore, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     url = f"s3://{BUCKET}/evil"
@@ -199,6 +199,11 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(
     with pytest.raises(TransferError):
         pull(url, tmp_path / "deep" / "out")
     assert not (tmp_path / "evil.json").exists()
+    fewer = {name: file for name, file in manifest.files.items() if name != "items.parquet"}
+    store.put(f"evil/{MANIFEST}", manifest.model_copy(update={"files": fewer}).model_dump_json().encode())
+    with pytest.raises(SearchIndexError, match=r"items\.parquet is missing"):
+        pull(url, tmp_path / "deep" / "out")
+    assert not (tmp_path / "deep" / "out").exists()
 
 
 def test_what_is_gone_in_the_store_or_was_torn_by_another_push_is_sent_again(

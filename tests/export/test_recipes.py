@@ -63,6 +63,23 @@ def test_a_text_alone_is_the_prompt_without_the_images_word(recipe, small_clip, 
         torch.testing.assert_close(built.text_query(token_ids), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("recipe", "mark"), [("searle", "$"), ("lincir", "$"), ("pic2word", "*")])
+def test_an_images_word_takes_the_first_place_of_its_mark_and_every_place_in_lincir(
+    recipe, mark, small_clip, tmp_path
+) -> None:
+    built = build_recipe(request(tmp_path, recipe, small_clip))
+    clip = built.backbone
+    token_ids = torch.from_numpy(Tokenizer(clip.write_tokenizer(tmp_path, built.prompt), tmp_path)([f"{mark} red"]))
+    places = (token_ids[0] == clip.word_id(mark)).nonzero()[:, 0]
+    assert len(places) == 2, "the prompt's and the user's own"
+    pixels = torch.randn(1, 3, clip.image_size_px, clip.image_size_px, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        words = clip.embed_words(token_ids)
+        words[:, places if recipe == "lincir" else places[:1]] = built.query_head.network(clip.embed_image(pixels))
+        expected = torch.nn.functional.normalize(clip.encode_word_embeddings(words, token_ids)[0], dim=-1)
+        torch.testing.assert_close(built.query(pixels, token_ids), expected, atol=1e-5, rtol=0)
+
+
 def test_the_text_transformer_alone_is_replaced_and_images_are_refused(
     small_clip, dpo_head, dpo_bundle, probe, tmp_path
 ) -> None:
