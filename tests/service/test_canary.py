@@ -14,6 +14,7 @@ import pytest
 from cirrus_client.bundle import Bundle, write_contract
 from cirrus_client.canary import ARRAYS, read_canary
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.ensemble import TOKENIZE, Arrays
 from cirrus_client.errors import BundleError, NotReady
 from cirrus_client.files import sha256_of_file
 from cirrus_client.replay import LocalRunner, replay
@@ -60,6 +61,22 @@ def test_a_damaged_graph_is_named_and_those_behind_it_are_not(bundle, tmp_path, 
     with pytest.raises(NotReady, match=graph) as refused:
         result.check("here")
     assert refused.value.part == graph
+
+
+@pytest.mark.parametrize("wrong", ["one id", "its end"])
+def test_token_ids_that_are_others_or_cut_off_are_named(bundle, wrong: str) -> None:
+    class Tokenizing(LocalRunner):
+        def step(self, model: str, inputs: Arrays) -> Arrays:
+            found = super().step(model, inputs)
+            if model != TOKENIZE:
+                return found
+            token_ids = found["token_ids"].copy()
+            token_ids[0, 1] += wrong == "one id"
+            return {"token_ids": token_ids[:, :8] if wrong == "its end" else token_ids}
+
+    result = replay(read_canary(bundle), bundle.spec, Tokenizing(LocalEncoder(bundle)))
+    with pytest.raises(NotReady, match="stage tokenize does not answer rightly"):
+        result.check("here")
 
 
 def test_an_output_that_is_no_number_misses_beside_one_that_is_right(bundle) -> None:
