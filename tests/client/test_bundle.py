@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cirrus_client.bundle import PROBE_QUERIES, Bundle
+from cirrus_client.bundle import PROBE_QUERIES, Bundle, Similarity, SpaceSpec
 from cirrus_client.errors import BundleError
 from cirrus_client.files import sha256_of_file
 from cirrus_client.names import Writer
@@ -60,6 +60,23 @@ def test_graphs_of_two_exports_do_not_mix(tmp_path: Path) -> None:
         shutil.copytree(write_tiny_zero_shot_bundle(tmp_path / "second").root, root, dirs_exist_ok=True)
     with pytest.raises(BundleError, match="was replaced since it was opened"):
         opened.graph_file("gallery")
+
+
+def test_a_space_is_another_one_where_anything_of_it_differs() -> None:
+    def fingerprint(*, dim: int = 8, vectors: int = 1, similarity=Similarity.COSINE, **components: str) -> str:
+        named = {"backbone": "a"} | components
+        return SpaceSpec.of(named, dim=dim, vectors=vectors, similarity=similarity).fingerprint
+
+    changes = (
+        {},
+        {"backbone": "b"},
+        {"pooling": "a"},
+        {"dim": 9},
+        {"vectors": 2},
+        {"similarity": Similarity.MAX_COSINE},
+    )
+    assert len({fingerprint(**change) for change in changes}) == len(changes)
+    assert fingerprint() == fingerprint()
 
 
 @pytest.mark.parametrize(

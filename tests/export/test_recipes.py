@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.encoders.protocol import RECIPES_OF_TEXTS
@@ -59,8 +61,19 @@ def test_a_text_alone_is_the_prompt_without_the_images_word(recipe, small_clip, 
     token_ids = torch.from_numpy(tokenizer(["red dress", "$ 5 off", "&nbsp;"]))
     prompts = open_clip.tokenize(["a photo of red dress", "a photo of $ 5 off", "a photo of"])
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(built.backbone.embed_text(prompts), dim=-1)
+        expected = F.normalize(built.backbone.embed_text(prompts), dim=-1)
         torch.testing.assert_close(built.text_query(token_ids), expected, atol=1e-5, rtol=0)
+
+
+def released_word(network: nn.Module, image: Tensor) -> Tensor:
+    """phi of SEARLE's `src/phi.py`, or `IM2TEXT` of Pic2Word's `model/model.py`, written down from their facts."""
+    weights = network.state_dict()
+    is_phi = "layers.6.weight" in weights
+    *inner, last = ("layers.0", "layers.3", "layers.6") if is_phi else ("layers.0.0", "layers.1.0", "fc_out")
+    for name in inner:
+        image = F.linear(image, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        image = F.gelu(image) if is_phi else F.relu(image)
+    return F.linear(image, weights[f"{last}.weight"], weights[f"{last}.bias"])
 
 
 @pytest.mark.parametrize(("recipe", "mark"), [("searle", "$"), ("lincir", "$"), ("pic2word", "*")])
@@ -75,8 +88,9 @@ def test_an_images_word_takes_the_first_place_of_its_mark_and_every_place_in_lin
     pixels = torch.randn(1, 3, clip.image_size_px, clip.image_size_px, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         words = clip.embed_words(token_ids)
-        words[:, places if recipe == "lincir" else places[:1]] = built.query_head.network(clip.embed_image(pixels))
-        expected = torch.nn.functional.normalize(clip.encode_word_embeddings(words, token_ids)[0], dim=-1)
+        word = released_word(built.query_head.network, clip.embed_image(pixels))
+        words[:, places if recipe == "lincir" else places[:1]] = word
+        expected = F.normalize(clip.encode_word_embeddings(words, token_ids)[0], dim=-1)
         torch.testing.assert_close(built.query(pixels, token_ids), expected, atol=1e-5, rtol=0)
 
 
