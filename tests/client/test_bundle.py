@@ -53,11 +53,11 @@ def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path) -> None:
 
 def test_graphs_of_two_exports_do_not_mix(tmp_path: Path) -> None:
     with replaced_directory(tmp_path / "bundle", Writer.EXPORT) as root:
-        shutil.copytree(write_tiny_bundle(tmp_path / "first").root, root, dirs_exist_ok=True)
+        shutil.copytree(write_tiny_bundle(tmp_path / "first" / "bundle").root, root, dirs_exist_ok=True)
     opened = Bundle.open(tmp_path / "bundle")
     assert opened.graph_file("gallery").is_file()
     with replaced_directory(tmp_path / "bundle", Writer.EXPORT) as root:
-        shutil.copytree(write_tiny_zero_shot_bundle(tmp_path / "second").root, root, dirs_exist_ok=True)
+        shutil.copytree(write_tiny_zero_shot_bundle(tmp_path / "second" / "bundle").root, root, dirs_exist_ok=True)
     with pytest.raises(BundleError, match="was replaced since it was opened"):
         opened.graph_file("gallery")
 

@@ -88,7 +88,9 @@ def test_an_images_word_takes_the_first_place_of_its_mark_and_every_place_in_lin
     pixels = torch.randn(1, 3, clip.image_size_px, clip.image_size_px, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         words = clip.embed_words(token_ids)
-        word = released_word(built.query_head.network, clip.embed_image(pixels))
+        image = clip.embed_image(pixels)
+        word = released_word(built.query_head.network, image)
+        torch.testing.assert_close(built.query_head.network(image), word)
         words[:, places if recipe == "lincir" else places[:1]] = word
         expected = F.normalize(clip.encode_word_embeddings(words, token_ids)[0], dim=-1)
         torch.testing.assert_close(built.query(pixels, token_ids), expected, atol=1e-5, rtol=0)

@@ -223,8 +223,8 @@ def test_base64_may_be_broken_into_lines(client, photo, expected) -> None:
 
 
 def test_terms_are_added_by_their_weights(client, encoder, index_root, pictures) -> None:
-    third = base64.b64encode((pictures / "000030.jpg").read_bytes()).decode()
-    terms = [{"id": "000002.jpg", "text": "red", "weight": 0.5}, {"image": third, "weight": -0.7}]
+    second = base64.b64encode((pictures / "000002.jpg").read_bytes()).decode()
+    terms = [{"image": second, "text": "red", "weight": 0.5}, {"id": "000030.jpg", "weight": -0.7}]
     found = search(client, {"id": "000001.jpg", "also": terms}, k=5)["results"][0]
     images = [pictures / f"{n:06}.jpg" for n in (1, 2, 30)]
     one, two, three = encoder.encode_queries(images, [None, "red", None])
