@@ -25,7 +25,7 @@ from cirrus_client.index import (
     update_index,
 )
 from tests.client.test_index import space, unit_rows
-from tests.damage import rewrite_record
+from tests.damage import flip_a_bit, rewrite_record
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_metadata_and_root_stay_unless_they_are_given(tmp_path: Path) -> None:
     assert saved.manifest.images == "/photos"
 
 
-def test_an_index_of_another_space_or_none_is_refused_and_kept(tmp_path: Path) -> None:
+def test_an_index_of_another_space_a_damaged_one_and_none_are_refused_and_kept(tmp_path: Path) -> None:
     gallery = gallery_of(tmp_path / "gallery", {1, 2})
     with pytest.raises(SearchIndexError, match="there is no such folder; `cirrus index`"):
         update_index(gallery, tmp_path / "nothing")
@@ -148,6 +148,10 @@ def test_an_index_of_another_space_or_none_is_refused_and_kept(tmp_path: Path) -
         update_index(gallery, tmp_path / "index")
     assert refused.value.field == "space"
     assert open_index(tmp_path / "index").manifest.count == _ROWS
+    build_index(gallery, tmp_path / "damaged", options=BuildOptions(SearchKind.APPROXIMATE))
+    flip_a_bit(tmp_path / "damaged" / "vectors.faiss", 10_000)
+    with pytest.raises(SearchIndexError, match=r"vectors\.faiss is corrupted"):
+        update_index(gallery, tmp_path / "damaged")
 
 
 def test_an_index_from_before_shards_were_kept_is_built_anew(tmp_path: Path) -> None:

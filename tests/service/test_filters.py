@@ -7,7 +7,7 @@ import math
 import operator
 import random
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,6 +59,9 @@ def columns(seed: int) -> dict[str, list[Any]]:
         "sold": some([True, False]),
         "since": some([date(2026, 1, 1), date(1969, 12, 31), date(2026, 5, 31)]),
         "seen": some([datetime(2026, 5, 31, 12, tzinfo=UTC) + timedelta(microseconds=n) for n in range(3)]),
+        "local": some([datetime(2026, 5, 31, 12) + timedelta(hours=n) for n in range(3)]),
+        "day": some([date(2026, 1, 1), date(2026, 5, 31)]),
+        "shade": some(["light", "dark", ""]),
     }
 
 
@@ -71,6 +74,9 @@ TYPES = {
     "sold": pa.bool_(),
     "since": pa.date32(),
     "seen": pa.timestamp("us", "UTC"),
+    "local": pa.timestamp("us"),
+    "day": pa.date64(),
+    "shade": pa.dictionary(pa.int32(), pa.string()),
 }
 
 
@@ -96,6 +102,9 @@ def random_value(chance: random.Random, held: dict[str, list[Any]], column: str)
         return chance.choice([0.5, -0.5, 1.0, 300, -1, _LARGE + 2, 2**63 - 1, 1e30, -1e30])
     values = [v for v in held[column] if v is not None and v == v and v not in (math.inf,)]
     value = chance.choice(values)
+    if isinstance(value, datetime) and chance.random() < 0.5:  # a time without a zone is one of UTC
+        elsewhere = timezone(timedelta(hours=2))
+        value = value.replace(tzinfo=None) if value.tzinfo else value.replace(tzinfo=UTC).astimezone(elsewhere)
     return value.isoformat() if isinstance(value, date) else value
 
 
@@ -118,7 +127,13 @@ def is_true(row: dict[str, Any], node: dict[str, Any]) -> bool:
 
 
 def typed(value: Any, held: Any) -> Any:
-    return type(held).fromisoformat(value) if isinstance(held, date) else value
+    if not isinstance(held, date):
+        return value
+    moment = type(held).fromisoformat(value)
+    if not isinstance(moment, datetime):
+        return moment
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment if held.tzinfo else moment.astimezone(UTC).replace(tzinfo=None)
 
 
 @pytest.mark.parametrize("seed", range(5))
