@@ -67,6 +67,24 @@ def test_what_does_not_fit_is_not_recommended() -> None:
     small = recommended(plan(10_000, space(512)))
     assert small is not None
     assert (small.kind, small.storage) == (SearchKind.EXACT, Storage.FLOAT32)
+    several = recommended(plan(100_000, space(256, 32)))
+    assert several is not None
+    assert several.kind is SearchKind.RABITQ, "exact search takes 124 ms there, and a graph finds 85%"
+
+
+def test_a_gallery_ten_times_as_large_takes_the_time_that_the_work_grows_by() -> None:
+    measured = {(row.kind, row.storage): row for row in measured_figures().rows if row.images == 1_000_000}
+    grown = {
+        SearchKind.EXACT: (10, 10),
+        SearchKind.APPROXIMATE: (10**1.5, 10**0.5),
+        SearchKind.HNSW: (10, 7 / 6),
+        SearchKind.RABITQ: (10**1.5, 10**0.5),
+    }
+    planned = plan(10_000_000, space(512))
+    assert {(one.kind, one.storage) for one in planned} == set(measured)
+    for one in planned:
+        row, (build, query) = measured[one.kind, one.storage], grown[one.kind]
+        assert (one.build_s, one.one_query_ms) == pytest.approx((build * row.build_s, query * row.one_query_ms))
 
 
 def test_the_command_prints_a_plan_and_builds_nothing(tmp_path: Path) -> None:
