@@ -201,11 +201,16 @@ def test_tensors_beside_a_state_dict_are_ambiguous(head_state, tmp_path) -> None
     path = saved(tmp_path, {"model": head_state, "bias": torch.ones(3)})
     with pytest.raises(CheckpointError, match="found state dicts under model, and tensors beside them: bias"):
         read_state_dict(path)
+    path = saved(tmp_path, head_state | without_tensors_names(head_state, "fusion.", "_orig_mod"))
+    with pytest.raises(CheckpointError, match="holds some tensors both compiled and not"):
+        read_state_dict(path)
 
 
 def test_weights_beside_the_state_dict_that_is_read_are_said_aloud(head_state, tmp_path, caplog) -> None:
-    content = {"model": head_state, "ema": head_state, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}
-    read_state_dict(saved(tmp_path, content))
+    averaged = {key: 2 * value for key, value in head_state.items()}
+    content = {"ema": averaged, "model": head_state, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}}
+    found = read_state_dict(saved(tmp_path, content))
+    assert all(torch.equal(found[key], value) for key, value in head_state.items())
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "'model' is read, and the weights under 'ema' are not" in warnings[0]
