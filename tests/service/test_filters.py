@@ -351,6 +351,17 @@ def test_the_best_image_of_each_value_is_that_of_brute_force_also_among_equal_im
                 assert found == asyncio.run(ranked(query, k, among)) == expected[:k]
 
 
+def test_a_value_whose_best_image_is_left_out_is_answered_by_its_next_one() -> None:
+    space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
+    stored, query = embeddings(300, 1, seed=1), embeddings(1, 1, seed=2)[0]
+    best, second, *_, worst = np.argsort(-(stored @ query)).tolist()
+    brands = ["rare" if row in (best, worst) else "common" for row in range(300)]
+    items = ParquetItems(pa.table({"image_path": [f"{n}.jpg" for n in range(300)], "brand": brands}), images="/photos")
+    saved = SimpleNamespace(index=index_in_memory(space, stored)[0], items=items)
+    rules = Rules(count=2, left_out=frozenset({best}), groups=items.groups("brand"))
+    assert [one.row for one in asyncio.run(Searcher(saved).rank(query, rules, None))] == [second, worst]
+
+
 def test_what_an_approximate_index_missed_at_first_is_in_its_place(monkeypatch) -> None:
     """The second search, among the values that were not found yet, is exact: what it found was put behind the rest."""
     space = SpaceSpec.of({"weights": "none"}, dim=24, vectors=1, similarity=Similarity.COSINE)
