@@ -26,6 +26,7 @@ from cirrus_export import pipeline
 from cirrus_export.backbones.open_clip import OpenClipBackbone, open_clip
 from cirrus_export.compile.precision import quantised_layers
 from cirrus_export.draft import ContractDraft, recorded_versions
+from cirrus_export.gate.thresholds import THRESHOLDS
 from cirrus_export.pipeline import ExportRequest, build_recipe, export
 from cirrus_export.repository import Flavour, write_repository
 
@@ -44,6 +45,7 @@ def demo_request(weights, out, **changes) -> ExportRequest:
 def test_the_gate_was_passed_and_its_report_is_readable(bundle) -> None:
     report = json.loads((bundle.root / "report.json").read_text())
     assert report["failures"] == []
+    assert report["thresholds"] == THRESHOLDS[bundle.spec.precision].model_dump()
     assert {stage["graph"] for stage in report["stages"]} == set(bundle.spec.graphs)
     assert min(stage["cosine_min"] for stage in report["stages"]) > 0.99999
     assert min(stage["batch_cosine_min"] for stage in report["stages"]) > 0.99999

@@ -6,7 +6,8 @@ import asyncio
 import math
 import operator
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -136,8 +137,18 @@ def typed(value: Any, held: Any) -> Any:
     return moment if held.tzinfo else moment.astimezone(UTC).replace(tzinfo=None)
 
 
+@pytest.fixture
+def in_japan(monkeypatch) -> Iterator[None]:
+    """A machine whose zone is not UTC."""
+    with monkeypatch.context() as machine:
+        machine.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_500_random_trees_are_true_for_what_python_says(seed: int) -> None:
+def test_500_random_trees_are_true_for_what_python_says(seed: int, in_japan) -> None:
     held = columns(seed)
     table = pa.table({name: pa.array(values, TYPES[name]) for name, values in held.items()})
     held["narrow"] = table["narrow"].to_pylist()
