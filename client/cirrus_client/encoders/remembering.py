@@ -203,10 +203,10 @@ class RememberingEncoder:
         for start in range(0, len(composed), size):
             part = composed[start : start + size]
             given = {**self._of_images(part), **self._of_texts(part)}
-            rows += list(self.encoder.encode_tensors(EnsembleName.ENCODE_QUERY, given).copy())
+            rows += list(self.encoder.encode_tensors(EnsembleName.ENCODE_QUERY, given))
         if texts:
             given = {TensorName.TOKEN_IDS: np.stack([query.token_ids for query in texts])}
-            rows += list(self.encoder.encode_tensors(EnsembleName.ENCODE_TEXT_QUERY, given).copy())
+            rows += list(self.encoder.encode_tensors(EnsembleName.ENCODE_TEXT_QUERY, given))
         return [row.copy() for row in rows]
 
     def _of_images(self, queries: Sequence[KnownQuery]) -> Tensors:
