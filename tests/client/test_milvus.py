@@ -316,7 +316,7 @@ def test_a_retriever_answers_the_best_image_of_each_value(backend: str, bundle, 
     for among, wanted in ((None, set(of)), ({"column": "product", "op": "not_null"}, {id for id in of if of[id]})):
         best = [id for id in of if id in wanted]
         kept = [id for place, id in enumerate(best) if of[id] is None or of[id] not in map(of.get, best[:place])]
-        for k in (1, 2, 60):
+        for k in (1, 2, 3, 60):
             found = retriever.search(**query, k=k, filter=among, unique="product")
             assert [match.id for match in found] == kept[:k]
             assert [match.rank for match in found] == list(range(1, len(found) + 1))
