@@ -37,6 +37,7 @@ from cirrus_client.errors import InvalidFilter, SearchIndexError, ServerUnavaila
 from cirrus_client.gallery import embed_gallery, read_gallery
 from cirrus_client.index import BuildOptions, SavedIndex, SearchKind, Storage, build_index, open_index
 from cirrus_client.index import saved as saving
+from cirrus_client.index.distinct import search_distinct
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.milvus import MilvusIndex, connection
 from cirrus_client.index.milvus import collection as collections
@@ -299,6 +300,14 @@ def test_items_of_several_vectors_are_changed_as_wholes(tmp_path: Path) -> None:
     for id in gone:
         del there[id]
     check()
+
+
+@pytest.mark.parametrize("column", ["price", "narrow", "stock", "sold", "seen", "since", "brand"])
+def test_the_best_image_of_each_value_is_that_of_faiss(both, column: str) -> None:
+    """Zero is two values that compare as one, and NaN and infinity have no literal."""
+    for query in unit_rows(2, 3, 16):
+        best = [search_distinct(one.index, query[None], 12, one.items.groups(column)) for one in both]
+        same_answers(*best)
 
 
 @pytest.mark.parametrize("backend", ["faiss", "milvus"])
