@@ -344,20 +344,37 @@ def test_open_clips_configuration_beside_its_file_says_what_weights_do_not_show(
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    "fields",
     [
-        ({"text_cfg": {"no_causal_mask": True}}, "no CLIP of OpenAI's form, .* name the model"),
-        ({"text_cfg": {"pool_type": "last"}}, "no CLIP of OpenAI's form"),
-        ({"vision_cfg": {"pool_type": "avg"}}, "no CLIP of OpenAI's form"),
-        ({"vision_cfg": {"head_widht": 16}}, "no CLIP of open_clip: .*'head_widht'"),
+        {"text_cfg": {"no_causal_mask": True}},
+        {"text_cfg": {"pool_type": "last"}},
+        {"vision_cfg": {"pool_type": "avg"}},
     ],
 )
-def test_a_configuration_of_another_form_is_refused(fields, reason: str, tmp_path: Path) -> None:
-    theirs = open_clip.CLIP(**small_architecture())
+@torch.no_grad()
+def test_a_configuration_of_another_form_is_built_as_it_says(fields, tmp_path: Path) -> None:
+    theirs = open_clip.CLIP(**small_architecture(**fields)).eval()
     save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
-    written = {"model_cfg": small_architecture(**fields)}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(written))
-    with pytest.raises(CheckpointError, match=f"open_clip_config.json: its model_cfg is {reason}"):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": small_architecture(**fields)}))
+    ours = load_backbone("from-checkpoint", str(tmp_path))
+    pixels, ids = torch.randn(3, 3, 30, 30), torch.randint(1, 49407, (3, 77))
+    torch.testing.assert_close(ours.embed_image(pixels), theirs.encode_image(pixels))
+    torch.testing.assert_close(ours.embed_text(ids), theirs.encode_text(ids))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"vision_cfg": {"head_widht": 16}}, "is no CLIP of open_clip: .*'head_widht'"),
+        ({"vision_cfg": {"head_widht": 16, "pool_type": "avg"}}, "is no model of open_clip: .*'head_widht'"),
+        ({"vision_cfg": {"timm_model_name": "hf-hub:timm/tiny"}}, "timm_model_name is hf-hub:timm/tiny, .* fetched"),
+        ({"text_cfg": {"hf_model_name": "roberta-base"}}, "its text tower is transformers' roberta-base"),
+    ],
+)
+def test_a_configuration_of_no_model_or_of_one_to_be_fetched_is_refused(fields, reason: str, tmp_path: Path) -> None:
+    save_file(open_clip.CLIP(**small_architecture()).state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": small_architecture(**fields)}))
+    with pytest.raises((CheckpointError, ExportError), match=f"open_clip_config.json: (its model_cfg )?{reason}"):
         load_backbone("from-checkpoint", str(tmp_path))
 
 

@@ -213,7 +213,7 @@ def test_a_taken_port_and_a_folder_that_is_no_repository_are_refused_before_star
         ports = {"http_port": refused, "grpc_port": free, "metrics_port": other}
         with pytest.raises(ServerError, match=rf"can't listen on 127\.0\.0\.1:{refused}.* choose another host or port"):
             TritonServer(bundle.root / "triton" / "python", **ports).start()
-    with pytest.raises(BundleError, match="no model repository"):
+    with pytest.raises(BundleError, match="is not a model repository"):
         TritonServer(tmp_path).start()
 
 

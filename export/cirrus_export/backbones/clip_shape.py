@@ -96,17 +96,12 @@ def shaped_as(state: StateDict, quick_gelu: bool, beside: ClipConfig | None) -> 
 
 
 def _built_as(architecture: Mapping[str, Any], quick_gelu: bool, file: Path) -> open_clip.CLIP:
-    """Build what open_clip's configuration beside a file describes."""
+    """Build the CLIP of OpenAI's form that open_clip's configuration beside a file describes."""
+    own = {key: value for key, value in architecture.items() if key not in ("custom_text", "init_logit_bias")}
     try:
-        if shows_every_token(architecture):
-            own = {key: value for key, value in architecture.items() if key not in ("custom_text", "init_logit_bias")}
-            return open_clip.CLIP(**own | {"quick_gelu": quick_gelu})
+        return open_clip.CLIP(**own | {"quick_gelu": quick_gelu})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint {file}: its model_cfg is no CLIP of open_clip: {error}") from None
-    raise CheckpointError(
-        f"checkpoint {file}: its model_cfg is no CLIP of OpenAI's form, the only one that --backbone from-checkpoint "
-        "builds: name the model"
-    )
 
 
 def _pooling(beside: ClipConfig | None) -> dict[str, Any]:
