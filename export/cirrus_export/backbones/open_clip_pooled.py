@@ -195,7 +195,9 @@ class PooledOpenClipFamily(Family):
         is_clip = state is not None and is_hugging_face_clip(state)
         if tokenizer is None and _HUB_TOKENIZER in config["text_cfg"]:
             tokenizer = tokenizer_beside(weights)
-        hub_tokenizer = self._tokenizer(form, config, tokenizer, of_transformers=is_siglip or is_clip)
+        hub_tokenizer = self._tokenizer(
+            name or FROM_CHECKPOINT, config, tokenizer, of_transformers=is_siglip or is_clip
+        )
         preprocess = preprocess_of(name or FROM_CHECKPOINT, config, weights)
         check_architecture(beside, config)
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
