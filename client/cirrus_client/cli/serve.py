@@ -26,11 +26,7 @@ _LIMITS = Limits()
 _PORTS = 65535
 _NONE: list[str] = []
 _OF_TRITON_HERE = ("http_port", "grpc_port", "metrics_port", "metrics_config", "trace_config")
-_OF_SEARCHES = (
-    *("collection", "root", "in_process", "triton", "port", "api_keys_file", "api_keys", "insecure", "cors_origin"),
-    *("image_host", "suggester", "max_body_bytes", "max_pixels", "max_waiting", "rate", "timeout_s", "memory_mib"),
-    *("warm", "canary_s", "otlp_endpoint", "log_format"),
-)
+_OF_TRITON = ("bundle", "host", "trust_network", *_OF_TRITON_HERE)
 
 
 class LogFormat(StrEnum):
@@ -126,7 +122,9 @@ def serve(
     """
     switch_off()
     if index is None:
-        refuse_given(context, _OF_SEARCHES, "it is about searches: give --index")
+        of_searches = [parameter.name or "" for parameter in context.command.params]
+        of_searches = [name for name in of_searches if name not in _OF_TRITON]
+        refuse_given(context, of_searches, "it is about searches: give --index")
     else:
         refuse_given(context, ("trust_network",), "it is about Triton alone: leave out --index")
     if in_process or triton is not None:
