@@ -65,9 +65,7 @@ def config_beside(weights: Weights) -> ClipConfig | None:
         path = folder / OF_TRANSFORMERS
         content = read_settings(path)
         return _of_transformers(path, content, state) if all(key in content for key in _TOWERS[:2]) else None
-    path = folder / OF_OPEN_CLIP
-    model = read_settings(path).get("model_cfg")
-    return _of_open_clip(path, model) if isinstance(model, dict) else None
+    return described_by_open_clip(folder)
 
 
 def check_architecture(beside: ClipConfig | None, config: Mapping[str, Any]) -> None:
@@ -101,7 +99,12 @@ def tokenizer_beside(weights: Weights) -> Path | None:
     return file if file.is_file() else None
 
 
-def _of_open_clip(path: Path, model: dict[str, Any]) -> ClipConfig:
+def described_by_open_clip(folder: Path) -> ClipConfig | None:
+    """Return open_clip's configuration in a folder, None if there is none. Raises CheckpointError."""
+    path = folder / OF_OPEN_CLIP
+    model = read_settings(path).get("model_cfg")
+    if not isinstance(model, dict):
+        return None
     whole = all(isinstance(model.get(part), dict) for part in _UNSEEN)
     return ClipConfig(path, bool(model.get("quick_gelu", False)), architecture=model if whole else None)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cirrus_client.errors import CheckpointError
-from cirrus_export.backbones.clip_config import OF_OPEN_CLIP, ClipConfig
-from cirrus_export.checkpoints.image_settings import read_settings
+from cirrus_export.backbones.clip_config import ClipConfig, described_by_open_clip
 from cirrus_export.checkpoints.state import StateDict, count_layers
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
 
+CLIP_KIND = "a CLIP"
+"""What a family calls a file with a CLIP's keys."""
 _HEAD_WIDTH = 64
 
 
@@ -39,10 +40,10 @@ def has_openai_keys(state: StateDict) -> bool:
 
 def is_said_to_differ(state: StateDict) -> bool:
     """Return whether open_clip's configuration beside a file says that it is no CLIP of OpenAI's form."""
-    model = read_settings(Path(state.source).parent / OF_OPEN_CLIP).get("model_cfg")
-    if not isinstance(model, dict) or not all(isinstance(model.get(part), dict) for part in ("vision_cfg", "text_cfg")):
+    beside = described_by_open_clip(Path(state.source).parent)
+    if beside is None or beside.architecture is None:
         return False
-    return not shows_every_token(model)
+    return not shows_every_token(beside.architecture)
 
 
 def check_sizes(clip: open_clip.CLIP, beside: ClipConfig | None) -> None:

@@ -15,12 +15,10 @@ from torch import nn
 from cirrus_client.errors import CheckpointError
 from cirrus_export.backbones.clip_config import METACLIP_2, OF_TRANSFORMERS, ClipConfig
 from cirrus_export.backbones.clip_shape import check_sizes, shaped_as
+from cirrus_export.backbones.open_clip_models import OPENAI, Config
 from cirrus_export.checkpoints.hugging_face_clip import is_hugging_face_clip
 from cirrus_export.checkpoints.image_settings import read_settings
 from cirrus_export.checkpoints.state import StateDict
-
-import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
-import open_clip
 
 _TOKENIZERS = {2: "facebook/xlm-v-base", 1: "google/mt5-base"}
 """Their names on the hub, by the id of the end token."""
@@ -33,8 +31,8 @@ def is_metaclip_2(state: StateDict) -> bool:
     return read_settings(Path(state.source).parent / OF_TRANSFORMERS).get("model_type") == METACLIP_2
 
 
-def shaped_as_metaclip_2(state: StateDict, beside: ClipConfig) -> tuple[open_clip.CLIP, dict[str, Any]]:
-    """Build the model in the sizes of its state dict, in OpenAI's key names, and return it with open_clip's settings.
+def metaclip_2_config(state: StateDict, beside: ClipConfig) -> Config:
+    """Return what open_clip's configuration would say of a model. state: its weights in OpenAI's key names.
 
     Raises CheckpointError if its tokenizer is not known.
     """
@@ -45,13 +43,18 @@ def shaped_as_metaclip_2(state: StateDict, beside: ClipConfig) -> tuple[open_cli
             f"checkpoint {beside.file}: text_config.eos_token_id is {beside.end_id}; MetaCLIP 2's texts end with "
             + ", ".join(f"{end} ({name})" for end, name in _TOKENIZERS.items())
         )
-    model = shaped_as(state, beside.quick_gelu, beside)
-    text = {"context_length": model.context_length, "vocab_size": model.vocab_size, "hf_tokenizer_name": tokenizer}
-    return model, {
-        "embed_dim": model.text_projection.shape[1],
-        "vision_cfg": {"image_size": model.visual.image_size[0]},
-        "text_cfg": text,
+    text = {
+        "context_length": state["positional_embedding"].shape[0],
+        "vocab_size": state["token_embedding.weight"].shape[0],
+        "hf_tokenizer_name": tokenizer,
     }
+    dim = state["text_projection"].shape[1]
+    return OPENAI | {"embed_dim": dim, "vision_cfg": {"image_size": beside.image_size_px}, "text_cfg": text}
+
+
+def create_metaclip_2(state: StateDict, beside: ClipConfig, *, quick_gelu: bool) -> nn.Module:
+    """Build a model in the sizes of its weights, with random ones, in evaluation mode."""
+    return shaped_as(state, quick_gelu, beside).eval().requires_grad_(False)
 
 
 def check_named(model: nn.Module, architecture: Mapping[str, Any], beside: ClipConfig) -> None:

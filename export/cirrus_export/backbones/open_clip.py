@@ -13,6 +13,7 @@ from cirrus_client.tokenizer import TokenizerSpec
 from cirrus_export.backbones.backbone import Activation, Prompt, TextToken, WordBackbone, at_end_of_text
 from cirrus_export.backbones.clip_config import check_architecture, config_beside, folder_of
 from cirrus_export.backbones.clip_shape import (
+    CLIP_KIND,
     check_sizes,
     has_openai_keys,
     is_said_to_differ,
@@ -197,13 +198,13 @@ class OpenClipFamily(Family):
 
     def kind_named(self, name: str) -> str:
         """Return the one kind that there is."""
-        return "a CLIP"
+        return CLIP_KIND
 
     def kind_of(self, state: StateDict) -> str | None:
         """Recognise a vision transformer beside a text tower, in OpenAI's key names or in those of transformers."""
         if has_openai_keys(state):
-            return None if is_said_to_differ(state) else "a CLIP"
-        return "a CLIP" if is_hugging_face_clip(state) and not is_metaclip_2(state) else None
+            return None if is_said_to_differ(state) else CLIP_KIND
+        return CLIP_KIND if is_hugging_face_clip(state) and not is_metaclip_2(state) else None
 
     def tags(self, name: str) -> Sequence[str]:
         """Return the tags of a model's published weights."""

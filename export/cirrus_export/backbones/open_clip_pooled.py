@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +27,13 @@ from cirrus_export.backbones.clip_config import (
     config_beside,
     tokenizer_beside,
 )
-from cirrus_export.backbones.clip_shape import has_openai_keys, is_said_to_differ, shows_every_token
+from cirrus_export.backbones.clip_shape import CLIP_KIND, has_openai_keys, is_said_to_differ, shows_every_token
 from cirrus_export.backbones.clip_tokenizer import write_clip_tokenizer
 from cirrus_export.backbones.family import FROM_CHECKPOINT, Family, Sizes, Weights, refuse_tokenizer
 from cirrus_export.backbones.hub_tokenizer import HubTokenizer, find_hub_tokenizer
-from cirrus_export.backbones.metaclip_2 import check_named, is_metaclip_2, shaped_as_metaclip_2
+from cirrus_export.backbones.metaclip_2 import check_named, create_metaclip_2, is_metaclip_2, metaclip_2_config
 from cirrus_export.backbones.open_clip_models import (
     LOGIT_BIAS,
-    OPENAI,
     Config,
     activation_in_space,
     create,
@@ -60,7 +61,7 @@ _HUB_TOKENIZER = "hf_tokenizer_name"
 _KIND_KEYS = ("visual.trunk.", "visual.attnpool.", "visual.attn_pool.", "text.")
 _FOLDER = "local-dir:"
 """What open_clip's name of a model that a folder describes begins with."""
-_POOLED, _CLIP = "a pooled model of open_clip", "a CLIP"
+_POOLED = "a pooled model of open_clip"
 
 
 class PooledOpenClipBackbone(PooledBackbone):
@@ -156,7 +157,7 @@ class PooledOpenClipFamily(Family):
         config = open_clip.get_model_config(name)
         vision = config["vision_cfg"]
         of_timm = "timm_model_name" in vision or not isinstance(vision.get("layers"), int)
-        return _POOLED if of_timm or config.get("custom_text") else _CLIP
+        return _POOLED if of_timm or config.get("custom_text") else CLIP_KIND
 
     def kind_of(self, state: StateDict) -> str | None:
         """Recognise a timm tower, an attention pooling, a text tower under a name of its own, SigLIP and MetaCLIP 2.
@@ -164,7 +165,7 @@ class PooledOpenClipFamily(Family):
         Also a file with a CLIP's keys of which the configuration beside it says that it is another model.
         """
         if is_metaclip_2(state) or (has_openai_keys(state) and is_said_to_differ(state)):
-            return _CLIP
+            return CLIP_KIND
         found = is_hugging_face_siglip(state) or any(key.startswith(_KIND_KEYS) for key in state)
         return _POOLED if found else None
 
@@ -188,28 +189,26 @@ class PooledOpenClipFamily(Family):
         """See `Family.load`."""
         weights = weights.from_folder()
         state, beside = weights.state, config_beside(weights)
-        if name is None and state is not None and beside is not None and beside.end_id is not None:
-            return self._metaclip_2(state, beside, weights, tokenizer)
-        form, config = _form(name, beside)
         is_siglip = state is not None and is_hugging_face_siglip(state)
-        is_clip = state is not None and is_hugging_face_clip(state)
+        of_clip = in_openai_names(state) if state is not None and is_hugging_face_clip(state) else None
+        config, build = _form(name, beside, of_clip)
         if tokenizer is None and _HUB_TOKENIZER in config["text_cfg"]:
             tokenizer = tokenizer_beside(weights)
         hub_tokenizer = self._tokenizer(
-            name or FROM_CHECKPOINT, config, tokenizer, of_transformers=is_siglip or is_clip
+            name or FROM_CHECKPOINT, config, tokenizer, of_transformers=is_siglip or of_clip is not None
         )
         preprocess = preprocess_of(name or FROM_CHECKPOINT, config, weights)
         check_architecture(beside, config)
         quick_gelu = uses_quick_gelu(name, config, weights, from_openai=weights.fine_tuned, beside=beside)
         if name is not None:
             warn_if_a_file_could_be_several(name, config, weights)
-        model = create(form, quick_gelu=quick_gelu)
+        model = build(quick_gelu=quick_gelu)
         if state is not None and is_siglip:
             load_strictly(model, in_open_clips_names(state), theirs=SIGLIP_KEYS.theirs)
             follow_config_beside(model, state)
-        elif state is not None and is_clip:
-            load_strictly(model, in_openai_names(state), theirs=CLIP_KEYS.theirs)
-            if beside is not None:
+        elif of_clip is not None:
+            load_strictly(model, of_clip, theirs=CLIP_KEYS.theirs)
+            if name is not None and beside is not None:
                 check_named(model, config, beside)
         elif state is not None:
             unused = () if "logit_bias" in model.state_dict() else (LOGIT_BIAS,)
@@ -217,20 +216,6 @@ class PooledOpenClipFamily(Family):
         elif name is not None and weights.tag is not None:
             fetch(model, name, weights.tag)
         activation = activation_in_space(quick_gelu, config, weights, from_openai=weights.fine_tuned)
-        return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer, activation)
-
-    def _metaclip_2(
-        self, state: StateDict, beside: ClipConfig, weights: Weights, tokenizer: Path | None
-    ) -> PooledOpenClipBackbone:
-        quick_gelu = uses_quick_gelu(None, OPENAI, weights, from_openai=False, beside=beside)
-        named = in_openai_names(state)
-        model, config = shaped_as_metaclip_2(named, beside)
-        load_strictly(model, named, theirs=CLIP_KEYS.theirs)
-        file = tokenizer or tokenizer_beside(weights)
-        hub_tokenizer = self._tokenizer(FROM_CHECKPOINT, config, file, of_transformers=True)
-        activation = activation_in_space(quick_gelu, OPENAI, weights, from_openai=False)
-        preprocess = preprocess_of(FROM_CHECKPOINT, config, weights)
-        model.eval().requires_grad_(False)
         return PooledOpenClipBackbone(model, config, preprocess, hub_tokenizer, activation)
 
     def _tokenizer(self, name: str, config: Config, file: Path | None, *, of_transformers: bool) -> HubTokenizer | None:
@@ -241,13 +226,20 @@ class PooledOpenClipFamily(Family):
         return find_hub_tokenizer(name, text, file, of_transformers=of_transformers)
 
 
-def _form(name: str | None, beside: ClipConfig | None) -> tuple[str, Config]:
-    """Return what open_clip builds a model by, and its configuration: by its name, or by the file beside its weights.
+class _Build(Protocol):
+    def __call__(self, *, quick_gelu: bool) -> nn.Module: ...
 
-    Raises ExportError if neither says it, or if the text tower is a language model of transformers.
+
+def _form(name: str | None, beside: ClipConfig | None, of_clip: StateDict | None) -> tuple[Config, _Build]:
+    """Return a model's configuration in open_clip's terms, by its name or the file beside its weights, and its builder.
+
+    of_clip: the weights of a CLIP of transformers, in OpenAI's key names. Raises ExportError if neither says the form,
+    or if the text tower is a language model of transformers.
     """
     if name is not None:
-        return name, open_clip.get_model_config(name)
+        return open_clip.get_model_config(name), partial(create, name)
+    if of_clip is not None and beside is not None and beside.end_id is not None:
+        return metaclip_2_config(of_clip, beside), partial(create_metaclip_2, of_clip, beside)
     if beside is None or beside.architecture is None:
         raise ExportError(
             f"--backbone {FROM_CHECKPOINT}: the file holds a model of open_clip whose form can't be told from its "
@@ -255,7 +247,7 @@ def _form(name: str | None, beside: ClipConfig | None) -> tuple[str, Config]:
         )
     config = dict(beside.architecture)
     _check_towers(f"checkpoint {beside.file}", config)
-    return f"{_FOLDER}{beside.file.parent}", config
+    return config, partial(create, f"{_FOLDER}{beside.file.parent}")
 
 
 def _check_towers(where: str, config: Config) -> None:

@@ -223,18 +223,20 @@ def _weights(name: str, family: Family, pretrained: str | None, fine_tuned: Stat
 
 def _read_instead(where: str) -> str:
     """Return how to read a folder, or a repository of the Hugging Face hub, that was named as a backbone."""
-    folder = where if Path(where).exists() else "FOLDER"
-    fetched = "" if Path(where).exists() else f"hf download {where} --local-dir {folder}, and "
-    return f"{fetched}--backbone {FROM_CHECKPOINT} --pretrained {folder}"
+    if Path(where).exists():
+        return f"--backbone {FROM_CHECKPOINT} --pretrained {where}"
+    return f"{_fetched(where)}, and --backbone {FROM_CHECKPOINT} --pretrained FOLDER"
 
 
 def _or_a_repository(pretrained: str) -> str:
     repository = pretrained.removeprefix(_OF_OPEN_CLIP[0])
     if repository.count("/") != 1 or repository.startswith((".", "/")):
         return ""
-    return (
-        f"; a repository of the Hugging Face hub: hf download {repository} --local-dir FOLDER, and --pretrained FOLDER"
-    )
+    return f"; a repository of the Hugging Face hub: {_fetched(repository)}, and --pretrained FOLDER"
+
+
+def _fetched(repository: str) -> str:
+    return f"hf download {repository} --local-dir FOLDER"
 
 
 def _with_options(source: BackboneSource, options: BackboneOptions) -> BackboneSource:
