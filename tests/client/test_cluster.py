@@ -221,7 +221,8 @@ def test_a_question_whose_worker_dies_is_told(cluster) -> None:
 
 def test_what_a_failed_job_put_into_the_feature_cache_is_kept(cluster, bundle, tmp_path) -> None:
     def fail(cache: SharedCache) -> None:
-        cache.put("ab" * 32, np.zeros(64, dtype=np.float16))
+        for number in range(100):
+            cache.put(f"{number:064x}", np.zeros(64, dtype=np.float16))
         raise ZeroDivisionError
 
     with (
@@ -231,7 +232,7 @@ def test_what_a_failed_job_put_into_the_feature_cache_is_kept(cluster, bundle, t
     ):
         fail(cache)
     with FeatureCache(tmp_path / "cache", bundle) as kept:
-        assert len(kept) == 1
+        assert len(kept) == 100
 
 
 def embed_with_cache(found: Any, source: Any, tmp_path: Path, bundle: Bundle) -> None:

@@ -67,8 +67,8 @@ class SharedCache:
         return features
 
     def put(self, digest: str, features: Features) -> None:
-        """See `FeatureCache.put`."""
-        self._actor.put.remote(digest, features)
+        """See `FeatureCache.put`. When it returns, the cache holds them, so that closing it loses nothing."""
+        _ray().get(self._actor.put.remote(digest, features))
 
     def digest_of(self, file: FileKey) -> str | None:
         """See `FeatureCache.digest_of`."""
@@ -77,7 +77,7 @@ class SharedCache:
 
     def remember(self, file: FileKey, digest: str) -> None:
         """See `FeatureCache.remember`."""
-        self._actor.remember.remote(tuple(file), digest)
+        _ray().get(self._actor.remember.remote(tuple(file), digest))
 
 
 @contextmanager
