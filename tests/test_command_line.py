@@ -264,6 +264,7 @@ def test_an_address_that_is_not_host_and_port_names_the_cure(index, images, addr
         (["--cache", "c"], "--cache: it needs --bundle as well"),
         (["--head", "h.pt"], "--head: it needs --bundle as well"),
         (["--bundle", "B", "--name", "n"], "--name: it chooses among the bundles of a --server"),
+        (["--bundle", "B", "--transport", "http"], "--transport: it is how a --server is asked"),
         (["--server", "h:1", "--trust-plans"], "--trust-plans: it needs --bundle"),
     ],
 )
@@ -273,10 +274,20 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, message)
     assert f"Invalid value for {message}" in done.stderr
 
 
-def test_a_name_chooses_nothing_where_no_server_is_asked(tiny_bundle) -> None:
-    done = run("verify", tiny_bundle.root, "--name", "union")
+@pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("verify", ["--name", "union"], "--name: it chooses among the bundles of a --server"),
+        ("verify", ["--transport", "http"], "--transport: it is how a --server is asked"),
+        ("index", ["--queries", "q.npy", "--name", "union"], "--name: it chooses among the bundles of a --server"),
+        ("index", ["--queries", "q.npy", "--transport", "http"], "--transport: it is how a --server is asked"),
+        ("search", ["--index", "i", "--bundle", "b", "--root", "gone"], "--root: gone is no folder"),
+    ],
+)
+def test_an_option_that_nothing_would_use_or_find_is_refused(verb, options, message, tiny_bundle) -> None:
+    done = run(verb, tiny_bundle.root, *options)
     assert done.exit_code == 2
-    assert "Invalid value for --name: it chooses among the bundles of a --server" in done.stderr
+    assert f"Invalid value for {message}" in done.stderr
 
 
 def test_a_search_prints_values_of_columns_as_the_service_answers_them(tiny_bundle, index, images, tmp_path) -> None:
@@ -315,6 +326,9 @@ def test_what_a_search_service_has_itself_is_refused_by_its_name() -> None:
         (["--api-keys-file", "k", "--rate", "1"], "--api-keys-file, --rate: it is about searches: give --index"),
         (["--index", "i", "--trust-network"], "--trust-network: it is about Triton alone"),
         (["--index", "i", "--in-process", "--grpc-port", "9"], "--grpc-port: it is about the Triton server that is"),
+        (["--grpc-port", "9", "--metrics-port", "9"], "--grpc-port, --metrics-port: 9 is given to each of them"),
+        (["--index", "i", "--port", "8000"], "--port, --http-port: 8000 is given to each of them"),
+        (["--index", "i", "--in-process", "--root", "gone"], "--root: gone is no folder, and no prefix of URLs"),
     ],
 )
 def test_an_option_of_serve_that_would_do_nothing_is_refused(options: list[str], message: str) -> None:

@@ -10,16 +10,16 @@ from pydantic import ValidationError
 
 _LONGEST_VALUE = 60
 _WISH = "Input should be "
-_UNKNOWN = "there is no such field"
 
 Place = tuple[str | int, ...]
 
 
-def first_problem(error: ValidationError, content: object = None) -> tuple[str | None, str]:
+def first_problem(error: ValidationError, content: object = None, *, noun: str = "field") -> tuple[str | None, str]:
     """Return the name of the first wrong field (None: it is all of it, or no JSON), and a description of the problem.
 
     content: what was validated, as JSON text or its values. With it, a field that may be of several kinds has one
-    problem, that it is none of them, and of its kinds the one that fits furthest is told.
+    problem, that it is none of them, and of its kinds the one that fits furthest is told. noun: what the description
+    calls a field.
     """
     problems = error.errors(include_url=False)
     if problems[0]["type"] == "json_invalid":
@@ -30,9 +30,11 @@ def first_problem(error: ValidationError, content: object = None) -> tuple[str |
     alike = [problem for problem, one in zip(problems, places, strict=True) if one == place]
     others = len({one for one in places if one != place[: len(one)]})
     field = ".".join(map(str, place)) or None
-    where = "its content" if field is None else f"field '{field}'"
+    where = "its content" if field is None else f"{noun} '{field}'"
     found = "" if alike[0]["type"] == "missing" else f", found {_shortened(alike[0]['input'])}"
-    messages = [_UNKNOWN if problem["type"] == "extra_forbidden" else problem["msg"] for problem in alike]
+    messages = [
+        f"there is no such {noun}" if problem["type"] == "extra_forbidden" else problem["msg"] for problem in alike
+    ]
     return field, f"{where}: {_either(messages)}{found}{_and_more(others)}"
 
 

@@ -43,8 +43,7 @@ class ExportRequest:
         try:
             return BackboneOptions.model_validate(own)
         except ValidationError as error:
-            field, problem = first_problem(error, own)
-            raise ExportError(f"--option {field}: {problem}") from None
+            raise ExportError(f"--{first_problem(error, own, noun='option')[1]}") from None
 
     def recipe_options(self) -> dict[str, str | float | bool]:
         """Return the options that are the recipe's."""

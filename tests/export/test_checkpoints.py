@@ -330,7 +330,7 @@ def test_the_backbone_inside_a_unions_file_wins_and_is_quick_gelu(weights, head_
         ({"backbone": "ViT-B-32", "pretrained": "nope"}, "neither a file nor a tag of ViT-B-32; its tags: openai, "),
         ({"head": None}, "needs --head"),
         ({"options": {"pad_mask": "soft"}}, "option 'pad_mask'"),
-        ({"options": {"pad": "bool"}}, "transagg-union: option 'pad': there is no such field"),
+        ({"options": {"pad": "bool"}}, "transagg-union: option 'pad': there is no such option"),
         ({"recipe": "clip"}, "has no head"),
         ({"backbone": "ViT-H-14-quickgelu", "pretrained": "dfn5b"}, r"trained on images .* \(.* resize_mode squash\)"),
         (

@@ -182,7 +182,7 @@ def test_only_a_clip_has_an_activation_to_choose(tmp_path: Path) -> None:
 
 def test_an_activation_that_is_neither_true_nor_false_is_refused(tmp_path: Path) -> None:
     request = ExportRequest("clip", "RN50", "random", None, tmp_path / "out", options={"quick_gelu": "maybe"})
-    with pytest.raises(ExportError, match=r"--option quick_gelu: .* found 'maybe'"):
+    with pytest.raises(ExportError, match=r"--option 'quick_gelu': .* found 'maybe'"):
         build_recipe(request)
 
 

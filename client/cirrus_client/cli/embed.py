@@ -106,7 +106,7 @@ def embed(
     for option, value in {"--cache": cache, "--head": head}.items():
         if value is not None:
             _needed(bundle, option)
-    check_encoder_options(bundle, server, name, trust_plans=trust_plans)
+    check_encoder_options(bundle, server, name, transport, trust_plans=trust_plans)
     keep_freed_memory()
     if head is not None:
         bundle = _with_head(_needed(bundle, "--head"), head, out)

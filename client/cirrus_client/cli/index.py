@@ -15,6 +15,7 @@ from cirrus_client.cli.options import (
     ServerOption,
     TransportOption,
     TrustPlansOption,
+    check_server_options,
     open_encoder,
 )
 from cirrus_client.cli.plan import print_plan
@@ -102,6 +103,7 @@ def index(
         raise typer.BadParameter("it needs --plan, and limits no build", param_hint="--memory")
     if key != PATH and metadata is None:
         raise typer.BadParameter("it needs --metadata", param_hint="--key")
+    check_server_options(server, name, transport)
     if queries is None:
         encoding = {"--bundle": bundle, "--server": server, "--name": name, "--trust-plans": trust_plans or None}
         _refuse(encoding, "it is for what encodes --queries: give them, or leave it out")

@@ -41,19 +41,27 @@ def refuse_given(context: typer.Context, names: Sequence[str], reason: str) -> N
         raise typer.BadParameter(reason, param_hint=", ".join(f"--{name.replace('_', '-')}" for name in given))
 
 
-def check_name(name: str | None, server: str | None) -> None:
-    """Raise BadParameter for a bundle's name without a server."""
+def check_server_options(server: str | None, name: str | None, transport: Transport) -> None:
+    """Raise BadParameter for a bundle's name, or another transport, without a server."""
     if name is not None and server is None:
         raise typer.BadParameter("it chooses among the bundles of a --server", param_hint="--name")
+    if transport is not Transport.GRPC and server is None:
+        raise typer.BadParameter("it is how a --server is asked", param_hint="--transport")
+
+
+def check_images_root(root: str | None) -> None:
+    """Raise BadParameter for a folder of images that is not there. root: a folder, a URL's prefix, or None."""
+    if root is not None and "://" not in root and not Path(root).is_dir():
+        raise typer.BadParameter(f"{root} is no folder, and no prefix of URLs", param_hint="--root")
 
 
 def check_encoder_options(
-    bundle: Path | Bundle | None, server: str | None, name: str | None, *, trust_plans: bool
+    bundle: Path | Bundle | None, server: str | None, name: str | None, transport: Transport, *, trust_plans: bool
 ) -> None:
     """Raise BadParameter unless the options name one bundle, or one server, and what belongs to it."""
     if (bundle is None) == (server is None):
         raise typer.BadParameter("give exactly one of them", param_hint="--bundle, --server")
-    check_name(name, server)
+    check_server_options(server, name, transport)
     if trust_plans and bundle is None:
         raise typer.BadParameter("it needs --bundle; a server has loaded its own", param_hint="--trust-plans")
 
@@ -67,7 +75,7 @@ def open_encoder(
     trust_plans: bool = False,
 ) -> LocalEncoder | TritonEncoder:
     """Return the encoder that the options name. Raises BadParameter as `check_encoder_options` does."""
-    check_encoder_options(bundle, server, name, trust_plans=trust_plans)
+    check_encoder_options(bundle, server, name, transport, trust_plans=trust_plans)
     if bundle is not None:
         return LocalEncoder(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, trust_plans=trust_plans))
     assert server is not None

@@ -18,6 +18,7 @@ from cirrus_client.cli.options import (
     ServerOption,
     TransportOption,
     TrustPlansOption,
+    check_images_root,
     open_encoder,
     refuse_given,
 )
@@ -83,6 +84,7 @@ def search(
         assert index is not None
         if collection is not None:
             raise typer.BadParameter("a service has it: give --url", param_hint="--collection")
+        check_images_root(root)
         encoder = open_encoder(bundle, server, name, transport, trust_plans=trust_plans)
         retriever = open_retriever(encoder, index, images=root, backend=backend, reranker=encoder)
         matches = retriever.search(image=reference, text=text, k=k, filter=_tree(filter), unique=unique, rerank=rerank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.cli.console import echo
-from cirrus_client.cli.options import refuse_given
+from cirrus_client.cli.options import check_images_root, refuse_given
 from cirrus_client.cli.served import find_repository
 from cirrus_client.extras import need
 from cirrus_client.service.collection import Source
@@ -127,6 +128,7 @@ def serve(
         refuse_given(context, of_searches, "it is about searches: give --index")
     else:
         refuse_given(context, ("trust_network",), "it is about Triton alone: leave out --index")
+    check_images_root(root)
     if in_process or triton is not None:
         refuse_given(context, _OF_TRITON_HERE, "it is about the Triton server that is started here, and none is")
     if warm and not in_process:
@@ -139,6 +141,8 @@ def serve(
         check_address(triton)
     else:
         if not in_process:
+            of_triton = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
+            _check_distinct(of_triton if index is None else {"--port": port, **of_triton})
             find_server()
         need("onnxruntime", "cirrus serve")
     if index is not None:
@@ -186,6 +190,13 @@ def serve(
             f"metrics http://127.0.0.1:{metrics_port}/metrics; log {running.log_path}; stop with Ctrl-C"
         )
         running.wait()
+
+
+def _check_distinct(ports: Mapping[str, int]) -> None:
+    for port in ports.values():
+        equal = [option for option, other in ports.items() if other == port]
+        if len(equal) > 1:
+            raise typer.BadParameter(f"{port} is given to each of them", param_hint=", ".join(equal))
 
 
 def _serve_searches(options: ServiceOptions) -> None:

@@ -11,7 +11,7 @@ from cirrus_client.bundle import CONTRACT as BUNDLE
 from cirrus_client.bundle import Bundle
 from cirrus_client.canary import read_canary
 from cirrus_client.cli.console import echo, print_table
-from cirrus_client.cli.options import NameOption, TransportOption, check_name
+from cirrus_client.cli.options import NameOption, TransportOption, check_server_options
 from cirrus_client.cli.wording import described
 from cirrus_client.errors import BundleError
 from cirrus_client.names import Transport
@@ -38,7 +38,7 @@ def verify(
     With --server, replay the bundle's golden inputs there, and compare every stage with the original's outputs; of a
     suggester, the texts of its golden pairs.
     """
-    check_name(name, server)
+    check_server_options(server, name, transport)
     if server is not None and (bundle / SUGGESTER).exists():
         _hold_suggester(server, bundle, name, transport)
         return

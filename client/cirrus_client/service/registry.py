@@ -22,12 +22,16 @@ OpenVersion = Callable[[Source], Version]
 
 @dataclass
 class Served:
-    """A collection. versions: one per source; the active one answers requests that name no space."""
+    """A collection. versions: one per source; the active one answers requests that name no space.
+
+    tried: what the folders were when they were last opened again, also if that failed.
+    """
 
     name: str
     versions: list[Version]
     active: int = 0
     problem: str | None = None
+    tried: Sequence[State] | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -134,16 +138,14 @@ class Registry:
 
         A collection whose folders are again those that are served, as after a mount was away, has no problem left.
         """
-        tried: dict[str, list[State]] = {}
         while True:
             await asyncio.sleep(interval_s)
             for name, served in list(self._served.items()):
                 states = await asyncio.to_thread(_states, served)
                 if states == [version.state for version in served.versions]:
-                    if tried.pop(name, None) is not None:
-                        served.problem = None
-                elif states != tried.get(name):
-                    tried[name] = states
+                    if served.tried != states:
+                        served.tried, served.problem = states, None
+                elif states != served.tried:
                     with contextlib.suppress(CirrusError):  # it is logged, and shown as the collection's problem
                         await self.reload(name)
 
@@ -161,6 +163,7 @@ class Registry:
                 log.error("%s", error)
 
     def _reopened(self, served: Served) -> list[Version]:
+        served.tried = _states(served)
         return self._opened(served.name, [version.source for version in served.versions])
 
     def _opened(self, name: str, sources: Sequence[Source]) -> list[Version]:

@@ -188,6 +188,6 @@ def parse_options(recipe: type[Recipe], options: Mapping[str, str | float | bool
     try:
         return recipe.options_type.model_validate(options)
     except ValidationError as error:
-        problem = first_problem(error, options)[1].removeprefix("field ")
+        problem = first_problem(error, options, noun="option")[1]
         known = ", ".join([*recipe.options_type.model_fields, *BackboneOptions.model_fields])
-        raise ExportError(f"recipe {recipe.name}: option {problem}; known options: {known}") from None
+        raise ExportError(f"recipe {recipe.name}: {problem}; known options: {known}") from None
