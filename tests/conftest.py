@@ -134,11 +134,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def conversions(request: pytest.FixtureRequest, once) -> Iterator[None]:
-    """Exports of this run share graphs that are the same; with later runs, too, unless pytest's cache is off."""
+    """Exports of this run share graphs that are the same; with later runs, too, unless pytest's cache is off.
+
+    What the compiler has accepted is not compiled again then.
+    """
     from tests.conversions import kept_conversions, shared_conversions
+    from tests.export import compiled
 
     cache = getattr(request.config, "cache", None)
-    with shared_conversions(partial(made_once, kept_conversions(cache.mkdir("conversions"))) if cache else once):
+    if cache:
+        kept = kept_conversions(cache.mkdir("conversions"))
+        once, compiled.passed = partial(made_once, kept), kept
+    with shared_conversions(once):
         yield
 
 
