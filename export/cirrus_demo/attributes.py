@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
@@ -101,7 +101,7 @@ class Garment:
     @property
     def name(self) -> str:
         """The description as a file name without spaces; equal names are equal descriptions."""
-        return "-".join(str(value or "only") for value in astuple(self)).replace(" ", "_")
+        return "-".join(str(value or "only") for value in vars(self).values()).replace(" ", "_")
 
 
 class Split(StrEnum):
