@@ -129,10 +129,32 @@ def test_a_configuration_that_loads_more_than_data_is_refused(copied, tmp_path, 
 
 
 def test_a_model_without_installed_code_is_refused(copied, tmp_path) -> None:
-    forge(copied / PYTHON, "evil/1/model.py", b"raise SystemExit('evil')")
     forge(copied / PYTHON, "evil/config.pbtxt", b'name: "evil" backend: "python"')
     (tmp_path / "scratch").mkdir()
     with pytest.raises(BundleError, match="more than Cirrus's own models"):
+        assemble(copied / PYTHON, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenize/2/model.py",
+        "tokenize/2/tokenizer.json",
+        "tokenize/1.py",
+        "tokenize/1/__init__.py",
+        "tokenize/1/__pycache__/model.cpython-311.pyc",
+        "tokenize/1/openvino.abi3.so",
+        "tokenize/warmup/__init__.py",
+        "tokenize/triton_python_backend_stub",
+        "tokenize/configs/other.pbtxt",
+        "encode_query/1/model.py",
+        "loose.json",
+    ],
+)
+def test_a_file_that_triton_or_python_would_run_is_refused(copied, tmp_path, name: str) -> None:
+    forge(copied / PYTHON, name, b"evil")
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(BundleError, match=f"{name} is not data of Cirrus's own models"):
         assemble(copied / PYTHON, tmp_path / "scratch")
 
 

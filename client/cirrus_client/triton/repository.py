@@ -7,6 +7,7 @@ links the checked data into a scratch folder and takes each `model.py` from the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.machinery import all_suffixes
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ RECORD = FolderRecord.REPOSITORY
 REPOSITORIES = "triton"
 _CODE_FILE = "model.py"
 _CONFIG = "config.pbtxt"
+_VERSION, _WARMUP = "1", "warmup"
 _IGNORED = {RECORD, MARK}
 _WAY_OUT = "write it again with `cirrus export` or `cirrus repository`, or copy it whole"
 _FIELDS = {
@@ -80,8 +82,8 @@ def read_repository(root: Path) -> RepositorySpec:
 def assemble(root: Path, destination: Path) -> None:
     """Make a repository of links to the data of another, with the installed code, in an empty folder.
 
-    Raises what `read_repository` raises, and BundleError if the repository is for NVIDIA's container, or a
-    configuration asks Triton to load anything but data.
+    Raises what `read_repository` raises, and BundleError if the repository is for NVIDIA's container, a configuration
+    asks Triton to load anything but data, or a file is where Triton or Python would run it.
     """
     spec = read_repository(root)
     if spec.flavour is not Flavour.PYTHON:
@@ -93,15 +95,29 @@ def assemble(root: Path, destination: Path) -> None:
         path = Path(name)
         if path.name == _CONFIG:
             _check_config(root / path, spec.code)
-        if path.parts[0] in spec.code and path.parts[1:] == ("1", _CODE_FILE):
+        if path.parts[0] in spec.code and path.parts[1:] == (_VERSION, _CODE_FILE):
             continue
+        _check_data(root, path)
         linked = destination / path
         linked.parent.mkdir(parents=True, exist_ok=True)
         linked.symlink_to((root / path).resolve())
     for config in root.glob(f"*/{_CONFIG}"):
-        (destination / config.parent.name / "1").mkdir(exist_ok=True)
+        (destination / config.parent.name / _VERSION).mkdir(exist_ok=True)
     for model, kind in spec.code.items():
         _write_code(kind, destination / model)
+
+
+def _check_data(root: Path, path: Path) -> None:
+    """Raise BundleError unless a file is data, in a place where Cirrus writes some.
+
+    Triton loads the highest version and a stub beside a configuration. Python finds modules in a model's folders.
+    """
+    _, *inner = path.parts
+    is_placed = inner == [_CONFIG] or (len(inner) > 1 and inner[0] in (_VERSION, _WARMUP))
+    if not is_placed or path.name.endswith(tuple(all_suffixes())):
+        raise BundleError(
+            f"model repository {root}: {path} is not data of Cirrus's own models; {_WAY_OUT}", path=root / path
+        )
 
 
 def _check_config(path: Path, code: Mapping[str, ModelCode]) -> None:
@@ -128,6 +144,6 @@ def _files_of(root: Path) -> set[str]:
 
 
 def _write_code(kind: ModelCode, model: Path) -> None:
-    (model / "1").mkdir(parents=True, exist_ok=True)
+    (model / _VERSION).mkdir(parents=True, exist_ok=True)
     source = files("cirrus_client.triton") / "models" / kind / _CODE_FILE
-    (model / "1" / _CODE_FILE).write_bytes(source.read_bytes())
+    (model / _VERSION / _CODE_FILE).write_bytes(source.read_bytes())
