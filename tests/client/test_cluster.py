@@ -23,7 +23,8 @@ from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import BundleError, ClusterError, SpaceMismatch
 from cirrus_client.gallery import FolderSource, ImageFile, embed_gallery, open_source, read_gallery
 from cirrus_client.gallery.cached_encoder import CachedEncoder
-from cirrus_client.gallery.cluster import connected
+from cirrus_client.gallery.cluster import Cluster as Workers
+from cirrus_client.gallery.cluster import _room, connected
 from cirrus_client.gallery.cluster_tools import BundleTools, SharedCache, shared_cache
 from cirrus_client.gallery.feature_cache import FeatureCache
 from tests.client.test_sources import write_tars
@@ -311,6 +312,26 @@ def test_a_cluster_that_is_not_there_or_too_small_is_told(cluster) -> None:
         pass
     with pytest.raises(ClusterError, match="no machine has 64 cores"), connected(cluster.address, cores=64):
         pass
+
+
+@pytest.mark.parametrize(
+    ("machines", "cores", "expected"),
+    [
+        ([{"CPU": 16, "GPU": 2}], None, Workers(1, 8, 2)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], 12, Workers(1, 12, 1)),
+        ([{"CPU": 3, "GPU": 4}], None, Workers(1, 1, 3)),
+        ([{"CPU": 6}, {"CPU": 0}, {"CPU": 20}], None, Workers(0, 6, 4)),
+        ([{"CPU": 20}], None, Workers(0, 8, 2)),
+    ],
+)
+def test_a_worker_is_planned_where_there_is_room_for_it(machines, cores, expected) -> None:
+    assert _room([{"Alive": True, "Resources": found} for found in machines], "auto", cores) == expected
+
+
+def test_a_worker_for_which_no_machine_with_a_gpu_has_the_cores_is_refused_and_not_waited_for() -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 16, "GPU": 2}}, {"Alive": True, "Resources": {"CPU": 64}}]
+    with pytest.raises(ClusterError, match="no machine with a GPU has 32 cores for a worker, they have 16; give"):
+        _room(nodes, "auto", 32)
 
 
 def test_an_empty_gallery_needs_no_worker(cluster, folder, bundle, tmp_path) -> None:

@@ -133,20 +133,22 @@ def _knock(address: str) -> None:
 
 def _room(nodes: Sequence[dict[str, Any]], address: str, cores: int | None) -> Cluster:
     resources = [node["Resources"] for node in nodes if node["Alive"]]
-    cpus = [int(found.get("CPU", 0)) for found in resources]
-    gpus = sum(int(found.get("GPU", 0)) for found in resources)
-    if gpus:
-        per_gpu = (int(found.get("CPU", 0)) // int(found["GPU"]) for found in resources if found.get("GPU"))
-        return Cluster(1, cores or max(1, min(per_gpu)), gpus)
-    wanted = cores or min(MAX_CORES, *(number for number in cpus if number), MAX_CORES)
-    workers = sum(number // wanted for number in cpus)
+    machines = [(int(found.get("CPU", 0)), int(found.get("GPU", 0))) for found in resources]
+    with_gpu = [(cpus, gpus) for cpus, gpus in machines if gpus]
+    if with_gpu:
+        machines = with_gpu
+        wanted = cores or max(1, min(cpus // gpus for cpus, gpus in machines))
+        workers = sum(min(gpus, cpus // wanted) for cpus, gpus in machines)
+    else:
+        wanted = cores or min(MAX_CORES, *(cpus for cpus, _ in machines if cpus), MAX_CORES)
+        workers = sum(cpus // wanted for cpus, _ in machines)
     if not workers:
         raise ClusterError(
-            f"--ray {address}: no machine has {wanted} cores for a worker, they have {', '.join(map(str, cpus))}; give "
-            "fewer as --ray-cores",
+            f"--ray {address}: no machine{' with a GPU' if with_gpu else ''} has {wanted} cores for a worker, they "
+            f"have {', '.join(str(cpus) for cpus, _ in machines)}; give fewer as --ray-cores",
             address=address,
         )
-    return Cluster(0, wanted, workers)
+    return Cluster(int(bool(with_gpu)), wanted, workers)
 
 
 def _answer(question: Callable[[int | None], T], threads: int | None) -> T:
