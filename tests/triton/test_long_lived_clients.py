@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -120,6 +122,66 @@ def test_a_call_whose_client_is_closed_meanwhile_says_so() -> None:
             call.result()
         stub.asked.clear()
         asyncio.run(run(stub, address))
+
+
+def test_a_call_that_ends_while_its_connection_is_being_closed_says_so_as_well(monkeypatch) -> None:
+    with stub_server() as (stub, address), futures.ThreadPoolExecutor(1) as threads:
+        client = TritonEncoder(address, retry=ONCE)
+        threads.submit(client.encode_targets, [jpeg()]).result()
+        stub.asked.clear()
+        stub.may_answer.clear()
+        call = threads.submit(client.encode_targets, [jpeg()])
+        stub.asked.wait()
+        (connection,) = client._connections
+        close = connection.close
+
+        def close_slowly() -> None:
+            close()
+            futures.wait([call])
+
+        monkeypatch.setattr(connection, "close", close_slowly)
+        client.close()
+        with pytest.raises(ServerError, match="was closed during this call"):
+            call.result()
+
+
+def test_threads_get_connections_while_another_closes_them() -> None:
+    client, interval, end = TritonEncoder("127.0.0.1:1"), sys.getswitchinterval(), time.monotonic() + 0.7
+
+    def connect() -> None:
+        while time.monotonic() < end:
+            client._connection()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with futures.ThreadPoolExecutor(4) as threads:
+            users = [threads.submit(connect) for _ in range(4)]
+            while time.monotonic() < end:
+                client.close()
+            for user in users:
+                user.result()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_an_event_loop_whose_end_another_thread_finds_as_well_is_forgotten_once() -> None:
+    client = AsyncTritonEncoder("127.0.0.1:1")
+
+    class Ended(asyncio.SelectorEventLoop):
+        def is_closed(self) -> bool:
+            client._of_loop.pop(self, None)
+            return super().is_closed()
+
+    async def connect() -> None:
+        client._connection()
+
+    for _ in range(2):
+        ended = Ended()
+        ended.run_until_complete(connect())
+        ended.close()
+        client._of_loop.setdefault(ended, client._of_loop.get(ended))  # type: ignore[arg-type]
+    asyncio.run(connect())
+    assert len(client._of_loop) == 1
 
 
 @pytest.mark.parametrize("kind", [TritonEncoder, AsyncTritonEncoder])

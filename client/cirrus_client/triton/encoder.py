@@ -196,10 +196,11 @@ class TritonEncoder(_TritonClient):
     def close(self) -> None:
         """Close the connections of all threads. A later call opens a new one."""
         with self._connecting:
-            for client in list(self._connections):
-                client.close()
+            closing = list(self._connections)
             self._connections = weakref.WeakSet()
-            self._of_thread = threading.local()
+            self._of_thread = threading.local()  # first, so that a call that is ended by this knows why
+        for client in closing:
+            client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -249,12 +250,13 @@ class TritonEncoder(_TritonClient):
     def _connection(self) -> Any:
         if self._made_here is not None:
             self._made_here.check(ServerError)
-        if not hasattr(self._of_thread, "client"):
+        client = getattr(self._of_thread, "client", None)
+        if client is None:
             with self._connecting:
                 self._made_here = self._made_here or MadeHere(f"a connection to {self.url}")
-                self._of_thread.client = self._connected()
-                self._connections.add(self._of_thread.client)
-        return self._of_thread.client
+                self._of_thread.client = client = self._connected()
+                self._connections.add(client)
+        return client
 
     def _connected(self) -> Any:
         if self._transport is Transport.GRPC:
@@ -371,8 +373,8 @@ class AsyncTritonEncoder(_TritonClient):
     def _connection(self) -> _LoopConnection:
         loop = asyncio.get_running_loop()
         if loop not in self._of_loop:
-            for ended in [other for other in self._of_loop if other.is_closed()]:
-                del self._of_loop[ended]
+            for ended in [other for other in list(self._of_loop) if other.is_closed()]:
+                self._of_loop.pop(ended, None)  # another thread may have found it as well
             if self._transport is Transport.GRPC:
                 self._of_loop[loop] = _LoopConnection(open_async_channel(self.url), contextlib.nullcontext())
             else:
