@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from cirrus_client.errors import ServerUnavailable
+from cirrus_client.triton import scratch as scratch_module
 from cirrus_client.triton.encoder import TritonEncoder
 from cirrus_client.triton.scratch import Scratch
-from cirrus_client.triton.server import free_ports
+from cirrus_client.triton.server import TritonServer, free_ports
 from tests.conftest import jpeg
 from tests.test_command_line import CIRRUS
 
@@ -112,6 +120,50 @@ def test_a_scratch_folder_whose_processes_are_gone_is_removed_by_the_next_server
     for scratch in (running, started):
         scratch.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_hangs_while_it_starts_is_told_when_its_time_is_over(tmp_path, monkeypatch) -> None:
+    """It takes requests, and answers none."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tested = threading.Event()
+
+    class Hanging(service_pb2_grpc.GRPCInferenceServiceServicer):
+        def ServerReady(self, request: Any, context: Any) -> Any:
+            tested.wait(_PATIENCE_S)
+            return service_pb2.ServerReadyResponse()
+
+    with ThreadPoolExecutor(2) as threads:
+        hanging = grpc.server(threads)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Hanging(), hanging)
+        port = hanging.add_insecure_port("127.0.0.1:0")
+        hanging.start()
+        server = TritonServer(tmp_path, grpc_port=port, start_timeout_s=1)
+        server._scratch = Scratch()
+        server.log_path.write_text("still loading")
+        server._process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        try:
+            with pytest.raises(ServerUnavailable, match="not ready after 1 s; its log says:\nstill loading"):
+                threads.submit(server._wait_until_ready).result(timeout=20)
+        finally:
+            tested.set()
+            hanging.stop(None).wait()
+            server.stop()
+
+
+def test_a_scratch_folder_that_another_server_takes_for_abandoned_is_made_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made, make = [], tempfile.mkdtemp
+
+    def taken_once(**options: Any) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            scratch_module._remove_if_abandoned(Path(made[0]))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", taken_once)
+    scratch = Scratch()
+    assert [str(path) for path in tmp_path.iterdir()] == [str(scratch.folder)] == made[1:]
+    scratch.remove()
 
 
 def test_a_temporary_folder_with_a_space_is_not_used(tmp_path, monkeypatch) -> None:

@@ -33,11 +33,12 @@ class Scratch:
             _remove_if_abandoned(path)
         while True:
             self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            self.lock = os.open(self.folder, os.O_RDONLY)
-            fcntl.flock(self.lock, fcntl.LOCK_EX)
-            if os.fstat(self.lock).st_nlink:
-                break
-            os.close(self.lock)  # it was taken for abandoned before it was locked
+            with suppress(FileNotFoundError):  # another server took it for abandoned before it was opened, or locked
+                self.lock = os.open(self.folder, os.O_RDONLY)
+                fcntl.flock(self.lock, fcntl.LOCK_EX)
+                if os.fstat(self.lock).st_nlink:
+                    break
+                os.close(self.lock)
 
     @property
     def shared_memory_prefix(self) -> str:

@@ -34,6 +34,8 @@ from cirrus_client.triton.scratch import Scratch
 
 _CACHE_BYTES = 256 * 2**20
 _EXIT_TIMEOUT_S = 5  # a stop waits this long for running requests, and for idle HTTP connections as well
+_ANSWER_TIMEOUT_S = 2.0
+"""How long a starting server may take to say whether it is ready, before its end and the deadline are looked at."""
 _LOG_LINES = 25
 _STOPPED = b"stopped"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -259,7 +261,7 @@ def free_ports(count: int) -> list[int]:
 
 def _is_ready(client: grpcclient.InferenceServerClient) -> bool:
     try:
-        return bool(client.is_server_ready())
+        return bool(client.is_server_ready(client_timeout=_ANSWER_TIMEOUT_S))
     except InferenceServerException:
         return False
 
