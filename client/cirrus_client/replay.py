@@ -185,7 +185,9 @@ class TritonRunner:
         client = (
             open_channel(self._url)
             if self._grpc
-            else httpclient.InferenceServerClient(self._url, network_timeout=self._timeout_s)
+            else httpclient.InferenceServerClient(
+                self._url, connection_timeout=self._timeout_s, network_timeout=self._timeout_s
+            )
         )
         try:
             yield client

@@ -7,7 +7,8 @@ it has read are kept in a cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -20,7 +21,7 @@ from pydantic import Field, model_validator
 from cirrus_client.bundle import FidelityStatus, GraphSpec, Precision, check_listed, check_model_files
 from cirrus_client.engines import Engine, EngineName, candidates, open_engine
 from cirrus_client.ensemble import bytes_array
-from cirrus_client.errors import BundleError, InvalidImage
+from cirrus_client.errors import BundleError, CirrusError, InvalidImage
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.image.preprocess import PreprocessSpec, preprocess
 from cirrus_client.names import FolderRecord
@@ -35,6 +36,7 @@ READ_IMAGE, NEXT_TOKENS = "read_image", "next_tokens"
 MODEL = "suggest"
 WAY_OUT = "export it again with `cirrus export-suggester`, or copy it whole"
 _SIDES = ("reference", "target")
+_IMAGE = " image: "
 
 
 class SuggestSpec(GrownRecord):
@@ -185,18 +187,18 @@ class TritonSuggester:
 
     def suggest(self, reference: ImageInput, target: ImageInput) -> str:
         """Return the edit text. Raises InvalidImage, ServerUnavailable, ServerTimeout or ServerError."""
-        client = open_channel(self.url)
         inputs = []
         for side, image in zip(_SIDES, (reference, target), strict=True):
             tensor = grpcclient.InferInput(side, [1, 1], "BYTES")
-            tensor.set_data_from_numpy(bytes_array([image_bytes(image)]).reshape(1, 1))
+            with _naming(side):
+                tensor.set_data_from_numpy(bytes_array([image_bytes(image)]).reshape(1, 1))
             inputs.append(tensor)
+        client = open_channel(self.url)
         try:
             answer = client.infer(MODEL, inputs, client_timeout=self._timeout_s)
             return str(answer.as_numpy("text")[0, 0].decode())
         except FAILURES as error:
-            invalid = parse_error(error_text(error))
-            raise (invalid[0](invalid[2]) if invalid else typed_error(error, self.url, None)) from None
+            raise _served_error(error, self.url) from None
         finally:
             client.close()
 
@@ -205,11 +207,27 @@ def pair_pixels(reference: ImageInput, target: ImageInput, spec: PreprocessSpec)
     """Return two images preprocessed, float32 [2, 3, S, S]. Raises InvalidImage that says which of them is bad."""
     pixels = []
     for side, image in zip(_SIDES, (reference, target), strict=True):
-        try:
+        with _naming(side):
             pixels.append(preprocess(image_bytes(image), spec))
-        except InvalidImage as error:
-            raise InvalidImage(f"{side} image: {error.reason}", item=side) from None
     return np.stack(pixels)
+
+
+@contextmanager
+def _naming(side: str) -> Iterator[None]:
+    """Raise InvalidImage, or what derives from it, with the side of the image."""
+    try:
+        yield
+    except InvalidImage as error:
+        raise type(error)(f"{side}{_IMAGE}{error.reason}", item=side) from None
+
+
+def _served_error(error: BaseException, url: str) -> CirrusError:
+    """Return the typed error for a request that failed, with the side of an image that the server refused."""
+    invalid = parse_error(error_text(error))
+    if invalid is None:
+        return typed_error(error, url, None)
+    kind, _, reason = invalid
+    return kind(reason, item=next((side for side in _SIDES if reason.startswith(side + _IMAGE)), None))
 
 
 def read_suggester(root: Path) -> SuggestSpec:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,11 +19,13 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cirrus_client.bundle import Similarity, SpaceSpec
-from cirrus_client.errors import ServerError, ServerUnavailable
+from cirrus_client.errors import InvalidImage, ServerError, ServerTimeout, ServerUnavailable, UnsupportedImage
 from cirrus_client.names import Transport
+from cirrus_client.replay import TritonRunner
 from cirrus_client.suggest import TritonSuggester
 from cirrus_client.triton.encoder import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.triton.requests import RetryPolicy
+from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.wire import QUERIES_PARAMETER, SPACE_PARAMETER
 from tests.conftest import jpeg
 
@@ -93,7 +97,7 @@ def answers() -> dict[str, tuple[bytes, bytes, dict[str, str]]]:
 ANSWERS = answers()
 
 
-@contextmanager
+@contextlib.contextmanager
 def web(described: bytes, inferred: bytes, headers: dict[str, str]) -> Iterator[str]:
     """Serve two answers over HTTP, and yield the address."""
 
@@ -216,3 +220,42 @@ def test_an_answer_over_grpc_that_no_triton_gives_is_a_server_error(changes, out
             TritonSuggester(address).suggest(jpeg(), jpeg())
     finally:
         server.stop(None)
+
+
+@pytest.mark.parametrize("transport", list(Transport))
+def test_a_replay_waits_for_a_connection_no_longer_than_for_an_answer(transport, tiny_bundle) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = f"127.0.0.1:{full.getsockname()[1]}"
+        with contextlib.ExitStack() as waiting:  # the kernel lets further connections wait
+            for _ in range(2):
+                client = waiting.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(full.getsockname())
+            runner = TritonRunner(
+                address, ServedNames(tiny_bundle.spec, shared=False), transport=transport, timeout_s=1
+            )
+            started = time.monotonic()
+            with pytest.raises((ServerTimeout, ServerUnavailable)):
+                runner.check_live()
+            assert time.monotonic() - started < 15
+
+
+def test_a_suggester_names_the_image_that_is_refused_here_or_by_the_server() -> None:
+    class Refusing(Hostile):
+        def ModelInfer(self, request: Any, context: Any) -> Any:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "cirrus:UnsupportedImage@0: target image: no decoder")
+
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Refusing(config(), {}, b""), server)
+    suggester = TritonSuggester(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    try:
+        with pytest.raises(UnsupportedImage, match=r"^target image: no decoder") as by_server:
+            suggester.suggest(jpeg(), jpeg())
+        with pytest.raises(InvalidImage, match=r"^target image: an image is the bytes of a file") as here:
+            suggester.suggest(jpeg(), 3)  # type: ignore[arg-type]
+    finally:
+        server.stop(None)
+    assert by_server.value.item == here.value.item == "target"
