@@ -87,6 +87,12 @@ WRAPPED = {
 }
 
 
+def test_an_average_of_no_tensor_is_refused(tmp_path) -> None:
+    torch.save({"n_averaged": torch.tensor(7)}, tmp_path / "average.pt")
+    with pytest.raises(CheckpointError, match=r"average\.pt: holds no tensor of a model"):
+        read_state_dict(tmp_path / "average.pt")
+
+
 @pytest.mark.parametrize("wrapping", WRAPPED)
 def test_what_trainers_put_around_a_head_makes_no_difference(wrapping, head_state, tmp_path) -> None:
     found = read_state_dict(saved(tmp_path, WRAPPED[wrapping](head_state)))

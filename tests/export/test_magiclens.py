@@ -237,10 +237,17 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xc1", b"\x81\xa6params\xc7\x05\x01abc", msgpack.packb([1]), msgpack.packb({"a": 1})]
+    "content",
+    [
+        *map(
+            pickle.dumps, [b"", b"\xc1", b"\x81\xa6params\xc7\x05\x01abc", msgpack.packb([1]), msgpack.packb({"a": 1})]
+        ),
+        pickle.dumps(msgpack.packb({"params": {}})),
+        b"\x80\x04\x8e" + b"\xff" * 8,
+    ],
 )
 def test_a_release_that_is_cut_or_something_else_is_refused(content, tmp_path) -> None:
-    (tmp_path / "cut.pkl").write_bytes(pickle.dumps(content))
+    (tmp_path / "cut.pkl").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"cut\.pkl"):
         build_recipe(request(tmp_path / "cut.pkl", tmp_path / "x"))
 

@@ -156,7 +156,7 @@ def _release(path: Path) -> Mapping[str, Any] | None:
         file.seek(0)
         try:
             content = _BytesAlone(file).load()
-        except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):
+        except (pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError):
             return None
     if not isinstance(content, bytes):
         return None

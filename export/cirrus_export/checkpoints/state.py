@@ -87,8 +87,13 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def as_state_dict(tensors: Mapping[str, Tensor], source: str) -> StateDict:
-    """Return tensors in float32, under their names without the prefixes of wrappers. Raises CheckpointError."""
+    """Return tensors in float32, under their names without the prefixes of wrappers.
+
+    Raises CheckpointError if there is none, and for values that can't be read.
+    """
     named, prefix = without_prefixes(in_float32(tensors, source), source)
+    if not named:
+        raise CheckpointError(f"checkpoint {source}: holds no tensor of a model")
     return StateDict(named, source, prefix)
 
 

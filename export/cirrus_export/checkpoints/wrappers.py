@@ -82,7 +82,7 @@ def without_prefixes(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[s
     """
     tensors = {name: tensor for name, tensor in tensors.items() if name != _COUNTER}
     names, prefix = list(tensors), ""
-    while found := next((known for known in _PREFIXES if all(name.startswith(known) for name in names)), None):
+    while names and (found := next((one for one in _PREFIXES if all(name.startswith(one) for name in names)), None)):
         names = [name.removeprefix(found) for name in names]
         prefix += found
     names = [_INNER.sub(r"\1", name) for name in names]
