@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
@@ -89,7 +90,7 @@ def _send(manifest: Manifest, folder: Path, url: str, *, show_progress: bool, is
             raise TransferError(f"{folder} was replaced while it was pushed: push it again", path=folder, url=url)
         _asked(url, partial(_write, store, f"{root}/{MANIFEST}", manifest))
         if sent:
-            _asked(url, partial(store.rm_file, f"{root}/{_UNFINISHED}"))
+            _asked(url, partial(_remove, store, f"{root}/{_UNFINISHED}"))
 
 
 def pull(url: str, out: Path, *, show_progress: bool = False) -> Manifest:
@@ -212,6 +213,11 @@ def _asked(url: str, job: Callable[[], T]) -> T:
 def _put(store: Any, source: Path, target: str) -> None:
     _make_folder_of(store, target)
     store.put_file(str(source), target)
+
+
+def _remove(store: Any, target: str) -> None:
+    with suppress(FileNotFoundError):  # removed, and the answer was lost
+        store.rm_file(target)
 
 
 def _make_folder_of(store: Any, target: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from cirrus_client import transfer
 from cirrus_client.bundle import Bundle
@@ -146,6 +147,20 @@ def test_a_push_that_was_interrupted_can_not_be_pulled_and_goes_on(
     monkeypatch.setattr(transfer, "_put", put)
     push(bundle, url)
     pull(url, tmp_path / "out")
+
+
+def test_a_push_whose_last_answer_is_lost_is_done(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = LocalFileSystem.rm_file
+
+    def answer_lost(store: LocalFileSystem, path: str) -> None:
+        remove(store, path)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", answer_lost)
+    push(folders[0], f"file://{tmp_path}/pushed")
+    assert pull(f"file://{tmp_path}/pushed", tmp_path / "pulled").files
 
 
 def test_an_index_that_is_replaced_while_it_is_pushed_is_not_taken_for_whole(
