@@ -63,6 +63,19 @@ def test_every_pair_has_its_text_and_a_bad_one_its_reason(pairs, tmp_path) -> No
     assert written["2.jpg", "broken.jpg"] is None
 
 
+def test_a_text_is_in_the_file_before_the_next_one_is_asked_for(pairs, tmp_path) -> None:
+    """A run that is killed loses the one text that it was making."""
+    out, there = tmp_path / "out.jsonl", []
+
+    class Looking(Sizes):
+        def suggest(self, reference: ImageInput, target: ImageInput) -> str:
+            there.append(len(out.read_bytes().splitlines()))
+            return super().suggest(reference, target)
+
+    caption_pairs(pairs, out, Looking())
+    assert there == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("fails_at", [0, 1, 2, 3])
 def test_a_run_that_ended_early_goes_on_and_what_failed_is_tried_again(pairs, tmp_path, fails_at) -> None:
     out = tmp_path / "out.jsonl"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from cirrus_client.errors import CheckpointError, ExportError, PluginError
 from cirrus_export.backbones.registry import load_backbone
-from cirrus_export.checkpoints.state import fingerprint, load_strictly, read_state_dict
+from cirrus_export.checkpoints.state import count_layers, fingerprint, load_strictly, read_state_dict
 from cirrus_export.pipeline import ExportRequest, build_recipe
 
 
@@ -85,6 +85,20 @@ WRAPPED = {
     "double": lambda state: {key: value.double() for key, value in state.items()},
     "fp8": lambda state: {key: value.to(torch.float8_e4m3fn) for key, value in state.items()},
 }
+
+
+def test_weights_deeper_in_an_entry_are_not_dropped_without_a_word(tmp_path) -> None:
+    torch.save({"model": {"weight": torch.ones(2), "inner": {"weight": torch.ones(2)}}}, tmp_path / "deep.pt")
+    with pytest.raises(CheckpointError, match=r"deep\.pt: expected one state dict, found none under model"):
+        read_state_dict(tmp_path / "deep.pt")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "layers"), [((0, 1, 2), 3), ((0, 2), 3), ((0, 1, 99_999), 2), ((0, 1, 9_999_999), 2), ((70, 80), 2)]
+)
+def test_a_number_far_beyond_the_layers_is_no_layer(numbers, layers) -> None:
+    """A model of a hundred thousand layers would be built before the missing ones were found."""
+    assert count_layers([f"layers.{number}.weight" for number in numbers], r"layers\.(\d+)\.") == layers
 
 
 def test_an_average_of_no_tensor_is_refused(tmp_path) -> None:
