@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cirrus_client.errors import MissingPackage
 from cirrus_client.extras import REQUIREMENTS, need
 
 pytestmark = pytest.mark.slow
@@ -93,6 +94,14 @@ def test_the_client_imports_without_any_optional_package() -> None:
 def test_a_missing_package_is_named_with_its_extra(package, script, message) -> None:
     done = run_without({package}, script)
     assert done.stderr.splitlines()[-1] == f"cirrus_client.errors.MissingPackage: {message}"
+
+
+def test_a_package_of_another_version_is_not_told_as_one_that_is_missing(tmp_path, monkeypatch) -> None:
+    (tmp_path / "skia.py").write_text("import skia.new")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "skia", raising=False)
+    with pytest.raises(MissingPackage, match=r"needs skia, which can't be imported \(No module named 'skia\.new'"):
+        need("skia", "the demo")
 
 
 def test_a_package_of_no_extra_keeps_its_own_error() -> None:

@@ -60,6 +60,7 @@ def missing_package(error: ImportError, job: str) -> MissingPackage | None:
         return None
     requirement = REQUIREMENTS[package]
     on_gpu = "; with an NVIDIA GPU: 'cirrus-cir[gpu]'" if package in _ON_GPU else ""
-    broken = "" if isinstance(error, ModuleNotFoundError) else f", which can't be imported ({error})"
+    absent = isinstance(error, ModuleNotFoundError) and error.name == package
+    broken = "" if absent else f", which can't be imported ({error})"
     message = f"{job} needs {package}{broken}: pip install '{requirement}'{on_gpu}"
     return MissingPackage(message, package=package, requirement=requirement)
