@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from cirrus_client.errors import ServerError
 from cirrus_client.names import Transport
 from cirrus_client.triton.encoder import TritonEncoder
-from cirrus_client.triton.server import TritonServer
+from cirrus_client.triton.server import TritonServer, free_ports
 from tests.conftest import jpeg
 from tests.test_command_line import message_of, run
 
@@ -87,6 +87,24 @@ def test_a_network_is_served_only_on_an_explicit_word(tiny_served, host: str) ->
     with pytest.raises(ServerError, match="--trust-network"):
         TritonServer(tiny_served.root / "triton" / "python", host=host).start()
     assert "--trust-network" in message_of(run("serve", tiny_served.root, "--host", host))
+
+
+def test_a_host_without_an_ipv4_address_is_refused_before_anything_starts(tiny_served) -> None:
+    with pytest.raises(ServerError, match=r"can't listen on ::1: Triton needs an IPv4 address"):
+        TritonServer(tiny_served.root / "triton" / "python", host="::1").start()
+
+
+def test_http_is_answered_where_the_host_is_a_name(tiny_served) -> None:
+    http, grpc, metrics = free_ports(3)
+    named = TritonServer(
+        tiny_served.root / "triton" / "python",
+        host="localhost",
+        http_port=http,
+        grpc_port=grpc,
+        metrics_port=metrics,
+    )
+    with named, TritonEncoder(named.http_url, transport=Transport.HTTP) as encoder:
+        assert encoder.encode_targets([jpeg()]).shape == (1, tiny_served.spec.space.dim)
 
 
 def test_the_word_for_the_network_says_what_it_means() -> None:

@@ -23,6 +23,20 @@ def listening(host: str, port: int) -> socket.socket:
         raise ServerError(f"can't listen on {host}:{port}: {reason}; choose another host or port") from None
 
 
+def ipv4_address(host: str) -> str:
+    """Return the IPv4 address of a host. Triton's HTTP server takes nothing else: of a name it makes 255.255.255.255.
+
+    Raises ServerError if there is none.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0])
+    except OSError as error:
+        raise ServerError(
+            f"can't listen on {host}: Triton needs an IPv4 address, and there is none ({error.strerror}); 127.0.0.1 is "
+            "this machine alone, 0.0.0.0 is every address"
+        ) from None
+
+
 def are_free(host: str, ports: Collection[int]) -> bool:
     """Return whether all ports of an address can be had now."""
     with ExitStack() as held:

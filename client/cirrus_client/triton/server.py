@@ -27,7 +27,7 @@ from cirrus_client.plans import version_numbers
 from cirrus_client.telemetry import switch_off
 from cirrus_client.triton import guard, launch
 from cirrus_client.triton.channel import open_channel
-from cirrus_client.triton.listening import is_loopback, listening
+from cirrus_client.triton.listening import ipv4_address, is_loopback, listening
 from cirrus_client.triton.repository import assemble
 from cirrus_client.triton.restricted import admin_headers, restrictions
 from cirrus_client.triton.scratch import Scratch
@@ -83,6 +83,7 @@ class TritonServer:
         self._trust_network = trust_network
         self._metrics_config = tuple(metrics_config)
         self._trace_config = tuple(trace_config)
+        self._address = host
         self._secret = secrets.token_urlsafe(32)
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -122,9 +123,9 @@ class TritonServer:
     def start(self) -> None:
         """Start the server and wait until every model is ready.
 
-        Raises BundleError if there is no repository, or not as it was written; ServerError if a port is taken, or the
-        host is not loopback without `trust_network`; what `find_server` raises; and ServerUnavailable, with the end of
-        the server's log, if the server does not become ready.
+        Raises BundleError if there is no repository, or not as it was written; ServerError if a port is taken, the host
+        has no IPv4 address, or is not loopback without `trust_network`; what `find_server` raises; and
+        ServerUnavailable, with the end of the server's log, if the server does not become ready.
         """
         if not (is_loopback(self.host) or self._trust_network):
             raise ServerError(
@@ -132,9 +133,10 @@ class TritonServer:
                 "reaches its ports can take it over (CVE-2025-23319); serve a network from NVIDIA's container, see "
                 "docs/deploy-on-triton.md, or say --trust-network"
             )
+        self._address = ipv4_address(self.host)
         with contextlib.ExitStack() as held:  # all at a time, since equal ports are one too many
             for port in (self.http_port, self.grpc_port):
-                held.enter_context(listening(self.host, port))
+                held.enter_context(listening(self._address, port))
             held.enter_context(listening(_LOOPBACK, self.metrics_port))
         installed = find_server()
         try:
@@ -214,9 +216,9 @@ class TritonServer:
             "--disable-auto-complete-config",
             f"--cache-directory={installed / 'caches'}",
             *([f"--cache-config=local,size={self._cache_bytes}"] if self._cache_bytes else []),
-            f"--http-address={self.host}",
+            f"--http-address={self._address}",
             f"--http-port={self.http_port}",
-            f"--grpc-address={self.host}",
+            f"--grpc-address={self._address}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={_LOOPBACK}",
             f"--metrics-port={self.metrics_port}",
