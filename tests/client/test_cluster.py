@@ -223,7 +223,7 @@ def test_a_question_whose_worker_dies_is_told(cluster) -> None:
 def test_what_a_failed_job_put_into_the_feature_cache_is_kept(cluster, bundle, tmp_path) -> None:
     def fail(cache: SharedCache) -> None:
         for number in range(100):
-            cache.put(f"{number:064x}", np.zeros(64, dtype=np.float16))
+            cache.put_all({f"{number:064x}": np.zeros(64, dtype=np.float16)})
         raise ZeroDivisionError
 
     with (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,8 +42,8 @@ class Cache(Protocol):
         """See `FeatureCache.get`."""
         ...
 
-    def put(self, digest: str, features: Features) -> None:
-        """See `FeatureCache.put`."""
+    def put_all(self, rows: Mapping[str, Features]) -> None:
+        """See `FeatureCache.put_all`."""
         ...
 
     def digest_of(self, file: FileKey) -> str | None:
@@ -124,8 +124,7 @@ class CachedEncoder:
             pixels = np.stack(list(new.values()))
             encoded = self._run(GraphName.VISION_ENCODER, {TensorName.PIXELS: pixels}, features)
             fresh = dict(zip(new, encoded.astype(np.float16), strict=True))
-            for digest, row in fresh.items():
-                self._cache.put(digest, row)
+            self._cache.put_all(fresh)
         rows: list[Any] = [fresh[item.digest] if item.features is None else item.features for item in prepared]
         target = self._spec.graphs[GraphName.TARGET_HEAD].outputs[0].name
         return self._run(GraphName.TARGET_HEAD, {features: np.stack(rows).astype(np.float32)}, target)

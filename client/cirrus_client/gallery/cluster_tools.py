@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +66,9 @@ class SharedCache:
         features: Features | None = _ray().get(self._actor.get.remote(digest))
         return features
 
-    def put(self, digest: str, features: Features) -> None:
-        """See `FeatureCache.put`. When it returns, the cache holds them, so that closing it loses nothing."""
-        _ray().get(self._actor.put.remote(digest, features))
+    def put_all(self, rows: Mapping[str, Features]) -> None:
+        """See `FeatureCache.put_all`. When it returns, the cache holds them, so that closing it loses nothing."""
+        _ray().get(self._actor.put_all.remote(dict(rows)))
 
     def digest_of(self, file: FileKey) -> str | None:
         """See `FeatureCache.digest_of`."""
@@ -120,8 +120,8 @@ class _CacheProcess:
     def get(self, digest: str) -> Features | None:
         return self._cache.get(digest)
 
-    def put(self, digest: str, features: Features) -> None:
-        self._cache.put(digest, features)
+    def put_all(self, rows: dict[str, Features]) -> None:
+        self._cache.put_all(rows)
 
     def digest_of(self, file: tuple[str, int, int, str]) -> str | None:
         return self._cache.digest_of(FileKey(*file))

@@ -15,6 +15,7 @@ or encoded again. A file whose path, size and time are known is not even read.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -169,6 +170,11 @@ class FeatureCache:
                 self._new_rows[key] = features
             if len(self._new_rows) >= _rows_of_a_file(self.manifest.tensor):
                 self._write()
+
+    def put_all(self, rows: Mapping[str, Features]) -> None:
+        """Add the features of several images, by the sha256 of their files. See `put`."""
+        for digest, features in rows.items():
+            self.put(digest, features)
 
     def digest_of(self, file: FileKey) -> str | None:
         """Return the sha256 of a file that is unchanged since it was read, or None if it is new or has changed."""
