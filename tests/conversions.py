@@ -14,11 +14,12 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,22 @@ _CONVERTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
 
 def kept_conversions(cache_folder: Path) -> Path:
     """Return the folder of conversions by these packages and this `cirrus_export`. Those of others are removed."""
-    digest = hashlib.sha256(repr([(name, version(name)) for name in _CONVERTERS]).encode())
-    for path in sorted(Path(cirrus_export.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    kept = cache_folder / digest.hexdigest()[:24]
+    kept = cache_folder / code_hash(_CONVERTERS, cirrus_export)[:24]
     kept.mkdir(exist_ok=True)
     for other in cache_folder.iterdir():
         if other != kept:
             shutil.rmtree(other, ignore_errors=True)
     return kept
+
+
+def code_hash(distributions: Sequence[str], *packages: ModuleType) -> str:
+    """Return a hash of the versions of distributions, and of the sources of packages of ours."""
+    digest = hashlib.sha256(repr([(name, version(name)) for name in distributions]).encode())
+    for package in packages:
+        assert package.__file__ is not None
+        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from cirrus_client.plans import BatchProfile, Fusion
 from cirrus_export.compile.ahead_of_time import build_ahead
 from cirrus_export.compile.engine_inspector import attention_in_plan, count_attentions
 from cirrus_export.compile.precision import lower_precision
+from tests.conversions import code_hash
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx_bindings") is None,
@@ -96,11 +96,7 @@ def _identity(path: Path, graph: GraphSpec, precision: Precision, capability: st
 
 @cache
 def _code() -> str:
-    digest = hashlib.sha256(repr([(name, version(name)) for name in _TOOLS]).encode())
-    packages = (Path(package.__file__).parent for package in (cirrus_client, cirrus_export))
-    for file in (Path(__file__), *(file for package in packages for file in sorted(package.rglob("*.py")))):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return sha256_of_file(Path(__file__)) + code_hash(_TOOLS, cirrus_client, cirrus_export)
 
 
 def _check_compiles(

@@ -129,6 +129,7 @@ def test_a_configuration_that_loads_more_than_data_is_refused(copied, tmp_path, 
 
 
 def test_a_model_without_installed_code_is_refused(copied, tmp_path) -> None:
+    forge(copied / PYTHON, "evil/1/model.py", b"raise SystemExit('evil')")
     forge(copied / PYTHON, "evil/config.pbtxt", b'name: "evil" backend: "python"')
     (tmp_path / "scratch").mkdir()
     with pytest.raises(BundleError, match="more than Cirrus's own models"):

@@ -91,10 +91,11 @@ def assemble(root: Path, destination: Path) -> None:
             f"model repository {root} is of the {spec.flavour} flavour, which NVIDIA's container serves; `cirrus "
             "serve` serves the python flavour"
         )
-    for name in spec.files:
-        path = Path(name)
+    paths = [Path(name) for name in spec.files]
+    for path in paths:
         if path.name == _CONFIG:
             _check_config(root / path, spec.code)
+    for path in paths:
         if path.parts[0] in spec.code and path.parts[1:] == (_VERSION, _CODE_FILE):
             continue
         _check_data(root, path)

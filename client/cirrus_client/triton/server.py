@@ -13,20 +13,18 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-
-import tritonclient.grpc as grpcclient
-from tritonclient.utils import InferenceServerException
 
 from cirrus_client.errors import MissingPackage, ServerError, ServerUnavailable
 from cirrus_client.names import Transport
 from cirrus_client.plans import version_numbers
 from cirrus_client.telemetry import switch_off
 from cirrus_client.triton import guard, launch
-from cirrus_client.triton.channel import open_channel
+from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.listening import ipv4_address, is_loopback, listening
 from cirrus_client.triton.repository import assemble
 from cirrus_client.triton.restricted import admin_headers, restrictions
@@ -34,8 +32,6 @@ from cirrus_client.triton.scratch import Scratch
 
 _CACHE_BYTES = 256 * 2**20
 _EXIT_TIMEOUT_S = 5  # a stop waits this long for running requests, and for idle HTTP connections as well
-_ANSWER_TIMEOUT_S = 2.0
-"""How long a starting server may take to say whether it is ready, before its end and the deadline are looked at."""
 _LOG_LINES = 25
 _STOPPED = b"stopped"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -83,7 +79,6 @@ class TritonServer:
         self._trust_network = trust_network
         self._metrics_config = tuple(metrics_config)
         self._trace_config = tuple(trace_config)
-        self._address = host
         self._secret = secrets.token_urlsafe(32)
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -98,6 +93,10 @@ class TritonServer:
     def http_url(self) -> str:
         """host:port for HTTP clients."""
         return f"{self.host}:{self.http_port}"
+
+    @cached_property
+    def _address(self) -> str:
+        return ipv4_address(self.host)
 
     @property
     def log_path(self) -> Path:
@@ -133,7 +132,6 @@ class TritonServer:
                 "reaches its ports can take it over (CVE-2025-23319); serve a network from NVIDIA's container, see "
                 "docs/deploy-on-triton.md, or say --trust-network"
             )
-        self._address = ipv4_address(self.host)
         with contextlib.ExitStack() as held:  # all at a time, since equal ports are one too many
             for port in (self.http_port, self.grpc_port):
                 held.enter_context(listening(self._address, port))
@@ -230,17 +228,13 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
-        client = open_channel(self.grpc_url)
         deadline = time.monotonic() + self._start_timeout_s
-        try:
-            while time.monotonic() < deadline:
-                if self._process.poll() is not None:
-                    raise ServerUnavailable(f"tritonserver ended while starting; its log says:\n{self._complaints()}")
-                if _is_ready(client):
-                    return
-                time.sleep(0.1)
-        finally:
-            client.close()
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ServerUnavailable(f"tritonserver ended while starting; its log says:\n{self._complaints()}")
+            if is_ready(self.grpc_url):
+                return
+            time.sleep(0.1)
         raise ServerUnavailable(
             f"tritonserver was not ready after {self._start_timeout_s:.0f} s; its log says:\n{self._complaints()}"
         )
@@ -259,13 +253,6 @@ def free_ports(count: int) -> list[int]:
     for held in sockets:
         held.close()
     return ports
-
-
-def _is_ready(client: grpcclient.InferenceServerClient) -> bool:
-    try:
-        return bool(client.is_server_ready(client_timeout=_ANSWER_TIMEOUT_S))
-    except InferenceServerException:
-        return False
 
 
 def find_server() -> Path:
