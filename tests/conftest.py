@@ -159,10 +159,10 @@ def weights(once, conversions):
 
 @pytest.fixture(scope="session")
 def probe():
-    """A probe of rendered garments, smaller than the one of `cirrus export`."""
-    from cirrus_demo.probe import rendered_probe
+    """The probe of `cirrus export`, less of it."""
+    from cirrus_export.gate.probe import default_probe
 
-    return rendered_probe(queries=24, gallery=64)
+    return default_probe(queries=24, gallery=64)
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,7 @@ def shared_conversions(once: Callable[[str, Callable[[Path], object]], Path]) ->
             (unfinished / "spec.json").write_text(spec.model_dump_json())
             unfinished.rename(folder)
 
+        graph.module.eval()  # as `convert` does, so that a graph that is kept has the same identity before and after
         made = once(f"onnx-{onnx_graph._EXTERNAL_DATA_BYTES}-{identity(graph)}", make)
         path.parent.mkdir(parents=True, exist_ok=True)
         for file in (made / "graphs").iterdir():

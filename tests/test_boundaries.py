@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 BLOCK_TORCH = """
@@ -30,6 +32,7 @@ def imports_of(folder: Path) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_the_client_runs_without_torch(tiny_bundle, pictures) -> None:
     photo = sorted(pictures.iterdir())[0]
     script = BLOCK_TORCH + (

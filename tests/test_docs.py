@@ -69,6 +69,7 @@ def api_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespa
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_the_api_page_embeds_and_finds(api_page: SimpleNamespace) -> None:
     assert api_page.summary.embedded == 60
     assert api_page.summary.new == 0
@@ -178,6 +179,7 @@ def test_every_claim_of_a_page_names_tests_that_there_are(page: str) -> None:
         assert named <= there
 
 
+@pytest.mark.slow
 def test_the_troubleshooting_page_explains_every_error_and_no_other() -> None:
     explained = re.findall(r"^### `(\w+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(explained) == len(set(explained))
@@ -193,6 +195,7 @@ ARROWS = {
 
 
 @pytest.mark.parametrize("package", ARROWS)
+@pytest.mark.slow
 def test_a_package_imports_those_that_the_architecture_page_says(package: str) -> None:
     folder, allowed = ARROWS[package]
     assert imports_of(ROOT / folder) & set(ARROWS) - {package} == allowed

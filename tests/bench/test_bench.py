@@ -131,6 +131,7 @@ def test_the_products_of_the_int8_rate_are_quantised(tmp_path) -> None:
     assert layers == [f"matmul_{layer}" for layer in range(6)]
 
 
+@pytest.mark.slow
 def test_search_rows_agree_with_numpy(tmp_path) -> None:
     report = search.measure_search(single=4000, multi=200)
     assert [(row.kind, row.vectors) for row in report.rows] == [

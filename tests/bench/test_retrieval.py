@@ -158,6 +158,7 @@ def test_cirrs_test_split_becomes_the_two_submission_files(bundle, cirr, tmp_pat
     assert all(len(set(names)) == 3 for names in subset.values())
 
 
+@pytest.mark.slow
 def test_circo_has_several_truths_and_a_submission(bundle, circo, tmp_path) -> None:
     found, _ = run(bundle, DatasetName.CIRCO, circo, "val", tmp_path / "work")
     assert 0 < found.score("mAP@50") <= 1
@@ -334,6 +335,7 @@ def test_sketches_are_refused_where_the_recipe_answers_texts_alone(tiny_zero_sho
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_with_a_reranker_has_a_second_row_with_its_best_in_another_order(
     bundle, fashioniq, tmp_path, tmp_path_factory
 ) -> None:
@@ -359,6 +361,7 @@ def test_a_bundle_with_a_reranker_has_a_second_row_with_its_best_in_another_orde
         evaluate_all([bundle], DatasetName.FASHIONIQ, tasks, **options, rerank=6)
 
 
+@pytest.mark.slow
 def test_galleries_of_two_precisions_are_embedded_each_though_name_and_space_are_equal(
     bundle, fashioniq, tmp_path
 ) -> None:

@@ -123,6 +123,7 @@ def test_sketches_are_scored_alike_in_parts_of_any_size(bundle, sketches, tmp_pa
     assert in_parts.scores == whole.scores
 
 
+@pytest.mark.slow
 def test_a_query_is_re_ranked_by_its_own_text(cirr, tmp_path, tmp_path_factory) -> None:
     made = write_tiny_reranking_bundle(tmp_path_factory.mktemp("bundles") / "reranking")
     shuffle_gallery(cirr, "test1")

@@ -39,6 +39,7 @@ class Mixing(Engine):
 
 
 @pytest.mark.parametrize("graph", ["vision_encoder", "target_head", "gallery"])
+@pytest.mark.slow
 def test_a_damaged_graph_embeds_nothing_and_the_right_one_goes_on(photos, bundle, tmp_path, graph) -> None:
     wrong = damaged(bundle, tmp_path / "wrong", graph)
     command = ["embed", str(photos), "--out", str(tmp_path / "out"), "--batch-size", "3", "--bundle"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,7 @@ subprocess.run(["true"], check=True)
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_signals_are_handled_after_engines_have_closed(gallery_graph: Path) -> None:
     """Two OpenVINO cores would leave a freed signal stack behind."""
     done = subprocess.run(
@@ -255,6 +257,23 @@ def test_a_graph_that_was_measured_is_not_loaded_again(gallery_graph: Path, tmp_
     loaded.clear()
     assert open_engine(gallery_graph, Precision.FP32).device == first.device
     assert len(loaded) == 1
+
+
+@needs_a_choice
+def test_a_choice_stays_with_a_bundle_that_is_moved_and_not_with_a_copy(
+    gallery_graph: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    written, moved, copy = (tmp_path / name / "gallery.onnx" for name in ("written", "moved", "copy"))
+    written.parent.mkdir()
+    shutil.copyfile(gallery_graph, written)
+    chosen = choose(written, Precision.FP32)
+    shutil.copytree(written.parent, copy.parent)
+    written.parent.rename(moved.parent)
+    assert choose(moved, Precision.FP32) == chosen
+    assert len(list(tmp_path.rglob("*.json"))) == 1
+    choose(copy, Precision.FP32)
+    assert len(list(tmp_path.rglob("*.json"))) == 2
 
 
 @needs_a_choice

@@ -297,6 +297,7 @@ def test_what_is_no_image_file_is_told_with_its_reason(folder, tmp_path, encoder
     assert "linked.jpg" in by_path(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_read_is_told_as_unread(photos, tmp_path) -> None:
     shown = tmp_path / "shown"
     (shown / "secret").mkdir(parents=True)
@@ -421,6 +422,7 @@ def embedded_once(photos: Path, encoder, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_shard_whose_images_are_copied_is_checked_once(folder, tmp_path, encoder, monkeypatch) -> None:
     """Its checksum is that of some megabytes: for each copy, it would take as long as to embed it."""
     embed_gallery(folder, tmp_path / "out", encoder, shard_size=1)
@@ -446,6 +448,7 @@ assert len(gallery.embeddings) == len(gallery) > 4
 """
 
 
+@pytest.mark.slow
 def test_all_embeddings_are_read_with_few_files_open(folder, tmp_path, encoder) -> None:
     embed_gallery(folder, tmp_path / "out", encoder, shard_size=1)
     subprocess.run([sys.executable, "-c", _READS, str(tmp_path / "out")], check=True)

@@ -156,6 +156,7 @@ def test_large_images_of_many_threads_fit_into_the_room_together() -> None:
     [(png_of_zeros(1, 11_000), Pad.TARGET, 8_801 * 11_000), (png_of_zeros(1, 1_900), Pad.NONE, 224 * 425_600)],
     ids=["padded", "resized"],
 )
+@pytest.mark.slow
 def test_a_line_of_pixels_takes_the_room_of_what_it_is_fitted_to(image, pad, pixels, monkeypatch) -> None:
     taken = record_room(preprocess_module, monkeypatch)
     for decoding in (Decoding.EXACT, Decoding.FAST):

@@ -99,6 +99,7 @@ APPROXIMATE = [kind for kind in SearchKind if kind is not SearchKind.EXACT]
 @pytest.mark.parametrize("vectors", [1, 4])
 @pytest.mark.parametrize("storage", list(Storage))
 @pytest.mark.parametrize("kind", APPROXIMATE)
+@pytest.mark.slow
 def test_an_approximate_index_is_measured_on_queries_it_was_not_tuned_on(
     kind: SearchKind, vectors: int, storage: Storage
 ) -> None:
@@ -127,6 +128,7 @@ def test_without_queries_no_agreement_is_promised(caplog) -> None:
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
+@pytest.mark.slow
 def test_queries_that_lie_elsewhere_than_the_gallery_get_the_promised_agreement(kind: SearchKind) -> None:
     """The gallery lies in clusters and queries between them, where its own vectors are a bad guide."""
     generator = np.random.default_rng(0)

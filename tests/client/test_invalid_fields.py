@@ -83,6 +83,7 @@ def test_what_is_no_json_has_no_field() -> None:
     assert problem.startswith("it is not JSON: ")
 
 
+@pytest.mark.slow
 def test_many_wrong_items_are_told_as_fast_as_one() -> None:
     """A list of 100,000 took half an hour: the names of kinds were looked for among its places, one by one."""
     content = {"format": 1, "given": [None] * 100_000}

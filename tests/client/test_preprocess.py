@@ -71,6 +71,7 @@ def encoded(image: Image.Image) -> bytes:
     mode=st.sampled_from(["RGB", "L", "RGBA", "P"]),
     seed=st.integers(0, 1000),
 )
+@pytest.mark.slow
 def test_pixels_are_torchvisions(
     width: int, height: int, size_px: int, pad: Pad, interpolation: Interpolation, mode: str, seed: int
 ) -> None:

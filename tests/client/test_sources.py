@@ -120,6 +120,7 @@ def write_list(path: Path, lines: list[str]) -> str:
 
 
 @pytest.mark.parametrize("kind", list(LOCAL))
+@pytest.mark.slow
 def test_every_source_gives_an_image_the_same_bytes(kind, folder, from_folder, tmp_path, encoder) -> None:
     source = LOCAL[kind](folder, tmp_path)
     out = tmp_path / "out"
@@ -158,6 +159,7 @@ class WebServer(ThreadingHTTPServer):
 
 
 @pytest.mark.parametrize("at", ["photos/", "photos", "list"])
+@pytest.mark.slow
 def test_a_web_server_gives_an_image_the_same_bytes(at, folder, from_folder, tmp_path, encoder) -> None:
     pytest.importorskip("fsspec", reason="fsspec is not installed")
     shutil.copytree(folder, tmp_path / "served" / "photos")

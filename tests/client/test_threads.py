@@ -67,6 +67,7 @@ def test_threads_share_an_engine(bundle: Bundle, name: EngineName, bulk: bool) -
 
 
 @pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.slow
 def test_threads_share_an_encoder(bundle: Bundle, photos: Path, name: EngineName) -> None:
     encoder = LocalEncoder(bundle, engine=name)
     images = [image_of(photos, thread) for thread in range(THREADS)]
@@ -81,12 +82,14 @@ def test_threads_share_an_encoder_with_a_cache(bundle: Bundle, photos: Path, tmp
 
 
 @pytest.mark.parametrize("decoding", [Decoding.EXACT, Decoding.FAST])
+@pytest.mark.slow
 def test_threads_share_preprocessing(bundle: Bundle, photos: Path, decoding: Decoding) -> None:
     check_shared(lambda thread: preprocess(image_of(photos, thread), bundle.spec.preprocess, decoding))
 
 
 @pytest.mark.parametrize("kind", list(SearchKind))
 @pytest.mark.parametrize("vectors", [1, 4])
+@pytest.mark.slow
 def test_threads_share_an_index(kind: SearchKind, vectors: int) -> None:
     generator = np.random.default_rng(0)
     space = SpaceSpec.of({}, dim=32, vectors=vectors, similarity=Similarity.MAX_COSINE)
@@ -104,6 +107,7 @@ def index_root(bundle: Bundle, photos: Path, tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
+@pytest.mark.slow
 def test_threads_share_a_retriever(bundle: Bundle, photos: Path, index_root: Path) -> None:
     retriever = open_retriever(LocalEncoder(bundle), index_root)
 

@@ -108,12 +108,14 @@ def test_ids_are_open_clips(
         (TextCleaning.CANONICALIZE, "canonicalize"),
     ],
 )
+@pytest.mark.slow
 def test_a_text_is_cleaned_as_open_clip_cleans_it(cleaning: TextCleaning, theirs: str, text: str) -> None:
     spec = TokenizerSpec(start_id=None, end_id=1, cleaning=cleaning)
     assert spec.prompt(text) == get_clean_fn(theirs)(text)
 
 
 @pytest.mark.parametrize(("start_id", "end_id"), [(None, None), (None, 7), (5, None), (5, 7)])
+@pytest.mark.slow
 def test_start_and_end_tokens_are_optional(tmp_path, start_id: int | None, end_id: int | None) -> None:
     write_clip_tokenizer(tmp_path, context_length=77, prompt=Prompt())
     spec = TokenizerSpec(start_id=start_id, end_id=end_id, pad_id=3, context_length=6)
@@ -202,6 +204,7 @@ def chat_pieces(root: Path) -> Path:
         (chat_pieces, "</s>"),
     ],
 )
+@pytest.mark.slow
 def test_a_special_token_that_is_typed_is_text(tmp_path: Path, write: Callable[[Path], Path], spelled: str) -> None:
     root = write(tmp_path)
     read = tokenizers.Tokenizer.from_file(str(root / "tokenizer.json"))
@@ -263,6 +266,7 @@ def test_the_vocabulary_is_the_published_one() -> None:
         (Prompt(cleaning=TextCleaning.BLIP_CAPTION), "w " * 60, " ".join(["w"] * 50)),
     ],
 )
+@pytest.mark.slow
 def test_a_text_is_worded_as_its_recipe_does(tmp_path, prompt: Prompt, text: str, worded: str) -> None:
     assert write_clip_tokenizer(tmp_path, context_length=77, prompt=prompt).prompt(text) == worded
 

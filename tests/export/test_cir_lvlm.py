@@ -270,6 +270,7 @@ def test_a_key_or_option_out_of_place_is_named(checkpoint) -> None:
         ("vision", {"patch_size": 0}, "no model can be built of it"),
     ],
 )
+@pytest.mark.slow
 def test_a_configuration_is_data_and_is_refused_before_a_weight_is_read(tower, changes, reason, checkpoint) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     config[tower] |= changes

@@ -265,6 +265,7 @@ def of_graphs(recipe: Recipe, images: Sequence[bytes], texts: Sequence[str], roo
     [(None, 4), (112, 4), (96, 4), (28, 2), (20, 2), (37, 4)],
     ids=["not resized", "twice the tiles", "shrunk", "a tile", "smaller than a tile", "odd"],
 )
+@pytest.mark.slow
 def test_vlm2vecs_squares_are_seen_as_published(side_px, tiles, vlm2vec, tmp_path) -> None:
     """A tokenizer that begins every text with a space; images that are resized, cut into tiles and padded."""
     size = {} if side_px is None else {"image_size_px": side_px}
@@ -317,6 +318,7 @@ def test_proportions_are_kept_by_the_original_as_published(vlm2vec, tmp_path) ->
     ],
     ids=["plain", "with CLS", "layers", "a scaled rotation"],
 )
+@pytest.mark.slow
 def test_a_llava_sees_an_image_as_published(fields, tmp_path) -> None:
     """Its processor crops, so that images of any proportions are the published ones."""
     checkpoint = write_checkpoint(tmp_path / "llava", llama3_tokenizer(), text="qwen2", **fields)

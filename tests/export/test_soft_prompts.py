@@ -101,6 +101,7 @@ def pool_of(head: Path) -> dict[str, torch.Tensor]:
     return {key.removeprefix("prompts."): value for key, value in state.items()}
 
 
+@pytest.mark.slow
 def test_soft_prompts_stand_between_a_published_models_words(checkpoint, head, tmp_path) -> None:
     recipe = build_recipe(request(checkpoint, head, tmp_path / "out"))
     pool, images = pool_of(head), [IMAGES[place % len(IMAGES)] for place in range(len(TEXTS))]

@@ -30,6 +30,7 @@ def test_the_page_lists_the_transform_of_every_recipe() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "L", "CMYK"])
+@pytest.mark.slow
 def test_lincir_prepares_images_as_hugging_faces_processor_does(mode: str) -> None:
     """`build_text_encoder` of navervision/lincir, `models.py`, makes it with these arguments.
 

@@ -75,6 +75,7 @@ def test_an_instruction_and_a_text_are_tokenized_as_if_together(tokenizer, folde
 )
 @given(text=st.text(st.sampled_from(" \n\t\r.:!'saé7\u0301連👗-"), max_size=12))
 @settings(deadline=None)
+@pytest.mark.slow
 def test_a_text_alone_ends_as_if_it_was_tokenized_with_its_own_words(tokenizer, folder, name, behind, text) -> None:
     assume(text.strip())
     wording = find_wording(name).instructed()

@@ -53,6 +53,7 @@ def test_an_encoder_that_answers_rightly_passes_every_stage(bundle, tiny_zero_sh
 
 
 @pytest.mark.parametrize("graph", ["vision_encoder", "text_encoder", "query_head", "gallery"])
+@pytest.mark.slow
 def test_a_damaged_graph_is_named_and_those_behind_it_are_not(bundle, tmp_path, graph) -> None:
     made = damaged(bundle, tmp_path / "bundle", graph)
     result = replay(read_canary(made), made.spec, LocalRunner(LocalEncoder(made)))

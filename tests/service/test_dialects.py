@@ -59,6 +59,7 @@ def close(found: object, expected: object) -> bool:
 
 
 @pytest.mark.parametrize("encoding", [None, "float", "base64"])
+@pytest.mark.slow
 def test_the_stock_openai_client_embeds_texts(running, texts, encoding) -> None:
     openai = pytest.importorskip("openai", reason="the openai client is not installed")
     client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY)
@@ -322,6 +323,7 @@ def test_images_are_fetched_from_allowed_hosts_alone(web, photo) -> None:
             fetched(url, *hosts)
 
 
+@pytest.mark.slow
 def test_a_host_is_asked_at_the_address_that_was_checked(monkeypatch) -> None:
     """A name service may give another one the next time."""
 

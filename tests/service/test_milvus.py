@@ -71,6 +71,7 @@ def same_results(one: dict[str, Any], other: dict[str, Any]) -> None:
         {"include_reference": True},
     ],
 )
+@pytest.mark.slow
 def test_a_search_is_answered_as_from_faiss(client, milvus, options: dict[str, Any]) -> None:
     queries = [DRESS, {"id": "000011.jpg"}]
     same_results(search(client, *queries, **options), search(milvus, *queries, **options))

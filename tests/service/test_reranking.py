@@ -104,6 +104,7 @@ def test_a_candidate_that_is_gone_or_broken_stands_behind_those_that_have_a_scor
         ({"queries": [ASKED], "rerank": MAX_RERANK + 1}, "InvalidRequest"),
     ],
 )
+@pytest.mark.slow
 def test_what_can_not_be_re_ranked_is_refused(served, changes: dict, kind: str) -> None:
     found = problem(served.post("/v1/search", json={"rerank": 5} | changes))
     assert (found["type"], found["status"]) == (f"urn:cirrus:{kind}", 422)

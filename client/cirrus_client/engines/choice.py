@@ -279,9 +279,10 @@ def _cosine_min(left: Arrays, right: Arrays) -> float:
 
 
 def _file_of_choice(path: Path, precision: Precision, threads: int | None, bulk: bool) -> str:
+    """Return the name of a choice's file. A graph is known by its inode: a bundle is moved as its export ends."""
     status = path.stat()
     facts = [
-        str(path.resolve()), status.st_size, status.st_mtime_ns, precision, threads, bulk,
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, precision, threads, bulk,
         platform.node(), platform.processor(), usable_cores(), *map(installed_version, _PACKAGES),
     ]  # fmt: skip
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
