@@ -14,6 +14,7 @@ import tokenizers
 from cirrus_client.errors import ExportError
 from cirrus_client.tokenizer import TextCleaning, TokenizerSpec
 from cirrus_export.backbones.backbone import Prompt
+from cirrus_export.backbones.hub import check_hub_answers
 
 FILE = "tokenizer.json"
 _CLEANINGS = {
@@ -119,6 +120,7 @@ def _fetched(model: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download  # only where a tokenizer is not given
 
     try:
+        check_hub_answers(name, (FILE,))
         return Path(hf_hub_download(name, FILE))
     except Exception as error:  # of whatever the hub's client is built on
         reason = str(error).split("\n")[0]

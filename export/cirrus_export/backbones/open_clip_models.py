@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,12 +22,14 @@ from cirrus_client.invalid_fields import first_problem
 from cirrus_export.backbones.backbone import Activation
 from cirrus_export.backbones.clip_config import ClipConfig
 from cirrus_export.backbones.family import Weights
+from cirrus_export.backbones.hub import check_hub_answers
 from cirrus_export.backbones.settings_beside import settings_beside
 from cirrus_export.checkpoints.state import Unused
 from cirrus_export.checkpoints.values import check_finite
 
 import cirrus_export.backbones.torchvision_cpu  # noqa: F401  isort: skip
 import open_clip
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 Config = dict[str, Any]
@@ -193,8 +196,12 @@ def create(name: str, *, quick_gelu: bool) -> nn.Module:
 
 def fetch(model: nn.Module, name: str, tag: str) -> None:
     """Fill a model with a tag's weights, from open_clip's cache or the network. Raises ExportError."""
+    published = _tag(name, tag)
+    repository, file = os.path.split(published.get("hf_hub") or "")
     try:
-        path = open_clip.download_pretrained(_tag(name, tag))
+        if repository:
+            check_hub_answers(repository, (file or HF_WEIGHTS_NAME, HF_SAFE_WEIGHTS_NAME))
+        path = open_clip.download_pretrained(published)
         open_clip.load_checkpoint(model, path, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ExportError(
