@@ -37,6 +37,7 @@ from cirrus_client.gallery import (
 from cirrus_client.gallery.twins import Twins
 from tests.conftest import BAD_IMAGES
 from tests.damage import flip_a_bit, rewrite_record
+from tests.unprivileged import run_unprivileged
 
 
 @pytest.fixture
@@ -303,27 +304,22 @@ def test_a_folder_that_may_not_be_read_is_told_as_unread(photos, tmp_path) -> No
     (shown / "secret").mkdir(parents=True)
     for name in ("a.jpg", "secret/b.jpg"):
         shutil.copy(photos / "000001.jpg", shown / name)
-    for path in (shown, *shown.parents[:-1]):
-        path.chmod(path.stat().st_mode | 0o055)
     (shown / "secret").chmod(0)
-    assert listed_as_nobody(shown) == {"files": ["a.jpg"], "unread": [["secret", "Permission denied"]]}
+    assert listed_unprivileged(shown) == {"files": ["a.jpg"], "unread": [["secret", "Permission denied"]]}
     (shown / "secret").chmod(0o444)
-    assert listed_as_nobody(shown) == {"files": ["a.jpg"], "unread": [["secret/b.jpg", "Permission denied"]]}
+    assert listed_unprivileged(shown) == {"files": ["a.jpg"], "unread": [["secret/b.jpg", "Permission denied"]]}
     (shown / "secret").chmod(0o755)
 
 
-def listed_as_nobody(folder: Path) -> dict[str, Any]:
-    """List a folder in a process that is not root, which may read everything."""
+def listed_unprivileged(folder: Path) -> dict[str, Any]:
     script = (
-        "import json, os, sys\n"
+        "import json, sys\n"
         "from cirrus_client.gallery import FolderSource\n"
-        "if os.geteuid() == 0:\n"
-        "    os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"
         "listing = FolderSource(sys.argv[1]).list()\n"
         "files, unread = [i.path for i in listing.files], [[i.path, i.reason] for i in listing.unread]\n"
         "print(json.dumps({'files': files, 'unread': unread}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
+    done = run_unprivileged([sys.executable, "-c", script, folder])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from cirrus_client.outputs import MARK
 from tests.torture.jobs import JOBS
 from tests.torture.report import Tortured
 from tests.torture.torturer import AT_RANDOM, FAULTS, READING
+from tests.unprivileged import run_unprivileged
 
 ROOT = Path(__file__).parents[2]
 _SAMPLE = {"kill": 5, AT_RANDOM: 2, READING: 2}
@@ -129,16 +129,12 @@ def test_an_output_without_permission_is_a_message_and_costs_nothing(inputs: Pat
     command = [sys.executable, "-m", "cirrus_client.cli", "index", inputs / "new", "--out", tmp_path / "deep" / "index"]
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep").chmod(0o555)
-    forbidden = None if os.geteuid() else ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
-    if forbidden is not None and not shutil.which("setpriv"):
-        pytest.skip("root may write everywhere, and there is no setpriv to give that up")
-    words = list(map(str, [*(forbidden or []), *command]))
-    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    refused = run_unprivileged(command)
     assert refused.returncode == 1
     assert "Permission denied" in refused.stderr
     assert "Traceback" not in refused.stderr
     (tmp_path / "deep").chmod(0o755)
-    assert subprocess.run(words, check=False, capture_output=True).returncode == 0
+    assert run_unprivileged(command).returncode == 0
     assert len(open_index(tmp_path / "deep" / "index").index) == 14
 
 
