@@ -33,6 +33,11 @@ else:
     _user_cache = tempfile.TemporaryDirectory(prefix="cirrus-tests-")
     os.environ["XDG_CACHE_HOME"] = _user_cache.name
 
+# What the tests start is on this machine, and no proxy of the environment leads there.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(
+    filter(None, ("127.0.0.1,localhost,::1", os.environ.get("no_proxy") or os.environ.get("NO_PROXY")))
+)
+
 # A shell starts a job in the background with Ctrl-C ignored, and nohup with SIGHUP; what the tests start would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -20,6 +20,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from cirrus_client.bundle import BundleSpec
 from cirrus_client.canary import Canary
+from cirrus_client.choices import member
 from cirrus_client.encoders.local import LocalEncoder
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.ensemble import IMAGE_PREPROCESS, TOKENIZE, Arrays, bytes_array
@@ -124,13 +125,13 @@ class TritonRunner:
     """Runs the stages on a Triton server of any flavour. Each call opens a connection."""
 
     def __init__(
-        self, url: str, names: ServedNames, *, transport: Transport = Transport.GRPC, timeout_s: float = 60.0
+        self, url: str, names: ServedNames, *, transport: Transport | str = Transport.GRPC, timeout_s: float = 60.0
     ) -> None:
         """Name the server, as `TritonEncoder` does, and its models. Raises ServerError if url is not host:port."""
         check_address(url)
         self._url = url
         self._names = names
-        self._transport = transport
+        self._transport = member(Transport, transport, "transport")
         self._timeout_s = timeout_s
 
     def check_live(self) -> None:

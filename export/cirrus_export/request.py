@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from cirrus_client.bundle import Precision
+from cirrus_client.choices import member
 from cirrus_client.errors import ExportError
 from cirrus_client.files import sha256_of_file
 from cirrus_client.invalid_fields import first_problem
@@ -24,7 +25,8 @@ class ExportRequest:
     `TAG=FILE`, or "random"; None where the head's checkpoint carries its backbone. head: the head's checkpoint,
     "random", or None where the recipe has no head. options: the recipe's and the backbone's, by name. for_triton: an
     NGC release of Triton for which TensorRT plans are compiled as well, or None. tokenizer: the `tokenizer.json` of a
-    backbone whose tokenizer is on a hub, or None to fetch it.
+    backbone whose tokenizer is on a hub, or None to fetch it. A precision may be given as a string. Raises InvalidInput
+    for one that there is not.
     """
 
     recipe: str
@@ -36,6 +38,11 @@ class ExportRequest:
     options: Mapping[str, str | float | bool] = field(default_factory=dict)
     for_triton: str | None = None
     tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Take strings for paths and for a precision."""
+        object.__setattr__(self, "precision", member(Precision, self.precision, "precision"))
+        object.__setattr__(self, "out", Path(self.out))
 
     def backbone_options(self) -> BackboneOptions:
         """Return the options that are the backbone's. Raises ExportError for an invalid value."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cirrus_client.bundle import Bundle, SpaceSpec
 from cirrus_client.canary import read_canary
+from cirrus_client.choices import member
 from cirrus_client.encoders.checked import CheckedEngine, check_pixels
 from cirrus_client.encoders.protocol import Embeddings, check_query, prepare_all, query_pairs
 from cirrus_client.encoders.reranker import Scores, check_reranked
@@ -48,7 +49,7 @@ class LocalEncoder:
         bundle: Bundle,
         *,
         engine: str | None = None,
-        decoding: Decoding = Decoding.EXACT,
+        decoding: Decoding | str = Decoding.EXACT,
         threads: int | None = None,
         observe: Callable[[str, float], None] | None = None,
         cut_texts: bool = True,
@@ -63,11 +64,12 @@ class LocalEncoder:
         measuring what that saves. checked: compare this machine with the bundle's canary, if it has one, and give no
         embedding if it misses: the pixels of golden images now, and each graph's outputs before its first batch.
 
-        Raises EngineError if the pixels are other ones, and BundleError if the canary is damaged.
+        Raises EngineError if the pixels are other ones, BundleError if the canary is damaged, and InvalidInput for an
+        unknown decoding.
         """
         self.bundle = bundle
         self._engine = engine
-        self._decoding = decoding
+        self._decoding = member(Decoding, decoding, "decoding")
         self._threads = threads
         self._observe = observe
         self._cut_texts = cut_texts

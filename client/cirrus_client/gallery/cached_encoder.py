@@ -68,7 +68,7 @@ class CachedEncoder:
         cache: Cache,
         *,
         engine: str | None = None,
-        decoding: Decoding = Decoding.EXACT,
+        decoding: Decoding | str = Decoding.EXACT,
         threads: int | None = None,
     ) -> None:
         """Keep the bundle and the cache. engine, decoding, threads: see `LocalEncoder`, which is a checked one."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
+from cirrus_client.choices import member
 from cirrus_client.errors import InvalidImage
 from cirrus_client.image.decode import check_header, decode_checked, jpeg_scale, memory_of
 from cirrus_client.image.fast_resize import resize_fast
@@ -120,13 +121,14 @@ def resize_exactly(image: Image.Image, size: tuple[int, int], interpolation: Int
     return image.resize(size, _FILTERS[interpolation])
 
 
-def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding = Decoding.EXACT) -> NDArray[np.float32]:
+def preprocess(image: bytes, spec: PreprocessSpec, decoding: Decoding | str = Decoding.EXACT) -> NDArray[np.float32]:
     """Return the normalised pixels of one encoded image, float32 [3, size_px, size_px].
 
     It is turned upright first, since cameras store upright photos sideways.
     Raises InvalidImage with the reason if the bytes are not an acceptable image, and MemoryError if there is not enough
     memory to tell. Raises EngineError if NVJPEG is asked for and nvImageCodec or a GPU is missing.
     """
+    decoding = member(Decoding, decoding, "decoding")
     header = check_header(image)
     check_elongation(header, spec)
     shorter_px = _SCALED_MARGIN * spec.size_px if decoding is Decoding.FAST else None

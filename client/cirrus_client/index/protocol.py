@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cirrus_client.bundle import SpaceSpec
+from cirrus_client.choices import member
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidFilter
 from cirrus_client.records import Record
@@ -67,7 +68,8 @@ class QuerySample:
 class BuildOptions:
     """Options for building an index. queries: real queries to tune and measure it on, or None.
 
-    uri, collection: where a backend that keeps indexes elsewhere makes this one; None for one of files.
+    uri, collection: where a backend that keeps indexes elsewhere makes this one; None for one of files. A kind or
+    storage may be given as a string. Raises InvalidInput for one that there is not.
     """
 
     kind: SearchKind = SearchKind.EXACT
@@ -75,6 +77,11 @@ class BuildOptions:
     queries: QuerySample | None = None
     uri: str | None = None
     collection: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take strings for members."""
+        object.__setattr__(self, "kind", member(SearchKind, self.kind, "kind"))
+        object.__setattr__(self, "storage", member(Storage, self.storage, "storage"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cirrus_client.errors import SearchIndexError
 from cirrus_client.files import check_files
-from cirrus_client.gallery.store import Gallery
+from cirrus_client.gallery.store import Gallery, read_gallery
 from cirrus_client.index.backend import IndexBackend, Older
 from cirrus_client.index.items import Items
 from cirrus_client.index.manifest import MANIFEST, IndexManifest, checksums, new_rows, read_manifest, shards_of
@@ -44,7 +44,7 @@ class SavedIndex:
 
 
 def build_index(
-    gallery: Gallery,
+    gallery: Gallery | Path | str,
     out: Path | str,
     *,
     options: BuildOptions | None = None,
@@ -54,14 +54,15 @@ def build_index(
 ) -> IndexManifest:
     """Build an index of an embedded gallery and save it. The gallery is read one shard at a time.
 
-    backend: a name in `BACKENDS` or in the entry-point group `cirrus.indexes`, or `module:Class`. metadata: columns to
-    store with the images, joined by its column `image_path`. images: the root of the images, a folder or a URL prefix;
-    None keeps the one that the gallery was embedded from. An older index at `out` is replaced when the new one is
-    complete.
+    gallery: as `read_gallery` returns it, or its folder. backend: a name in `BACKENDS` or in the entry-point group
+    `cirrus.indexes`, or `module:Class`. metadata: columns to store with the images, joined by its column `image_path`.
+    images: the root of the images, a folder or a URL prefix; None keeps the one that the gallery was embedded from. An
+    older index at `out` is replaced when the new one is complete.
 
     Raises SearchIndexError if `out` is not an index or the options do not fit, PluginError for an unknown backend, and
     GalleryError for a damaged gallery.
     """
+    gallery = _opened(gallery)
     options = options or BuildOptions()
     builder = _backend(backend)
     out = Path(out)
@@ -76,7 +77,7 @@ def build_index(
 
 
 def update_index(
-    gallery: Gallery,
+    gallery: Gallery | Path | str,
     out: Path | str,
     *,
     queries: QuerySample | None = None,
@@ -87,13 +88,13 @@ def update_index(
     """Bring a saved index up to date with its gallery: images that are new, were changed, or are gone.
 
     What the backend can use of unchanged images is taken from the index, which is replaced when the new one is
-    complete. Its kind and storage stay. queries: to tune and measure it on, as in `BuildOptions`. metadata, images: see
-    `build_index`; None keeps the index's own. backend: see `open_index`.
+    complete. Its kind and storage stay. gallery: see `build_index`. queries: to tune and measure it on, as in
+    `BuildOptions`. metadata, images: see `build_index`; None keeps the index's own. backend: see `open_index`.
 
     Raises SearchIndexError if `out` is no index, is damaged, or has another space than the gallery; GalleryError for a
     damaged gallery.
     """
-    out = Path(out)
+    gallery, out = _opened(gallery), Path(out)
     with replaced_directory(out, Writer.INDEX) as root:
         old = read_manifest(out)
         _check_named(out, old, backend)
@@ -143,6 +144,10 @@ def _read_whole(root: Path, images: str | None, backend: str | None) -> SavedInd
     _check_files(root, manifest)
     index, items = _backend(manifest.backend).read(root, manifest, images or manifest.images)
     return SavedIndex(manifest, index, items)
+
+
+def _opened(gallery: Gallery | Path | str) -> Gallery:
+    return gallery if isinstance(gallery, Gallery) else read_gallery(gallery)
 
 
 def _check_named(root: Path, manifest: IndexManifest, backend: str | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import TIMEOUT_MAX
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from cirrus_client.errors import (
 )
 from cirrus_client.extras import need
 from cirrus_client.forks import MadeHere
+from cirrus_client.hosts import is_this_machine
 from cirrus_client.image.inputs import ImageInput, image_bytes
 from cirrus_client.service.models import CollectionInfo, Collections, ItemAnswer, SearchAnswer
 from cirrus_client.service.urls import check_url, failure, without_password
@@ -66,7 +67,10 @@ class _Client:
         need("httpx2", "SearchClient")
         self.url = without_password(url.rstrip("/"))
         self._made_here: MadeHere | None = None
+        host = urlsplit(url).hostname or ""
         self._options: dict[str, Any] = {
+            # this machine is asked directly, whatever proxy the environment names
+            "mounts": {f"all://{f'[{host}]' if ':' in host else host}": None} if is_this_machine(host) else {},
             "base_url": url.rstrip("/"),
             "timeout": timeout_s,
             "headers": {} if key is None else {"Authorization": f"Bearer {key}"},

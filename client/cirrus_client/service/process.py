@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 
 from cirrus_client.errors import ServerError
+from cirrus_client.hosts import is_loopback
 from cirrus_client.service.addresses import check_endpoint, check_host, check_origin
 from cirrus_client.service.app import Service, create_app
 from cirrus_client.service.door.gate import Access
@@ -27,7 +28,7 @@ from cirrus_client.service.suggestions import Suggestions
 from cirrus_client.service.tracing import OpenTelemetry
 from cirrus_client.service.warming import keep_warm
 from cirrus_client.suggest import LocalSuggester
-from cirrus_client.triton.listening import is_loopback, listening
+from cirrus_client.triton.listening import listening
 
 _GRACE_S = 10
 _KEEP_ALIVE_S = 75

@@ -9,6 +9,8 @@ import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as grpcaio
 from tritonclient.utils import InferenceServerException
 
+from cirrus_client.hosts import WITHOUT_PROXY, is_this_machine
+
 _LARGEST_MESSAGE = 2**31 - 1
 _FIRST_PAUSE_MS, _LONGEST_PAUSE_MS = 100, 500
 
@@ -29,7 +31,7 @@ These channels answer within half a second after a server is back. The messages 
 
 def open_channel(url: str) -> grpcclient.InferenceServerClient:
     """Return a client of a server's gRPC endpoint. Nothing is contacted yet. url: host:port."""
-    return grpcclient.InferenceServerClient(url, channel_args=_OPTIONS)
+    return grpcclient.InferenceServerClient(url, channel_args=_options(url))
 
 
 def is_ready(url: str, *, timeout_s: float = 2.0) -> bool:
@@ -54,4 +56,9 @@ def _says(url: str, ask: Callable[[grpcclient.InferenceServerClient], Any]) -> b
 
 def open_async_channel(url: str) -> grpcaio.InferenceServerClient:
     """Return `open_channel`'s client for asyncio, which belongs to the running event loop."""
-    return grpcaio.InferenceServerClient(url, channel_args=_OPTIONS)
+    return grpcaio.InferenceServerClient(url, channel_args=_options(url))
+
+
+def _options(url: str) -> list[tuple[str, int]]:
+    host = url.rpartition(":")[0].strip("[]")
+    return [*_OPTIONS, WITHOUT_PROXY] if is_this_machine(host) else _OPTIONS

@@ -20,6 +20,7 @@ import tritonclient.http as httpclient
 import tritonclient.http.aio as httpaio
 
 from cirrus_client.bundle import SpaceSpec
+from cirrus_client.choices import member
 from cirrus_client.encoders.protocol import Embeddings, prepare_all
 from cirrus_client.encoders.reranker import Scores
 from cirrus_client.errors import ServerError, ServerUnavailable
@@ -60,7 +61,7 @@ class _TritonClient:
         url: str,
         *,
         bundle: str | None = None,
-        transport: Transport = Transport.GRPC,
+        transport: Transport | str = Transport.GRPC,
         timeout_s: float = 30.0,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
@@ -68,7 +69,7 @@ class _TritonClient:
         check_address(url)
         self.url = url
         self._bundle = bundle
-        self._transport = transport
+        self._transport = member(Transport, transport, "transport")
         self._timeout_s = timeout_s
         self._retry = retry
         self._served: ServedModel | None = None
@@ -144,7 +145,7 @@ class TritonEncoder(_TritonClient):
         url: str,
         *,
         bundle: str | None = None,
-        transport: Transport = Transport.GRPC,
+        transport: Transport | str = Transport.GRPC,
         timeout_s: float = 30.0,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
@@ -279,7 +280,7 @@ class AsyncTritonEncoder(_TritonClient):
         url: str,
         *,
         bundle: str | None = None,
-        transport: Transport = Transport.GRPC,
+        transport: Transport | str = Transport.GRPC,
         timeout_s: float = 30.0,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:

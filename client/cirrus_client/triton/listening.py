@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -46,11 +45,3 @@ def are_free(host: str, ports: Collection[int]) -> bool:
         except ServerError:
             return False
     return True
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,12 +20,13 @@ from pathlib import Path
 from types import TracebackType
 
 from cirrus_client.errors import MissingPackage, ServerError, ServerUnavailable
+from cirrus_client.hosts import is_loopback
 from cirrus_client.names import Transport
 from cirrus_client.plans import version_numbers
 from cirrus_client.telemetry import switch_off
 from cirrus_client.triton import guard, launch
 from cirrus_client.triton.channel import is_ready
-from cirrus_client.triton.listening import ipv4_address, is_loopback, listening
+from cirrus_client.triton.listening import ipv4_address, listening
 from cirrus_client.triton.repository import assemble
 from cirrus_client.triton.restricted import admin_headers, restrictions
 from cirrus_client.triton.scratch import Scratch

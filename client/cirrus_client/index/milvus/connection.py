@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from cirrus_client.errors import CirrusError, SearchIndexError, ServerTimeout, ServerUnavailable
 from cirrus_client.extras import need
+from cirrus_client.hosts import WITHOUT_PROXY, is_this_machine
 
 TOKEN = "CIRRUS_MILVUS_TOKEN"
 ADDRESS = "CIRRUS_MILVUS_URI"
@@ -65,7 +66,9 @@ def connected(uri: str, *, named: bool) -> Any:
     key = os.getpid(), uri, token
     with _connecting, reported(uri):
         if key not in _clients:
-            _clients[key] = pymilvus.MilvusClient(uri=uri, token=token, timeout=_CONNECT_S)
+            is_here = is_file(uri) or is_this_machine(urlsplit(uri).hostname or "")
+            options = dict([WITHOUT_PROXY]) if is_here else {}
+            _clients[key] = pymilvus.MilvusClient(uri=uri, token=token, timeout=_CONNECT_S, grpc_options=options)
         return _clients[key]
 
 

@@ -11,10 +11,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cirrus_client.errors import AccessDenied, CirrusError
+from cirrus_client.hosts import is_loopback
 from cirrus_client.service.door.keys import Keys
 from cirrus_client.service.door.rate import RateLimit
 from cirrus_client.service.problems import problem, problem_of
-from cirrus_client.triton.listening import is_loopback
 
 COOKIE = "cirrus-key"
 SESSION = "/v1/session"
