@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import operator
 import random
@@ -161,6 +162,17 @@ def test_500_random_trees_are_true_for_what_python_says(seed: int, in_japan) -> 
         assert matching(table, _FILTER.validate_python(tree)).tolist() == expected, tree
         sizes.add(sum(expected))
     assert len(sizes) > 20, "the trees hardly differ"
+
+
+@pytest.mark.parametrize("op", _PYTHON)
+@pytest.mark.parametrize("type_", [pa.int64(), pa.uint64()])
+def test_an_integer_of_64_bits_is_never_taken_for_its_neighbour(type_: pa.DataType, op: str) -> None:
+    least, most = (0, 2**64 - 1) if type_ == pa.uint64() else (-(2**63), 2**63 - 1)
+    held = [least, least + 1, most - 1, most]
+    table = pa.table({"serial": pa.array(held, type_)})
+    for value in (least - 1, *held, most + 1):
+        node = _FILTER.validate_json(json.dumps({"column": "serial", "op": op, "value": value}))
+        assert matching(table, node).tolist() == [_PYTHON[op](one, value) for one in held], value
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ _NAMES_OF_OPERATORS: list[JsonValue] = ["EQUAL", "NOT_EQUAL", "LESS", "AT_MOST",
 Value = TypeAliasType(
     "Value",
     StrictBool
-    | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+    | Annotated[StrictInt, Field(ge=-(2**64), lt=2**64)]
     | Annotated[StrictFloat, Field(allow_inf_nan=False)]
     | Annotated[str, Field(max_length=1_000)],
 )

@@ -1,5 +1,7 @@
 // The service's HTTP API: every answer is JSON or a Failure. Its paths are relative: a proxy may have it below a path.
 
+import { parse, stringify } from "./exact.js";
+
 /** What went wrong. retryAfterS: seconds after which it may work, or null; needsKey: whether a key was missing. */
 export class Failure extends Error {
   constructor(message, { status = 0, retryAfterS = null } = {}) {
@@ -25,7 +27,7 @@ export function search({ collection, reference, text, filter, k, offset }, signa
   if (reference instanceof Blob) form.set("image", reference, "query");
   else if (reference) form.set("id", reference.id);
   if (text) form.set("text", text);
-  if (filter) form.set("filter", JSON.stringify(filter));
+  if (filter) form.set("filter", stringify(filter));
   return ask("v1/search", { method: "POST", body: form, signal });
 }
 
@@ -72,13 +74,9 @@ async function ask(path, options) {
     if (error.name === "AbortError") throw error;
     throw new Failure(AWAY, { retryAfterS: 2 });
   }
-  if (answer.ok) return answer.status === 204 ? null : JSON.parse(await answer.text(), withAllDigits);
+  if (answer.ok) return answer.status === 204 ? null : parse(await answer.text());
   throw await failureOf(answer);
 }
-
-/** Keep an integer that JavaScript would round, like the id of a product, as its digits, where the browser tells them. */
-const withAllDigits = (_, value, context) =>
-  Number.isInteger(value) && !Number.isSafeInteger(value) ? (context?.source ?? value) : value;
 
 async function failureOf(answer) {
   const problem = await answer.json().catch(() => ({}));

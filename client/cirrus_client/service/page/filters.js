@@ -1,6 +1,7 @@
 // Fields made of a collection's columns, and the filter that they say.
 
 import { element } from "./element.js";
+import { number, stringify } from "./exact.js";
 
 const RANGES = { number: "number", integer: "number", date: "date", time: "datetime-local" };
 
@@ -12,12 +13,12 @@ let shown = null;
  */
 export function showFields(box, columns, filter, changed) {
   const parts = partsOf(filter);
-  const wanted = JSON.stringify([columns, filter]);
+  const wanted = stringify([columns, filter]);
   if (wanted !== shown) box.replaceChildren(...columns.map((column) => field(column, parts)).filter(Boolean));
   shown = wanted;
   box.onchange = () => {
     const given = read(box, columns);
-    shown = JSON.stringify([columns, given]);
+    shown = stringify([columns, given]);
     changed(given);
   };
   return box.children.length > 0;
@@ -34,8 +35,9 @@ export function partsOf(filter) {
 
 function field(column, parts) {
   const own = parts.filter((part) => part.column === column.name);
-  if (column.type === "string" && column.values) return choices(column, own[0]?.value ?? []);
-  if (column.type === "boolean") return yesOrNo(column, own[0]?.value);
+  const equal = own.filter((part) => part.op === "==" || part.op === "in").flatMap((part) => part.value);
+  if (column.type === "string" && column.values) return choices(column, equal);
+  if (column.type === "boolean") return yesOrNo(column, equal[0]);
   if (column.type in RANGES) return range(column, own);
   return null;
 }
@@ -91,5 +93,5 @@ function condition(set, type) {
   }
   return [...set.querySelectorAll("input")]
     .filter((input) => input.value !== "" && input.validity.valid)
-    .map((input) => ({ column, op: input.name, value: RANGES[type] === "number" ? Number(input.value) : input.value }));
+    .map((input) => ({ column, op: input.name, value: RANGES[type] === "number" ? number(input.value) : input.value }));
 }

@@ -2,6 +2,7 @@
 
 import { linked, thumbnail } from "./api.js";
 import { element } from "./element.js";
+import { stringify } from "./exact.js";
 
 const SIZE_PX = 384;
 const SHOWN_COLUMNS = 6;
@@ -54,7 +55,7 @@ function details(item) {
   const given = Object.entries(item.metadata).filter(([, value]) => value !== null).slice(0, SHOWN_COLUMNS);
   const rows = given.flatMap(([name, value]) => [
     element("dt", {}, name),
-    element("dd", {}, typeof value === "object" ? JSON.stringify(value) : String(value)),
+    element("dd", {}, typeof value === "object" ? stringify(value) : String(value)),
   ]);
   const folded = item.duplicates.length ? [element("span", {}, `and ${item.duplicates.length} like it`)] : [];
   return rows.length ? [element("dl", {}, ...rows), ...folded] : folded;

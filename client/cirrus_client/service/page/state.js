@@ -1,5 +1,7 @@
 // What is searched for, as a link: every search is an entry of the browser's history.
 
+import { parse, stringify } from "./exact.js";
+
 /** Return the search that the page's address describes. */
 export function fromAddress() {
   const given = new URLSearchParams(location.search);
@@ -23,7 +25,7 @@ export function toAddress(state, { replace = false } = {}) {
   const names = { in: "collection", beside: "compare", id: "id", from: "from", picture: "upload", text: "text" };
   const given = new URLSearchParams();
   for (const [name, field] of Object.entries(names)) if (state[field]) given.set(name, state[field]);
-  if (state.filter) given.set("filter", JSON.stringify(state.filter));
+  if (state.filter) given.set("filter", stringify(state.filter));
   if (state.count > FIRST) given.set("n", state.count);
   const address = given.size ? `?${given}` : location.pathname;
   if (replace || address === location.search) history.replaceState(null, "", address);
@@ -34,7 +36,7 @@ export const isEmpty = (state) => !state.id && !state.upload && !state.text.trim
 
 function parsed(text) {
   try {
-    return text ? JSON.parse(text) : null;
+    return text ? parse(text) : null;
   } catch {
     return null;
   }
