@@ -189,6 +189,19 @@ class Hostile(service_pb2_grpc.GRPCInferenceServiceServicer):
         return answer
 
 
+@contextlib.contextmanager
+def over_grpc(answering: Hostile) -> Iterator[str]:
+    """Serve over gRPC, and yield the address."""
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(answering, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield address
+    finally:
+        server.stop(None)
+
+
 @pytest.mark.parametrize(
     ("changes", "output", "content"),
     [
@@ -206,20 +219,67 @@ class Hostile(service_pb2_grpc.GRPCInferenceServiceServicer):
     ],
 )
 def test_an_answer_over_grpc_that_no_triton_gives_is_a_server_error(changes, output, content) -> None:
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    hostile = Hostile(config(**changes), output, content)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(hostile, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    server.start()
-    try:
+    with over_grpc(Hostile(config(**changes), output, content)) as address:
         with TritonEncoder(address, retry=ONCE, timeout_s=5) as encoder, pytest.raises(ServerError):
             encoder.encode_targets([jpeg()])
         with pytest.raises(ServerError):
             asyncio.run(encode_async(address, Transport.GRPC))
         with pytest.raises(ServerError):
             TritonSuggester(address).suggest(jpeg(), jpeg())
-    finally:
-        server.stop(None)
+
+
+def test_over_grpc_too_a_model_without_batches_is_told_as_one_of_others() -> None:
+    """gRPC leaves a 0 out, and the server was said to be no Triton."""
+    with (
+        over_grpc(Hostile(config(max_batch_size=0), {}, b"")) as address,
+        TritonEncoder(address, retry=ONCE) as encoder,
+        pytest.raises(ServerError, match="was not exported by Cirrus"),
+    ):
+        encoder.encode_targets([jpeg()])
+
+
+class OneIsBroken(Hostile):
+    """Refuses the first image, and has no time for the others."""
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        if b"the first" in request.raw_input_contents[0]:
+            time.sleep(0.2)  # the others are in their pauses by then
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "cirrus:InvalidImage@0: image: truncated")
+        context.abort(grpc.StatusCode.UNAVAILABLE, "unloading")
+
+
+def test_the_first_error_ends_all_requests_of_a_call() -> None:
+    """The others were tried again after the call had ended, for up to 16 seconds."""
+    images = [jpeg() + b"the first", *[jpeg()] * 15]
+
+    async def encode(address: str) -> tuple[BaseException, set[asyncio.Task[Any]]]:
+        retry = RetryPolicy(attempts=3, first_pause_s=60, longest_pause_s=60)
+        async with AsyncTritonEncoder(address, retry=retry) as encoder:
+            with pytest.raises(InvalidImage) as refused:
+                await encoder.encode_targets(images)
+            return refused.value, asyncio.all_tasks() - {asyncio.current_task()}
+
+    started = time.monotonic()
+    with over_grpc(OneIsBroken(config(), {}, b"")) as address:
+        error, left = asyncio.run(encode(address))
+    assert (error.item, error.position) == ("image", 0)
+    assert not left
+    assert time.monotonic() - started < 30
+
+
+def test_a_call_that_is_cancelled_leaves_no_request() -> None:
+    async def cancelled(address: str) -> set[asyncio.Task[Any]]:
+        retry = RetryPolicy(attempts=3, first_pause_s=60, longest_pause_s=60)
+        async with AsyncTritonEncoder(address, retry=retry) as encoder:
+            call = asyncio.ensure_future(encoder.encode_targets([jpeg()] * 16))
+            await asyncio.sleep(0.5)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            return asyncio.all_tasks() - {asyncio.current_task()}
+
+    with over_grpc(OneIsBroken(config(), {}, b"")) as address:
+        assert not asyncio.run(cancelled(address))
 
 
 @pytest.mark.parametrize("transport", list(Transport))
@@ -247,15 +307,10 @@ def test_a_suggester_names_the_image_that_is_refused_here_or_by_the_server() -> 
         def ModelInfer(self, request: Any, context: Any) -> Any:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "cirrus:UnsupportedImage@0: target image: no decoder")
 
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Refusing(config(), {}, b""), server)
-    suggester = TritonSuggester(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-    server.start()
-    try:
+    with over_grpc(Refusing(config(), {}, b"")) as address:
+        suggester = TritonSuggester(address)
         with pytest.raises(UnsupportedImage, match=r"^target image: no decoder") as by_server:
             suggester.suggest(jpeg(), jpeg())
         with pytest.raises(InvalidImage, match=r"^target image: an image is the bytes of a file") as here:
             suggester.suggest(jpeg(), 3)  # type: ignore[arg-type]
-    finally:
-        server.stop(None)
     assert by_server.value.item == here.value.item == "target"

@@ -8,6 +8,7 @@ import pickle
 import time
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -17,6 +18,7 @@ from tritonclient.grpc import service_pb2_grpc
 from cirrus_client import AsyncTritonEncoder, TritonEncoder
 from cirrus_client.errors import CirrusError, ServerOverloaded, ServerUnavailable
 from cirrus_client.names import Flavour, Transport
+from cirrus_client.triton.encoder import _TRUSTED_S
 from cirrus_client.triton.requests import RetryPolicy
 from cirrus_client.triton.server import TritonServer, free_ports
 from cirrus_export.repository import Limits, models, write_repository
@@ -90,6 +92,44 @@ def test_a_server_is_started_without_a_fork_that_grpc_could_stop(tiny_served) ->
     repository = tiny_served.root / "triton" / "python"
     with TritonServer(repository, http_port=http, grpc_port=grpc_port, metrics_port=metrics):
         assert not forks
+
+
+@pytest.mark.triton
+def test_a_server_that_is_back_with_smaller_batches_is_sent_smaller_ones(tiny_served, tmp_path: Path) -> None:
+    """The batch of the first server was kept for ever, and refused by the second one for ever."""
+    http, grpc_port, metrics = free_ports(3)
+    images = [jpeg(colour) for colour in ("red", "navy", "olive", "white", "black")]
+
+    def serving(max_batch: int) -> TritonServer:
+        repository = tmp_path / f"batches of {max_batch}"
+        spec = tiny_served.spec.model_copy(update={"max_batch": max_batch})
+        write_repository(tiny_served.root, spec, Flavour.PYTHON, repository)
+        return TritonServer(repository, http_port=http, grpc_port=grpc_port, metrics_port=metrics)
+
+    with serving(4) as first:
+        addresses = {Transport.GRPC: first.grpc_url, Transport.HTTP: first.http_url}
+        waiting = [TritonEncoder(address, transport=transport) for transport, address in addresses.items()]
+        asyncio_ones = [AsyncTritonEncoder(address, transport=transport) for transport, address in addresses.items()]
+
+        async def encode(encoder: AsyncTritonEncoder) -> np.ndarray:
+            async with encoder:
+                return await encoder.encode_targets(images)
+
+        def encoded() -> list[np.ndarray]:
+            return [one.encode_targets(images) for one in waiting] + [asyncio.run(encode(one)) for one in asyncio_ones]
+
+        before = encoded()
+    with serving(2):
+        after = encoded()
+    with serving(4):
+        encoded()
+        time.sleep(_TRUSTED_S)
+        encoded()
+        assert {one._model().max_batch for one in waiting} == {4}
+    for one in before + after:
+        np.testing.assert_allclose(one, before[0], atol=1e-5)
+    for one in waiting:
+        one.close()
 
 
 @pytest.mark.triton

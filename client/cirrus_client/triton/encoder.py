@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import numpy as np
 import tritonclient.grpc as grpcclient
@@ -32,6 +32,7 @@ from cirrus_client.triton.channel import open_async_channel, open_channel
 from cirrus_client.triton.requests import (
     DEFAULT_RETRY,
     FAILURES,
+    BatchRefused,
     Request,
     RetryPolicy,
     ServedModel,
@@ -51,6 +52,8 @@ _HTTP_CONNECTIONS = 128
 _TRUSTED_S = 1.0
 """No server is replaced by another one in less: an answer within this time of its configuration is of that bundle."""
 T = TypeVar("T")
+Split: TypeAlias = Callable[[ServedModel], list[Request]]
+"""Splits the items of a call into requests that a server takes."""
 
 
 class _TritonClient:
@@ -119,9 +122,9 @@ class _TritonClient:
                 "embeddings don't mix with those of that bundle: serve that one, or open another encoder",
                 url=self.url,
             )
-        self._served = self._served or found
+        self._served = found
         self._asked_at = asked_at
-        return self._served
+        return found
 
     def _pause_after(self, error: BaseException, request: Request | None, pause_s: float | None) -> float:
         """Return the pause before the next attempt in seconds. Raises the typed error if there is no next attempt."""
@@ -173,7 +176,7 @@ class TritonEncoder(_TritonClient):
 
     def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `Encoder.encode_queries`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
-        return self._encode(query_requests(images, texts, self._model()), (len(images), self.space.dim))
+        return self._encode(partial(query_requests, images, texts), (len(images), self.space.dim))
 
     def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `Encoder.encode_targets`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
@@ -185,14 +188,14 @@ class TritonEncoder(_TritonClient):
 
     def encode_prepared(self, prepared: Sequence[bytes]) -> Embeddings:
         """See `Encoder.encode_prepared`."""
-        return self._encode(target_requests(prepared, self._model()), (len(prepared), *self.space.item_shape))
+        return self._encode(partial(target_requests, prepared), (len(prepared), *self.space.item_shape))
 
     def scores(self, image: ImageInput | None, text: str | None, candidates: Sequence[ImageInput]) -> Scores:
         """See `Reranker.scores`. Raises ServerUnavailable, ServerTimeout or ServerError as well."""
         asked = condition_request(image, text, self._model())
         encoded = prepare_all(candidates, _checked, item="candidate")
         condition = self._call(partial(self._infer, request=asked), asked)[0]
-        return self._encode(score_requests(condition, text, encoded, self._model()), (len(encoded), 1))[:, 0]
+        return self._encode(partial(score_requests, condition, text, encoded), (len(encoded), 1))[:, 0]
 
     def close(self) -> None:
         """Close the connections of all threads. A later call opens a new one."""
@@ -220,13 +223,24 @@ class TritonEncoder(_TritonClient):
         asked_at = time.monotonic()
         return self._accept(self._call(self._config_of), asked_at)
 
-    def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
-        embeddings = np.empty(shape, dtype=np.float32)
-        for request in requests:
-            embeddings[request.rows] = self._call(partial(self._infer, request=request), request)
-        if requests and self._is_due():
+    def _encode(self, split: Split, shape: tuple[int, ...]) -> Embeddings:
+        served = self._model()
+        try:
+            embeddings = self._results(split(served), shape)
+        except BatchRefused:
+            now = self._ask()
+            if now.max_batch >= served.max_batch:
+                raise
+            embeddings = self._results(split(now), shape)
+        if len(embeddings) and self._is_due():
             self._ask()
         return embeddings
+
+    def _results(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
+        results = np.empty(shape, dtype=np.float32)
+        for request in requests:
+            results[request.rows] = self._call(partial(self._infer, request=request), request)
+        return results
 
     def _infer(self, client: Any, request: Request) -> Embeddings:
         if self._transport is Transport.GRPC:
@@ -294,14 +308,14 @@ class AsyncTritonEncoder(_TritonClient):
 
     async def encode_queries(self, images: Sequence[ImageInput | None], texts: Sequence[str | None]) -> Embeddings:
         """See `TritonEncoder.encode_queries`."""
-        served = await self._model()
-        return await self._encode(query_requests(images, texts, served), (len(images), served.space.dim))
+        space = await self.space()
+        return await self._encode(partial(query_requests, images, texts), (len(images), space.dim))
 
     async def encode_targets(self, images: Sequence[ImageInput]) -> Embeddings:
         """See `TritonEncoder.encode_targets`."""
         encoded = prepare_all(images, _checked)
-        served = await self._model()
-        return await self._encode(target_requests(encoded, served), (len(encoded), *served.space.item_shape))
+        space = await self.space()
+        return await self._encode(partial(target_requests, encoded), (len(encoded), *space.item_shape))
 
     async def scores(self, image: ImageInput | None, text: str | None, candidates: Sequence[ImageInput]) -> Scores:
         """See `TritonEncoder.scores`."""
@@ -309,7 +323,7 @@ class AsyncTritonEncoder(_TritonClient):
         asked = condition_request(image, text, served)
         encoded = prepare_all(candidates, _checked, item="candidate")
         condition = (await self._call(lambda client: self._infer(client, asked, served.space), asked))[0]
-        return (await self._encode(score_requests(condition, text, encoded, served), (len(encoded), 1)))[:, 0]
+        return (await self._encode(partial(score_requests, condition, text, encoded), (len(encoded), 1)))[:, 0]
 
     async def close(self) -> None:
         """Close the running event loop's connection. A later call opens a new one."""
@@ -335,17 +349,43 @@ class AsyncTritonEncoder(_TritonClient):
         config = await self._call(lambda client: asyncio.wait_for(self._config_of(client), self._timeout_s))
         return self._accept(config, asked_at)
 
-    async def _encode(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
-        space = (await self._model()).space
-        embeddings = np.empty(shape, dtype=np.float32)
-
-        async def encode(request: Request) -> None:
-            embeddings[request.rows] = await self._call(lambda client: self._infer(client, request, space), request)
-
-        await asyncio.gather(*(encode(request) for request in requests))
-        if requests and self._is_due():
+    async def _encode(self, split: Split, shape: tuple[int, ...]) -> Embeddings:
+        served = await self._model()
+        try:
+            embeddings = await self._results(split(served), shape)
+        except BatchRefused:
+            now = await self._ask()
+            if now.max_batch >= served.max_batch:
+                raise
+            embeddings = await self._results(split(now), shape)
+        if len(embeddings) and self._is_due():
             await self._ask()
         return embeddings
+
+    async def _results(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
+        """Return the results of requests, which are under way at the same time.
+
+        After the first error no further request is sent and none is tried again. Those on the server are waited for:
+        a cancellation could end it (`survives_cancellation`).
+        """
+        space = (await self._model()).space
+        results = np.empty(shape, dtype=np.float32)
+        errors: list[BaseException] = []
+        failed = asyncio.Event()
+
+        async def request_one(request: Request) -> None:
+            try:
+                infer = partial(self._infer, request=request, space=space)
+                results[request.rows] = await self._call(infer, request, given_up=failed)
+            except BaseException as error:
+                errors.append(error)
+                failed.set()
+                raise
+
+        await asyncio.gather(*map(request_one, requests), return_exceptions=True)
+        if errors:
+            raise errors[0]
+        return results
 
     async def _infer(self, client: Any, request: Request, space: SpaceSpec) -> Embeddings:
         if self._transport is Transport.GRPC:
@@ -356,14 +396,23 @@ class AsyncTritonEncoder(_TritonClient):
             answer = client.infer(request.model, request.inputs(httpclient), headers=trace_headers())
         return check_answer(await asyncio.wait_for(answer, self._timeout_s), request, space)
 
-    async def _call(self, function: Callable[[Any], Awaitable[T]], request: Request | None = None) -> T:
+    async def _call(
+        self,
+        function: Callable[[Any], Awaitable[T]],
+        request: Request | None = None,
+        *,
+        given_up: asyncio.Event | None = None,
+    ) -> T:
+        given_up = given_up or asyncio.Event()
         for pause_s in self._retry.pauses():
             connection = self._connection()
             try:
                 async with connection.turns:
+                    if given_up.is_set():
+                        raise _GivenUp
                     return await function(connection.client)
             except FAILURES as error:
-                await asyncio.sleep(self._pause_after(error, request, pause_s))
+                await _pause(self._pause_after(error, request, pause_s), given_up)
             except (asyncio.CancelledError, RuntimeError):  # what a closed channel, or HTTP session, ends its calls in
                 task = asyncio.current_task()
                 if self._of_loop.get(asyncio.get_running_loop()) is connection or (task and task.cancelling()):
@@ -384,12 +433,21 @@ class AsyncTritonEncoder(_TritonClient):
         return self._of_loop[loop]
 
 
+class _GivenUp(Exception):
+    """Another request of the same call failed."""
+
+
 @dataclass(frozen=True)
 class _LoopConnection:
     """An event loop's connection. turns: limits how many requests are under way."""
 
     client: Any
     turns: AbstractAsyncContextManager[None]
+
+
+async def _pause(pause_s: float, given_up: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(given_up.wait(), pause_s)
 
 
 def _checked(image: bytes) -> bytes:

@@ -34,6 +34,7 @@ FAILURES = (InferenceServerException, ServerError, *_TRANSPORT, *_NONSENSE)
 """What the four tritonclient clients raise when a request fails, also on an answer that no Triton gives."""
 
 _OVERLOADED = "exceeds maximum queue size"
+_BATCH_REFUSED = "batch-size must be"
 _UNAVAILABLE = (
     *("unavailable", "connection refused", "failed to connect", "connection reset", "not ready", "unloading"),
     "bad gateway",
@@ -68,6 +69,10 @@ class RetryPolicy:
 
 
 DEFAULT_RETRY = RetryPolicy()
+
+
+class BatchRefused(ServerError):
+    """A server takes smaller batches than it did when its configuration was read."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,7 @@ def read_config(answer: Any, url: str, bundle: str | None) -> ServedModel:
     try:
         config = answer.get("config", answer)
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
-        max_batch = int(config["max_batch_size"])
+        max_batch = int(config.get("max_batch_size", 0))  # gRPC leaves a 0 out
         ensembles = frozenset(EnsembleName(name) for name in json.loads(parameters.get(QUERIES_PARAMETER, "[]")))
     except _NONSENSE as error:
         raise typed_error(error, url, None) from None
@@ -246,8 +251,8 @@ def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
 def typed_error(error: BaseException, url: str, request: Request | None) -> CirrusError:
     """Return the typed error for a failed request.
 
-    That is InvalidInput with its position in the call, ServerTimeout, ServerOverloaded, ServerUnavailable, or
-    ServerError.
+    That is InvalidInput with its position in the call, ServerTimeout, ServerOverloaded, ServerUnavailable,
+    BatchRefused, or ServerError.
     """
     if isinstance(error, ServerError):
         return error
@@ -269,6 +274,8 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
         return ServerError(f"the server at {url} does not answer as Triton does; {_PORTS}", url=url)
     if isinstance(error, _TRANSPORT) or any(mark in text for mark in _UNAVAILABLE):
         return ServerUnavailable(f"the server at {url} is not available: {message}; {_PORTS}", url=url)
+    if _BATCH_REFUSED in text:
+        return BatchRefused(f"the server at {url}: {message}", url=url)
     hint = next((hint for mark, hint in _MODEL_HINTS.items() if mark in text), "")
     return ServerError(f"the server at {url}: {message}{hint}", url=url)
 
