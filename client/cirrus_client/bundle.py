@@ -193,6 +193,9 @@ class BundleSpec(Record):
     circo_without_reference: bool = Field(
         default=False, description="the published evaluation takes the reference image out of CIRCO's answers"
     )
+    instructions: dict[EnsembleName, str] | None = Field(
+        default=None, description="the instruction that each ensemble reads its input with; null in older bundles"
+    )
     fidelity: FidelityStatus
     versions: dict[str, str]
     files: dict[RelativePath, str] = Field(description="sha256 of every file that graphs and tokenizer consist of")

@@ -59,6 +59,7 @@ class ContractDraft:
             max_batch=MAX_BATCH,
             caption_join=recipe.caption_join,
             circo_without_reference=recipe.circo_without_reference,
+            instructions=recipe.instructions(),
             fidelity=fidelity,
             versions=recorded_versions(),
             files=self._checksums(),

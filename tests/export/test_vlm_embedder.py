@@ -242,6 +242,11 @@ def test_every_message_is_embedded_as_published(exported, checkpoint) -> None:
     targets = np.stack([published(image, "", published.target) for image in IMAGES])
     assert cosine_min(targets, encoder.encode_targets(IMAGES)) > 0.99999
     assert np.abs(queries @ queries.T)[np.triu_indices(len(queries), 1)].max() < 0.9999  # every text is read
+    assert exported.spec.instructions == {
+        "encode_query": published.query,
+        "encode_text_query": published.query,
+        "encode_target": published.target,
+    }
 
 
 @pytest.mark.export

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import json
 import re
+import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from cirrus_client.bundle import Bundle
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidImage
 from cirrus_client.index import open_index
 from cirrus_client.service import fetch
+from cirrus_client.service.collection import Source
 from cirrus_client.service.fetch import ImageReader
 from tests.conftest import jpeg
+from tests.service.in_process import in_process
 from tests.service.live import Live, live
 from tests.service.test_search import problem
 
@@ -173,9 +179,65 @@ def test_images_and_edits_in_every_form(asked, encoder, photo) -> None:
         assert answer.json()["space"] == encoder.space.fingerprint
 
 
+def vllm_conversation(*parts: dict[str, Any], system: str) -> dict[str, Any]:
+    """A request as vLLM's examples for Qwen3-VL-Embedding word it."""
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {"role": "user", "content": list(parts)},
+        {"role": "assistant", "content": [{"type": "text", "text": ""}]},
+    ]
+    return {"messages": messages, "continue_final_message": True, "add_special_tokens": True}
+
+
+@pytest.fixture(scope="module")
+def instructed(text_source: Source, tmp_path_factory) -> Callable[[dict[str, str] | None], TestClient]:
+    """Return a function that serves a bundle with these instructions, as an export records them."""
+    with contextlib.ExitStack() as stack:
+
+        def serving(instructions: dict[str, str] | None) -> TestClient:
+            root = tmp_path_factory.mktemp("instructed") / "tiny"
+            shutil.copytree(text_source.bundle, root)
+            contract = json.loads((root / "bundle.json").read_bytes()) | {"instructions": instructions}
+            (root / "bundle.json").write_text(json.dumps(contract))
+            return stack.enter_context(in_process({"texts": Source(root, text_source.index)}))
+
+        yield serving
+
+
+def test_a_system_message_must_be_the_bundles_instruction(instructed, texts, photo) -> None:
+    own = {"encode_query": "Compose.", "encode_text_query": "Compose.", "encode_target": "Represent."}
+    image, text = {"type": "image_url", "image_url": {"url": uri(photo)}}, {"type": "text", "text": "red"}
+    client = instructed(own)
+    for parts, system, expected in (
+        ([image, text], "Compose.", texts.encode_queries([photo], ["red"])),
+        ([text], " Compose.\n", texts.encode_queries([None], ["red"])),
+        ([image], "Represent.", texts.encode_targets([photo])),
+    ):
+        answer = client.post("/v1/embeddings", json=vllm_conversation(*parts, system=system))
+        assert answer.status_code == 200, answer.text
+        assert close(answer.json()["data"][0]["embedding"], expected[0])
+    refused = problem(client.post("/v1/embeddings", json=vllm_conversation(image, system="Compose.")))
+    assert refused["type"] == "urn:cirrus:UnsupportedQuery"
+    assert "reads 'Represent.'" in refused["reason"]
+    assert "--option target_instruction" in refused["reason"]
+    several = [{"role": "system", "content": "Compose."}, *({"content": one} for one in ("red", "blue"))]
+    answer = client.post("/v1/embeddings", json={"messages": several})
+    assert close([one["embedding"] for one in answer.json()["data"]], texts.encode_queries([None] * 2, ["red", "blue"]))
+
+
+@pytest.mark.parametrize(("instructions", "said"), [({}, "reads none: leave it out"), (None, "export it again")])
+def test_a_bundle_whose_instruction_is_none_or_not_known_refuses_one(instructed, instructions, said) -> None:
+    text = {"type": "text", "text": "red"}
+    refused = problem(instructed(instructions).post("/v1/embeddings", json=vllm_conversation(text, system="Compose.")))
+    assert said in refused["reason"]
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
+        ({"messages": [{"role": "system", "content": "Compose."}]}, "InvalidRequest"),
+        ({"messages": [{"role": "user", "content": "red"}, {"role": "assistant", "content": "b"}]}, "InvalidRequest"),
+        ({"input": "red", "task": "text-matching"}, "InvalidRequest"),
         ({}, "InvalidRequest"),
         ({"input": [1, 2]}, "InvalidRequest"),
         ({"input": "red", "messages": []}, "InvalidRequest"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,8 +13,10 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import BeforeValidator
 
+from cirrus_client.bundle import BundleSpec
 from cirrus_client.encoders.protocol import Embeddings
 from cirrus_client.errors import InvalidRequest, ItemError, LimitExceeded, UnsupportedQuery
+from cirrus_client.names import EnsembleName
 from cirrus_client.service.collection import Version
 from cirrus_client.service.limits import MAX_INPUTS, MAX_TEXT_CHARS
 from cirrus_client.service.search import check_pixels
@@ -44,6 +47,12 @@ class Side(StrEnum):
     DOCUMENT = "document"
 
 
+_LONGEST_TOLD = 100
+_INSTRUCTED = {
+    EnsembleName.ENCODE_QUERY: "query",
+    EnsembleName.ENCODE_TEXT_QUERY: "text",
+    EnsembleName.ENCODE_TARGET: "target",
+}
 _SIDES = {
     **dict.fromkeys(("query", "search_query", "retrieval.query"), Side.QUERY),
     **dict.fromkeys(("document", "passage", "search_document", "retrieval.passage", "image"), Side.DOCUMENT),
@@ -52,18 +61,22 @@ _SIDES = {
 
 @dataclass(frozen=True)
 class Content:
-    """What one embedding is of: an image, a text, or an image with an edit."""
+    """What one embedding is of: an image, a text, or an image with an edit.
+
+    instruction: what the model shall read it with, None for the bundle's own.
+    """
 
     image: bytes | None = None
     text: str | None = None
+    instruction: str | None = None
 
 
-def side_of(name: str | None) -> Side | None:
-    """Return the side that a dialect's `input_type` or `task` names; None for None. Raises InvalidRequest."""
+def side_of(name: str | None, field: str) -> Side | None:
+    """Return the side that a dialect's field, `input_type` or `task`, names; None for None. Raises InvalidRequest."""
     if name is None:
         return None
     if name.lower() not in _SIDES:
-        raise InvalidRequest(f"input_type {name!r} is not one of {', '.join(_SIDES)}", field="input_type")
+        raise InvalidRequest(f"{field} {name!r} is not one of {', '.join(_SIDES)}", field=field)
     return _SIDES[name.lower()]
 
 
@@ -71,10 +84,13 @@ async def embed(version: Version, contents: Sequence[Content], side: Side | None
     """Return one embedding per content: float32 [D], or [V, D] for a gallery image of V vectors.
 
     side: None takes an image alone for a gallery image and everything else for a query. Raises LimitExceeded,
-    InvalidImage, InvalidText, UnsupportedQuery, and what the encoder raises.
+    InvalidImage, InvalidText, UnsupportedQuery, also for another instruction than the bundle's, and what the encoder
+    raises.
     """
     await asyncio.to_thread(_check, version, contents)
     sides = [side or (Side.QUERY if content.text is not None else Side.DOCUMENT) for content in contents]
+    for place, (content, one) in enumerate(zip(contents, sides, strict=True)):
+        _check_instruction(version.spec, content, one, place)
     queries = [place for place, one in enumerate(sides) if one is Side.QUERY]
     documents = [place for place, one in enumerate(sides) if one is Side.DOCUMENT]
     found = await asyncio.gather(_queries(version, contents, queries), _documents(version, contents, documents))
@@ -107,6 +123,26 @@ def _check(version: Version, contents: Sequence[Content]) -> None:
                 limit="text",
                 allowed=MAX_TEXT_CHARS,
             )
+
+
+def _check_instruction(spec: BundleSpec, content: Content, side: Side, place: int) -> None:
+    if content.instruction is None:
+        return
+    name = EnsembleName.ENCODE_TARGET
+    if side is Side.QUERY:
+        name = EnsembleName.ENCODE_TEXT_QUERY if content.image is None else EnsembleName.ENCODE_QUERY
+    own = (spec.instructions or {}).get(name, "")
+    if own == content.instruction.strip():
+        return
+    if spec.instructions is None:
+        reason = f"bundle {spec.name} was exported before instructions were recorded: export it again, or leave it out"
+    elif not own:
+        reason = f"{name} of bundle {spec.name} reads none: leave it out"
+    else:
+        option = f"{_INSTRUCTED[name]}_instruction"
+        reason = f"{name} of bundle {spec.name} reads {own!r}: send that or none, or export it with --option {option}"
+    said = textwrap.shorten(content.instruction, _LONGEST_TOLD, placeholder=" ...")
+    raise UnsupportedQuery(f"its instruction is {said!r}, and {reason}", item="input", position=place)
 
 
 async def _queries(version: Version, contents: Sequence[Content], places: Sequence[int]) -> Sequence[Embeddings]:

@@ -102,6 +102,10 @@ class Recipe(ABC):
         """The words around a text before it is tokenized."""
         return Prompt()
 
+    def instructions(self) -> dict[EnsembleName, str]:
+        """Return the instruction that is in the words of each ensemble. Most recipes have none."""
+        return {}
+
     @staticmethod
     def read_head(path: Path) -> StateDict:
         """Read a head's checkpoint as its authors save it. Raises CheckpointError."""

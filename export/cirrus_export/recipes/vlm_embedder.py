@@ -98,6 +98,15 @@ class VlmEmbedder(Recipe):
         """What of the wording is tokenized with a text, and what comes behind it."""
         return self._worded.prompt
 
+    def instructions(self) -> dict[EnsembleName, str]:
+        """Return the instructions that the wording says."""
+        said = {
+            EnsembleName.ENCODE_QUERY: self._wording.query_instruction,
+            EnsembleName.ENCODE_TEXT_QUERY: self._wording.text_instruction,
+            EnsembleName.ENCODE_TARGET: self._wording.target_instruction,
+        }
+        return {name: instruction for name, instruction in said.items() if instruction}
+
     @staticmethod
     def check(sizes: Sizes, head: StateDict | None, options: Options) -> None:
         """See `Recipe.check`. A wording is read before the weights are."""

@@ -99,7 +99,7 @@ async def _embedded(request: Request, wanted: _Wanted, *, version: str) -> tuple
     if wanted.output_dimension not in (None, space.dim):
         raise InvalidRequest(f"the space of {name} has {space.dim} dimensions, and no fewer", field="output_dimension")
     contents = await _contents(wanted, service(request).images)
-    found = await embed(served, contents, side_of(wanted.input_type))
+    found = await embed(served, contents, side_of(wanted.input_type, "input_type"))
     if any(one.ndim == 2 for one in found):
         raise UnsupportedQuery("a gallery image of this collection has several vectors, which this API can't say")
     tokens = await tokens_of(served, contents)
@@ -122,4 +122,4 @@ async def _contents(wanted: _Wanted, images: ImageReader) -> list[Content]:
         if wanted.images is not None
         else [one.content for one in wanted.inputs or []]
     )
-    return [await content_of(one, place, images) for place, one in enumerate(parts)]
+    return [await content_of(one, place, images, field=f"inputs.{place}.content") for place, one in enumerate(parts)]

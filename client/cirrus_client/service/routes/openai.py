@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -42,9 +43,12 @@ class Part(_Tolerant):
 
 
 class Message(_Tolerant):
-    """An image with an edit: one message is one embedding."""
+    """An image with an edit: one message of a user is one embedding.
 
-    role: Literal["user"] = "user"
+    A system message is the instruction of those behind it, and must be the bundle's own. An assistant's is empty.
+    """
+
+    role: Literal["user", "system", "developer", "assistant"] = "user"
     content: Annotated[str | list[Part], BeforeValidator(check_count)]
 
 
@@ -144,7 +148,8 @@ async def embeddings(request: Request) -> Response:
     if wanted.dimensions not in (None, dim):
         raise InvalidRequest(f"the space of {name} has {dim} dimensions, and no fewer", field="dimensions")
     contents = await _contents(wanted, service(request).images)
-    found = await embed(version, contents, side_of(wanted.input_type or wanted.task))
+    side = side_of(wanted.input_type, "input_type") or side_of(wanted.task, "task")
+    found = await embed(version, contents, side)
     tokens = await tokens_of(version, contents)
     answer = EmbeddingsAnswer(
         data=[_data(index, one, wanted.encoding_format) for index, one in enumerate(found)],
@@ -179,14 +184,15 @@ def _model(name: str, version: Version) -> Model:
     )
 
 
-async def content_of(parts: list[Part], place: int, images: ImageReader) -> Content:
-    """Return what the parts of a message are. Raises InvalidRequest for two images, InvalidImage."""
+async def content_of(parts: list[Part], place: int, images: ImageReader, *, field: str) -> Content:
+    """Return what the parts of a message are. Raises InvalidRequest for two images, InvalidImage.
+
+    place: of the message among those that are embedded. field: where it is in the request.
+    """
     texts = [part.text for part in parts if part.type == "text" and part.text is not None]
     pictures = [part.image_url for part in parts if part.type == "image_url" and part.image_url is not None]
     if len(pictures) > 1 or len(texts) > 1 or len(texts) + len(pictures) < len(parts):
-        raise InvalidRequest(
-            f"input {place}: a message has one image, one text, or both", field=f"messages.{place}.content"
-        )
+        raise InvalidRequest(f"input {place}: a message has one image, one text, or both", field=field)
     image = None
     for picture in pictures:
         image = await _read(picture if isinstance(picture, str) else picture.url, place, images)
@@ -197,14 +203,29 @@ async def _contents(wanted: EmbeddingsRequest, images: ImageReader) -> list[Cont
     if (wanted.input is None) == (wanted.messages is None):
         raise InvalidRequest("give one of 'input' and 'messages'", field="input")
     if wanted.messages is not None:
-        return [
-            Content(text=message.content)
-            if isinstance(message.content, str)
-            else await content_of(message.content, place, images)
-            for place, message in enumerate(wanted.messages)
-        ]
+        return await _of_messages(wanted.messages, images)
     inputs = wanted.input if isinstance(wanted.input, list) else [wanted.input]
     return [await _content(one, place, images) for place, one in enumerate(inputs)]
+
+
+async def _of_messages(messages: list[Message], images: ImageReader) -> list[Content]:
+    contents: list[Content] = []
+    instruction = None
+    for number, message in enumerate(messages):
+        field = f"messages.{number}.content"
+        parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        content = await content_of(parts, len(contents), images, field=field)
+        if message.role == "user":
+            contents.append(replace(content, instruction=instruction))
+        elif content.image is not None or (message.role == "assistant" and content.text):
+            raise InvalidRequest(
+                "a user's message is embedded: a system message is a text, and an assistant's is empty", field=field
+            )
+        elif message.role != "assistant":
+            instruction = content.text
+    if messages and not contents:
+        raise InvalidRequest("there is no message of a user, whose image or text is embedded", field="messages")
+    return contents
 
 
 async def _content(one: Any, place: int, images: ImageReader) -> Content:
