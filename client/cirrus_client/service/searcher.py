@@ -70,8 +70,10 @@ class Searcher:
 
         Where one item per group is answered, the search goes on among the groups that it has not found yet. Where
         duplicates are folded, it ends at the best images that have `_MOST_VECTORS` vectors together.
+        An index that is not exact finds more where more is asked for. It is asked for powers of two, so that pages
+        agree and an answer does not depend on the queries that are searched for at the same time.
         """
-        fetched = rules.count + len(rules.left_out)
+        fetched = 1 << (rules.count + len(rules.left_out) - 1).bit_length()
         if rules.collapses:
             fetched *= 4
         most = sys.maxsize if rules.fold is None else max(fetched, _MOST_VECTORS // self._index.space.vectors)
@@ -106,14 +108,14 @@ class Searcher:
         return await asyncio.to_thread(self._search, wanted)
 
     def _search(self, wanted: Sequence[_Wanted]) -> Sequence[_Found]:
-        """Search for queries of the same filter and about the same k at once. Those of another filter fail alone."""
+        """Search for queries of the same filter and the same k at once. Those of another filter fail alone."""
         alike: dict[Hashable, list[int]] = defaultdict(list)
         for place, one in enumerate(wanted):
-            alike[id(one.among), one.k.bit_length()].append(place)
+            alike[id(one.among), one.k].append(place)
         answers: dict[int, _Found] = {}
         for places in alike.values():
             embeddings = np.stack([wanted[place].embedding for place in places])
-            k, among = max(wanted[place].k for place in places), wanted[places[0]].among
+            k, among = wanted[places[0]].k, wanted[places[0]].among
             try:
                 hits = (
                     self._index.search(embeddings, k)
@@ -124,7 +126,7 @@ class Searcher:
                 answers |= dict.fromkeys(places, error)
                 continue
             for place, rows, scores in zip(places, hits.rows, hits.scores, strict=True):
-                answers[place] = rows[: wanted[place].k], scores[: wanted[place].k]
+                answers[place] = rows, scores
         return [answers[place] for place in range(len(wanted))]
 
 
