@@ -48,6 +48,9 @@ def metadata_of(folder: Path, **columns: Any) -> pa.Table:
         (pa.string_view(), "a", "a"),
         (pa.binary_view(), b"a", b"a"),
         (pa.decimal128(10, 2), Decimal("12.50"), 12.5),
+        (pa.decimal128(10, 2), Decimal("19.99"), 19.99),
+        (pa.list_(pa.decimal128(10, 2)), [Decimal("19.99"), None], [19.99, None]),
+        (pa.struct([("price", pa.decimal256(60, 2))]), {"price": Decimal("-3.30")}, {"price": -3.3}),
         (pa.decimal128(18, 0), Decimal(2**53 + 1), 2**53 + 1),
     ],
     ids=str,
@@ -88,6 +91,14 @@ def test_paths_are_texts_however_they_are_stored(tmp_path: Path, paths: pa.Array
 def test_rows_without_a_path_are_left_out(gallery: Gallery, tmp_path: Path) -> None:
     build_index(gallery, tmp_path / "index", metadata=pa.table({"image_path": [NAMES[0], None, None], "n": [1, 2, 3]}))
     assert [item.metadata["n"] for item in open_index(tmp_path / "index").items.rows(range(3))] == [1, None, None]
+
+
+def test_lists_of_a_fixed_size_may_be_missing_for_some_images(gallery: Gallery, tmp_path: Path) -> None:
+    """Parquet has no null among them, and the build ended in a traceback."""
+    sizes = pa.array([[1, 2], [3, 4]], pa.list_(pa.int32(), 2))
+    build_index(gallery, tmp_path / "index", metadata=pa.table({"image_path": NAMES[:2], "sizes": sizes}))
+    found = [item.metadata["sizes"] for item in open_index(tmp_path / "index").items.rows(range(3))]
+    assert found == [[1, 2], [3, 4], None]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
