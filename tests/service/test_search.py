@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from pathlib import Path
 from urllib.parse import quote, urljoin
 
@@ -17,7 +18,9 @@ from cirrus_client.gallery import embed_gallery, open_source, read_gallery
 from cirrus_client.index import build_index, open_index
 from cirrus_client.retriever import open_retriever
 from cirrus_client.service import images
+from cirrus_client.service.collection import Source
 from tests.conftest import BAD_IMAGES, record_room
+from tests.service.in_process import in_process
 
 
 def search(client: TestClient, *queries: dict, **options: object) -> dict:
@@ -34,6 +37,23 @@ def problem(answer) -> dict:
     assert answer.headers["content-type"] in ("application/problem+json", "application/json"), answer.text
     assert answer.json()["status"] == answer.status_code
     return answer.json()
+
+
+def test_an_item_of_any_name_is_found_with_its_image(bundle, encoder, pictures: Path, tmp_path: Path) -> None:
+    """A line break in a name made a link that led nowhere."""
+    names = ["new\nline.jpg", "\n.jpg", "end.jpg\n/image.jpg", "a b/ü?#&.jpg", "image/..a.jpg"]
+    names.append("/".join(["x" * 120] * 8) + ".jpg")
+    for name, picture in zip(names, sorted(pictures.iterdir()), strict=False):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / "pictures" / name)
+    embed_gallery(tmp_path / "pictures", tmp_path / "gallery", encoder)
+    build_index(read_gallery(tmp_path / "gallery"), tmp_path / "index")
+    with in_process({"named": Source(bundle.root, tmp_path / "index")}) as client:
+        for name in names:
+            (found,) = search(client, {"id": name}, k=1, include_reference=True)["results"][0]["items"]
+            assert found["id"] == name
+            assert client.get(found["image"]).content == (tmp_path / "pictures" / name).read_bytes()
+            assert client.get(f"/v1/items/{quote(name, safe='')}").json()["id"] == name
 
 
 @pytest.fixture(scope="module")

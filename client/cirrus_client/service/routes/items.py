@@ -6,6 +6,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response
 
 from cirrus_client.service.limits import MAX_THUMBNAIL_PX
@@ -14,6 +15,14 @@ from cirrus_client.service.openapi import PROBLEMS
 from cirrus_client.service.routes.parts import json_answer, service
 from cirrus_client.service.search import image_link
 
+
+class _AnyPath(PathConvertor):
+    """A path of any characters: that of `path` has no line breaks."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any_path", _AnyPath())
 router = APIRouter(tags=["items"], responses=PROBLEMS)
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _IMAGE: dict[int | str, dict[str, Any]] = {
@@ -29,7 +38,7 @@ Size = Annotated[
 ]
 
 
-@router.get("/v1/items/{id:path}/image", response_class=Response, responses=_IMAGE)
+@router.get("/v1/items/{id:any_path}/image", response_class=Response, responses=_IMAGE)
 async def item_image(request: Request, id: str, collection: Collection = None, size: Size = None) -> Response:
     """Return an item's image, or a thumbnail of it. It is read from below the gallery's folder only.
 
@@ -46,7 +55,7 @@ async def item_image(request: Request, id: str, collection: Collection = None, s
     return Response(file.content, media_type=file.media_type, headers=headers)
 
 
-@router.get("/v1/items/{id:path}", response_model=ItemAnswer)
+@router.get("/v1/items/{id:any_path}", response_model=ItemAnswer)
 async def item(request: Request, id: str, collection: Collection = None) -> Response:
     """Return an item's metadata."""
     name, version = service(request).registry.find(collection)
