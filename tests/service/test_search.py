@@ -235,6 +235,24 @@ def test_a_form_whose_file_is_empty_is_no_search_by_text_alone(client) -> None:
     assert ids(none_chosen.json()["results"][0]) == ids(by_text["results"][0])
 
 
+def test_a_form_that_was_cut_off_is_no_search_without_its_last_field(client) -> None:
+    """The filter behind which the form ended was left out, and everything was searched."""
+    fields = {"text": "in blue", "collection": "texts", "filter": '{"column": "x", "op": "null"}'}
+    form = "".join(f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n' for name in fields)
+    for content_type in ("multipart/form-data; boundary=x", 'multipart/form-data; boundary="x"; charset=utf-8'):
+        cut = client.post("/v1/search", content=form.encode(), headers={"Content-Type": content_type})
+        assert "it ends without its last boundary" in problem(cut)["detail"]
+        whole = client.post("/v1/search", content=f"{form}--x--".encode(), headers={"Content-Type": content_type})
+        assert problem(whole)["type"] == "urn:cirrus:InvalidFilter"
+
+
+def test_a_field_of_a_form_that_is_not_json_is_told_with_what_json_is(client) -> None:
+    """Python's clients send True for a boolean."""
+    found = problem(client.post("/v1/search", files={"image": b"x"}, data={"include_reference": "True"}))
+    assert found["field"] == "include_reference"
+    assert "is not JSON, like 10, true, or {...}: it is 'True'" in found["detail"]
+
+
 def test_base64_may_be_broken_into_lines(client, photo, expected) -> None:
     text = base64.encodebytes(photo).decode()
     for image in (text, f"data:image/jpeg;base64,{text}"):

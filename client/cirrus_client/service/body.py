@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -42,6 +44,7 @@ async def read_form(request: Request) -> dict[str, str | bytes]:
 
     Raises InvalidRequest for a broken form or a field given twice.
     """
+    _check_end(await request.body(), request.headers["content-type"])
     try:
         async with request.form(max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS, max_part_size=2**20) as form:
             fields: dict[str, str | bytes] = {}
@@ -62,4 +65,14 @@ def form_value(fields: dict[str, str | bytes], name: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise InvalidRequest(f"the form's field {name!r} is not JSON", field=name) from None
+        raise InvalidRequest(
+            f"the form's field {name!r} is not JSON, like 10, true, or {{...}}: it is {reprlib.repr(value)}", field=name
+        ) from None
+
+
+def _check_end(form: bytes, content_type: str) -> None:
+    """Raise InvalidRequest for a form that was cut off, whose last field would not be noticed to be missing."""
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if boundary is not None and b"--" + boundary + b"--" not in form:
+        raise InvalidRequest("the form is broken: it ends without its last boundary, behind which its last field ends")
