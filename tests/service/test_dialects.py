@@ -294,6 +294,8 @@ def test_clip_retrievals_requests_are_answered_in_its_form(asked, encoder, index
     rows = [one["id"] for one in found]
     described = asked.post("/metadata", json={"ids": rows, "indice_name": "composed"}).json()
     assert [one["metadata"]["image_path"] for one in described] == [item.id for item in saved.items.rows(rows)]
+    front_end = {"num_images": 40, "num_result_ids": 3_000}  # what that of clip-retrieval always asks for
+    assert len(asked.post("/knn-service", json={**body, **front_end}).json()) == 60
     embedding = (3 * encoder.encode_queries([photo], ["red"])[0]).tolist()  # of any length
     same = asked.post("/knn-service", json={"embedding_input": embedding, "num_images": 7, "indice_name": "composed"})
     assert [one["id"] for one in same.json()] == rows

@@ -18,7 +18,7 @@ from cirrus_client.service.body import read_json
 from cirrus_client.service.collection import Version
 from cirrus_client.service.embedding import Content, Side, embed
 from cirrus_client.service.fetch import ImageReader
-from cirrus_client.service.limits import MAX_K, MAX_TEXT_CHARS, MAX_VALUES
+from cirrus_client.service.limits import MAX_K, MAX_OFFSET, MAX_TEXT_CHARS, MAX_VALUES
 from cirrus_client.service.models import Answer, Metadata
 from cirrus_client.service.openapi import PROBLEMS, body
 from cirrus_client.service.ranking import Rules
@@ -45,7 +45,7 @@ class KnnRequest(_Tolerant):
     embedding_input: list[float] | None = Field(default=None, max_length=MAX_VALUES)
     modality: Literal["image", "text"] = "image"
     num_images: int = Field(default=100, ge=0, le=MAX_K)
-    num_result_ids: int | None = Field(default=None, ge=1, le=MAX_K)
+    num_result_ids: int | None = Field(default=None, ge=1, le=MAX_OFFSET)
     indice_name: str | None = None
     deduplicate: bool = False
 
