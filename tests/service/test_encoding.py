@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cirrus_client.bundle import Bundle
+from cirrus_client.cores import usable_cores
 from cirrus_client.encoders import LocalEncoder
+from cirrus_client.encoders.local import Pixels
 from cirrus_client.encoders.remembering import KnownQuery, RememberingEncoder
 from cirrus_client.errors import InvalidImage, TooManyRequests
 from cirrus_client.service.encoding import LocalQueries
@@ -64,6 +67,40 @@ def test_a_query_that_is_refused_leaves_the_next_one_alone(tiny_bundle: Bundle, 
 
     expected = LocalEncoder(tiny_bundle).encode_queries(images[:1], ["in blue"])
     np.testing.assert_allclose(asyncio.run(found()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["queries", "targets"])
+def test_after_a_bad_image_no_other_of_its_request_is_decoded(tiny_bundle: Bundle, images: list[bytes], side) -> None:
+    """The others were decoded after the answer, beyond all limits of what a service holds."""
+    decoded: list[int] = []
+
+    class Counting(LocalEncoder):
+        def prepare_image(self, image: bytes) -> Pixels:
+            pixels = super().prepare_image(image)
+            decoded.append(len(image))
+            time.sleep(0.02)
+            return pixels
+
+        def prepare(self, image: bytes) -> Pixels:
+            return self.prepare_image(image)
+
+    async def refused() -> None:
+        queries = LocalQueries(RememberingEncoder(Counting(tiny_bundle), max_bytes=0), max_waiting=1_000)
+        given = [images[0][:2_000], *images * 200]  # the first is cut off: its header is right
+        try:
+            pairs = [(image, None) for image in given]
+            asked = queries.encode(pairs, Stopwatch()) if side == "queries" else queries.encode_targets(given)
+            with pytest.raises(InvalidImage) as error:
+                await asked
+            assert error.value.position == 0
+            at_once = len(decoded)
+            await asyncio.sleep(0.5)
+            assert len(decoded) - at_once <= usable_cores()
+            assert len(decoded) < len(images) * 200
+        finally:
+            await queries.close()
+
+    asyncio.run(refused())
 
 
 def test_more_candidates_than_may_wait_are_refused(images: list[bytes], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cirrus_client.service.collection import Version
 from cirrus_client.service.limits import MAX_INPUTS, MAX_TEXT_CHARS
 from cirrus_client.service.search import check_pixels
 from cirrus_client.service.stopwatch import Stopwatch
+from cirrus_client.service.together import all_of
 
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ async def embed(version: Version, contents: Sequence[Content], side: Side | None
         _check_instruction(version.spec, content, one, place)
     queries = [place for place, one in enumerate(sides) if one is Side.QUERY]
     documents = [place for place, one in enumerate(sides) if one is Side.DOCUMENT]
-    found = await asyncio.gather(_queries(version, contents, queries), _documents(version, contents, documents))
+    found = await all_of((_queries(version, contents, queries), _documents(version, contents, documents)))
     by_place = dict(zip([*queries, *documents], [*found[0], *found[1]], strict=True))
     return [by_place[place] for place in range(len(contents))]
 

@@ -20,6 +20,7 @@ from cirrus_client.errors import ItemError, NotReady, TooManyRequests
 from cirrus_client.replay import LocalRunner, Runner, TritonRunner
 from cirrus_client.service.batching import Batcher
 from cirrus_client.service.stopwatch import Stage, Stopwatch
+from cirrus_client.service.together import all_of
 from cirrus_client.triton.channel import is_ready
 from cirrus_client.triton.encoder import AsyncTritonEncoder
 from cirrus_client.triton.served_names import ServedNames
@@ -104,8 +105,8 @@ class LocalQueries:
 
     async def encode_targets(self, images: Sequence[bytes]) -> Embeddings:
         """See `QueryEncoder.encode_targets`."""
-        prepared = await asyncio.gather(
-            *(self._in_thread("image", place, self._encoder.prepare, image) for place, image in enumerate(images))
+        prepared = await all_of(
+            self._in_thread("image", place, self._encoder.prepare, image) for place, image in enumerate(images)
         )
         return np.stack([one.result for one in await self._targets.submit(prepared)])
 
@@ -116,8 +117,8 @@ class LocalQueries:
         assert image is not None
         loop = asyncio.get_running_loop()
         prepare = self._queries.prepare_candidate
-        prepared = await asyncio.gather(
-            *(self._in_thread("candidate", place, prepare, one) for place, one in enumerate(candidates))
+        prepared = await all_of(
+            self._in_thread("candidate", place, prepare, one) for place, one in enumerate(candidates)
         )
         try:
             condition = await loop.run_in_executor(self._running, self._queries.condition, image, text)
@@ -153,8 +154,8 @@ class LocalQueries:
 
     async def _encoded(self, pairs: Sequence[Pair], watch: Stopwatch) -> Embeddings:
         with watch.measure(Stage.DECODE):
-            known = await asyncio.gather(
-                *(self._in_thread("query", place, self._queries.look_up, *pair) for place, pair in enumerate(pairs))
+            known = await all_of(
+                self._in_thread("query", place, self._queries.look_up, *pair) for place, pair in enumerate(pairs)
             )
         prepared = await self._prepare(known, [image for image, _ in pairs], watch)
         new = [query for query in prepared if query.embedding is None]
@@ -183,8 +184,8 @@ class LocalQueries:
         try:
             with watch.measure(Stage.DECODE):
                 decode = self._queries.decode
-                decoded = await asyncio.gather(
-                    *(self._in_thread("query", place, decode, queries[place], images[place]) for place in new)
+                decoded = await all_of(
+                    self._in_thread("query", place, decode, queries[place], images[place]) for place in new
                 )
             with watch.measure(Stage.ENCODE):
                 encoded = await texts

@@ -20,6 +20,7 @@ from cirrus_client.service.models import FoundItem, Query, Result, SearchAnswer,
 from cirrus_client.service.ranking import Ranked, Rules
 from cirrus_client.service.reranking import check_rerankable, reranked
 from cirrus_client.service.stopwatch import Stage, Stopwatch
+from cirrus_client.service.together import all_of
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,12 @@ async def answer(
         return await searcher.rank(embedding, rules, among)
 
     with watch.measure(Stage.SEARCH):
-        found = await asyncio.gather(*map(ranked, queries, embeddings))
+        found = await all_of(map(ranked, queries, embeddings))
     if request.rerank is not None and request.offset < request.rerank:
         with watch.measure(Stage.RERANK):
-            found = await asyncio.gather(
-                *(
-                    reranked(version, pair, place, ranking, request.rerank)
-                    for place, (pair, ranking) in enumerate(zip(pairs, found, strict=True))
-                )
+            found = await all_of(
+                reranked(version, pair, place, ranking, request.rerank)
+                for place, (pair, ranking) in enumerate(zip(pairs, found, strict=True))
             )
     with watch.measure(Stage.METADATA):
         results = await asyncio.to_thread(_results, version, collection, found, request)
