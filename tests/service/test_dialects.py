@@ -169,7 +169,7 @@ def test_images_and_edits_in_every_form(asked, encoder, photo) -> None:
         ({"input": [{"image": coded}]}, document),
         ({"input": [{"image": uri(photo)}], "task": "retrieval.passage"}, document),
         ({"input": uri(photo), "modality": "image"}, document),
-        ({"input": [uri(photo)], "input_type": "query"}, query),
+        ({"input": [uri(photo)], "input_type": "query", "encoding_format": None}, query),
         ({"input": [uri(photo)], "task": "retrieval.query", "dimensions": 64, "user": "me"}, query),
     ]
     for body, expected in forms:
@@ -259,6 +259,13 @@ def test_a_bundle_whose_instruction_is_none_or_not_known_refuses_one(instructed,
 )
 def test_wrong_embedding_requests_are_typed_problems(asked, body, kind) -> None:
     assert problem(asked.post("/v1/embeddings", json=body))["type"] == f"urn:cirrus:{kind}"
+
+
+def test_a_bad_image_among_inputs_is_told_by_its_place_among_them(asked) -> None:
+    bad = {"image": base64.b64encode(b"no image").decode()}
+    for body in ({"input": ["red", bad]}, {"input": ["red", {"image": base64.b64encode(jpeg()[:300]).decode()}]}):
+        found = problem(asked.post("/v1/embeddings", json=body))
+        assert (found["type"], found["item"], found["position"]) == ("urn:cirrus:InvalidImage", "input", 1)
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [[1, 2], [3]]])

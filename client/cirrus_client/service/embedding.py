@@ -117,7 +117,7 @@ def _count_tokens(version: Version, texts: Sequence[str]) -> int:
 def _check(version: Version, contents: Sequence[Content]) -> None:
     for place, content in enumerate(contents):
         if content.image is not None:
-            check_pixels(content.image, version.max_pixels, place)
+            check_pixels(content.image, version.max_pixels, place, item="input")
         if content.text is not None and len(content.text) > MAX_TEXT_CHARS:
             raise LimitExceeded(
                 f"input {place} has {len(content.text):,} characters, the limit is {MAX_TEXT_CHARS:,}",

@@ -146,16 +146,16 @@ def _pairs(version: Version, terms: Sequence[Reference], places: Sequence[int]) 
     return pairs
 
 
-def check_pixels(image: bytes, limit: int, place: int) -> None:
-    """Raise InvalidImage, with the query's place, if an image has more pixels than the limit, or is none."""
+def check_pixels(image: bytes, limit: int, place: int, *, item: str = "query") -> None:
+    """Raise InvalidImage, with its item and place, if an image has more pixels than the limit, or is none."""
     try:
         pixels = check_header(image).pixels
     except InvalidImage as error:
-        raise error.at("query", place) from None
+        raise error.at(item, place) from None
     if pixels > limit:
         raise InvalidImage(
             f"the image has {pixels:,} pixels, the service takes {limit:,}: make it smaller",
-            item="query",
+            item=item,
             position=place,
         )
 

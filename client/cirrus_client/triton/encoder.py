@@ -32,13 +32,13 @@ from cirrus_client.triton.channel import open_async_channel, open_channel
 from cirrus_client.triton.requests import (
     DEFAULT_RETRY,
     FAILURES,
-    BatchRefused,
     Request,
     RetryPolicy,
     ServedModel,
     check_address,
     check_answer,
     condition_request,
+    is_of_batch,
     query_requests,
     read_config,
     score_requests,
@@ -227,9 +227,8 @@ class TritonEncoder(_TritonClient):
         served = self._model()
         try:
             embeddings = self._results(split(served), shape)
-        except BatchRefused:
-            now = self._ask()
-            if now.max_batch >= served.max_batch:
+        except ServerError as error:
+            if not is_of_batch(error) or (now := self._ask()).max_batch >= served.max_batch:
                 raise
             embeddings = self._results(split(now), shape)
         if len(embeddings) and self._is_due():
@@ -353,9 +352,8 @@ class AsyncTritonEncoder(_TritonClient):
         served = await self._model()
         try:
             embeddings = await self._results(split(served), shape)
-        except BatchRefused:
-            now = await self._ask()
-            if now.max_batch >= served.max_batch:
+        except ServerError as error:
+            if not is_of_batch(error) or (now := await self._ask()).max_batch >= served.max_batch:
                 raise
             embeddings = await self._results(split(now), shape)
         if len(embeddings) and self._is_due():

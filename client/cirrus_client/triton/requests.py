@@ -71,10 +71,6 @@ class RetryPolicy:
 DEFAULT_RETRY = RetryPolicy()
 
 
-class BatchRefused(ServerError):
-    """A server takes smaller batches than it did when its configuration was read."""
-
-
 @dataclass(frozen=True)
 class ServedModel:
     """The bundle that a server serves, as its model configuration describes it."""
@@ -251,8 +247,8 @@ def check_answer(answer: Any, request: Request, space: SpaceSpec) -> Embeddings:
 def typed_error(error: BaseException, url: str, request: Request | None) -> CirrusError:
     """Return the typed error for a failed request.
 
-    That is InvalidInput with its position in the call, ServerTimeout, ServerOverloaded, ServerUnavailable,
-    BatchRefused, or ServerError.
+    That is InvalidInput with its position in the call, ServerTimeout, ServerOverloaded, ServerUnavailable, or
+    ServerError.
     """
     if isinstance(error, ServerError):
         return error
@@ -274,10 +270,13 @@ def typed_error(error: BaseException, url: str, request: Request | None) -> Cirr
         return ServerError(f"the server at {url} does not answer as Triton does; {_PORTS}", url=url)
     if isinstance(error, _TRANSPORT) or any(mark in text for mark in _UNAVAILABLE):
         return ServerUnavailable(f"the server at {url} is not available: {message}; {_PORTS}", url=url)
-    if _BATCH_REFUSED in text:
-        return BatchRefused(f"the server at {url}: {message}", url=url)
     hint = next((hint for mark, hint in _MODEL_HINTS.items() if mark in text), "")
     return ServerError(f"the server at {url}: {message}{hint}", url=url)
+
+
+def is_of_batch(error: ServerError) -> bool:
+    """Return whether a server refused a request for its batch, as one with a smaller maximum than before does."""
+    return _BATCH_REFUSED in str(error)
 
 
 def error_text(error: BaseException) -> str:

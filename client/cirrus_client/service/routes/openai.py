@@ -82,7 +82,7 @@ class EmbeddingsRequest(_Tolerant):
         BeforeValidator(_without_token_ids),
     ] = None
     messages: Inputs[Message] | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     input_type: str | None = None
     task: str | None = None
@@ -247,7 +247,7 @@ async def _read(text: str, place: int, images: ImageReader) -> bytes:
         raise error.at("input", place) from None
 
 
-def _data(index: int, embedding: Embeddings, encoding: str) -> EmbeddingData:
+def _data(index: int, embedding: Embeddings, encoding: str | None) -> EmbeddingData:
     if embedding.ndim == 2:
         several: Any = [as_base64(one) if encoding == "base64" else one.tolist() for one in embedding]
         return EmbeddingData(index=index, embeddings=several)
