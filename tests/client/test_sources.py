@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import resource
@@ -12,13 +15,14 @@ import socket
 import tarfile
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -152,6 +156,25 @@ def test_containers_and_lists_may_lie_in_an_object_store(
     assert embedded(f"{url}/{Path(local).name}", tmp_path / "out", encoder) == from_folder
 
 
+def test_keys_that_no_folder_could_have_lose_no_image_and_leave_nothing_undone(
+    folder, from_folder, store, tmp_path, encoder
+) -> None:
+    """The consoles of stores write an empty object for every folder that is made there."""
+    for key in ("odd/", "odd/sub/", "odd/sub.jpg/"):
+        store.put(key, b"")
+    for key, name in {"a.jpg": "000001.jpg", "/a.jpg": "000002.jpg", "sub//a.jpg": "000003.jpg"}.items():
+        store.put(f"odd/{key}", (folder / name).read_bytes())
+    summary = embed_gallery("s3://photos/odd", tmp_path / "out", encoder)
+    assert summary.is_whole
+    assert sorted(item.path for item in summary.skipped) == ["/", "sub.jpg/", "sub/"]
+    gallery = read_gallery(tmp_path / "out")
+    assert {path: row.tobytes() for path, row in zip(gallery.paths, gallery.embeddings, strict=True)} == {
+        "a.jpg": from_folder["000001.jpg"],
+        "/a.jpg": from_folder["000002.jpg"],
+        "sub//a.jpg": from_folder["000003.jpg"],
+    }
+
+
 class WebServer(ThreadingHTTPServer):
     """A web server that takes as many connections at once as come."""
 
@@ -239,6 +262,54 @@ class _Broken(SimpleHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Write no log."""
+
+
+class _Busy(SimpleHTTPRequestHandler):
+    """Answers the first two requests of each kind for a path with 503, and never allows `secret`."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def do_HEAD(self) -> None:
+        if self._answers():
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        if self._answers():
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Write no log."""
+
+    def _answers(self) -> bool:
+        self.asked[f"{self.command} {self.path}"] += 1
+        status = 403 if "secret" in self.path else 503 if self.asked[f"{self.command} {self.path}"] < 3 else 200
+        if status != 200:
+            self.send_error(status)
+        return status == 200
+
+
+def test_what_a_web_server_could_not_tell_is_asked_again_and_what_it_refuses_is_told(
+    folder, tmp_path, encoder, monkeypatch
+) -> None:
+    monkeypatch.setattr("cirrus_client.gallery.sources.store._PAUSES_S", (0, 0))
+    write_tars(folder, tmp_path / "served", tars=1)
+    shutil.copy(folder / "000001.jpg", tmp_path / "served" / "busy.jpg")
+    with WebServer(("127.0.0.1", 0), partial(_Busy, directory=tmp_path / "served")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            lines = [f"{url}/{name}" for name in ("busy.jpg", "gone.jpg", "secret.jpg")]
+            summary = embed_gallery(write_list(tmp_path / "urls.txt", lines), tmp_path / "out", encoder)
+            tars = embed_gallery(f"{url}/{{00000..00000}}.tar", tmp_path / "tars", encoder)
+        finally:
+            server.shutdown()
+    assert list(read_gallery(tmp_path / "out").paths) == [f"{url}/busy.jpg"]
+    assert [item.reason.partition(".jpg: ")[2] for item in summary.unread] == [
+        "the server answers 404 File not found",
+        "the server answers 403 Forbidden",
+    ]
+    assert (tars.embedded, tars.unread) == (COUNT, ())
+    assert _Busy.asked["GET /secret.jpg"] == 1, "what is refused is not asked for again"
 
 
 def test_a_web_server_that_does_not_answer_is_no_empty_folder(pictures, tmp_path, monkeypatch) -> None:
@@ -470,12 +541,23 @@ def test_a_list_of_windows_loses_no_image(pictures, tmp_path, encoder) -> None:
     assert list(read_gallery(tmp_path / "gallery").paths) == paths
 
 
-def test_a_tar_that_is_compressed_is_told_as_one(pictures, tmp_path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
+@pytest.mark.parametrize(
+    ("method", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("bzip2", bz2.compress),
+        ("xz", lzma.compress),
+        ("Zstandard", lambda content: pa.compress(content, codec="zstd", asbytes=True)),
+    ],
+)
+def test_a_tar_that_is_compressed_is_told_as_one(method, compress, pictures, tmp_path) -> None:
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
         add(tar, "a.jpg", (pictures / "000001.jpg").read_bytes())
+    (tmp_path / "x.tar").write_bytes(compress(plain.getvalue()))
     source = open_source(tmp_path / "x.tar")
     with source.open(source.parts().files[0]) as opened:
-        assert [one.reason.partition(";")[0] for one in opened.list().unread] == ["it is compressed with gzip"]
+        assert [one.reason.partition(";")[0] for one in opened.list().unread] == [f"it is compressed with {method}"]
     with pytest.raises(GalleryError, match="is a file, and no list"):
         open_source((tmp_path / "x.tar").rename(tmp_path / "x.tar.gz")).list()
 
@@ -659,6 +741,17 @@ def test_what_a_list_names_and_is_not_there_is_told(pictures, tmp_path, encoder)
         "beside": f"{tmp_path / 'list.txt'} names it twice; it counts once",
         str(tmp_path): "it is not a regular file",
     }
+
+
+def test_a_line_that_no_machine_could_read_costs_that_line_alone(pictures, tmp_path, encoder) -> None:
+    photo = str(pictures / "000001.jpg")
+    lines = [photo, "nosuch://bucket/a.jpg", "http://[bad/a.jpg", "a\0.jpg"]
+    summary = embed_gallery(write_list(tmp_path / "list.txt", lines), tmp_path / "out", encoder)
+    assert list(read_gallery(tmp_path / "out").paths) == [photo]
+    assert sorted(item.path for item in summary.unread) == ["http://[bad/a.jpg", "nosuch://bucket/a.jpg"]
+    assert "Protocol not known: nosuch" in {item.path: item.reason for item in summary.unread}["nosuch://bucket/a.jpg"]
+    assert [item.path for item in summary.skipped] == ["a\0.jpg"]
+    assert "list.txt must be UTF-8" in summary.skipped[0].reason
 
 
 def test_names_that_are_not_utf8_are_told_wherever_they_are(pictures, tmp_path, encoder) -> None:

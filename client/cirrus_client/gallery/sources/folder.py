@@ -42,7 +42,7 @@ class FolderSource:
             return Listing(tuple(self._named(path) for path in sorted(set(self._only))))
         if not self._folder.is_dir():
             found = (
-                "is a file, and no list (.txt), tar or Parquet file"
+                "is a file, and no list (.txt), tar without compression or Parquet file"
                 if self._folder.exists()
                 else "there is no such folder"
             )

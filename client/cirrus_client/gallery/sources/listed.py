@@ -73,12 +73,16 @@ class ListedSource:
         location = joined(self._root, path)
         if is_not_utf8(path):
             return PassedOver(path, NOT_UTF8)
+        if "\0" in path:
+            return PassedOver(path, f"it has a NUL, as no name has; {self._name} must be UTF-8")
         try:
             file = look_up(location, path, metadata)
             if not scheme_of(location) and not stat.S_ISREG(os.stat(location).st_mode):
                 return PassedOver(path, "it is not a regular file")
         except OSError as error:
             return UnreadableImage(unreadable(location, error).reason, path=path)
+        except GalleryError as error:
+            return UnreadableImage(str(error), path=path)
         return file
 
 

@@ -58,7 +58,7 @@ class RemoteSource:
         if inner in found:
             raise GalleryError(f"images {self._url}: is a file; give its folder, or a list of URLs in a .txt file")
         entries = {
-            name.removeprefix(inner).lstrip("/"): info
+            name.removeprefix(inner).removeprefix("/"): info
             for name, info in found.items()
             if info.get("type") != "directory"
         }
@@ -73,6 +73,8 @@ class RemoteSource:
 
     def _looked_at(self, path: str, info: dict[str, Any]) -> ImageFile | PassedOver | UnreadableImage:
         url = f"{self._url}/{path}"
+        if not path or path.endswith("/"):
+            return PassedOver(path or "/", "its name ends in '/', as that of a folder does")
         if not has_image_suffix(path) and names_other_content(path):
             return PassedOver(path, f"its name ends in '{suffix_of(path)}', which is no image's")
         store, inner = filesystem(url)

@@ -5,13 +5,15 @@ Reads of a store are tried again, since connections break. What the store says f
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob
 from itertools import islice, product
 from pathlib import Path
@@ -42,6 +44,8 @@ _TIMES = (
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _CHUNK_BYTES = 2**20
+_REFUSALS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
+"""What a web server's status means for good. Any other may be another one in a moment."""
 
 
 def scheme_of(location: str) -> str | None:
@@ -89,7 +93,7 @@ def find(pattern: str) -> tuple[ImageFile, ...]:
         try:
             return look_up(joined(root, path), path)
         except OSError as error:
-            raise GalleryError(f"images {joined(root, path)}: {error.strerror or error}") from None
+            raise GalleryError(f"images {joined(root, path)}: {_reason(error)}") from None
 
     return tuple(in_threads(looked_up, sorted(paths)))
 
@@ -118,10 +122,14 @@ def impatient_threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 
 def forget_listings(locations: Iterable[str]) -> None:
-    """Have the stores of locations asked anew: in one process, fsspec answers from what it has listed before."""
+    """Have the stores of locations asked anew: in one process, fsspec answers from what it has listed before.
+
+    A location that no store has is left to whoever asks for it.
+    """
     for scheme, location in {scheme_of(location): location for location in locations}.items():
         if scheme is not None:
-            filesystem(location)[0].invalidate_cache()
+            with suppress(GalleryError):
+                filesystem(location)[0].invalidate_cache()
 
 
 def expanded(pattern: str) -> list[str]:
@@ -238,9 +246,12 @@ def patiently(job: Callable[[], T]) -> T:
     for pause_s in (*_PAUSES_S, None):
         try:
             return job()
-        except (*_FINAL, MemoryError):
+        except MemoryError:
             raise
-        except Exception as error:  # what fsspec's stores raise is theirs to choose
+        except Exception as raised:  # what fsspec's stores raise is theirs to choose
+            error = _unmasked(raised)
+            if isinstance(error, _FINAL):
+                raise error from None
             if pause_s is None:
                 raise error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}") from None
             time.sleep(pause_s)
@@ -249,8 +260,24 @@ def patiently(job: Callable[[], T]) -> T:
 
 def unreadable(location: str, error: OSError) -> UnreadableImage:
     """Return the error of a location that can't be read now."""
-    reason = error.strerror or str(error) or type(error).__name__
-    return UnreadableImage(f"can't read {location}: {reason}", path=location, errno=error.errno)
+    return UnreadableImage(f"can't read {location}: {_reason(error)}", path=location, errno=error.errno)
+
+
+def _reason(error: OSError) -> str:
+    """Return what is wrong, in words. A store's error of a missing file may have its name alone."""
+    if isinstance(error, FileNotFoundError) and not error.strerror:
+        return os.strerror(errno.ENOENT)
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _unmasked(error: Exception) -> Exception:
+    """Return what went wrong: of whatever fails on the web, fsspec says that there is no such file."""
+    cause, aiohttp = error.__cause__, sys.modules.get("aiohttp")
+    if not isinstance(error, FileNotFoundError) or aiohttp is None:
+        return error
+    if isinstance(cause, aiohttp.ClientResponseError) and cause.status in _REFUSALS:
+        return OSError(_REFUSALS[cause.status], f"the server answers {cause.status} {cause.message}".strip())
+    return cause if isinstance(cause, (aiohttp.ClientError, TimeoutError)) else error
 
 
 def _copy(url: str, to: BinaryIO) -> None:

@@ -22,7 +22,8 @@ from cirrus_client.gallery.sources.suffixes import has_image_suffix, no_image
 from cirrus_client.image.decode import SIGNATURE_BYTES, begins_as_image
 
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
-_GZIP = b"\x1f\x8b"
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard"}
+"""The first bytes of compressed files."""
 _MAX_TEXT_BYTES = 2**20
 _TEXTS = frozenset({"json", "txt", "text", "caption", "cls"})
 
@@ -61,8 +62,12 @@ def _fill(container: Container, file: BinaryIO) -> None:
     images: list[tuple[tarfile.TarInfo, str]] = []
     samples: dict[str, dict[str, Any]] = {}
     count = 0
-    if container.read_at(0, min(len(_GZIP), _size(file))) == _GZIP:
-        container.leave_unread("it is compressed with gzip; decompress it, so that its images can be read one by one")
+    start = container.read_at(0, min(max(map(len, _COMPRESSED)), _size(file)))
+    method = next((name for first, name in _COMPRESSED.items() if start.startswith(first)), None)
+    if method is not None:
+        container.leave_unread(
+            f"it is compressed with {method}; decompress it, so that its images can be read one by one"
+        )
         return
     file.seek(0)
     try:
