@@ -310,6 +310,14 @@ def test_the_best_image_of_each_value_is_that_of_faiss(both, column: str) -> Non
         same_answers(*best)
 
 
+@pytest.mark.parametrize("column", ["price", "narrow", "stock", "sold", "seen", "since", "brand"])
+def test_the_best_image_of_each_value_among_none_is_none(both, column: str) -> None:
+    for one in both:
+        none = one.items.select(filter_of({"column": "brand", "op": "==", "value": "no such brand"}))
+        hits = search_distinct(one.index, unit_rows(2, 1, 16), 12, one.items.groups(column), none)
+        assert not np.any(hits.rows >= 0)
+
+
 @pytest.mark.parametrize("backend", ["faiss", "milvus"])
 def test_a_retriever_answers_the_best_image_of_each_value(backend: str, bundle, photos: Path, tmp_path: Path) -> None:
     encoder = LocalEncoder(bundle)
@@ -439,6 +447,37 @@ def test_a_rebuild_makes_a_collection_of_its_own_and_keeps_one_before(tmp_path: 
     same_answers(opened[1].index.search(queries, 5), opened[2].index.search(queries, 5))
     with pytest.raises(SearchIndexError):
         opened[0].index.search(queries, 5)
+
+
+def test_a_name_belongs_to_one_index_wherever_its_folder_is(small: SavedIndex, tmp_path: Path) -> None:
+    queries, before = unit_rows(1, 5, 8), small.index.search(unit_rows(1, 5, 8), 5)
+    gallery = read_gallery(tmp_path / "gallery")
+    write_gallery(tmp_path / "others", space(8), unit_rows(9, 20, 8), shard_size=10)
+    others = read_gallery(tmp_path / "others")
+    for _ in range(2):
+        with pytest.raises(
+            SearchIndexError, match=r"is of another index than the one at .*: give --out that one's folder"
+        ):
+            build_index(others, tmp_path / "others.index", backend="milvus", options=options(tmp_path))
+    assert not (tmp_path / "others.index").exists()
+    build_index(others, tmp_path / "others.index", backend="milvus", options=options(tmp_path, "others"))
+    with pytest.raises(SearchIndexError, match="is of another index"):
+        build_index(others, tmp_path / "others.index", backend="milvus", options=options(tmp_path))
+    assert len(open_index(tmp_path / "others.index").index) == 20
+    (tmp_path / "milvus").rename(tmp_path / "moved")
+    for _ in range(2):
+        build_index(gallery, tmp_path / "moved", backend="milvus", options=options(tmp_path))
+        same_answers(before, open_index(tmp_path / "moved").index.search(queries, 5))
+
+
+def test_collections_that_are_only_named_like_builds_stay(small: SavedIndex, tmp_path: Path) -> None:
+    client = connected(str(tmp_path / "milvus.db"), named=True)
+    client.create_collection("catalogue_1700000000_0123abcd", dimension=8)
+    for _ in range(2):
+        build_index(
+            read_gallery(tmp_path / "gallery"), tmp_path / "milvus", backend="milvus", options=options(tmp_path)
+        )
+    assert "catalogue_1700000000_0123abcd" in client.list_collections()
 
 
 def test_vectors_of_another_space_are_refused(tmp_path: Path) -> None:

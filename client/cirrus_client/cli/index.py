@@ -90,7 +90,8 @@ def index(
         str | None, typer.Option(help="With --backend milvus: like http://localhost:19530, or a file for one machine.")
     ] = None,
     collection: Annotated[
-        str | None, typer.Option(help="With --backend milvus: the name of the collection; an older one is replaced.")
+        str | None,
+        typer.Option(help="With --backend milvus: the name of the collection; the index's own older one is replaced."),
     ] = None,
     bundle: BundleOption = None,
     server: ServerOption = None,

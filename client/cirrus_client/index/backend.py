@@ -62,8 +62,13 @@ class IndexBackend(ABC):
         Raises SearchIndexError if the files are not of this space, kind and storage.
         """
 
-    def write(self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None) -> Agreement | None:
-        """Build an index with its images. metadata: see `build_index`. Else as `build`."""
+    def write(
+        self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None, *, out: Path
+    ) -> Agreement | None:
+        """Build an index with its images. metadata: see `build_index`. Else as `build`.
+
+        out: the folder that `root` will take the place of, in which an older index may be.
+        """
         agreement = self.build(gallery, root, options)
         write_items(gallery, root / ITEMS, metadata, vectors=checksum_of_vectors(checksums(root)))
         return agreement

@@ -38,6 +38,8 @@ def numbered(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
     Raises InvalidFilter, with the place "unique", if the values can't be told apart.
     """
+    if not len(column):
+        return np.empty(0, dtype=np.int64)  # Arrow makes no dictionary of no dates
     try:
         encoded = pc.dictionary_encode(column).combine_chunks()
     except pa.ArrowException:

@@ -69,7 +69,7 @@ def build_index(
     _check_place(builder, backend, options, out)
     metadata = None if metadata is None else checked_metadata(metadata, gallery)
     with replaced_directory(out, Writer.INDEX) as root:
-        agreement = builder.write(gallery, root, options, metadata)
+        agreement = builder.write(gallery, root, options, metadata, out=out)
         columns = () if metadata is None else metadata_columns(metadata)
         manifest = _finish(root, gallery, backend, options, agreement, columns, images or gallery.images)
     builder.settle(out, options)

@@ -26,7 +26,7 @@ from cirrus_client.index.backend import IndexBackend, Older
 from cirrus_client.index.columns import ColumnSummary, described
 from cirrus_client.index.items import Items
 from cirrus_client.index.manifest import IndexManifest, read_manifest
-from cirrus_client.index.milvus.collection import Collection, space_of
+from cirrus_client.index.milvus.collection import INDEX, SPACE, Collection, property_of
 from cirrus_client.index.milvus.connection import ADDRESS, READ_S, WRITE_S, check_address, connected, is_file, reported
 from cirrus_client.index.milvus.fields import Field, fields_of
 from cirrus_client.index.milvus.index import MilvusIndex
@@ -45,9 +45,11 @@ class MilvusPlace(Record):
     """The contents of `milvus.json`: where the collection is, and which field holds which column of the metadata.
 
     uri: of a server, or the path of a file, relative to the index's folder. summary: of the columns, when it was built.
+    index: names the index, from its first build on; "" in one of an older version.
     """
 
     format: Literal[1] = 1
+    index: str = ""
     uri: str
     collection: str
     fields: tuple[Field, ...]
@@ -58,36 +60,41 @@ class MilvusBackend(IndexBackend):
     """Keeps an index in a collection of Milvus.
 
     Every build makes a collection of its own, `NAME_<time>_<random>`, to which the alias `NAME` then leads. The one
-    before stays for what still searches it, and older ones are dropped.
+    before stays for what still searches it, and older ones of the same index are dropped. A name belongs to one index.
     """
 
     remote = True
 
     def build(self, gallery: Gallery, root: Path, options: BuildOptions) -> Agreement | None:
         """See `IndexBackend.build`."""
-        return self.write(gallery, root, options, None)
+        return self.write(gallery, root, options, None, out=root)
 
     def open(self, root: Path, space: SpaceSpec, kind: SearchKind, storage: Storage) -> Index:
         """See `IndexBackend.open`."""
         return MilvusIndex(_opened(root, space)[0])
 
-    def write(self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None) -> Agreement | None:
+    def write(
+        self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None, *, out: Path
+    ) -> Agreement | None:
         """See `IndexBackend.write`."""
         uri, name = _checked(options)
         client = connected(uri, named=True)
         _refuse_other_space(client, uri, name, gallery.space)
+        index = _index_at(out)
+        _refuse_other_index(client, uri, name, index, out)
+        index = index or secrets.token_hex(16)
         with temporary_directory(root / "items") as temporary:
             file = temporary / "items.parquet"
             write_items(gallery, file, metadata, vectors="")
             columns = pq.read_schema(file).remove_metadata()
             fields = fields_of(pa.schema([one for one in columns if one.name not in (PATH, DIGEST)]))
             fresh = f"{name}_{int(time.time())}_{secrets.token_hex(4)}"
-            collection = Collection.created(client, uri, fresh, gallery.space, fields)
+            collection = Collection.created(client, uri, fresh, gallery.space, fields, index=index)
             try:
                 _fill(collection, gallery, file)
                 summary = described(pq.read_table(file, columns=[field.name for field in fields]))
                 kept = os.path.relpath(Path(uri).resolve(), root.resolve()) if is_file(uri) else uri
-                place = MilvusPlace(uri=kept, collection=fresh, fields=fields, summary=tuple(summary))
+                place = MilvusPlace(index=index, uri=kept, collection=fresh, fields=fields, summary=tuple(summary))
                 write_sealed(root / _PLACE, place)
             except BaseException:
                 with suppress(CirrusError), reported(uri):
@@ -98,9 +105,9 @@ class MilvusBackend(IndexBackend):
     def settle(self, root: Path, options: BuildOptions) -> None:
         """See `IndexBackend.settle`. An alias that leads to a build says that an index had it, which may be open."""
         uri, name = _checked(options)
-        client, fresh = connected(uri, named=True), _place(root).collection
-        last = _switch(client, uri, name, fresh)
-        _drop_older(client, uri, name, keep=(fresh, last))
+        client, place = connected(uri, named=True), _place(root)
+        last = _switch(client, uri, name, place.collection)
+        _drop_older(client, uri, name, index=place.index, keep=(place.collection, last))
 
     def rewrite(
         self, gallery: Gallery, root: Path, options: BuildOptions, metadata: pa.Table | None, older: Older
@@ -157,7 +164,7 @@ def _checked(options: BuildOptions) -> tuple[str, str]:
 
 def _refuse_other_space(client: Any, uri: str, name: str, space: SpaceSpec) -> None:
     """Raise SearchIndexError or SpaceMismatch unless a name is free or leads to a collection of this space."""
-    found = space_of(client, uri, name)
+    found = property_of(client, uri, name, SPACE)
     if found == "" or (found is not None and _target(client, uri, name) is None):
         raise SearchIndexError(
             f"Milvus at {uri} has a collection {name} that `cirrus index` did not make: name another with --collection"
@@ -166,6 +173,24 @@ def _refuse_other_space(client: Any, uri: str, name: str, space: SpaceSpec) -> N
         raise SpaceMismatch(
             f"the collection {name} at {uri} has vectors of space {found}, the gallery's space is {space.fingerprint}: "
             "name another with --collection"
+        )
+
+
+def _index_at(out: Path) -> str | None:
+    """Return the name of the index in a folder, or None if there is none."""
+    try:
+        return _place(out).index
+    except SearchIndexError:
+        return None
+
+
+def _refuse_other_index(client: Any, uri: str, name: str, index: str | None, out: Path) -> None:
+    """Raise SearchIndexError if a collection is another index's, whose answers a build would take away."""
+    if property_of(client, uri, name, INDEX) not in (None, index):
+        raise SearchIndexError(
+            f"the collection {name} at {uri} is of another index than the one at {out}: give --out that one's folder, "
+            "or name another collection with --collection",
+            path=out,
         )
 
 
@@ -237,10 +262,10 @@ def _switch(client: Any, uri: str, name: str, fresh: str) -> str | None:
     return last
 
 
-def _drop_older(client: Any, uri: str, name: str, *, keep: tuple[str | None, ...]) -> None:
-    """Drop the collections of earlier builds under a name."""
+def _drop_older(client: Any, uri: str, name: str, *, index: str, keep: tuple[str | None, ...]) -> None:
+    """Drop the collections of an index's earlier builds under a name."""
     builds = re.compile(rf"{re.escape(name)}_\d{{10}}_[0-9a-f]{{8}}")
     with reported(uri):
         for old in client.list_collections(timeout=READ_S):
-            if builds.fullmatch(old) and old not in keep:
+            if builds.fullmatch(old) and old not in keep and property_of(client, uri, old, INDEX) == index:
                 client.drop_collection(old, timeout=WRITE_S)

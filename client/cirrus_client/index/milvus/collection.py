@@ -37,7 +37,12 @@ from cirrus_client.index.parquet_items import DIGEST, PATH
 MOST_ROWS = 16_384
 """The most rows that Milvus returns for a query."""
 
-_SPACE = "cirrus_space"
+SPACE = "cirrus_space"
+"""The property of a collection that is the fingerprint of its space."""
+
+INDEX = "cirrus_index"
+"""The property of a collection that names the index whose build made it."""
+
 _BATCH_BYTES = 16 * 2**20  # an insert has at most 64 MiB
 _ITEMS_AT_ONCE = 1_000  # an answer with their texts is a message that gRPC takes
 _STRONG = "Strong"
@@ -59,13 +64,15 @@ class Collection:
     made_here: MadeHere
 
     @staticmethod
-    def created(client: Any, uri: str, name: str, space: SpaceSpec, fields: tuple[Field, ...]) -> Collection:
-        """Create an empty collection for items of a space."""
+    def created(
+        client: Any, uri: str, name: str, space: SpaceSpec, fields: tuple[Field, ...], *, index: str
+    ) -> Collection:
+        """Create an empty collection for items of a space. index: names the index that it is for."""
         with reported(uri):
             client.create_collection(
                 name,
                 schema=_schema(client, space, fields),
-                properties={_SPACE: space.fingerprint},
+                properties={SPACE: space.fingerprint, INDEX: index},
                 consistency_level=_STRONG,
                 timeout=WRITE_S,
             )
@@ -79,7 +86,7 @@ class Collection:
 
         Raises SearchIndexError if it is not there, SpaceMismatch if its vectors are of another space.
         """
-        found = space_of(client, uri, name)
+        found = property_of(client, uri, name, SPACE)
         if found is None:
             raise SearchIndexError(
                 f"Milvus at {uri} has no collection {name}; build the index again with `cirrus index`"
@@ -243,13 +250,13 @@ class Collection:
         return [{PK: first + number, ITEM: item, VECTOR: one, **shared} for number, one in enumerate(vectors)]
 
 
-def space_of(client: Any, uri: str, name: str) -> str | None:
-    """Return the fingerprint of a collection's space, "" if it has none, or None if there is no such collection."""
+def property_of(client: Any, uri: str, name: str, key: str) -> str | None:
+    """Return a property of a collection, "" if it has none, or None if there is no such collection."""
     with reported(uri):
         if not client.has_collection(name, timeout=READ_S):
             return None
         described = client.describe_collection(name, timeout=READ_S)
-    return str(described.get("properties", {}).get(_SPACE, ""))
+    return str(described.get("properties", {}).get(key, ""))
 
 
 def _schema(client: Any, space: SpaceSpec, fields: Sequence[Field]) -> Any:
