@@ -74,9 +74,9 @@ def push(folder: Path, url: str, *, show_progress: bool = False) -> Manifest:
 def _send(manifest: Manifest, folder: Path, url: str, *, show_progress: bool, is_still: Callable[[], bool]) -> None:
     """Copy files to a store, and then their manifest. is_still: returns whether the folder has them still."""
     store, root = _store(url)
-    earlier = [_manifest(store, root, url, name) for name in (MANIFEST, _UNFINISHED)]
-    there = {name: file for one in earlier if one is not None for name, file in one.files.items()}
-    sent = {} if earlier[1] is None else dict(earlier[1].files)
+    whole, unfinished = _earlier(store, root, url)
+    sent = {} if unfinished is None else dict(unfinished.files)
+    there = ({} if whole is None else whole.files) | sent
     with resumable() as kept:
         for name, file in _shown(manifest.files, show_progress, "pushing"):
             target = f"{root}/{name}"
@@ -175,15 +175,34 @@ def _shown(files: Mapping[str, SentFile], show_progress: bool, what: str) -> Ite
 
 
 def _manifest(store: Any, root: str, url: str, name: str) -> Manifest | None:
+    content = _content(store, root, url, name)
+    return None if content is None else _parsed(content, url, name)
+
+
+def _earlier(store: Any, root: str, url: str) -> tuple[Manifest | None, Manifest | None]:
+    """Return the manifests of the last whole and the last interrupted push.
+
+    If one can't be read, neither is returned, so that every file is sent again.
+    """
+    named = [(_content(store, root, url, name), name) for name in (MANIFEST, _UNFINISHED)]
+    try:
+        whole, unfinished = (None if content is None else _parsed(content, url, name) for content, name in named)
+    except TransferError:
+        return None, None
+    return whole, unfinished
+
+
+def _content(store: Any, root: str, url: str, name: str) -> bytes | None:
     def read() -> bytes | None:
         try:
             return bytes(store.cat_file(f"{root}/{name}"))
         except FileNotFoundError:
             return None
 
-    content = _asked(url, read)
-    if content is None:
-        return None
+    return _asked(url, read)
+
+
+def _parsed(content: bytes, url: str, name: str) -> Manifest:
     return parse_record(content, Manifest, source=f"{url}/{name}", raises=TransferError, way_out="push it again")
 
 

@@ -246,6 +246,22 @@ def test_what_is_gone_in_the_store_or_was_torn_by_another_push_is_sent_again(
         assert content_of(tmp_path / name).items() >= content_of(index).items()
 
 
+@pytest.mark.parametrize("damaged", [MANIFEST, "cirrus-files.part.json"])
+def test_a_push_takes_the_place_of_a_manifest_that_cannot_be_read(
+    store: ObjectStore, folders: tuple[Path, Path], damaged: str, tmp_path: Path
+) -> None:
+    """What it said of files that may be torn is not known, so all are sent again."""
+    url, (_, index) = f"s3://{BUCKET}/half-written", folders
+    push(index, url)
+    store.put(f"half-written/{damaged}", b'{"format": 1, "fi')
+    store.put("half-written/items.parquet", bytes((index / "items.parquet").stat().st_size))
+    with pytest.raises(TransferError, match=r"push it again|is not the file of"):
+        pull(url, tmp_path / "out")
+    push(index, url)
+    pull(url, tmp_path / "out")
+    assert content_of(tmp_path / "out").items() >= content_of(index).items()
+
+
 @pytest.mark.parametrize("damage", ["corrupted", "missing", "not listed"])
 def test_an_index_that_is_not_whole_is_not_pushed(
     store: ObjectStore, folders: tuple[Path, Path], damage: str, tmp_path: Path
