@@ -15,6 +15,7 @@ import socket
 import tarfile
 import tempfile
 import threading
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -173,6 +174,36 @@ def test_keys_that_no_folder_could_have_lose_no_image_and_leave_nothing_undone(
         "/a.jpg": from_folder["000002.jpg"],
         "sub//a.jpg": from_folder["000003.jpg"],
     }
+
+
+@pytest.mark.parametrize("at", ["file://", ""])
+def test_an_archive_that_a_chain_of_urls_names_is_a_store(at, folder, from_folder, tmp_path, encoder) -> None:
+    write_tars(folder, tmp_path / "tars", tars=1)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, f"photos/{path.name}")
+        archive.write(tmp_path / "tars" / "00000.tar", "00000.tar")
+        archive.writestr("photos.txt", "".join(f"photos/{name}\n" for name in from_folder))
+    chain = f"::{at}{tmp_path / 'x.zip'}"
+    for source in ("zip://photos", "zip://*.tar", "zip://photos.txt"):
+        assert embedded(source + chain, tmp_path / source.replace("/", "-"), encoder) == from_folder
+    build_index(read_gallery(tmp_path / "zip:--photos"), tmp_path / "index")
+    (item,) = open_index(tmp_path / "index").items.rows([0])
+    assert item is not None
+    with fsspec.open(item.image) as file:
+        assert file.read() == (folder / item.id).read_bytes()
+    with pytest.raises(UnreadableImage, match="No such file"):
+        embed_gallery(f"zip://photos::{at}{tmp_path / 'none.zip'}", tmp_path / "none", encoder)
+
+
+def test_images_lie_at_the_root_of_a_store_and_below_names_with_letters_of_urls(folder, tmp_path, encoder) -> None:
+    store = filesystem("memory://")[0]
+    for path in ("/a.jpg", "/b::c/d.jpg", "/e?f#.jpg"):
+        store.pipe_file(f"/letters{path}", (folder / "000001.jpg").read_bytes())
+    embed_gallery("memory://letters", tmp_path / "out", encoder)
+    assert sorted(read_gallery(tmp_path / "out").paths) == ["a.jpg", "b::c/d.jpg", "e?f#.jpg"]
+    embed_gallery("memory://", tmp_path / "root", encoder)
+    assert {"letters/a.jpg", "letters/b::c/d.jpg"} <= set(read_gallery(tmp_path / "root").paths)
 
 
 class WebServer(ThreadingHTTPServer):
@@ -395,6 +426,18 @@ def test_a_part_that_is_done_is_not_opened_and_a_part_that_is_gone_is_counted(fo
     gone = embed_gallery(Noting(), tmp_path / "out", encoder).missing
     assert 0 < gone < COUNT
     assert embed_gallery(Noting(), tmp_path / "out", encoder, prune=True).embedded == COUNT - gone
+
+
+def test_columns_of_a_table_of_paths_that_have_changed_are_taken_along(pictures, tmp_path, encoder) -> None:
+    """The bytes are as they were, so nothing is encoded again."""
+    paths = [str(path) for path in sorted(pictures.iterdir())[:3]]
+    for prices, new in (([1, 2, 3], 3), ([1, 2, 3], 0), ([1, 5, 3], 1)):
+        table = write_table(pa.table({"image_path": paths, "price": prices}), tmp_path / "paths.parquet")
+        summary = embed_gallery(table, tmp_path / "out", encoder)
+        assert (summary.new, summary.copies) == (new, new if new < 3 else 0)
+        (shard,) = read_gallery(tmp_path / "out").shards()
+        found = dict(zip(shard.items["image_path"].to_pylist(), shard.items["price"].to_pylist(), strict=True))
+        assert found == dict(zip(paths, prices, strict=True))
 
 
 def test_columns_come_along_to_the_gallery(folder, tmp_path, encoder) -> None:

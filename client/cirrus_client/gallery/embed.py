@@ -248,7 +248,7 @@ def _plan(writer: GalleryWriter, source: Source, files: Sequence[ImageFile], opt
 
 
 def _still_has(source: Source, rejected: Rejected) -> bool:
-    if rejected.file.etag:
+    if rejected.file.etag and not rejected.file.mtime_ns:
         return True
     try:
         return hashlib.sha256(source.read(rejected.file)).hexdigest() == rejected.sha256

@@ -14,8 +14,9 @@ class ImageFile:
 
     path: relative to the source's root; it identifies the image in the gallery. size: in bytes; -1 where the source
     does not say. mtime_ns: time of the last change in ns; 0 where `etag` says more. etag: what the store or container
-    says of the content, other for other content; empty for files of a folder. metadata: columns that come with the
-    image. Two images that differ in metadata alone are equal, so `etag` covers what must not go unnoticed.
+    says of the content, and the source of columns, other for other ones; empty for files of a folder. metadata: columns
+    that come with the image. Two images that differ in metadata alone are equal, so `etag` covers what must not go
+    unnoticed.
     """
 
     path: str

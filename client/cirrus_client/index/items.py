@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from cirrus_client.gallery.sources.store import url_below
 from cirrus_client.index.columns import ColumnSummary
 from cirrus_client.index.filter_models import Filter
 from cirrus_client.index.protocol import Selection
@@ -107,4 +108,4 @@ def located(images: str, path: str) -> str:
         return str(Path(images) / path)
     if _WEB.match(images):
         path = quote(path, safe="/%" if _ESCAPE.search(path) else "/")
-    return f"{images.rstrip('/')}/{path}"
+    return url_below(images, path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cirrus_client.errors import GalleryError
 
@@ -18,3 +21,8 @@ class Columns:
         """Raise GalleryError if columns are named for a source that has none."""
         if self.image is not None or self.id is not None:
             raise GalleryError(f"images {location}: has no columns; --image-column and --id-column are for Parquet")
+
+
+def written(metadata: Mapping[str, Any]) -> bytes:
+    """Return what an image's columns hold as bytes, which are others for other values."""
+    return json.dumps(metadata, sort_keys=True, default=str).encode(errors="surrogatepass")

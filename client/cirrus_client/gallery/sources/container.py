@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 from cirrus_client.errors import UnreadableImage
 from cirrus_client.files import is_not_utf8
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
+from cirrus_client.gallery.sources.columns import written
 from cirrus_client.gallery.sources.suffixes import NOT_UTF8
 from cirrus_client.image.limits import MAX_IMAGE_BYTES
 
@@ -84,5 +84,5 @@ class Container:
 def _etag(content: bytes, metadata: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(content)
     if metadata:
-        digest.update(json.dumps(metadata, sort_keys=True, default=str).encode(errors="surrogatepass"))
+        digest.update(written(metadata))
     return digest.hexdigest()[:32]

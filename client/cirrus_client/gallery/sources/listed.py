@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from cirrus_client.errors import GalleryError, UnreadableImage
 from cirrus_client.files import is_not_utf8
 from cirrus_client.gallery.source import ImageFile, Listing, PassedOver
-from cirrus_client.gallery.sources.columns import Columns
+from cirrus_client.gallery.sources.columns import Columns, written
 from cirrus_client.gallery.sources.folder import nothing_found, read_listed
 from cirrus_client.gallery.sources.remote import sorted_out
 from cirrus_client.gallery.sources.store import (
@@ -36,7 +38,8 @@ Entry = tuple[str, Mapping[str, Any]]
 class ListedSource:
     """The images that a list names, whatever their suffixes. Threads may share it.
 
-    A path that is not absolute is relative to the root, which may be a URL. A path that is named twice counts once.
+    A path that is not absolute is relative to the root, which may be a URL. A path that is named twice counts once. An
+    image has changed if its file has or the columns that come with it.
     """
 
     def __init__(self, root: str, entries: Callable[[], Iterable[Entry]], *, name: str) -> None:
@@ -83,7 +86,9 @@ class ListedSource:
             return UnreadableImage(unreadable(location, error).reason, path=path)
         except GalleryError as error:
             return UnreadableImage(str(error), path=path)
-        return file
+        if not metadata:
+            return file
+        return replace(file, etag=f"{file.etag} {hashlib.sha256(written(metadata)).hexdigest()[:32]}".strip())
 
 
 def open_list(location: str, columns: Columns) -> ListedSource:

@@ -15,9 +15,10 @@ from cirrus_client.gallery.sources.store import (
     filesystem,
     in_threads,
     patiently,
-    read_remote,
+    read_stored,
     scheme_of,
     unreadable,
+    url_below,
 )
 from cirrus_client.gallery.sources.suffixes import (
     has_image_suffix,
@@ -38,7 +39,8 @@ class RemoteSource:
 
     def __init__(self, url: str) -> None:
         """Name the URL. Nothing is asked yet."""
-        self._url = url.rstrip("/")
+        plain = url.rstrip("/")
+        self._url = url if plain.endswith(":") else plain
 
     @property
     def root(self) -> str:
@@ -69,15 +71,15 @@ class RemoteSource:
 
     def read(self, file: ImageFile) -> bytes:
         """See `Source.read`."""
-        return read_remote(f"{self._url}/{file.path}", file)
+        return read_stored(*self._place(file.path), file, url=url_below(self._url, file.path))
 
     def _looked_at(self, path: str, info: dict[str, Any]) -> ImageFile | PassedOver | UnreadableImage:
-        url = f"{self._url}/{path}"
+        url = url_below(self._url, path)
         if not path or path.endswith("/"):
             return PassedOver(path or "/", "its name ends in '/', as that of a folder does")
         if not has_image_suffix(path) and names_other_content(path):
             return PassedOver(path, f"its name ends in '{suffix_of(path)}', which is no image's")
-        store, inner = filesystem(url)
+        store, inner = self._place(path)
         try:
             if info.get("size") is None:
                 info = patiently(lambda: store.info(inner))
@@ -88,6 +90,11 @@ class RemoteSource:
         except OSError as error:
             return UnreadableImage(unreadable(url, error).reason, path=path)
         return described(info, path)
+
+    def _place(self, path: str) -> tuple[Any, str]:
+        """Return the file system, and where it has a path. A key may have letters that mean something in a URL."""
+        store, inner = filesystem(self._url)
+        return store, f"{inner.rstrip('/')}/{path}"
 
 
 def open_url(location: str, columns: Columns) -> RemoteSource:

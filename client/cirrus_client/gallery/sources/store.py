@@ -41,6 +41,7 @@ _TIMES = (
     *("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "modify", "modificationTime"),
     "created",
 )
+_LINK = re.compile(r"(::)(?=[A-Za-z][A-Za-z0-9+.-]*://|/)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _CHUNK_BYTES = 2**20
@@ -58,7 +59,19 @@ def joined(root: str, path: str) -> str:
     """Return the location of a path below a root. A path that is absolute or a URL is a location itself."""
     if scheme_of(path) or path.startswith("/"):
         return path
-    return f"{root.rstrip('/')}/{path}" if scheme_of(root) else str(Path(root) / path)
+    return url_below(root, path) if scheme_of(root) else str(Path(root) / path)
+
+
+def url_below(url: str, path: str) -> str:
+    """Return the URL of a path below a URL. Of a chain, like `zip://a::file:///x.zip`, the first link has the path."""
+    first, rest = unchained(url)
+    return f"{first if first.endswith('://') else first.rstrip('/') + '/'}{path}{rest}"
+
+
+def unchained(url: str) -> tuple[str, str]:
+    """Return the first link of a chain of URLs, like `zip://a::file:///x.zip`, and the rest with its `::`."""
+    first, *rest = _LINK.split(url, maxsplit=1)
+    return first, "".join(rest)
 
 
 def split(pattern: str) -> tuple[str, str]:
@@ -68,10 +81,13 @@ def split(pattern: str) -> tuple[str, str]:
     """
     if _is_file(pattern):
         return str(Path(pattern).parent.resolve()), Path(pattern).name
-    plain = re.split(r"[{*?\[]", pattern, maxsplit=1)[0]
+    first, chain = unchained(pattern) if scheme_of(pattern) else (pattern, "")
+    plain = re.split(r"[{*?\[]", first, maxsplit=1)[0]
     folder, slash, _ = plain.rpartition("/")
-    rest = pattern[len(folder + slash) :]
-    return (folder, rest) if scheme_of(pattern) else (str(Path(folder + slash or ".").resolve()), rest)
+    rest = first[len(folder + slash) :]
+    if not scheme_of(pattern):
+        return str(Path(folder + slash or ".").resolve()), rest
+    return (f"{folder}/" if folder.endswith(":/") else folder) + chain, rest
 
 
 def find(pattern: str) -> tuple[ImageFile, ...]:
@@ -162,7 +178,11 @@ def read_remote(url: str, file: ImageFile) -> bytes:
     A changed image whose size is the same is noticed by the next run: the gallery keeps the etag of the listing. Raises
     UnreadableImage if the store does not give as many bytes as it listed.
     """
-    store, inner = filesystem(url)
+    return read_stored(*filesystem(url), file, url=url)
+
+
+def read_stored(store: Any, inner: str, file: ImageFile, *, url: str) -> bytes:
+    """Return what `read_remote` does of a path of a file system. url: names the image, for messages."""
     most = MAX_IMAGE_BYTES + 1
     part = {} if 0 <= file.size < most else {"start": 0, "end": most}
     try:
@@ -221,7 +241,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     """Return fsspec's file system of a URL, and the path there. Its credentials and options are fsspec's settings.
 
     A scheme may be in capitals, which fsspec does not know.
-    Raises GalleryError for a scheme that fsspec does not know, MissingPackage if the scheme's package is missing.
+    Raises GalleryError for a scheme that fsspec does not know, MissingPackage if the scheme's package is missing, and
+    UnreadableImage if an archive that the URL names can't be opened.
     """
     fsspec = need("fsspec", f"reading {url}")
     scheme = scheme_of(url) or ""
@@ -235,6 +256,9 @@ def filesystem(url: str) -> tuple[Any, str]:
         ) from None
     except ValueError as error:
         raise GalleryError(f"images {url}: {error}") from None
+    except Exception as error:  # what opens an archive raises what it likes
+        failed = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
+        raise unreadable(url, failed) from None
     return store, str(inner)
 
 
@@ -303,7 +327,7 @@ def _globbed(root: str, name: str) -> list[str]:
         return glob(name, root_dir=root, recursive=True)
     store, inner = filesystem(root)
     found = patiently(lambda: store.glob(f"{inner.rstrip('/')}/{name}"))
-    return [path[len(inner.rstrip("/")) + 1 :] for path in found]
+    return [path.removeprefix(inner.rstrip("/")).removeprefix("/") for path in found]
 
 
 def _choices(inner: str) -> list[str]:

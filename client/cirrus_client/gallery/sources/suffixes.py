@@ -5,6 +5,8 @@ from __future__ import annotations
 import mimetypes
 from pathlib import PurePosixPath
 
+from cirrus_client.gallery.sources.store import unchained
+
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif"}
 )
@@ -38,5 +40,5 @@ NOT_UTF8 = "its name is not UTF-8; rename it"
 
 def suffix_of(path: str) -> str:
     """Return the suffix of a path or URL in lower case, with its dot. In a path, `?` may be a letter or a wildcard."""
-    named = path.partition("?")[0] if "://" in path else path
+    named = unchained(path)[0].partition("?")[0] if "://" in path else path
     return PurePosixPath(named).suffix.partition("?")[0].lower()
