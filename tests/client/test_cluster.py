@@ -307,6 +307,21 @@ def test_all_workers_run_the_engine_that_one_of_them_chose(cluster, bundle) -> N
         assert found.ask(BundleTools(bundle.root).choose_engine) in {"onnxruntime", "openvino"}
 
 
+def test_a_cluster_that_is_there_and_refuses_is_not_told_as_missing(cluster, monkeypatch) -> None:
+    """Ray 2.60 sends a token to the `host:port` of a cluster that asks for one only if it is told to."""
+    import ray
+
+    def refused(*_: object, **__: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token") as told, connected(cluster.address):
+        pass
+    assert "there is no cluster" not in str(told.value)
+    with pytest.raises(ClusterError, match="there is no cluster"), connected("auto"):
+        pass
+
+
 def test_a_cluster_that_is_not_there_or_too_small_is_told(cluster) -> None:
     with pytest.raises(ClusterError, match="ray start --head"), connected("127.0.0.1:1"):
         pass

@@ -110,13 +110,18 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[Cluster]:
     ray = need("ray", "--ray")
     was_connected = ray.is_initialized()
     if not was_connected:
+        answers = False
         try:
-            _knock(address)
+            answers = _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ClusterError(
-                f"--ray {address}: there is no cluster ({error}); start one with `ray start --head`", address=address
-            ) from None
+            found = (
+                f"something answers there that Ray can't use ({error}): a cluster may ask for a token, which "
+                f"RAY_AUTH_MODE=token sends, or have another version than Ray {ray.__version__} here"
+                if answers
+                else f"there is no cluster ({error}); start one with `ray start --head`"
+            )
+            raise ClusterError(f"--ray {address}: {found}", address=address) from None
     try:
         yield _room(ray.nodes(), address, cores)
     finally:
@@ -124,11 +129,16 @@ def connected(address: str, *, cores: int | None = None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raise OSError if nothing listens at `host:port`: Ray would try for minutes."""
+def _knock(address: str) -> bool:
+    """Return whether an address is a `host:port` at which something listens.
+
+    Raises OSError if nothing does: Ray would try for minutes.
+    """
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+    if not host or not port.isdecimal():
+        return False
+    socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+    return True
 
 
 def _room(nodes: Sequence[dict[str, Any]], address: str, cores: int | None) -> Cluster:
