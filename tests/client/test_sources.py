@@ -331,7 +331,9 @@ def test_what_a_web_server_could_not_tell_is_asked_again_and_what_it_refuses_is_
             url = f"http://127.0.0.1:{server.server_port}"
             lines = [f"{url}/{name}" for name in ("busy.jpg", "gone.jpg", "secret.jpg")]
             summary = embed_gallery(write_list(tmp_path / "urls.txt", lines), tmp_path / "out", encoder)
-            tars = embed_gallery(f"{url}/{{00000..00000}}.tar", tmp_path / "tars", encoder)
+            tars = embed_gallery(f"{url}/{{00000..00000}}.tar?signed=[a/b]*", tmp_path / "tars", encoder)
+            with pytest.raises(GalleryError, match="the server answers 403"):
+                embed_gallery(f"{url}/00000.tar?signed=secret", tmp_path / "refused", encoder)
         finally:
             server.shutdown()
     assert list(read_gallery(tmp_path / "out").paths) == [f"{url}/busy.jpg"]

@@ -321,7 +321,8 @@ def _is_file(pattern: str) -> bool:
 
 
 def _globbed(root: str, name: str) -> list[str]:
-    if not re.search(r"[*?\[]", name):
+    """Return the files that a pattern names. In an address of the web, `?` begins a query, whose letters are none."""
+    if not re.search(r"[*?\[]", name.partition("?")[0] if scheme_of(root) in ("http", "https") else name):
         return [name]
     if not scheme_of(root):
         return glob(name, root_dir=root, recursive=True)
