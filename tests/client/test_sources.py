@@ -586,6 +586,21 @@ def test_a_list_of_windows_loses_no_image(pictures, tmp_path, encoder) -> None:
     assert list(read_gallery(tmp_path / "gallery").paths) == paths
 
 
+def test_what_follows_the_end_of_a_tar_is_told(folder, tmp_path, encoder) -> None:
+    """tarfile stops at the end of the first of two tars that were joined by `cat`. A long end is none."""
+    write_tars(folder, tmp_path / "tars", tars=2)
+    first, second = (path.read_bytes() for path in sorted((tmp_path / "tars").iterdir()))
+    joined, padded = tmp_path / "joined.tar", tmp_path / "padded.tar"
+    joined.write_bytes(first + bytes(2**21) + second)
+    padded.write_bytes(first + bytes(2**21))
+    summary = embed_gallery(joined, tmp_path / "out", encoder)
+    assert (summary.new, summary.is_whole) == ((COUNT + 2) // 2, False)
+    assert [(item.path, item.reason.partition(",")[0]) for item in summary.unread] == [
+        ("joined.tar", "it ends after 63 members")
+    ]
+    assert embed_gallery(padded, tmp_path / "padded", encoder).is_whole
+
+
 @pytest.mark.parametrize(
     ("method", "compress"),
     [

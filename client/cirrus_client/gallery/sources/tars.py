@@ -25,6 +25,7 @@ _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "Zstandard"}
 """The first bytes of compressed files."""
 _MAX_TEXT_BYTES = 2**20
+_LOOKED_AT_BYTES = 2**20
 _TEXTS = frozenset({"json", "txt", "text", "caption", "cls"})
 
 
@@ -78,6 +79,11 @@ def _fill(container: Container, file: BinaryIO) -> None:
                     _look_at(container, member, images, samples)
             if any(container.read_at(tar.offset, min(tarfile.BLOCKSIZE, _size(file) - tar.offset))):
                 raise tarfile.ReadError("what follows is no header")  # tarfile takes it for the end
+            if _goes_on(container, tar.offset, _size(file)):
+                container.leave_unread(
+                    f"it ends after {count:,} members, and what follows is not read, like a tar that was added by "
+                    "`cat`; make one tar of them"
+                )
     except (tarfile.TarError, UnreadableImage) as error:
         container.leave_unread(f"it is broken after {count:,} members: {error}")
     for member, key in images:
@@ -88,6 +94,12 @@ def _fill(container: Container, file: BinaryIO) -> None:
             container.leave_unread(str(error))
             continue
         container.add(member.name, place, size, content, samples.get(key, {}) | {"key": key})
+
+
+def _goes_on(container: Container, end: int, size: int) -> bool:
+    """Return whether more than zeros follow the end of a tar. end: the place of its last blocks. size: of the file."""
+    contents = (container.read_at(at, min(_LOOKED_AT_BYTES, size - at)) for at in range(end, size, _LOOKED_AT_BYTES))
+    return any(content.count(0) < len(content) for content in contents)
 
 
 def _size(file: BinaryIO) -> int:
