@@ -442,6 +442,46 @@ def test_columns_of_a_table_of_paths_that_have_changed_are_taken_along(pictures,
         assert found == dict(zip(paths, prices, strict=True))
 
 
+def struct_of(paths: list[str], kind: pa.DataType) -> pa.StructArray:
+    contents = pa.nulls(len(paths), kind)
+    return pa.StructArray.from_arrays([contents, pa.array(paths)], names=["bytes", "path"])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.null()], ids=str)
+@pytest.mark.parametrize("relative", [False, True])
+def test_structs_of_paths_alone_are_read_where_the_files_are(kind, relative, pictures, tmp_path, encoder) -> None:
+    """As `datasets` writes images that it was not told to take along: a change of a file is a change of an image."""
+    (tmp_path / "shown").mkdir()
+    for path in sorted(pictures.iterdir())[:20]:
+        shutil.copy(path, tmp_path / "shown")
+    paths = [str(path) for path in sorted((tmp_path / "shown").iterdir())]
+    named = [str(Path(path).relative_to(tmp_path)) for path in paths] if relative else paths
+    table = pa.table({"image": struct_of(named, kind), "label": [Path(path).stem for path in paths]})
+    source = write_table(table, tmp_path / "train.parquet", group=8)
+    summary = embed_gallery(source, tmp_path / "out", encoder)
+    assert (summary.new, summary.skipped, summary.undone) == (20, (), ())
+    assert set(read_gallery(tmp_path / "out").paths) == set(named)
+    assert by_name(tmp_path / "out") == embedded(tmp_path / "shown", tmp_path / "of the folder", encoder)
+    shutil.copy(sorted(pictures.iterdir())[30], paths[3])
+    assert embed_gallery(source, tmp_path / "out", encoder).new == 1
+
+
+def test_a_table_of_bytes_behind_one_of_paths_alone_is_refused(pictures, tmp_path, encoder) -> None:
+    paths = [str(path) for path in sorted(pictures.iterdir())[:3]]
+    write_table(pa.table({"image": struct_of(paths, pa.binary())}), tmp_path / "a.parquet")
+    write_table(hugging_face_table(pictures), tmp_path / "b.parquet")
+    with pytest.raises(GalleryError, match=r"images b.parquet: has bytes in column 'image', and the first file has"):
+        embed_gallery(str(tmp_path / "*.parquet"), tmp_path / "out", encoder)
+
+
+def test_a_row_without_bytes_among_others_is_counted(pictures, tmp_path, encoder) -> None:
+    rows = hugging_face_table(pictures).column("image").to_pylist()[:4]
+    rows[1] = rows[1] | {"bytes": None}
+    source = write_table(pa.table({"image": rows}), tmp_path / "train.parquet")
+    summary = embed_gallery(source, tmp_path / "out", encoder)
+    assert (summary.new, [item.reason for item in summary.skipped]) == (3, ["row 1 has no bytes of an image"])
+
+
 def test_columns_come_along_to_the_gallery(folder, tmp_path, encoder) -> None:
     embedded(write_tars(folder, tmp_path / "tars"), tmp_path / "of tars", encoder)
     embedded(write_table(hugging_face_table(folder), tmp_path / "x.parquet"), tmp_path / "of table", encoder)

@@ -19,7 +19,7 @@ from cirrus_client.bundle import Bundle, Precision
 from cirrus_client.canary import read_canary
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.engines import candidates
-from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError, OutputError
+from cirrus_client.errors import BundleError, EngineError, ExportError, FidelityError, InvalidInput, OutputError
 from cirrus_client.image.preprocess import preprocess
 from cirrus_client.replay import LocalRunner, replay
 from cirrus_export import pipeline
@@ -280,3 +280,11 @@ def test_the_canary_of_an_export_is_passed_here_at_every_stage(request: pytest.F
     result = replay(canary, made.spec, LocalRunner(LocalEncoder(made)))
     result.check("this process")
     assert result.lowest > 0.99999
+
+
+def test_a_request_takes_strings(tmp_path) -> None:
+    request = ExportRequest("clip", "cirrus-demo", "random", None, str(tmp_path / "bundle"), precision="int8")
+    assert (request.out, request.precision) == (tmp_path / "bundle", Precision.INT8)
+    assert request.precision is Precision.INT8
+    with pytest.raises(InvalidInput, match="precision is 'half': give 'fp32', 'fp16', 'bf16', 'int8', 'fp8'"):
+        ExportRequest("clip", "cirrus-demo", "random", None, tmp_path, precision="half")

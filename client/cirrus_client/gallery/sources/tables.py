@@ -1,7 +1,7 @@
 """Parquet files with a column of images: their bytes, or their paths or URLs.
 
 img2dataset writes the bytes in a column `jpg` and the name in `key`; datasets of Hugging Face have a struct `image`
-with `bytes` and `path`.
+with `bytes` and `path`, or with the path alone where the files stay where they are.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def open_table(location: str, columns: Columns) -> AnySource:
     first = find(location)[0]
     with fetched(joined(root, first.path)) as file:
         schema = _told_apart(_schema(file, first.path), first.path)
-    image = _image_column(schema, columns.image, first.path)
+        image = _image_column(schema, columns.image, first.path)
+        of_bytes = _is_bytes(schema.field(image).type) and not _has_paths_alone(file, image)
     if columns.id == image:
         raise GalleryError(f"images {location}: column '{image}' has the images, and can't name them as well")
-    if _is_bytes(schema.field(image).type):
+    if of_bytes:
         return TableSource(location, image, columns.id)
     if columns.id is not None:
         raise GalleryError(
@@ -128,7 +129,12 @@ def _paths(location: str, image: str) -> Iterable[Entry]:
                 raise GalleryError(f"images {part.path}: has no column '{image}'")
             for batch in parquet_batches(file, rows=1024):
                 for entry in _entries(batch):
-                    path = entry.pop(image)
+                    content, path = _content(entry.pop(image))
+                    if content is not None:
+                        raise GalleryError(
+                            f"images {part.path}: has bytes in column '{image}', and the first file has paths alone; "
+                            "embed them one after the other"
+                        )
                     if path:
                         yield str(path), entry
 
@@ -171,12 +177,12 @@ def _image_column(schema: pa.Schema, wanted: str | None, name: str) -> str:
     found = ", ".join(f"{field.name} ({field.type})" for field in schema)
     if wanted is not None:
         if wanted not in schema.names or not (
-            _is_bytes(schema.field(wanted).type) or is_text(schema.field(wanted).type)
+            _is_bytes(schema.field(wanted).type) or _is_paths(schema.field(wanted).type)
         ):
             raise GalleryError(f"images {name}: no column '{wanted}' of bytes or paths; its columns: {found}")
         return wanted
     of_bytes = [field.name for field in schema if _is_bytes(field.type)]
-    of_paths = [field.name for field in schema if is_text(field.type)]
+    of_paths = [field.name for field in schema if _is_paths(field.type)]
     named = next((column for column in _BYTES if column in of_bytes), None)
     chosen = named or (of_bytes[0] if len(of_bytes) == 1 else None)
     chosen = chosen or next((column for column in _PATHS if not of_bytes and column in of_paths), None)
@@ -193,6 +199,29 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _content(cell: bytes | Mapping[str, Any] | None) -> tuple[bytes | None, str | None]:
-    """Return the bytes of a cell, and the name that comes with them, or None for each."""
-    return (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
+def _is_paths(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        names = [kind.field(place).name for place in range(kind.num_fields)]
+        return "path" in names and is_text(kind.field("path").type)
+    return is_text(kind)
+
+
+def _has_paths_alone(file: BinaryIO, image: str) -> bool:
+    """Return whether no image of a column of bytes has some, and there is a path of one."""
+    has_path = False
+    try:
+        for batch in parquet_batches(file, rows=_ROWS_AT_ONCE):
+            for content, path in map(_content, batch.column(image).to_pylist()):
+                if content is not None:
+                    return False
+                has_path = has_path or bool(path)
+    except (pa.ArrowException, OSError):
+        return False  # what comes before the damage is embedded
+    return has_path
+
+
+def _content(cell: bytes | str | Mapping[str, Any] | None) -> tuple[bytes | None, str | None]:
+    """Return the bytes of a cell, and its path or the name that comes with them, or None for each."""
+    if isinstance(cell, Mapping):
+        return cell.get("bytes"), cell.get("path")
+    return (None, cell) if isinstance(cell, str) else (cell, None)
