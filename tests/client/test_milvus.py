@@ -598,7 +598,7 @@ def test_a_token_is_sent_only_to_an_address_that_the_user_names(
 def test_a_token_that_is_set_later_is_used(monkeypatch) -> None:
     """A notebook's user sees the refusal, sets the token, and asks again."""
     tokens: list[str] = []
-    client = SimpleNamespace(MilvusClient=lambda uri, token, timeout: tokens.append(token))
+    client = SimpleNamespace(MilvusClient=lambda token, **others: tokens.append(token))
     monkeypatch.setattr(connection, "need", lambda package, purpose: client)
     for token in ("", "root:secret"):
         monkeypatch.setenv("CIRRUS_MILVUS_TOKEN", token)

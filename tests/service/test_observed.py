@@ -55,7 +55,7 @@ def test_metrics_count_searches_by_outcome_and_time_by_step(serve) -> None:
     assert found["cirrus_graph_duration_seconds_count", ("vision_encoder",)] >= 1
     assert found["cirrus_batch_size_sum", ()] == 3
     assert found["cirrus_http_requests_total", ("POST", "/v1/search", "422")] == 2
-    assert found["cirrus_http_requests_total", ("GET", "/v1/items/{id:path}", "200")] == 1
+    assert found["cirrus_http_requests_total", ("GET", "/v1/items/{id}", "200")] == 1
     images = {labels: value for (name, labels), value in found.items() if name == "cirrus_index_images"}
     assert {labels[0]: value for labels, value in images.items()} == {"pictures": 60, "texts": 60}
     cosines = [value for (name, _), value in found.items() if name == "cirrus_canary_cosine"]

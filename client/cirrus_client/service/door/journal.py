@@ -66,7 +66,7 @@ class Journal:
             }
             watch: Stopwatch | None = state.get("watch")
             stages = {} if watch is None else watch.seconds
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             self._metrics.request(scope["method"] if scope["method"] in _METHODS else "other", route, status)
             span.end(f"{scope['method']} {route}", fields, dict(stages.items()))
             fields |= {f"{stage}_ms": round(1e3 * seconds, 3) for stage, seconds in stages.items()}
