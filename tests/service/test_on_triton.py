@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import threading
@@ -36,6 +37,7 @@ from cirrus_client.service.metrics import Metrics
 from cirrus_client.service.options import RemoteTriton
 from cirrus_client.service.stopwatch import Stopwatch
 from cirrus_client.triton.encoder import AsyncTritonEncoder
+from cirrus_client.triton.listening import are_free
 from cirrus_client.triton.requests import RetryPolicy, ServedModel
 from cirrus_client.triton.served_names import ServedNames
 from cirrus_client.triton.server import TritonServer, free_ports
@@ -192,7 +194,7 @@ def test_a_bundle_of_another_space_takes_over_with_a_server_of_its_own(tiny_serv
     with_repository(made)
     embed_gallery(pictures, second / "gallery", LocalEncoder(made))
     build_index(read_gallery(second / "gallery"), second / "index")
-    http, grpc_port, metrics = free_ports(3)
+    http, grpc_port, metrics = ports_with_more_behind()
     triton = ("--http-port", http, "--grpc-port", grpc_port, "--metrics-port", metrics)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -238,6 +240,13 @@ def test_a_triton_that_was_killed_is_started_again(running, pictures) -> None:
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline, client.get("/readyz").text
             time.sleep(0.2)
+
+
+def ports_with_more_behind() -> tuple[int, int, int]:
+    """Return ports with three free ones behind them, for a second server. No outgoing connection is given them."""
+    firsts = random.sample(range(20_000, 30_000, 6), 100)
+    first = next(first for first in firsts if are_free("127.0.0.1", range(first, first + 6)))
+    return first, first + 1, first + 2
 
 
 def servers_below(scratch: Path) -> list[int]:
