@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cirrus_client.encoders import LocalEncoder
 from cirrus_client.errors import InvalidInput
@@ -19,25 +17,19 @@ from cirrus_client.index import BuildOptions, SearchKind, Storage, build_index
 from cirrus_client.names import Transport
 from cirrus_client.replay import TritonRunner
 from cirrus_client.triton.encoder import AsyncTritonEncoder, TritonEncoder
+from tests.client.test_preprocess import jpeg as ramp
 from tests.conftest import jpeg
 
 
 @pytest.mark.parametrize("decoding", [Decoding.EXACT, Decoding.FAST])
 def test_a_decoding_in_a_string_gives_its_own_pixels(decoding: Decoding, tiny_bundle) -> None:
-    image = np.random.default_rng(1).integers(0, 256, (700, 500, 3), dtype=np.uint8)
-    content = jpeg_of(image)
+    content = ramp(500, 700)
     spec = tiny_bundle.spec.preprocess
     np.testing.assert_array_equal(preprocess(content, spec, decoding.value), preprocess(content, spec, decoding))
     others = [preprocess(content, spec, other) for other in (Decoding.EXACT, Decoding.FAST) if other is not decoding]
     assert all(not np.array_equal(preprocess(content, spec, decoding.value), other) for other in others)
     encoders = [LocalEncoder(tiny_bundle, decoding=given) for given in (decoding, decoding.value)]
     np.testing.assert_array_equal(*(encoder.encode_targets([content]) for encoder in encoders))
-
-
-def jpeg_of(pixels: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG")
-    return content.getvalue()
 
 
 @pytest.mark.parametrize("client", [TritonEncoder, AsyncTritonEncoder])

@@ -351,22 +351,21 @@ class AsyncTritonEncoder(_TritonClient):
     async def _encode(self, split: Split, shape: tuple[int, ...]) -> Embeddings:
         served = await self._model()
         try:
-            embeddings = await self._results(split(served), shape)
+            embeddings = await self._results(split(served), served.space, shape)
         except ServerError as error:
             if not is_of_batch(error) or (now := await self._ask()).max_batch >= served.max_batch:
                 raise
-            embeddings = await self._results(split(now), shape)
+            embeddings = await self._results(split(now), now.space, shape)
         if len(embeddings) and self._is_due():
             await self._ask()
         return embeddings
 
-    async def _results(self, requests: Sequence[Request], shape: tuple[int, ...]) -> Embeddings:
+    async def _results(self, requests: Sequence[Request], space: SpaceSpec, shape: tuple[int, ...]) -> Embeddings:
         """Return the results of requests, which are under way at the same time.
 
         After the first error no further request is sent and none is tried again. Those on the server are waited for:
         a cancellation could end it (`survives_cancellation`).
         """
-        space = (await self._model()).space
         results = np.empty(shape, dtype=np.float32)
         errors: list[BaseException] = []
         failed = asyncio.Event()
